@@ -1,0 +1,28 @@
+"Everything is read from settings.ini, which nbdev reads too."
+import configparser
+from pathlib import Path
+
+from setuptools import setup
+
+here = Path(__file__).parent
+cfg = configparser.ConfigParser(delimiters=['='])
+cfg.read(here/'settings.ini', encoding='utf-8')
+cfg = cfg['DEFAULT']
+
+setup(
+    name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'].split(),
+    author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'],
+    license='Apache-2.0', license_files=['LICENSE'],
+    long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
+    classifiers=['Programming Language :: Python :: 3', 'Framework :: Jupyter', 'Topic :: Scientific/Engineering :: Artificial Intelligence'],
+    # The use-case notebooks travel inside the package; they have one home, nbs/usecases.
+    packages=[cfg['lib_name'], f"{cfg['lib_name']}.usecases"],
+    package_dir={f"{cfg['lib_name']}.usecases": 'nbs/usecases'},
+    package_data={cfg['lib_name']: ['*.json'], f"{cfg['lib_name']}.usecases": ['*.ipynb']},
+    python_requires=f">={cfg['min_python']}",
+    install_requires=cfg['requirements'].split(),
+    extras_require={'text': cfg['text_requirements'].split(),
+                    'dev': cfg['dev_requirements'].split() + cfg['text_requirements'].split()},
+    entry_points={'console_scripts': cfg['console_scripts'].split()},
+    zip_safe=False,
+)
