@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputError', 'did_you_mean', 'nms', 'guard_torchvision', 'install_guard', 'seed_everything', 'hash_bytes',
-           'hash_file', 'hash_json', 'hash_state', 'atomic_write', 'write_json', 'read_json']
+           'hash_file', 'hash_json', 'hash_state', 'atomic_write', 'write_json', 'read_json', 'cache_dir']
 
 # %% ../nbs/00_core.ipynb #20565a47
 import contextlib
@@ -177,3 +177,10 @@ def read_json(path:str|Path, what:str='file') -> dict:
     except ValueError as e: raise InputError(f"{what} `{path}` is not valid JSON ({e}). It was damaged or edited by hand.") from None
     if not isinstance(obj, dict): raise InputError(f"{what} `{path}` holds a {type(obj).__name__}; accepted: a JSON object.")
     return obj
+
+# %% ../nbs/00_core.ipynb #7704081f
+def cache_dir() -> Path: # Not created here
+    "Where this project keeps what it can make again: `TL_NOTEBOOKS_CACHE`, else `~/.cache/tl_notebooks`"
+    root = os.environ.get('TL_NOTEBOOKS_CACHE')
+    if root: return Path(root)
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'tl_notebooks'

@@ -1,0 +1,302 @@
+"""README.md and the pages in _docs/, both made from the notebooks, without Quarto.
+
+    python docs/build.py site              # nbs/ → _proc/ (nbdev) → _proc/_site/ (adapted) → _docs/ (Sphinx)
+    python docs/build.py readme [--check]  # nbs/index.ipynb → README.md; --check only compares
+"""
+import argparse
+import ast
+import configparser
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+SITE, OUT = ROOT/'_proc'/'_site', ROOT/'_docs'
+EXECUTED = ['parts']                                # use cases that the site shows with their results
+PROJECT = ['CONTRIBUTING.md', 'CHANGELOG.md']       # pages that are not notebooks
+MADE = '<!-- Made from nbs/index.ipynb by `make export`; edit it there. -->'
+LINK = re.compile(r'(?P<pre>\]\(|\b(?:src|href)=")(?P<to>[^)\s"#]+)(?P<at>#[^)\s"]*)?(?=[)\s"])')
+FENCE = re.compile(r'(^(`{3,}|~{3,}).*?^\2`*$|`[^`\n]+`)', re.M | re.S)
+
+
+def settings() -> dict:
+    "What settings.ini says; nbdev reads the same file"
+    cfg = configparser.ConfigParser(delimiters=['='])
+    cfg.read(ROOT/'settings.ini', encoding='utf-8')
+    return cfg['DEFAULT']
+
+
+def relink(text:str, new) -> str:
+    "Replace each link target outside code by `new(target, anchor)`; `None` leaves it as it is"
+    def one(m):
+        to = new(m['to'], m['at'] or '')
+        return m[0] if to is None else m['pre'] + to
+    parts, last = [], 0
+    for code in FENCE.finditer(text):
+        if text[code.end():code.end()+2] == '](': continue     # [`name`](link)
+        parts += [LINK.sub(one, text[last:code.start()]), code[0]]
+        last = code.end()
+    return ''.join(parts) + LINK.sub(one, text[last:])
+
+
+def means(to:str, source:str) -> str|None:
+    """The file in the checkout that a link in `source` means.
+
+    source : path of a notebook or page from the root, as `nbs/index.ipynb`
+    Returns a path from the root, or None for another site's address.
+    A link counts from its notebook's folder (as in JupyterLab) or from the root (as in README.md).
+    Raises ValueError if neither is there.
+    """
+    if re.match(r'[a-z][a-z0-9+.-]*:|//|\{', to): return None
+    for base in (ROOT/source).parent, ROOT:
+        path = Path(os.path.normpath(base/to))
+        if path.exists() and path.is_relative_to(ROOT): return path.relative_to(ROOT).as_posix()
+    raise ValueError(f"{source}: the link `{to}` leads nowhere; accepted: a path from the notebook's folder or from the root.")
+
+
+# README
+
+def readme() -> str:
+    "The text of README.md: prose as it stands, code fenced, with what it printed"
+    source = 'nbs/index.ipynb'
+    cells = [as_text(c) for c in nbformat.read(ROOT/source, 4).cells if not {'hide', 'include'} & directives(c).keys()]
+    return relink('\n\n'.join([MADE, *filter(None, cells)]) + '\n', lambda to,at: (p := means(to, source)) and p + at)
+
+
+def as_text(cell) -> str:
+    "One cell as markdown"
+    source = undirected(cell).strip()
+    if cell.cell_type != 'code': return source if cell.cell_type == 'markdown' else ''
+    lang = 'sh' if source.startswith(('!', '%%bash')) else 'python'
+    source = re.sub(r'^(!|%%bash\n)', '', source)
+    shown = ''.join(printed(o) for o in cell.outputs).strip()
+    return '\n\n'.join(f'```{l}\n{t}\n```' for l,t in ((lang, source), ('', shown)) if t)
+
+
+def printed(output) -> str:
+    "What an output shows as text"
+    if output.output_type == 'stream': return output.text if output.name == 'stdout' else ''
+    return output.get('data', {}).get('text/plain', '')
+
+
+def write_readme(check:bool) -> None:
+    "Write README.md, or end with an error where it differs"
+    path, text = ROOT/'README.md', readme()
+    if not check: path.write_text(text, encoding='utf-8'); return print('README.md')
+    if not path.exists() or path.read_text(encoding='utf-8') != text:
+        sys.exit('README.md differs from nbs/index.ipynb. Edit the notebook, then run `make export`.')
+
+
+# Notebooks as nbdev leaves them → pages that MyST reads
+
+def directives(cell) -> dict:
+    "nbdev's `#| name: value` lines at the top of a code cell"
+    if cell.cell_type != 'code': return {}
+    return {m[1]: m[2].strip() for m in re.finditer(r'^#\|\s*([\w-]+):?(.*)$', cell.source, re.M)}
+
+
+def undirected(cell) -> str:
+    "A cell's source without directives"
+    return re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M) if cell.cell_type == 'code' else cell.source
+
+
+def heading(raw:str) -> str:
+    "Front matter, as nbdev writes it, as a title and a line below it"
+    import yaml
+    front = yaml.safe_load(raw.strip().strip('-')) or {}
+    return '\n\n'.join([f"# {front['title']}", *([front['description']] if front.get('description') else [])])
+
+
+def documented(markdown:str) -> str:
+    "`show_doc` output without rule and source link; a docstring in columns keeps them"
+    text = re.sub(r'^---\n+', '', markdown)
+    text = re.sub(r'^\[source\]\(.*\n+', '', text, flags=re.M)
+    head, _, rest = text.partition('\n```\n')
+    head = re.sub(r'^def (?=(\w+\.)*[A-Z]\w*\()', 'class ', head, flags=re.M)    # nbdev writes `def` for classes too
+    summary, _, more = rest.strip().partition('\n\n')
+    if re.search(r'^\s*[\w`, ]+ +: ', more, re.M): more = f'```text\n{more.rstrip()}\n```'
+    return '\n\n'.join(filter(None, [f'{head}\n```', summary, more]))
+
+
+def adapt(cell) -> list:
+    "The cells of a page that stand for one cell: none, itself, or markdown instead of `show_doc`"
+    from nbformat.v4 import new_markdown_cell
+    if not cell.source.strip(): return []
+    if cell.cell_type == 'raw': return [new_markdown_cell(heading(cell.source))] if cell.source.startswith('---') else []
+    if cell.cell_type == 'markdown':
+        cell.source = re.sub(r'^(# .+\n+)> ', r'\1', cell.source)
+        return [] if cell.source.startswith('<!-- WARNING') else [cell]
+    found = directives(cell)
+    if {'hide', 'default_exp', 'export'} & found.keys() or found.get('include') == 'false': return []
+    cell.source = undirected(cell).strip()
+    if cell.source.startswith('show_doc('):
+        return [new_markdown_cell(documented(o.data['text/markdown'])) for o in cell.outputs if 'text/markdown' in o.get('data', {})]
+    cell.metadata['tags'] = ['hide-input'] if 'code-fold' in found else ['remove-input'] if found.get('echo') == 'false' else []
+    return [cell] if cell.source else []
+
+
+def page_of(source:str) -> str:
+    "The page made from a notebook or text: `nbs/00_core.ipynb` → `core.ipynb`"
+    path = Path(source)
+    if path.suffix != '.ipynb': return source
+    return (path.relative_to('nbs').parent/re.sub(r'^\d\d_', '', path.name)).as_posix()
+
+
+def write_page(source:str, nb, pages:dict, files:set) -> None:
+    """Adapt a notebook (or text, where `nb` is a str) and write it into `SITE`.
+
+    source : path from the root
+    pages  : source → page, of the whole site
+    files  : grows by the other files that the page links to
+    """
+    page, web = pages[source], settings()['doc_host'] + settings()['doc_baseurl'] + '/'
+    def new(to, at):
+        if to.startswith(web): to = Path(to.removeprefix(web)).with_suffix('.ipynb').as_posix()  # a link made by nbdev
+        else:
+            path = means(to, source)
+            if path is None: return None
+            path = 'nbs/index.ipynb' if path in ('README.md', 'nbs') else path
+            if path not in pages: files.add(path)
+            to = pages.get(path, path)
+        return os.path.relpath(to, Path(page).parent) + at
+    (SITE/page).parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(nb, str): return (SITE/page).write_text(relink(nb, new), encoding='utf-8')
+    nb.cells = [a for c in nb.cells for a in adapt(c)]
+    for c in nb.cells:
+        if c.cell_type == 'markdown': c.source = relink(c.source, new)
+    nbformat.write(nb, SITE/page)
+
+
+def contents(pages:list[str]) -> str:
+    "The site's table of contents: use cases first, then the library from the ground floor up"
+    groups = {'Use cases': [p for p in pages if p.startswith('usecases/')],
+              'The library': [p for p in pages if p.endswith('.ipynb') and '/' not in p and p != 'index.ipynb'],
+              'Benchmarks': [p for p in pages if p.startswith('benchmarks/')],
+              'The project': [p for p in pages if p.endswith('.md')]}
+    return '\n\n'.join(f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(str(Path(p).with_suffix('')) for p in names) + '\n```'
+                       for caption,names in groups.items() if names)
+
+
+# A use case with its results
+
+def finished_run(name:str) -> Path|None:
+    "The newest good run in outputs/ of the notebook as it is now, with all parameters as they stand in it"
+    sha = hashlib.sha256((ROOT/'nbs'/'usecases'/f'{name}.ipynb').read_bytes()).hexdigest()
+    for record in sorted((ROOT/'outputs'/name).glob('*/record.json'), reverse=True):
+        try: found = json.loads(record.read_text(encoding='utf-8'))
+        except ValueError: continue
+        text = record.with_name('notebook.ipynb').read_text(encoding='utf-8') if record.with_name('notebook.ipynb').exists() else ''
+        if text and found.get('status') == 'ok' and found.get('notebook_sha256') == sha and 'injected-parameters' not in text: return record.parent
+    return None
+
+
+def executed(name:str):
+    "The executed notebook of a use case, from outputs/ or from a run made now, without this machine's paths"
+    with tempfile.TemporaryDirectory() as tmp:
+        run = finished_run(name)
+        if run is None:
+            print(f'running the use case {name} for its page (a few minutes; a run in outputs/ with its defaults would be taken) …', flush=True)
+            done = subprocess.run([sys.executable, '-m', 'tl_notebooks', 'run', name, '--out', tmp], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+            if done.returncode: sys.exit(f'docs: `tl run {name}` ended with exit code {done.returncode}')
+            run = Path(done.stdout.strip().splitlines()[-1])
+        text = (run/'notebook.ipynb').read_text(encoding='utf-8')
+        for path,instead in ((run.parents[1], 'outputs'), (ROOT, '.'), (tempfile.gettempdir(), '…'), (Path.home(), '~')):
+            text = text.replace(str(path), instead)
+    nb = nbformat.reads(text, 4)
+    nb.cells = [c for c in nb.cells if not {'injected-parameters', 'papermill-error-cell-tag'} & set(c.metadata.get('tags', []))]
+    return nb
+
+
+# The site
+
+def sources() -> list[str]:
+    "Every notebook and page of the site, as paths from the root, in the order of the contents"
+    nbs = [p for folder in ('', 'usecases', 'benchmarks') for p in sorted((ROOT/'nbs'/folder).glob('[!_.]*.ipynb'))]
+    return [p.relative_to(ROOT).as_posix() for p in nbs] + [p for p in PROJECT if (ROOT/p).exists()]
+
+
+def for_nbdev(nb):
+    """A notebook of which nbdev runs nothing but definitions, imports and `show_doc`, and shows all but tests.
+
+    - nbdev runs each cell that holds an import, wherever in the cell, but not the cells before it: tests are marked.
+    - The module itself comes first: an annotation may name a class that is defined further down.
+    - Exported definitions are shown, folded: `exports`.
+    - Of the title's cell nbdev keeps the title and the `>` line: the rest gets a cell of its own.
+    """
+    lib = settings()['lib_name']
+    module = next((m[1] for c in nb.cells if (m := re.search(r'^#\|\s*default_exp\s+(\S+)', c.source, re.M))), None)
+    for c in nb.cells:
+        if c.cell_type != 'code': continue
+        try: tree = ast.parse(undirected(c)).body
+        except SyntaxError: continue
+        imports = [isinstance(t, (ast.Import, ast.ImportFrom)) for t in tree]
+        shows = [ast.unparse(t).startswith('show_doc(') for t in tree]
+        if {'export', 'exporti'} & directives(c).keys():
+            if not all(imports): c.source = re.sub(r'^#\|\s*exporti?\s*$', '#| exports', c.source, flags=re.M)
+        elif not all(i or s for i,s in zip(imports, shows)): c.source = f'#| eval: false\n{c.source}'
+    if module: nb.cells.insert(1, nbformat.v4.new_code_cell(f'#| hide\nfrom {lib}.{module} import *'))
+    title, rest = re.match(r'((?:# .*\n*)?(?:> .*\n*)?)((?s:.*))', nb.cells[0].source).groups()
+    if title and rest: nb.cells[0].source = title; nb.cells.insert(1, nbformat.v4.new_markdown_cell(rest))
+    return nb
+
+
+def by_nbdev(names:list[str]) -> None:
+    "nbdev's pass over notebooks: signatures, hidden cells, links between symbols; from nbs/ into _proc/"
+    from nbdev.serve import proc_nbs
+    os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT))
+    with tempfile.TemporaryDirectory() as tmp:
+        for name in names:
+            copied = Path(tmp)/Path(name).relative_to('nbs')
+            copied.parent.mkdir(exist_ok=True)
+            nbformat.write(for_nbdev(nbformat.read(ROOT/name, 4)), copied)
+        proc_nbs(tmp, n_workers=0, force=True)
+
+
+def write_pages() -> set[str]:
+    "nbdev's pass over the notebooks, then ours; gives the files that pages link to"
+    by_nbdev([s for s in sources() if s.endswith('.ipynb')])
+    pages, files = {s: page_of(s) for s in sources()}, set()
+    for source,page in pages.items():
+        if page.endswith('.md'): nb = (ROOT/source).read_text(encoding='utf-8')
+        elif page.startswith('usecases/') and Path(page).stem in EXECUTED: nb = executed(Path(page).stem)
+        else: nb = nbformat.read(ROOT/'_proc'/Path(source).relative_to('nbs'), 4)
+        if page == 'index.ipynb': nb.cells.append(nbformat.v4.new_markdown_cell(contents(list(pages.values()))))
+        write_page(source, nb, pages, files)
+    return files
+
+
+def build_site() -> None:
+    "Build _docs/; any warning, a dead link among them, is an error"
+    from sphinx.cmd.build import main as sphinx
+    files = write_pages()
+    for f in files: copy(ROOT/f, SITE/f)
+    shutil.rmtree(OUT, ignore_errors=True)
+    if sphinx(['-q', '-b', 'html', '-W', '--keep-going', '-c', str(ROOT/'docs'), '-d', str(ROOT/'_proc'/'.doctrees'), str(SITE), str(OUT)]):
+        sys.exit('docs: see the warnings above')
+    for f in files: copy(ROOT/f, OUT/f)         # for <img src="…">, which Sphinx does not follow
+    print(f'{(OUT/"index.html").relative_to(ROOT)}: {len(list(OUT.rglob("*.html")))} pages')
+
+
+def copy(src:Path, dst:Path) -> None:
+    "Copy a file, or make the folder that is linked to"
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    if src.is_file(): shutil.copy2(src, dst)
+
+
+if __name__ == '__main__':
+    ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    sub = ap.add_subparsers(dest='what', required=True)
+    sub.add_parser('site', help='build _docs/')
+    sub.add_parser('readme', help='write README.md').add_argument('--check', action='store_true', help='only compare')
+    args = ap.parse_args()
+    try: write_readme(args.check) if args.what == 'readme' else build_site()
+    except ValueError as e: sys.exit(f'docs: {e}')

@@ -1,0 +1,54 @@
+"What several test files share: real data where it lies beside the project, and one real run of the parts use case."
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent/'shared'/'data'
+
+# Nothing a test does may land in the user's own caches or in outputs/.
+QUICK = ['-p', 'size=96', '-p', 'epochs=1', '-p', 'bs=16', '-p', 'precision=fp32']
+
+
+def need(name):
+    "The folder of a real data set; skips with the reason where it is not beside the project"
+    if not (DATA/name).is_dir(): pytest.skip(f'real data set {name} is not beside this checkout (shared/data/{name})')
+    return DATA/name
+
+
+def tl(*args, cwd, timeout=300, env=None):
+    "Run `tl` as a user does, in a process of its own"
+    return subprocess.run([sys.executable, '-m', 'tl_notebooks', *map(str, args)], cwd=cwd, capture_output=True, text=True,
+                          timeout=timeout, env={**os.environ, **(env or {})})
+
+
+def record(folder): return json.loads((Path(folder)/'record.json').read_text())
+
+
+@pytest.fixture(scope='session', autouse=True)
+def own_cache(tmp_path_factory):
+    old = os.environ.get('TL_NOTEBOOKS_CACHE')
+    os.environ['TL_NOTEBOOKS_CACHE'] = str(tmp_path_factory.mktemp('cache'))
+    yield
+    os.environ.pop('TL_NOTEBOOKS_CACHE')
+    if old: os.environ['TL_NOTEBOOKS_CACHE'] = old
+
+
+@pytest.fixture(scope='session')
+def pictures(tmp_path_factory):
+    "Four kinds of parts, 15 small pictures each, made by the project"
+    from tl_notebooks.samples import PARTS, make_parts
+    return make_parts(tmp_path_factory.mktemp('pictures')/'parts', kinds=PARTS[:4], n=15, size=96, progress=False)
+
+
+@pytest.fixture(scope='session')
+def first_run(pictures, tmp_path_factory):
+    "A finished `tl run parts` and its run folder"
+    out = tmp_path_factory.mktemp('runs')
+    done = tl('run', 'parts', '--data', pictures, '--out', out, '--seed', 5, *QUICK, cwd=out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done, Path(done.stdout.strip().splitlines()[-1])

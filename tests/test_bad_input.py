@@ -1,0 +1,94 @@
+"What a user can get wrong on the command line: one message that names the place, exit 2, and nothing written."
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import record, tl
+
+WRONG = {
+    'unknown command': (['trian', 'parts'], 'invalid choice'),
+    'no command': ([], 'required'),
+    'unknown use case': (['run', 'part'], "use case `part` does not exist. Did you mean 'parts'?"),
+    'use case far from any': (['run', 'zzz'], 'Accepted: '),
+    'notebook that is not one': (['run', 'notes.ipynb'], 'cannot be read as a notebook'),
+    'notebook without parameters': (['run', 'plain.ipynb'], 'has 0 cells tagged `parameters`'),
+    'unknown parameter': (['run', 'parts', '-p', 'epoch=3'], "parameter `epoch` does not exist. Did you mean 'epochs'?"),
+    'two wrong at once': (['run', 'parts', '-p', 'epoch=3', '-p', 'bs=0'], 'parameter `bs`: found '),
+    'parameter without value': (['run', 'parts', '-p', 'epochs'], 'accepted: name=value'),
+    'parameter without name': (['run', 'parts', '-p', '=3'], 'accepted: name=value'),
+    'parameter twice': (['run', 'parts', '-p', 'bs=3', '-p', 'bs=4'], '`bs` is given twice'.replace('`bs`', '-p `bs`')),
+    'word for a number': (['run', 'parts', '-p', 'epochs=five'], "found 'five'; accepted: a whole number from 0 to 1000"),
+    'fraction for a whole number': (['run', 'parts', '-p', 'epochs=2.5'], "found '2.5'; accepted: a whole number"),
+    'negative': (['run', 'parts', '-p', 'epochs=-1'], "found '-1'; accepted: a whole number from 0"),
+    'not a number': (['run', 'parts', '-p', 'lr=nan'], "found 'nan'; accepted: a number from 0 to 1"),
+    'infinite': (['run', 'parts', '-p', 'lr=inf'], "found 'inf'"),
+    'empty number': (['run', 'parts', '-p', 'bs='], "found ''"),
+    'out of range': (['run', 'parts', '-p', 'test_pct=0.9'], "found '0.9'; accepted: a number from 0.05 to 0.5"),
+    'not a choice': (['run', 'parts', '-p', 'resize=stretch'], "accepted: 'squish' or 'crop' or 'pad'"),
+    'not a truth value': (['run', 'parts', '-p', 'augment=maybe'], 'accepted: true or false'),
+    'seed not a number': (['run', 'parts', '--seed', 'x'], "parameter `seed`: found 'x'"),
+    'seed too large': (['run', 'parts', '--seed', '4294967296'], 'parameter `seed`'),
+    'seed twice': (['run', 'parts', '--seed', '1', '-p', 'seed=1'], '`seed` is given twice'),
+    'data missing': (['run', 'parts', '--data', 'pictuers'], "data `pictuers` does not exist. Did you mean 'pictures'?"),
+    'data far away': (['run', 'parts', '--data', 'no/such/place'], 'data `no/such/place` does not exist'),
+    'out is a file': (['run', 'parts', '--out', 'a-file'], 'run folder `a-file'),
+    'predict without input': (['predict', 'model'], 'required: INPUT'),
+    'model missing': (['predict', 'modle', 'x.png'], 'is not a folder'),
+    'model is a file': (['predict', 'a-file', 'x.png'], 'model `a-file` is not a folder'),
+    'model folder without manifest': (['predict', 'pictures', 'x.png'], 'manifest.json` does not exist'),
+    'unknown format': (['predict', 'm', 'x.png', '--format', 'xml'], "invalid choice: 'xml'"),
+}
+
+
+@pytest.fixture(scope='module')
+def desk(tmp_path_factory):
+    "A user's folder"
+    d = tmp_path_factory.mktemp('desk')
+    (d/'pictures'/'a').mkdir(parents=True)
+    (d/'a-file').write_text('x'); (d/'notes.ipynb').write_text('not json')
+    (d/'plain.ipynb').write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
+    return d
+
+
+@pytest.mark.parametrize('case', WRONG)
+def test_wrong_request(case, desk, monkeypatch, capsys):
+    from tl_notebooks.cli import main
+    args, says = WRONG[case]
+    before = sorted(map(str, desk.rglob('*')))
+    monkeypatch.chdir(desk)
+    try: code = main(args)
+    except SystemExit as e: code = e.code
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, '') and says in err, (code, out, err)
+    assert sorted(map(str, desk.rglob('*'))) == before
+
+
+def test_wrong_request_in_a_process_of_its_own(desk):
+    "The same through the door users take: no traceback, exit status 2"
+    done = tl('run', 'parts', '-p', 'epoch=3', cwd=desk)
+    assert (done.returncode, done.stdout) == (2, '') and 'Traceback' not in done.stderr and "'epochs'" in done.stderr
+
+
+@pytest.mark.parametrize('param,says', [('backbone=resnet81', "resnet"), ('backbone=vgg16', 'weights'), ('weights=no-such-file.pth', 'no-such-file.pth'),
+                                        ('backbone=bert_base_uncased', 'image'), ('thaw=0', 'from 1 to 6')])
+def test_wrong_network(param, says, pictures, tmp_path):
+    "A backbone that does not exist, has no weights here, or is not for images: told before anything is trained"
+    done = tl('run', 'parts', '--data', pictures, '--out', 'runs', '-p', param, cwd=tmp_path, env={'HF_HUB_OFFLINE': '1'})
+    assert done.returncode == 2 and says in done.stderr and 'Traceback' not in done.stderr, done.stderr[-2000:]
+    assert not list(tmp_path.glob('runs/**/*'))
+
+
+def test_predict_does_the_rest_when_files_are_bad(first_run, pictures, tmp_path):
+    good = sorted(pictures.glob('*/*_0001.*'))
+    shutil.copy(good[0], tmp_path/'good.png'); shutil.copy(good[1], tmp_path/'zcut.png')
+    (tmp_path/'empty.png').touch(); (tmp_path/'text.jpg').write_text('hello')
+    data = (tmp_path/'zcut.png').read_bytes(); (tmp_path/'zcut.png').write_bytes(data[:len(data)//2])
+    done = tl('predict', first_run[1], tmp_path, cwd=tmp_path)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 1 and len(lines) == 2 and lines[1].startswith(str(tmp_path/'good.png'))
+    assert all(n in done.stderr for n in ('empty.png', 'text.jpg', 'zcut.png', '3 of 4 files'))
+
+
+def test_predict_inputs_that_do_not_exist(first_run, tmp_path):
+    done = tl('predict', first_run[1]/'model', 'nowhere.png', cwd=tmp_path)
+    assert done.returncode == 2 and 'input `nowhere.png` does not exist' in done.stderr and done.stdout == ''
