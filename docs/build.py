@@ -138,7 +138,8 @@ def adapt(cell) -> list:
     if {'hide', 'default_exp', 'export'} & found.keys() or found.get('include') == 'false': return []
     cell.source = undirected(cell).strip()
     if cell.source.startswith('show_doc('):
-        return [new_markdown_cell(documented(o.data['text/markdown'])) for o in cell.outputs if 'text/markdown' in o.get('data', {})]
+        shown = [o.data['text/markdown'] for o in cell.outputs if 'text/markdown' in o.get('data', {})]
+        return [new_markdown_cell(documented(text)) for text in shown]
     cell.metadata['tags'] = ['hide-input'] if 'code-fold' in found else ['remove-input'] if found.get('echo') == 'false' else []
     return [cell] if cell.source else []
 
@@ -150,16 +151,33 @@ def page_of(source:str) -> str:
     return (path.relative_to('nbs').parent/re.sub(r'^\d\d_', '', path.name)).as_posix()
 
 
-def write_page(source:str, nb, pages:dict, files:set) -> None:
-    """Adapt a notebook (or text, where `nb` is a str) and write it into `SITE`.
+def anchors(nb) -> set[str]:
+    "The anchors of a page's headings"
+    from slug import slug
+    text = '\n'.join(c.source for c in nb.cells if c.cell_type == 'markdown')
+    text = FENCE.sub(lambda m: '' if m[2] else m[0], text)      # a `# comment` in a block of code is no heading
+    return {slug(h) for h in re.findall(r'^#+ (.+)$', text, re.M)}
+
+
+def nearest(at:str, there:set[str]) -> str:
+    "nbdev links every symbol; one without a heading leads to its class, or else to the page"
+    while at and at[1:] not in there: at = at.rpartition('.')[0]
+    return at
+
+
+def write_page(source:str, nb, pages:dict, heads:dict, files:set) -> None:
+    """Write a notebook (or text, where `nb` is a str) into `SITE`, its links leading to pages.
 
     source : path from the root
     pages  : source → page, of the whole site
+    heads  : page → anchors
     files  : grows by the other files that the page links to
     """
     page, web = pages[source], settings()['doc_host'] + settings()['doc_baseurl'] + '/'
     def new(to, at):
-        if to.startswith(web): to = Path(to.removeprefix(web)).with_suffix('.ipynb').as_posix()  # a link made by nbdev
+        if to.startswith(web):                          # a link made by nbdev
+            to = Path(to.removeprefix(web)).with_suffix('.ipynb').as_posix()
+            at = nearest(at, heads[to])
         else:
             path = means(to, source)
             if path is None: return None
@@ -169,7 +187,6 @@ def write_page(source:str, nb, pages:dict, files:set) -> None:
         return os.path.relpath(to, Path(page).parent) + at
     (SITE/page).parent.mkdir(parents=True, exist_ok=True)
     if isinstance(nb, str): return (SITE/page).write_text(relink(nb, new), encoding='utf-8')
-    nb.cells = [a for c in nb.cells for a in adapt(c)]
     for c in nb.cells:
         if c.cell_type == 'markdown': c.source = relink(c.source, new)
     nbformat.write(nb, SITE/page)
@@ -181,8 +198,9 @@ def contents(pages:list[str]) -> str:
               'The library': [p for p in pages if p.endswith('.ipynb') and '/' not in p and p != 'index.ipynb'],
               'Benchmarks': [p for p in pages if p.startswith('benchmarks/')],
               'The project': [p for p in pages if p.endswith('.md')]}
-    return '\n\n'.join(f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(str(Path(p).with_suffix('')) for p in names) + '\n```'
-                       for caption,names in groups.items() if names)
+    def tree(caption, names):
+        return '\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', '', *(str(Path(p).with_suffix('')) for p in names), '```'])
+    return '\n\n'.join(tree(caption, names) for caption,names in groups.items() if names)
 
 
 # A use case with its results
@@ -193,8 +211,8 @@ def finished_run(name:str) -> Path|None:
     for record in sorted((ROOT/'outputs'/name).glob('*/record.json'), reverse=True):
         try: found = json.loads(record.read_text(encoding='utf-8'))
         except ValueError: continue
-        text = record.with_name('notebook.ipynb').read_text(encoding='utf-8') if record.with_name('notebook.ipynb').exists() else ''
-        if text and found.get('status') == 'ok' and found.get('notebook_sha256') == sha and 'injected-parameters' not in text: return record.parent
+        notebook, good = record.with_name('notebook.ipynb'), (found.get('status'), found.get('notebook_sha256')) == ('ok', sha)
+        if good and notebook.exists() and 'injected-parameters' not in notebook.read_text(encoding='utf-8'): return record.parent
     return None
 
 
@@ -203,8 +221,9 @@ def executed(name:str):
     with tempfile.TemporaryDirectory() as tmp:
         run = finished_run(name)
         if run is None:
-            print(f'running the use case {name} for its page (a few minutes; a run in outputs/ with its defaults would be taken) …', flush=True)
-            done = subprocess.run([sys.executable, '-m', 'tl_notebooks', 'run', name, '--out', tmp], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+            print(f'running `{name}` for its page (some minutes; a run with its defaults in outputs/ would be taken) …', flush=True)
+            command = [sys.executable, '-m', 'tl_notebooks', 'run', name, '--out', tmp]
+            done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
             if done.returncode: sys.exit(f'docs: `tl run {name}` ended with exit code {done.returncode}')
             run = Path(done.stdout.strip().splitlines()[-1])
         text = (run/'notebook.ipynb').read_text(encoding='utf-8')
@@ -261,16 +280,23 @@ def by_nbdev(names:list[str]) -> None:
         proc_nbs(tmp, n_workers=0, force=True)
 
 
+def read_page(source:str):
+    "What a page is made from: text, a use case with its results, or a notebook after nbdev's pass; adapted"
+    if not source.endswith('.ipynb'): return (ROOT/source).read_text(encoding='utf-8')
+    path = Path(source).relative_to('nbs')
+    nb = executed(path.stem) if path.parent.name == 'usecases' and path.stem in EXECUTED else nbformat.read(ROOT/'_proc'/path, 4)
+    nb.cells = [a for c in nb.cells for a in adapt(c)]
+    return nb
+
+
 def write_pages() -> set[str]:
     "nbdev's pass over the notebooks, then ours; gives the files that pages link to"
-    by_nbdev([s for s in sources() if s.endswith('.ipynb')])
     pages, files = {s: page_of(s) for s in sources()}, set()
-    for source,page in pages.items():
-        if page.endswith('.md'): nb = (ROOT/source).read_text(encoding='utf-8')
-        elif page.startswith('usecases/') and Path(page).stem in EXECUTED: nb = executed(Path(page).stem)
-        else: nb = nbformat.read(ROOT/'_proc'/Path(source).relative_to('nbs'), 4)
-        if page == 'index.ipynb': nb.cells.append(nbformat.v4.new_markdown_cell(contents(list(pages.values()))))
-        write_page(source, nb, pages, files)
+    by_nbdev([s for s in pages if s.endswith('.ipynb')])
+    made = {s: read_page(s) for s in pages}
+    heads = {pages[s]: anchors(nb) for s,nb in made.items() if not isinstance(nb, str)}
+    made['nbs/index.ipynb'].cells.append(nbformat.v4.new_markdown_cell(contents(list(pages.values()))))
+    for s,nb in made.items(): write_page(s, nb, pages, heads, files)
     return files
 
 
@@ -279,9 +305,12 @@ def build_site() -> None:
     from sphinx.cmd.build import main as sphinx
     files = write_pages()
     for f in files: copy(ROOT/f, SITE/f)
-    shutil.rmtree(OUT, ignore_errors=True)
-    if sphinx(['-q', '-b', 'html', '-W', '--keep-going', '-c', str(ROOT/'docs'), '-d', str(ROOT/'_proc'/'.doctrees'), str(SITE), str(OUT)]):
+    built = ROOT/'_proc'/'_html'    # myst-nb leaves a folder beside the pages; and a failed build keeps the old pages
+    folders = ['-c', ROOT/'docs', '-d', ROOT/'_proc'/'.doctrees', SITE, built]
+    if sphinx(['-q', '-b', 'html', '-W', '--keep-going', *map(str, folders)]):
         sys.exit('docs: see the warnings above')
+    shutil.rmtree(OUT, ignore_errors=True)
+    shutil.move(built, OUT)
     for f in files: copy(ROOT/f, OUT/f)         # for <img src="…">, which Sphinx does not follow
     print(f'{(OUT/"index.html").relative_to(ROOT)}: {len(list(OUT.rglob("*.html")))} pages')
 
