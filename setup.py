@@ -23,6 +23,7 @@ setup(
     install_requires=cfg['requirements'].split(),
     extras_require={'text': cfg['text_requirements'].split(),
                     'dev': cfg['dev_requirements'].split() + cfg['text_requirements'].split()},
-    entry_points={'console_scripts': cfg['console_scripts'].split()},
+    # The second lets nbdev link the names of this package between its pages.
+    entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     zip_safe=False,
 )

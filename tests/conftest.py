@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent/'shared'/'data'
 
-# Nothing a test does may land in the user's own caches or in outputs/.
-QUICK = ['-p', 'size=96', '-p', 'epochs=1', '-p', 'bs=16', '-p', 'precision=fp32']
+# Small pictures and batches: the same notebook, in seconds.
+QUICK = ['-p', 'size=96', '-p', 'bs=16', '-p', 'precision=fp32']
 
 
 def need(name):
@@ -31,6 +31,7 @@ def record(folder): return json.loads((Path(folder)/'record.json').read_text())
 
 @pytest.fixture(scope='session', autouse=True)
 def own_cache(tmp_path_factory):
+    "Nothing a test does may land in the user's own caches"
     old = os.environ.get('TL_NOTEBOOKS_CACHE')
     os.environ['TL_NOTEBOOKS_CACHE'] = str(tmp_path_factory.mktemp('cache'))
     yield

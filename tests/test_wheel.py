@@ -1,4 +1,5 @@
 "The wheel carries the use cases: `tl run parts` works from it in an empty folder, without the checkout."
+import os
 import subprocess
 import sys
 import zipfile
@@ -14,7 +15,6 @@ def test_run_from_an_installed_wheel(tmp_path, pictures):
     assert 'tl_notebooks/usecases/parts.ipynb' in names and 'tl_notebooks/catalogue.json' in names
     subprocess.run([*pip, 'install', '--no-deps', '--target', tmp_path/'site', wheel], check=True, capture_output=True)
     (tmp_path/'empty').mkdir()
-    import os
     env = {**os.environ, 'PYTHONPATH': str(tmp_path/'site')}
     where = subprocess.run([sys.executable, '-c', 'import tl_notebooks; print(tl_notebooks.__file__)'], env=env, cwd=tmp_path/'empty', capture_output=True, text=True)
     assert str(tmp_path/'site') in where.stdout         # the wheel's code, not the checkout's

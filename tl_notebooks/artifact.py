@@ -42,7 +42,7 @@ def write_manifest(folder:Path, manifest:dict) -> None:
     text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
     (folder/'manifest.json').write_text(text.replace('"sha256": "' + '0'*64, '"sha256": "' + _manifest_hash(text)), encoding='utf-8')
 
-# %% ../nbs/40_artifact.ipynb #67e1c95e
+# %% ../nbs/40_artifact.ipynb #16d66d27
 def save_model(
     folder:str|Path,          # Made by this call; must not exist
     net:TransferNet,
@@ -79,7 +79,7 @@ def _umask() -> int:
     mask = os.umask(0); os.umask(mask)
     return mask
 
-# %% ../nbs/40_artifact.ipynb #ce3b1969
+# %% ../nbs/40_artifact.ipynb #3e93c353
 def read_manifest(folder:str|Path) -> dict:
     "The manifest of a model folder whose files are all there and unchanged; an `InputError` names what is not"
     folder = Path(folder)
@@ -101,7 +101,7 @@ def read_manifest(folder:str|Path) -> dict:
                          "Take the folder from its source again.")
     return m | {'folder': folder}
 
-# %% ../nbs/40_artifact.ipynb #f8393825
+# %% ../nbs/40_artifact.ipynb #d5fd375b
 def _check_fields(m:dict, path:Path) -> None:
     if m.get('schema') != SCHEMA: raise InputError(f"`{path}`: `schema` is {m.get('schema')!r}; this version reads {SCHEMA!r}.")
     bad = [f"`{k}` is missing or not a {t.__name__}" for k,t in MANIFEST.items() if not isinstance(m.get(k), t)]
@@ -127,7 +127,7 @@ def _head_rows(weights:Path) -> int:
     except (ValueError, KeyError, struct.error, MemoryError, OverflowError):
         raise InputError(f"`{weights}` has no head of a classifier (tensor `head.1.bias`).") from None
 
-# %% ../nbs/40_artifact.ipynb #adf9eb55
+# %% ../nbs/40_artifact.ipynb #d241179a
 @dataclass
 class Prediction:
     "The classes' probabilities for one file, or the reason why there are none"
@@ -153,7 +153,7 @@ class Model:
         self.net.eval().to(self.device)
         self.mean, self.std = (torch.tensor(pre[k], device=self.device).view(1, 3, 1, 1) for k in ('mean', 'std'))
 
-# %% ../nbs/40_artifact.ipynb #94cbe4df
+# %% ../nbs/40_artifact.ipynb #3d02268a
 @patch
 def _read(self:Model, path) -> torch.Tensor|str:
     pre = self.manifest['preprocessing']
@@ -184,7 +184,7 @@ def _one(self:Model, path:str, p) -> Prediction:
     best = int(p.argmax())
     return Prediction(path, self.classes[best], float(p[best]), dict(zip(self.classes, map(float, p))))
 
-# %% ../nbs/40_artifact.ipynb #71fc3adb
+# %% ../nbs/40_artifact.ipynb #3d001748
 SUFFIXES = {'.png', '.jpg', '.jpeg', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.ppm', '.pgm'}
 
 def list_images(

@@ -7,7 +7,7 @@ __all__ = ['TYPES', 'REPORT', 'Param', 'read_params', 'check_params', 'usecases'
            'outputs_root', 'make_run_folder', 'params_from', 'start_run', 'Run', 'mark_failed', 'repeat_command',
            'write_report', 'RunFailed', 'run_usecase', 'drop_progress']
 
-# %% ../nbs/51_run.ipynb #1fa44260
+# %% ../nbs/51_run.ipynb #934a6dc0
 import ast
 import base64
 import contextlib
@@ -23,9 +23,11 @@ import sys
 import threading
 import time
 import tokenize
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from fastcore.basics import patch
 from .core import InputError, atomic_write, did_you_mean, hash_file, seed_everything
 from .records import environment, load_record, new_record, new_run_id, save_record
 
@@ -49,7 +51,7 @@ class Param:
         span = f' from {self.low:g} to {self.high:g}' if self.low is not None else ''
         return TYPES[self.type] + span
 
-# %% ../nbs/51_run.ipynb #fc617b79
+# %% ../nbs/51_run.ipynb #af610924
 def read_params(
     source:str, # Source of a `parameters` cell
 ) -> dict[str, Param]:
@@ -66,7 +68,7 @@ def read_params(
         out[name] = p
     return out
 
-# %% ../nbs/51_run.ipynb #05a409d1
+# %% ../nbs/51_run.ipynb #a9eed663
 def _convert(p:Param, v):
     "`v` as the type of `p`; a ValueError where it is not one"
     if p.type == 'bool':
@@ -98,7 +100,7 @@ def check_params(
     if bad: raise InputError('\n'.join(bad))
     return out
 
-# %% ../nbs/51_run.ipynb #5329dfba
+# %% ../nbs/51_run.ipynb #24bff00d
 def usecases() -> dict[str, Path]:
     "Name → notebook of every use case"
     package = importlib.util.find_spec('tl_notebooks')
@@ -123,7 +125,7 @@ def usecase_params(notebook:str|Path) -> dict[str, Param]:
         raise InputError(f"`{notebook}` has {len(tagged)} cells tagged `parameters`; accepted: one. Without it papermill runs on defaults.")
     return read_params(''.join(tagged[0]['source']))
 
-# %% ../nbs/51_run.ipynb #f7f8daac
+# %% ../nbs/51_run.ipynb #f4323aca
 def outputs_root() -> Path:
     "`outputs` of the checkout around the current folder, otherwise of the current folder"
     here = Path.cwd()
@@ -140,7 +142,7 @@ def make_run_folder(usecase:str, params:dict, notebook:Path, out:str='') -> Path
     save_record(folder, new_record(usecase, run_id, params, hash_file(notebook)))
     return folder
 
-# %% ../nbs/51_run.ipynb #241c21ba
+# %% ../nbs/51_run.ipynb #f9690dc6
 def params_from(ns:dict, spec:dict[str, Param]) -> dict:
     "The parameters among the variables `ns` of a notebook, checked; a near miss of a name is an error"
     import difflib
@@ -159,13 +161,14 @@ def start_run(
     folder = Path(folder) if folder else make_run_folder(usecase, params, notebook, params.get('out', ''))
     return Run(folder, params)
 
-# %% ../nbs/51_run.ipynb #9dbbf5e9
+# %% ../nbs/51_run.ipynb #8d9a2dda
 class Run:
     "A run in progress: parameters as attributes of `p`, and the folder that everything goes to"
     def __init__(self, folder:Path, params:dict):
         self.folder, self.p = Path(folder), SimpleNamespace(**params)
         self.record = load_record(folder)
         self.record |= dict(params=params, seed=int(params.get('seed', 0)))
+        warnings.filterwarnings('ignore', message='IProgress not found') # tqdm's text bars are what is wanted here
         seed_everything(self.record['seed'], params.get('threads') or os.cpu_count())
         self.record['environment'] = environment()
         self.captions = {}
@@ -174,35 +177,39 @@ class Run:
 
     def save(self) -> None: save_record(self.folder, self.record)
 
-    @contextlib.contextmanager
-    def phase(self, name:str):
-        "Time a part of the work; adds to the record's timings in seconds"
-        start = time.perf_counter()
-        try: yield
-        finally:
-            self.record['timings'][name] = round(self.record['timings'].get(name, 0) + time.perf_counter() - start, 3)
-            self.save()
-
-    def figure(self, name:str, fig, caption:str=''):
-        "Save a figure as `figures/name.png` with its caption; gives it back, so that the cell shows it"
-        fig.savefig(self.folder/'figures'/f'{name}.png', dpi=110)
-        self.captions[name] = caption
-        return fig
-
-    def metric(self, name:str, interval, group:str='metrics') -> None:
-        "Keep a figure with its interval; `group='control'` for the same figure without transfer"
-        self.record[group][name] = interval if isinstance(interval, dict) else interval.as_json()
-
-    def finish(self) -> str:
-        "Mark the run as done and write its report; gives the run folder"
-        self.record['status'] = 'ok'
-        self.record['figures'] = self.captions
-        self.record.pop('error', None)
+# %% ../nbs/51_run.ipynb #c07d85fe
+@patch
+@contextlib.contextmanager
+def phase(self:Run, name:str):
+    "Time a part of the work; adds to the record's timings in seconds"
+    start = time.perf_counter()
+    try: yield
+    finally:
+        self.record['timings'][name] = round(self.record['timings'].get(name, 0) + time.perf_counter() - start, 3)
         self.save()
-        write_report(self.folder)
-        return str(self.folder)
 
-# %% ../nbs/51_run.ipynb #11b95642
+@patch
+def figure(self:Run, name:str, fig, caption:str='', lead:bool=False):
+    "Save a figure as `figures/name.png` with its caption; gives it back for the cell to show. `lead`: the report's first"
+    fig.savefig(self.folder/'figures'/f'{name}.png', dpi=110)
+    self.captions = {name: caption, **self.captions} if lead else {**self.captions, name: caption}
+    return fig
+
+@patch
+def metric(self:Run, name:str, interval, group:str='metrics') -> None:
+    "Keep a figure with its interval; `group='control'` for the same figure without transfer"
+    self.record[group][name] = interval if isinstance(interval, dict) else interval.as_json()
+
+@patch
+def finish(self:Run) -> str:
+    "Mark the run as done and write its report; gives the run folder"
+    self.record |= dict(status='ok', figures=self.captions)
+    self.record.pop('error', None)
+    self.save()
+    write_report(self.folder)
+    return str(self.folder)
+
+# %% ../nbs/51_run.ipynb #502895bf
 def _watch_cells(run:Run) -> None:
     "Mark the record when a cell of the notebook fails or is interrupted; nothing outside a notebook"
     shell = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)()
@@ -224,7 +231,7 @@ def mark_failed(folder:Path, kind:str, message:str, cell:str='', rec:dict|None=N
     save_record(folder, rec)
     return rec
 
-# %% ../nbs/51_run.ipynb #044b1c4a
+# %% ../nbs/51_run.ipynb #6d837419
 REPORT = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{{ r.usecase }} {{ r.run_id }}</title><style>
 body{font:16px/1.5 system-ui,sans-serif;color:#1f2933;max-width:56rem;margin:2rem auto;padding:0 1.2rem}
@@ -254,7 +261,7 @@ same budget: <b>{{ pc(control.value) }}</b> ({{ pc(control.low) }} to {{ pc(cont
 <tr><td>versions<td>{% for k,v in (r.environment.packages or {}).items() %}{{ k }} {{ v }}{{ ', ' if not loop.last }}{% endfor %}</tr>
 <tr><td>seconds<td>{% for k,v in r.timings.items() %}{{ k }} {{ '%.1f'|format(v) }}{{ ', ' if not loop.last }}{% endfor %}</tr></table></body></html>"""
 
-# %% ../nbs/51_run.ipynb #ee86ccf5
+# %% ../nbs/51_run.ipynb #1b2cae06
 def repeat_command(rec:dict) -> str:
     "The command line that asks for the same run again"
     spec = usecase_params(find_usecase(rec['usecase'])) if rec['usecase'] in usecases() else {}
@@ -279,7 +286,7 @@ def write_report(folder:str|Path) -> Path:
     with atomic_write(folder/'report.html') as f: f.write(page)
     return folder/'report.html'
 
-# %% ../nbs/51_run.ipynb #cc9fc192
+# %% ../nbs/51_run.ipynb #b3bef388
 class RunFailed(RuntimeError):
     "A run that started and did not end well; `folder` holds its record and the notebook up to the cell that failed"
     def __init__(self, folder:Path, status:str, message:str):
@@ -307,6 +314,7 @@ def run_usecase(
         raise RunFailed(folder, 'failed', f'`{notebook.name}` ended without `run.finish()`')
     return folder
 
+# %% ../nbs/51_run.ipynb #dd932e14
 def _no_such(path:str) -> str:
     parent = Path(path).expanduser().absolute().parent
     near = [p.name for p in parent.iterdir()] if parent.is_dir() else []
@@ -326,7 +334,7 @@ def _after_failure(folder:Path, e:Exception) -> None:
     save_record(folder, rec)
     raise RunFailed(folder, rec['status'], f"{where} failed: {kind}: {message}") from None
 
-# %% ../nbs/51_run.ipynb #ebd983a5
+# %% ../nbs/51_run.ipynb #d3b31c62
 def _execute(notebook:Path, folder:Path, params:dict) -> None:
     "Execute `notebook` into `folder/notebook.ipynb` with papermill, in the caller's working directory"
     import papermill
@@ -334,7 +342,7 @@ def _execute(notebook:Path, folder:Path, params:dict) -> None:
     if main: old = signal.signal(signal.SIGTERM, signal.default_int_handler) # a batch system's stop is an interrupt too
     os.environ['TL_RUN_DIR'] = str(folder)
     try: papermill.execute_notebook(str(notebook), str(folder/'notebook.ipynb'), parameters=params, kernel_name='python3',
-                                    cwd=str(Path.cwd()), progress_bar=sys.stderr.isatty(), log_output=False, stderr_file=sys.stderr)
+                                    cwd=str(Path.cwd()), progress_bar=sys.stderr.isatty(), stderr_file=sys.stderr, extra_arguments=['--IPKernelApp.log_level=40'])
     finally:
         os.environ.pop('TL_RUN_DIR', None)
         if main: signal.signal(signal.SIGTERM, old)

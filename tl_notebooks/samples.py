@@ -213,10 +213,10 @@ def _bracket(x, y, r):
     if r.random() < .35: H = np.where((y < .07 - w) & (d < 0), t + .3, H)
     return H
 
-# %% ../nbs/18_samples.ipynb #c14133ad
+# %% ../nbs/18_samples.ipynb #554a5a9b
 PARTS = tuple(_SHAPES)
 
-# %% ../nbs/18_samples.ipynb #3117aefa
+# %% ../nbs/18_samples.ipynb #9326d256
 def _noise(r, size, nx, ny=None):
     "(size, size) smooth noise with about `nx` by `ny` bumps, values around 0 and mostly within ±1"
     a = r.random((int(ny or nx) + 1, int(nx) + 1), dtype=np.float32)*2 - 1
@@ -224,7 +224,7 @@ def _noise(r, size, nx, ny=None):
 
 def _fractal(r, size, n): return sum(_noise(r, size, n*2**i)/2**i for i in range(4))/1.6
 
-# %% ../nbs/18_samples.ipynb #bfe0ba77
+# %% ../nbs/18_samples.ipynb #088d0c69
 def _belt(r, u, v, s): return .5 + .2*_tri(u*r.uniform(14, 34))*_tri(v*r.uniform(14, 34)) + .15*_fractal(r, s, 4)
 def _wood(r, u, v, s):
     grain = _noise(r, s, 2, 5)
@@ -241,7 +241,7 @@ _GROUNDS = {_belt: ('#1c1f22 #3c4145', '#16302a #2f5c4c', '#1f2c44 #3b5277'),
     _paint: ('#27517a #4d7fae', '#7a2f2a #a9564d', '#3f6a4a #6d9a76', '#8d8f8c #b9bbb6', '#b58a22 #dcb449'),
     _brushed: ('#6d7176 #a4a9ae', '#4a4c50 #85888c'), _concrete: ('#6f6c66 #a8a49b', '#4b4a49 #7e7b77')}
 
-# %% ../nbs/18_samples.ipynb #426426ba
+# %% ../nbs/18_samples.ipynb #917fc927
 def _rgb(code): return np.array([int(code[i:i+2], 16) for i in (1, 3, 5)], np.float32)/255
 
 def _ground(r, size):
@@ -253,10 +253,10 @@ def _ground(r, size):
     m = np.rot90(make(r, u + a*v, v - a*u, size), r.integers(4)).astype(np.float32)
     return dark + m[..., None]*(light - dark)
 
-# %% ../nbs/18_samples.ipynb #c588c2af
+# %% ../nbs/18_samples.ipynb #d7622d53
 _METALS = tuple(map(_rgb, '#a9adb3 #c6cacd #8c8f94 #cfa95a #c08a66 #34363a #4a4542 #c9b878 #6f7f9c'.split()))
 
-# %% ../nbs/18_samples.ipynb #af678f11
+# %% ../nbs/18_samples.ipynb #b2d027d4
 def _soft(a, k):
     "Blur `a` over about `k` pixels"
     n = max(2, round(len(a)/k))
@@ -269,7 +269,7 @@ def _shift(a, dx, dy):
     m = max(abs(dx), abs(dy))
     return np.pad(a, m, mode='edge')[m-dy:m-dy+n, m-dx:m-dx+n]
 
-# %% ../nbs/18_samples.ipynb #c3058e8b
+# %% ../nbs/18_samples.ipynb #5b088273
 def _shadow(H, lx, ly, slope, soft, steps=8):
     """How much lamp light is blocked, 0 to 1.
 
@@ -282,7 +282,7 @@ def _shadow(H, lx, ly, slope, soft, steps=8):
         S = np.maximum(S, np.clip((_shift(H, -round(lx*t), -round(ly*t)) - H - t*slope)*.4, 0, 1))
     return np.clip(_soft(S, soft), 0, 1)
 
-# %% ../nbs/18_samples.ipynb #508a4cd4
+# %% ../nbs/18_samples.ipynb #20ff7844
 def _zoom(a, n): return np.asarray(Image.fromarray(a).resize((n, n), Image.Resampling.BILINEAR))
 
 def _mirror(gx, nz, toward, lamp, rough, r):
@@ -293,7 +293,7 @@ def _mirror(gx, nz, toward, lamp, rough, r):
     for _ in range(3): glint = glint*glint
     return room, glint*(glint*(1 - rough) + rough)*(1 - .6*rough)
 
-# %% ../nbs/18_samples.ipynb #75216270
+# %% ../nbs/18_samples.ipynb #5295446e
 def _light(H, ground, metal, r):
     """Colours of a part lit from a random side.
 
@@ -315,7 +315,7 @@ def _light(H, ground, metal, r):
     table = ground*((.45 + .65*facing*lit)*np.clip(crease, 0, 1))[..., None]
     return np.where((H > 0)[..., None], part*(.45 + .55*lit)[..., None], table)
 
-# %% ../nbs/18_samples.ipynb #fca34ab5
+# %% ../nbs/18_samples.ipynb #e2fb36d8
 def _slant(rgb, H, vx, vy):
     "The view from a slant: what is `h` pixels high moves by `h*(vx, vy)`, upper layers over lower ones"
     n, tilt = len(H), max(math.hypot(vx, vy), 1e-6)
@@ -326,7 +326,7 @@ def _slant(rgb, H, vx, vy):
         np.copyto(seen, _shift(source, dx, dy), where=_shift(H, dx, dy) >= t/tilt)
     return rgb.reshape(-1, 3)[seen]
 
-# %% ../nbs/18_samples.ipynb #3080df7f
+# %% ../nbs/18_samples.ipynb #8f316a8e
 def _layer(n, draw_on, soft=.6):
     "(n, n, 1) opacity, 0 to 1, of what `draw_on` draws in white"
     im = Image.new('L', (n, n))
@@ -349,7 +349,7 @@ def _corner(d, n, r):
     at = [(a - .8, near[0]), (a + .8, near[1]), (a + .8, 2), (a - .8, 2)]
     d.polygon([(n/2 + math.cos(b)*q*n, n/2 + math.sin(b)*q*n) for b, q in at], fill=255)
 
-# %% ../nbs/18_samples.ipynb #05d24137
+# %% ../nbs/18_samples.ipynb #d14f899c
 def _dirt(rgb, r):
     "Scratches, dust, sometimes chips, and now and then an obstacle across a corner, drawn over (n, n, 3) colours"
     n, things = len(rgb), '#e9e4d6 #2b2b2d #c9b98f #8a8d90 #b4574a #d8dde0'.split()
@@ -358,7 +358,7 @@ def _dirt(rgb, r):
     if r.random() < .12: rgb = rgb + _layer(n, lambda d: _corner(d, n, r), n/90)*(_rgb(r.choice(things)) - rgb)
     return rgb
 
-# %% ../nbs/18_samples.ipynb #a99f3a8d
+# %% ../nbs/18_samples.ipynb #02115112
 def _photo(rgb, n, r):
     "8-bit photograph, (n, n) pixels, of the scene `rgb`"
     v, u = np.mgrid[:len(rgb), :len(rgb)].astype(np.float32)/len(rgb) - .5
@@ -370,7 +370,7 @@ def _photo(rgb, n, r):
     for channels, most in ((1, 6), (3, 3)): a = a + r.standard_normal((n, n, channels), np.float32)*r.uniform(.5, most)
     return Image.fromarray(np.clip(a + .5, 0, 255).astype(np.uint8))
 
-# %% ../nbs/18_samples.ipynb #d37f3f18
+# %% ../nbs/18_samples.ipynb #f8ea50d4
 def _place(r, size):
     "Table coordinates x, y of each pixel, as seen from a random place, and the pixels per unit"
     s, a = size/2*r.uniform(.48, .9), r.uniform(0, 2*np.pi)
@@ -381,7 +381,7 @@ def _place(r, size):
     u, v, c, d = u/(w*s), v/(w*s), math.cos(a), math.sin(a)
     return c*u + d*v, c*v - d*u, s
 
-# %% ../nbs/18_samples.ipynb #f81f37ea
+# %% ../nbs/18_samples.ipynb #00804b4c
 def draw_part(
     kind:str,      # One of `PARTS`
     seed:int,      # Which picture of that kind, 0 or more; the same seed gives the same picture
@@ -406,7 +406,7 @@ def _whole(name, value, low, high):
     if isinstance(value, (int, np.integer)) and low <= value <= high: return int(value)
     raise InputError(f"`{name}` is {value!r}; accepted: a whole number from {low} to {high}.")
 
-# %% ../nbs/18_samples.ipynb #7e6cfaf4
+# %% ../nbs/18_samples.ipynb #dbfa28e4
 VERSION = 1 # of the generator: raised whenever the same seed gives other pictures
 _MADE_BY = 'tl_notebooks sample parts'
 
@@ -422,7 +422,7 @@ def _draw_all(folder, ask, progress):
         sizes[name], hashes[name] = data.tell(), hash_bytes(data.getvalue())
     write_json(folder/'samples.json', dict(made_by=_MADE_BY, request=ask, sha256=hash_json(hashes), files=sizes))
 
-# %% ../nbs/18_samples.ipynb #7f03c842
+# %% ../nbs/18_samples.ipynb #66f826c4
 def _found(root, ask):
     "Is the set that `ask` describes at `root`? Raises InputError if something else is, other than an older set"
     way_out = 'Give another folder, or move these files elsewhere.'
@@ -439,7 +439,7 @@ def _found(root, ask):
                                  f"accepted: a new or empty folder, or an earlier set. {way_out}")
     return made.get('request') == ask and {k: v for k, v in here.items() if k != 'samples.json'} == files
 
-# %% ../nbs/18_samples.ipynb #e208d540
+# %% ../nbs/18_samples.ipynb #38a84b8c
 def _install(new, old, root, ask):
     "Rename `new` to `root`, moving an outdated set to `old`; a whole set that came first is left there"
     for attempt in range(5):
@@ -450,7 +450,7 @@ def _install(new, old, root, ask):
         except OSError: # another process was faster: see what it left
             if attempt == 4: raise
 
-# %% ../nbs/18_samples.ipynb #4b43b092
+# %% ../nbs/18_samples.ipynb #91f63570
 def make_parts(
     root:str|Path,               # Folder to make: a class per subfolder
     kinds:Sequence[str]=PARTS,   # Which kinds
@@ -479,7 +479,7 @@ def make_parts(
                          "Give a folder that can be written.") from e
     return root
 
-# %% ../nbs/18_samples.ipynb #82366984
+# %% ../nbs/18_samples.ipynb #4758bc2a
 _SAMPLES = {'parts': make_parts}
 
 def _cache() -> Path:

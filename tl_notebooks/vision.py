@@ -25,7 +25,7 @@ from fastai.vision.augment import aug_transforms
 from fastai.vision.core import PILImage # noqa: F401  registers how images are shown
 from fasttransform import Transform
 
-# %% ../nbs/30_vision.ipynb #0e757e4a
+# %% ../nbs/30_vision.ipynb #c08576c3
 RESIZES = ('squish', 'crop', 'pad')
 
 def image_tensor(
@@ -41,7 +41,7 @@ def image_tensor(
         s = max(w, h); canvas = Image.new('RGB', (s, s), (124, 116, 104))
         canvas.paste(image, ((s-w)//2, (s-h)//2)); image = canvas
     elif resize != 'squish': raise InputError(f"`resize` is {resize!r}; accepted: {', '.join(RESIZES)}.")
-    if image.size != (size, size): image = image.resize((size, size), Image.Resampling.BILINEAR)
+    if image.size != (size, size): image = image.resize((size, size), Image.Resampling.BICUBIC)
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size, size, 3).permute(2, 0, 1).contiguous()
 
 # %% ../nbs/30_vision.ipynb #26a1a4bc
@@ -142,7 +142,7 @@ def torchvision_body(model:nn.Module, name:str) -> tuple[ImageBody, list[list[nn
     stages = [list(b.parameters()) for m in kids.values() for b in (m.children() if isinstance(m, nn.Sequential) else [m])]
     return ImageBody(body), [s for s in stages if s]
 
-# %% ../nbs/30_vision.ipynb #781e8c8d
+# %% ../nbs/30_vision.ipynb #c81ae151
 def image_net(
     backbone:str,            # A name of the catalogue, of timm or of torchvision
     n_classes:int,
@@ -160,7 +160,7 @@ def image_net(
     net = TransferNet(body.to(memory_format=torch.channels_last), n_features, n_classes)
     return net, {**info, 'size': size, 'n_features': n_features}
 
-# %% ../nbs/30_vision.ipynb #3752a116
+# %% ../nbs/30_vision.ipynb #c34a7538
 def image_learner(
     data:ImageData,               # From `data.read_images`
     backbone:str='efficientnet_lite0',
@@ -183,6 +183,6 @@ def image_learner(
     net = net.to(dls.device)
     sample = torch.zeros(min(bs, 16), 3, info['size'], info['size'], device=dls.device)
     net.precision = choose_precision(net, sample, backbone) if precision == 'auto' else precision
-    learn = TransferLearner(dls, net, norm=norm, path=Path('.'), **kwargs)
+    learn = TransferLearner(dls, net, norm=norm, **{'path': Path('.'), **kwargs})
     learn.info = {**info, 'resize': resize, 'precision': net.precision}
     return learn
