@@ -1,0 +1,171 @@
+"A solved head is scikit-learn's ridge, its left-out scores are real refits, and merged statistics are one joint fit."
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import Ridge, RidgeCV
+from sklearn.preprocessing import StandardScaler
+
+from tl_notebooks.core import InputError
+from tl_notebooks.heads import (ClassStatistics, fit_scale, merge_statistics, ridge_loo, scale_of, solve_statistics,
+                                statistics_from, statistics_state)
+
+SHAPES = [(24, 200), (200, 24), (40, 40), (41, 40)]   # n << d, n >> d, and both sides of n = d
+
+
+def draw(n, d, c=3, seed=0):
+    "Overlapping classes, features of unequal scale and offset"
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % c
+    x = rng.normal(size=(n, d)) + 1.5*rng.normal(size=(c, d))[y]/np.sqrt(d)*4
+    return x*rng.uniform(0.5, 3, d) + rng.normal(size=d)*5, y
+
+
+def targets(y, c): return 2.*np.eye(c)[y] - 1
+
+
+def standardised(x):
+    mean, std = scale_of(x)
+    return (x - mean)/std
+
+
+@pytest.mark.parametrize('n, d', SHAPES)
+def test_standardising_is_sklearns(n, d):
+    x, _ = draw(n, d)
+    np.testing.assert_allclose(standardised(x), StandardScaler().fit_transform(x), atol=1e-10)
+
+
+@pytest.mark.parametrize('n, d', SHAPES)
+@pytest.mark.parametrize('seed', range(3))
+def test_choice_and_left_out_errors_are_ridge_cvs(n, d, seed):
+    x, y = draw(n, d, seed=seed)
+    alphas = np.logspace(-1, 4, 11)
+    head = ridge_loo(x, y, 3, alphas)
+    cv = RidgeCV(alphas, store_cv_results=True).fit(standardised(x), targets(y, 3))
+    assert head.alpha == pytest.approx(cv.alpha_)
+    at = list(alphas).index(cv.alpha_)
+    np.testing.assert_allclose((head.loo_scores - targets(y, 3))**2, cv.cv_results_[:,:,at], rtol=1e-6, atol=1e-8)
+    assert head.loo_accuracy == pytest.approx((head.loo_scores.argmax(1) == y).mean())
+
+
+@pytest.mark.parametrize('n, d', SHAPES)
+def test_the_head_scores_raw_features_as_the_pipeline_does(n, d):
+    x, y = draw(n, d)
+    head = ridge_loo(x, y, 3)
+    ridge = Ridge(head.alpha).fit(standardised(x), targets(y, 3))
+    new = draw(50, d, seed=9)[0]
+    mean, std = scale_of(x)
+    assert head.weight.shape == (3, d) and head.bias.shape == (3,)
+    np.testing.assert_allclose(new @ head.weight.T + head.bias, ridge.predict((new - mean)/std), atol=1e-4)
+
+
+@pytest.mark.parametrize('n, d', SHAPES)
+@pytest.mark.parametrize('alpha', [0.5, 50.])
+def test_left_out_scores_are_those_of_refits(n, d, alpha):
+    x, y = draw(n, d)
+    z, t, loo = standardised(x), targets(y, 3), ridge_loo(x, y, 3, [alpha]).loo_scores
+    for i in range(0, n, 7):
+        rest = np.arange(n) != i
+        np.testing.assert_allclose(loo[i], Ridge(alpha).fit(z[rest], t[rest]).predict(z[[i]])[0], atol=1e-7)
+
+
+def test_left_out_scores_of_unbalanced_and_repeated_rows_are_those_of_refits():
+    x, _ = draw(30, 60)
+    y = np.r_[np.zeros(26, int), 1, 1, 2, 2]         # a class of two rows: its class has one left when one goes
+    x[5] = x[4]
+    z, t, loo = standardised(x), targets(y, 3), ridge_loo(x, y, 3, [3.]).loo_scores
+    for i in (4, 5, 26, 29):
+        rest = np.arange(30) != i
+        np.testing.assert_allclose(loo[i], Ridge(3.).fit(z[rest], t[rest]).predict(z[[i]])[0], atol=1e-7)
+
+
+def test_left_out_accuracy_is_honest_on_real_digits():
+    x, y = load_digits(return_X_y=True)               # some pixels are constant, some nearly
+    order = np.random.default_rng(0).permutation(len(y))
+    fit, new = order[:300], order[300:]
+    head = ridge_loo(x[fit], y[fit], 10)
+    right = ((x[new] @ head.weight.T + head.bias).argmax(1) == y[new]).mean()
+    assert right > 0.85
+    assert abs(head.loo_accuracy - right) < 0.05
+
+
+def test_the_order_of_rows_and_the_unit_of_features_do_not_matter():
+    x, y = draw(40, 70)
+    head, order = ridge_loo(x, y, 3), np.random.default_rng(1).permutation(40)
+    mixed = ridge_loo(x[order], y[order], 3)
+    np.testing.assert_allclose(mixed.loo_scores, head.loo_scores[order], atol=1e-8)
+    other = ridge_loo(x*1000 + 7, y, 3)
+    assert other.alpha == pytest.approx(head.alpha)
+    np.testing.assert_allclose(other.loo_scores, head.loo_scores, atol=1e-6)
+
+
+def test_a_constant_feature_changes_nothing():
+    x, y = draw(30, 50)
+    head = ridge_loo(x, y, 3, [2.])
+    more = ridge_loo(np.c_[x, np.full(30, 0.1, np.float32)], y, 3, [2.])
+    assert np.isfinite(more.weight).all() and (more.weight[:,-1] == 0).all()
+    np.testing.assert_allclose(more.loo_scores, head.loo_scores, atol=1e-8)
+
+
+@pytest.mark.parametrize('dtype, tol', [(torch.float64, 1e-7), (torch.float32, 1e-4), (torch.bfloat16, 0.2)])
+def test_any_float_type_comes_in(dtype, tol):
+    x, y = draw(40, 60)
+    head = ridge_loo(torch.from_numpy(x).to(dtype), torch.from_numpy(y), 3, [5.])
+    np.testing.assert_allclose(head.loo_scores, ridge_loo(x, y, 3, [5.]).loo_scores, atol=tol)
+
+
+def test_the_scale_is_where_the_log_loss_is_least():
+    x, y = draw(120, 20, seed=4)
+    scores = ridge_loo(x, y, 3).loo_scores + np.random.default_rng(0).normal(size=(120, 3))*0.5
+    best = fit_scale(scores, y)
+    loss = lambda s: torch.nn.functional.cross_entropy(torch.from_numpy(s*scores), torch.from_numpy(y)).item()
+    assert loss(best) < min(loss(best*0.8), loss(best*1.25), loss(1e-3))
+
+
+def test_few_or_broken_rows_are_refused_by_name():
+    x, y = draw(12, 5)
+    x[[2, 7]] = np.nan
+    for bad, said in [(lambda: ridge_loo(x, y, 3), '2 of 12'),
+                      (lambda: ridge_loo(x[:1], y[:1], 3), 'class'),
+                      (lambda: ridge_loo(np.ones((6, 2)) * np.arange(6)[:,None], np.zeros(6, int), 2), 'class'),
+                      (lambda: ridge_loo(np.ones((6, 2)), np.zeros(5, int), 2), '(6, 2)')]:
+        with pytest.raises(InputError) as e: bad()
+        assert said in str(e.value)
+
+
+@pytest.mark.parametrize('n, d', SHAPES)
+def test_merged_statistics_are_the_joint_fit(n, d):
+    x, y = draw(n, d, c=4)
+    joint = Ridge(7.).fit(standardised(x), targets(y, 4))
+    parts = [ClassStatistics.from_features(x[m], y[m], k) for m, k in ((y < 2, 2), (y == 2, 3), (y == 3, 4))]
+    mean, std = scale_of(x)
+    new = draw(30, d, seed=5)[0]
+    for a, b, c in ((0, 1, 2), (2, 0, 1)):           # in whatever order the classes came
+        weight, bias = solve_statistics(merge_statistics(merge_statistics(parts[a], parts[b]), parts[c]), 7.)
+        np.testing.assert_allclose(new @ np.asarray(weight).T + np.asarray(bias), joint.predict((new - mean)/std), atol=1e-7)
+
+
+def test_statistics_and_left_out_ridge_are_the_same_head():
+    x, y = draw(40, 90)
+    head = ridge_loo(x, y, 3)
+    weight, bias = solve_statistics(ClassStatistics.from_features(x, y, 3), head.alpha)
+    np.testing.assert_allclose(weight, head.weight, atol=1e-6)
+    np.testing.assert_allclose(bias, head.bias, atol=1e-5)
+
+
+def test_a_large_mean_costs_no_digits():
+    x, y = draw(60, 10)
+    far = x + 1e6                                     # plain sums of squares would lose 12 of 16 digits
+    near, far = (solve_statistics(merge_statistics(ClassStatistics.from_features(v[:30], y[:30], 3),
+                                                   ClassStatistics.from_features(v[30:], y[30:], 3)), 1.)[0] for v in (x, far))
+    np.testing.assert_allclose(far, near, rtol=1e-6, atol=1e-8)
+
+
+def test_statistics_survive_a_safetensors_file(tmp_path):
+    from safetensors.torch import load_file, save_file
+    x, y = draw(50, 80)
+    s = ClassStatistics.from_features(x, y, 3)
+    save_file(statistics_state(s), tmp_path/'statistics.safetensors')
+    back = statistics_from(load_file(tmp_path/'statistics.safetensors'))
+    assert back.n == 50 and (back.counts == s.counts).all()
+    np.testing.assert_allclose(solve_statistics(back, 5.)[0], solve_statistics(s, 5.)[0], atol=1e-5)
