@@ -60,7 +60,10 @@ def test_balanced_accuracy_with_no_error_is_still_uncertain():
     assert i.high == 1 and 0.7 < i.low < 0.95
 
 
-@pytest.mark.parametrize('recall', [(0.9, 0.8, 0.95), (0.99, 0.99, 0.99), (0.5, 0.3, 0.7)])
+NEAR_ONE = pytest.mark.xfail(strict=True, reason='near perfect recall the upper end is too low: it covers about 0.90, not 0.95')
+
+
+@pytest.mark.parametrize('recall', [(0.9, 0.8, 0.95), pytest.param((0.99, 0.99, 0.99), marks=NEAR_ONE), (0.5, 0.3, 0.7)])
 def test_balanced_accuracy_intervals_cover(recall):
     rng, sizes = np.random.default_rng(0), (60, 25, 10)
     y = np.repeat(np.arange(3), sizes)
@@ -95,11 +98,24 @@ def test_a_paired_difference_is_antisymmetric_and_holds_its_value(table):
     np.testing.assert_allclose((there.low, there.high), (-back.high, -back.low), atol=1e-12)
 
 
-def test_without_correlation_a_paired_difference_is_newcombes_for_independent_shares():
-    a, b = pair(30, 20, 15, 10)                        # 30·10 = 20·15
+@pytest.mark.parametrize('table', [(30, 20, 15, 10),   # no correlation: 30·10 = 20·15
+                                   (30, 20, 14, 10)])  # a little, which the continuity correction takes for none
+def test_without_correlation_a_paired_difference_is_newcombes_for_independent_shares(table):
+    a, b = pair(*table)
     i = paired_difference(a, b)
     theirs = confint_proportions_2indep(a.sum(), len(a), b.sum(), len(b), method='newcomb', compare='diff')
     np.testing.assert_allclose((i.low, i.high), theirs, atol=1e-9)
+
+
+def test_a_paired_difference_is_the_published_one():
+    i = paired_difference(*pair(36, 12, 2, 0))         # Newcombe 1998, Statist. Med. 17:2635, method 10
+    np.testing.assert_allclose((i.value, i.low, i.high), (0.2, 0.0569, 0.3404), atol=5e-5)
+
+
+def test_models_that_err_on_the_same_rows_are_compared_more_sharply():
+    same, apart = (paired_difference(*pair(*t)) for t in ((70, 10, 5, 15), (60, 20, 15, 5)))   # equal shares in both
+    assert same.value == pytest.approx(apart.value)
+    assert same.high - same.low < 0.8*(apart.high - apart.low)
 
 
 @pytest.mark.parametrize('p', [(0.80, 0.08, 0.04, 0.08), (0.90, 0.05, 0.03, 0.02), (0.3, 0.2, 0.2, 0.3)])

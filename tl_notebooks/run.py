@@ -334,7 +334,7 @@ def _after_failure(folder:Path, e:Exception) -> None:
     save_record(folder, rec)
     raise RunFailed(folder, rec['status'], f"{where} failed: {kind}: {message}") from None
 
-# %% ../nbs/51_run.ipynb #d3b31c62
+# %% ../nbs/51_run.ipynb #3aba01a8
 def _execute(notebook:Path, folder:Path, params:dict) -> None:
     "Execute `notebook` into `folder/notebook.ipynb` with papermill, in the caller's working directory"
     import papermill
@@ -342,7 +342,7 @@ def _execute(notebook:Path, folder:Path, params:dict) -> None:
     if main: old = signal.signal(signal.SIGTERM, signal.default_int_handler) # a batch system's stop is an interrupt too
     os.environ['TL_RUN_DIR'] = str(folder)
     try: papermill.execute_notebook(str(notebook), str(folder/'notebook.ipynb'), parameters=params, kernel_name='python3',
-                                    cwd=str(Path.cwd()), progress_bar=sys.stderr.isatty(), stderr_file=sys.stderr, extra_arguments=['--IPKernelApp.log_level=40'])
+                                    cwd=str(Path.cwd()), progress_bar=sys.stderr.isatty(), stderr_file=sys.stderr, extra_arguments=['--IPKernelApp.log_level=50'])
     finally:
         os.environ.pop('TL_RUN_DIR', None)
         if main: signal.signal(signal.SIGTERM, old)
