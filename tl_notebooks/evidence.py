@@ -52,13 +52,15 @@ def per_class_recall(y, pred, classes:Sequence[str]) -> dict[str, Interval]:
     y, pred = np.asarray(y), np.asarray(pred)
     return {c: interval((pred[y == i] == i).sum(), (y == i).sum()) for i,c in enumerate(classes) if (y == i).any()}
 
-# %% ../nbs/17_evidence.ipynb #35c7031f
+# %% ../nbs/17_evidence.ipynb #ded583b8
 def balanced_accuracy(y, pred, n_classes:int) -> Interval:
     "Mean recall over the classes that occur in `y`, with the interval that the recalls' intervals give"
     recalls = list(per_class_recall(y, pred, range(n_classes)).values())
     if not recalls: raise InputError("balanced accuracy of no labels at all; accepted: at least one.")
-    mean = float(np.mean([r.value for r in recalls]))
-    down, up = (math.sqrt(sum((r.value - end(r))**2 for r in recalls))/len(recalls) for end in (lambda r: r.low, lambda r: r.high))
+    values = np.array([r.value for r in recalls])
+    exact = np.array([binomtest(round(r.value*r.n), r.n).proportion_ci(.95, method='exact') for r in recalls])
+    down, up = (float(np.sqrt(((values - end)**2).sum())/len(recalls)) for end in exact.T)
+    mean = float(values.mean())
     return Interval(mean, max(0., mean - down), min(1., mean + up), len(np.asarray(y)))
 
 # %% ../nbs/17_evidence.ipynb #40407b3d

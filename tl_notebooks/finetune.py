@@ -6,7 +6,7 @@
 __all__ = ['PRECISIONS', 'NORMS', 'merge_groups', 'TransferNet', 'autocast', 'measure_precision', 'choose_precision', 'NormEval',
            'Probe', 'progress', 'FitProgress', 'TransferLearner', 'solve_head', 'refresh_norms', 'scale_logits']
 
-# %% ../nbs/20_finetune.ipynb #6dc57ab5
+# %% ../nbs/20_finetune.ipynb #d852f8e4
 import contextlib
 import json
 import os
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 from .core import InputError, cache_dir, hash_json, write_json
-from .heads import ClassStatistics, RidgeHead, ridge_loo
+from .heads import ClassStatistics, RidgeHead, ridge_loo, scale_of
 from .records import processor_name
 from fastai.callback.core import Callback
 from fastai.callback.schedule import lr_find # noqa: F401  adds fit_one_cycle, fine_tune and lr_find to Learner
@@ -168,7 +168,7 @@ class TransferLearner(Learner):
 
 def _plain(x:torch.Tensor) -> torch.Tensor: return x.as_subclass(torch.Tensor)
 
-# %% ../nbs/20_finetune.ipynb #f63b5c3b
+# %% ../nbs/20_finetune.ipynb #7ff86ff2
 def solve_head(net:TransferNet, x:torch.Tensor, y:torch.Tensor, **kwargs) -> RidgeHead:
     """Put the ridge solution for features `x` and labels `y` into the head of `net`.
 
@@ -176,15 +176,14 @@ def solve_head(net:TransferNet, x:torch.Tensor, y:torch.Tensor, **kwargs) -> Rid
     Returns the solution; `kwargs` go to `heads.ridge_loo`.
     """
     norm, linear = net.head
-    device = linear.weight.device
+    found = ridge_loo(x, y, linear.out_features, **kwargs)
+    mean, std = (torch.as_tensor(t, dtype=torch.float64) for t in scale_of(x.double().numpy()))
     norm.reset_running_stats(); norm.reset_parameters()
-    norm.running_mean.copy_(x.mean(0)); norm.running_var.copy_(x.var(0, unbiased=False))
-    norm.cpu().eval()
-    with torch.no_grad(): found = ridge_loo(norm(x), y, linear.out_features, **kwargs)
-    norm.to(device)
+    weight = torch.as_tensor(found.weight).double()
     with torch.no_grad():
-        linear.weight.copy_(torch.as_tensor(found.weight*found.scale))
-        linear.bias.copy_(torch.as_tensor(found.bias*found.scale))
+        norm.running_mean.copy_(mean); norm.running_var.copy_((std**2 - norm.eps).clamp(min=0))
+        linear.weight.copy_(found.scale*weight*(norm.running_var.cpu().double() + norm.eps).sqrt())
+        linear.bias.copy_(found.scale*(torch.as_tensor(found.bias).double() + weight @ mean))
     return found
 
 # %% ../nbs/20_finetune.ipynb #cfd06046
