@@ -6,7 +6,7 @@
 __all__ = ['RESIZES', 'image_tensor', 'ImageReader', 'image_dls', 'test_dl', 'ImageBody', 'timm_body', 'torchvision_body',
            'image_net', 'image_learner']
 
-# %% ../nbs/30_vision.ipynb #bd6b2b80
+# %% ../nbs/30_vision.ipynb #314f5a71
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize
 from fastai.torch_core import TensorImage, default_device
 from fastai.vision.augment import aug_transforms
-from fastai.vision.core import PILImage # noqa: F401  registers how images are shown
+from fastai.vision import data as _show, learner as _results # noqa: F401  register how images and results are shown
 from fasttransform import Transform
 
 # %% ../nbs/30_vision.ipynb #c08576c3

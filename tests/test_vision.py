@@ -1,0 +1,129 @@
+"Image learners are fastai Learners on any backbone: groups, freezing, rates, pictures of results, and plain fastai on request."
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+matplotlib.use('agg')
+import tl_notebooks  # noqa: E402,F401  before fastai and timm: it guards torchvision
+import timm  # noqa: E402
+from fastai.callback.tracker import EarlyStoppingCallback  # noqa: E402
+from fastai.interpret import ClassificationInterpretation  # noqa: E402
+from fastai.learner import Learner  # noqa: E402
+
+from tl_notebooks.core import InputError, hash_state  # noqa: E402
+from tl_notebooks.data import read_images  # noqa: E402
+from tl_notebooks.vision import image_learner, image_net, test_dl as dl_of_split  # noqa: E402
+
+BACKBONES = ['resnet18', 'mobilenetv3_large', 'convnext_tiny', 'timm/vit_tiny_patch16_224', 'timm/swin_tiny_patch4_window7_224', 'timm/vgg11',
+             'timm/edgenext_xx_small', 'torchvision/resnet18', 'torchvision/mobilenet_v3_small', 'torchvision/vgg11', 'torchvision/densenet121',
+             'torchvision/squeezenet1_1', 'torchvision/efficientnet_b0']
+
+
+@pytest.mark.parametrize('name', BACKBONES)
+def test_any_backbone_by_name(name):
+    "Every parameter of the body is in one group, in order; a few groups; one row of finite features per picture"
+    size = 224 if 'vit' in name or 'swin' in name else 96
+    net, info = image_net(name, 3, 'random', size)
+    groups = net.param_groups()
+    ids = [id(p) for g in groups for p in g]
+    assert len(set(ids)) == len(ids) and set(ids) == {id(p) for p in net.parameters()} and 3 <= len(groups) <= 6
+    with torch.no_grad(): f, out = net.eval().features(torch.rand(2, 3, size, size)), net(torch.rand(2, 3, size, size))
+    assert f.shape == (2, info['n_features']) and out.shape == (2, 3) and f.isfinite().all()
+    place = {id(p): i for i, p in enumerate(net.body.parameters())}
+    starts = [place[id(g[0])] for g in groups[:-1]]
+    assert starts == sorted(starts) and starts[0] == 0
+
+
+def test_a_backbone_that_cannot_be_cut_says_what_to_take():
+    with pytest.raises(InputError, match='vit_small_patch16_224'): image_net('torchvision/vit_b_16', 3, 'random')
+
+
+def test_features_are_timms_own_pooled():
+    net, info = image_net('efficientnet_lite0', 3)
+    model = timm.create_model('tf_efficientnet_lite0', pretrained=False)
+    model.load_state_dict(net.body.model.state_dict(), strict=False)
+    x = torch.rand(3, 3, 224, 224)
+    with torch.no_grad():
+        m = model.eval().forward_features(x)
+        f = net.eval().features(x)
+    torch.testing.assert_close(f, torch.cat([m.mean((2, 3)), m.amax((2, 3))], 1), atol=1e-5, rtol=1e-4)
+    net.precision = 'bf16'
+    with torch.no_grad(): assert torch.cosine_similarity(net.features(x), f).min() > .99
+    assert (info['mean'], info['size']) == ([.5]*3, 224)
+
+
+@pytest.fixture(scope='module')
+def data(pictures): return read_images(pictures, progress=False)
+
+
+@pytest.fixture(scope='module')
+def learn(data):
+    learn = image_learner(data, size=96, bs=16, precision='fp32', seed=0)
+    with learn.no_bar(), learn.no_logging(): learn.fine_tune(1, 1e-4, thaw=2, keep_best=False)
+    return learn
+
+
+def test_fastais_pictures_of_results(learn, tmp_path, monkeypatch):
+    import matplotlib.pyplot as plt
+    monkeypatch.chdir(tmp_path)
+    plt.close('all')
+    with learn.no_bar():
+        learn.dls.show_batch(max_n=4)
+        learn.show_results(max_n=4)
+        interp = ClassificationInterpretation.from_learner(learn)
+        interp.plot_top_losses(4); interp.plot_confusion_matrix()
+        found = learn.lr_find(num_it=12)
+    assert isinstance(learn, Learner) and len(plt.get_fignums()) == 5 and 0 < found.valley < 1
+    assert interp.confusion_matrix().sum() == len(learn.dls.valid_ds)
+    plt.close('all')
+
+
+
+def test_normalisation_is_the_pretrained_one(learn):
+    x, _ = learn.dls.one_batch()
+    raw = torch.stack([learn.dls.valid_ds[i][0] for i in range(4)]).as_subclass(torch.Tensor).float()/255
+    seen = next(iter(learn.dls.valid))[0][:4].as_subclass(torch.Tensor)
+    torch.testing.assert_close(seen, (raw - .5)/.5, atol=1e-5, rtol=0)
+    assert x.shape == (16, 3, 96, 96)
+
+
+def test_freezing_and_rates(data):
+    learn = image_learner(data, 'resnet18', 'random', size=64, bs=16, precision='fp32', seed=0)
+    trains = lambda: [all(p.requires_grad for p in g) for g in learn.model.param_groups()]
+    n = len(trains())
+    learn.freeze(); assert trains() == [False]*(n-1) + [True]
+    learn.freeze_to(-2); assert trains() == [False]*(n-2) + [True]*2
+    learn.unfreeze(); assert all(trains())
+    learn.freeze_to(-2)
+    before = [[p.detach().clone() for p in g] for g in learn.model.param_groups()]
+    norms = hash_state({k: v for k, v in learn.model.body.state_dict().items() if 'running' in k})
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, slice(1e-4, 1e-2), cbs=EarlyStoppingCallback())
+    rates = [h['lr'] for h in learn.opt.hypers]
+    assert rates == sorted(rates) and rates[-1] > rates[0]
+    same = [all(torch.equal(a, b) for a, b in zip(g, new)) for g, new in zip(before, learn.model.param_groups())]
+    assert same == [True]*(n-2) + [False]*2
+    assert hash_state({k: v for k, v in learn.model.body.state_dict().items() if 'running' in k}) == norms
+
+
+def test_plain_fastai_on_request(data):
+    "Without the probe, and with fastai's BatchNorm default, the result is that of fastai's own fine_tune, bit for bit"
+    def make():
+        return image_learner(data, 'resnet18', 'random', size=64, bs=16, precision='fp32', seed=3, norm='train')
+    a = make()
+    with a.no_bar(), a.no_logging(): a.fine_tune(1, 1e-3, probe=False)
+    b = make()
+    with b.no_bar(), b.no_logging(): Learner.fine_tune(b, 1, 1e-3)
+    assert hash_state(a.model.state_dict()) == hash_state(b.model.state_dict()) and not a.probed
+
+
+def test_probe_beats_a_head_that_knows_nothing(data):
+    learn = image_learner(data, size=96, bs=16, precision='fp32', seed=0)
+    found = learn.probe()
+    with learn.no_bar():
+        loss, acc = learn.validate()
+        probs, y = learn.get_preds(dl=dl_of_split(learn, data))
+    assert acc == pytest.approx(found.valid_accuracy) and loss == pytest.approx(found.valid_loss, rel=1e-4)
+    assert found.loo_accuracy > .5      # chance is 0.25; of 36 pictures, that many are right by luck once in a thousand times
+    assert probs.shape == (len(y), 4) and np.array_equal(y.numpy(), data.labels('test'))
+    with pytest.raises(InputError, match='`thaw` is 99'): learn.fine_tune(1, thaw=99)
