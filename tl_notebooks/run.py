@@ -161,7 +161,7 @@ def start_run(
     folder = Path(folder) if folder else make_run_folder(usecase, params, notebook, params.get('out', ''))
     return Run(folder, params)
 
-# %% ../nbs/51_run.ipynb #8d9a2dda
+# %% ../nbs/51_run.ipynb #cc0ea506
 class Run:
     "A run in progress: parameters as attributes of `p`, and the folder that everything goes to"
     def __init__(self, folder:Path, params:dict):
@@ -172,7 +172,7 @@ class Run:
         seed_everything(self.record['seed'], params.get('threads') or os.cpu_count())
         self.record['environment'] = environment()
         self.captions = {}
-        _watch_cells(self)
+        _attach(self)
         self.save()
 
     def save(self) -> None: save_record(self.folder, self.record)
@@ -209,11 +209,12 @@ def finish(self:Run) -> str:
     write_report(self.folder)
     return str(self.folder)
 
-# %% ../nbs/51_run.ipynb #502895bf
-def _watch_cells(run:Run) -> None:
-    "Mark the record when a cell of the notebook fails or is interrupted; nothing outside a notebook"
+# %% ../nbs/51_run.ipynb #e7891042
+def _attach(run:Run) -> None:
+    "Show figures in the notebook, and mark the record when a cell fails or is interrupted; nothing outside a notebook"
     shell = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)()
     if shell is None: return
+    shell.enable_matplotlib('inline') # an MPLBACKEND of the caller would leave the notebook without pictures
     for old in [f for f in shell.events.callbacks['post_run_cell'] if getattr(f, 'tl_run', False)]:
         shell.events.unregister('post_run_cell', old)
     def after_cell(result):
