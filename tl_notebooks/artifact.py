@@ -6,7 +6,7 @@
 __all__ = ['SCHEMA', 'FILES', 'MANIFEST', 'SUFFIXES', 'write_manifest', 'save_model', 'read_manifest', 'Prediction', 'Model',
            'list_images']
 
-# %% ../nbs/40_artifact.ipynb #546ed0e5
+# %% ../nbs/40_artifact.ipynb #563102be
 import json
 import os
 import re
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
-from .core import InputError, did_you_mean, hash_file, hash_state, read_json
+from .core import InputError, did_you_mean, hash_file, hash_state, read_json, umask
 from .data import open_image
 from .finetune import TransferNet, progress
 from .records import code_version, environment
@@ -42,7 +42,7 @@ def write_manifest(folder:Path, manifest:dict) -> None:
     text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
     (folder/'manifest.json').write_text(text.replace('"sha256": "' + '0'*64, '"sha256": "' + _manifest_hash(text)), encoding='utf-8')
 
-# %% ../nbs/40_artifact.ipynb #16d66d27
+# %% ../nbs/40_artifact.ipynb #24ca2380
 def save_model(
     folder:str|Path,          # Made by this call; must not exist
     net:TransferNet,
@@ -70,14 +70,11 @@ def save_model(
             metrics=metrics or {}, data=data or {}, parent=parent,
             versions=dict(tl_notebooks=code_version(), python=env['python'], **env['packages']),
             weights_sha256=hash_state(state), files=files))
-        os.chmod(tmp, 0o777 & ~_umask())
+        for p in tmp.iterdir(): p.chmod(0o666 & ~umask()) # safetensors makes files that only their owner may read
+        tmp.chmod(0o777 & ~umask())
         os.rename(tmp, folder)
     except BaseException: shutil.rmtree(tmp, ignore_errors=True); raise
     return folder
-
-def _umask() -> int:
-    mask = os.umask(0); os.umask(mask)
-    return mask
 
 # %% ../nbs/40_artifact.ipynb #3e93c353
 def read_manifest(folder:str|Path) -> dict:

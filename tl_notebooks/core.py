@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputError', 'did_you_mean', 'nms', 'guard_torchvision', 'install_guard', 'seed_everything', 'hash_bytes',
-           'hash_file', 'hash_json', 'hash_state', 'atomic_write', 'write_json', 'read_json', 'cache_dir']
+           'hash_file', 'hash_json', 'hash_state', 'atomic_write', 'umask', 'write_json', 'read_json', 'cache_dir']
 
 # %% ../nbs/00_core.ipynb #20565a47
 import contextlib
@@ -142,7 +142,7 @@ def hash_state(state:dict) -> str:
         parts += [f'{name} {t.dtype} {tuple(t.shape)}'.encode(), t.reshape(-1).view(torch.uint8).numpy().tobytes()]
     return hash_bytes(*parts)
 
-# %% ../nbs/00_core.ipynb #ea548212
+# %% ../nbs/00_core.ipynb #8ce749f5
 @contextlib.contextmanager
 def atomic_write(path:str|Path, mode:str='w'):
     "Open a temporary file that takes the place of `path` if the block ends well, and vanishes if it does not"
@@ -152,13 +152,14 @@ def atomic_write(path:str|Path, mode:str='w'):
         with open(fd, mode, encoding=None if 'b' in mode else 'utf-8') as f:
             yield f
             f.flush(); os.fsync(f.fileno())
-        os.chmod(tmp, 0o666 & ~_umask())
+        os.chmod(tmp, 0o666 & ~umask())
         os.replace(tmp, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError): os.unlink(tmp)
         raise
 
-def _umask() -> int:
+def umask() -> int:
+    "The permissions that new files do without in this process"
     mask = os.umask(0); os.umask(mask)
     return mask
 
