@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['cmd_run', 'cmd_models', 'cmd_predict', 'make_parser', 'main']
 
-# %% ../nbs/70_cli.ipynb #b73b21a3
+# %% ../nbs/70_cli.ipynb #9aa0adcf
 import argparse
 import csv
 import json
+import logging
 import os
 import sys
 from .core import InputError
 
-# %% ../nbs/70_cli.ipynb #84b8d6d0
+# %% ../nbs/70_cli.ipynb #b6e2dfb0
 def cmd_run(args) -> int:
     from tl_notebooks.run import find_usecase, run_usecase, usecase_params
     if args.list:
@@ -31,6 +32,7 @@ def cmd_run(args) -> int:
         if value is None: continue
         if name in given: raise InputError(f"`{name}` is given twice: as --{name} and as -p {name}=….")
         given[name] = value
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL) # after Ctrl-C, tracebacks of an event loop that nobody waits for
     print(run_usecase(args.usecase, given, args.out or ''))
     return 0
 
