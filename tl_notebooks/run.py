@@ -7,7 +7,7 @@ __all__ = ['TYPES', 'REPORT', 'Param', 'read_params', 'check_params', 'usecases'
            'outputs_root', 'make_run_folder', 'params_from', 'start_run', 'Run', 'mark_failed', 'repeat_command',
            'write_report', 'RunFailed', 'run_usecase', 'drop_progress']
 
-# %% ../nbs/51_run.ipynb #934a6dc0
+# %% ../nbs/51_run.ipynb #e9731331
 import ast
 import base64
 import contextlib
@@ -29,6 +29,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from fastcore.basics import patch
 from .core import InputError, atomic_write, did_you_mean, hash_file, seed_everything
+from .data import data_path
 from .records import environment, load_record, new_record, new_run_id, save_record
 
 # %% ../nbs/51_run.ipynb #82740649
@@ -287,7 +288,7 @@ def write_report(folder:str|Path) -> Path:
     with atomic_write(folder/'report.html') as f: f.write(page)
     return folder/'report.html'
 
-# %% ../nbs/51_run.ipynb #b3bef388
+# %% ../nbs/51_run.ipynb #a612b5d7
 class RunFailed(RuntimeError):
     "A run that started and did not end well; `folder` holds its record and the notebook up to the cell that failed"
     def __init__(self, folder:Path, status:str, message:str):
@@ -303,7 +304,7 @@ def run_usecase(
     notebook = find_usecase(name)
     spec = usecase_params(notebook)
     params = check_params(spec, params or {})
-    if params.get('data') and not Path(params['data']).expanduser().exists(): raise InputError(_no_such(params['data']))
+    if params.get('data'): data_path(params['data'])
     folder = make_run_folder(notebook.stem, params, notebook, out or params.get('out', '')).absolute()
     try: _execute(notebook, folder, {k: v for k,v in params.items() if v != spec[k].default})
     except KeyboardInterrupt:
@@ -315,12 +316,7 @@ def run_usecase(
         raise RunFailed(folder, 'failed', f'`{notebook.name}` ended without `run.finish()`')
     return folder
 
-# %% ../nbs/51_run.ipynb #dd932e14
-def _no_such(path:str) -> str:
-    parent = Path(path).expanduser().absolute().parent
-    near = [p.name for p in parent.iterdir()] if parent.is_dir() else []
-    return f"data `{path}` does not exist. " + (did_you_mean(Path(path).name, near) if near else f"Nor does `{parent}`.")
-
+# %% ../nbs/51_run.ipynb #e406980e
 def _after_failure(folder:Path, e:Exception) -> None:
     "Turn what papermill raised into `InputError` (folder removed) or `RunFailed` (record marked)"
     kind, message = getattr(e, 'ename', type(e).__name__), getattr(e, 'evalue', str(e))
