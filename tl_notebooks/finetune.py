@@ -7,7 +7,7 @@ __all__ = ['PRECISIONS', 'NORMS', 'STEPS', 'merge_groups', 'TransferNet', 'autoc
            'compile_body', 'NormEval', 'Probe', 'progress', 'FitProgress', 'FrozenPrefix', 'TransferLearner',
            'solve_head', 'Stage', 'refresh_norms', 'scale_logits']
 
-# %% ../nbs/20_finetune.ipynb #1eacf0eb
+# %% ../nbs/20_finetune.ipynb #e1b73408
 import contextlib
 import json
 import os
@@ -31,7 +31,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastcore.basics import patch
 
-# %% ../nbs/20_finetune.ipynb #3b6da395
+# %% ../nbs/20_finetune.ipynb #962f9828
 def merge_groups(
     sizes:Sequence[int], # Number of parameters of each stage, input to output
     n:int,               # At most so many groups
@@ -44,7 +44,7 @@ def merge_groups(
         groups[k:k+2] = [groups[k] + groups[k+1]]
     return groups
 
-# %% ../nbs/20_finetune.ipynb #b61c933e
+# %% ../nbs/20_finetune.ipynb #aaf4c598
 class TransferNet(nn.Module):
     """A body and a linear head; `features` and `forward` run the body in the chosen precision.
 
@@ -77,7 +77,7 @@ class TransferNet(nn.Module):
 
 def _plain(x:torch.Tensor) -> torch.Tensor: return x.as_subclass(torch.Tensor)
 
-# %% ../nbs/20_finetune.ipynb #7d0a2829
+# %% ../nbs/20_finetune.ipynb #c258d64b
 PRECISIONS = ('fp32', 'bf16')
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -93,22 +93,29 @@ def _mixes_items(body:nn.Module) -> bool:
     "Whether an item's features depend on the other items of its batch"
     return any(m.training and isinstance(m, NORMS) for m in body.modules())
 
-# %% ../nbs/20_finetune.ipynb #b71c2740
+# %% ../nbs/20_finetune.ipynb #8046811c
 STEPS = (4, 8, 16)
 
 def measure_speed(net:TransferNet, xb:torch.Tensor, precisions:Sequence[str]=PRECISIONS, reps:int=2) -> dict[tuple[str, int], float]:
     "Seconds of one eval-mode pass of the body over `xb`, by precision and step (best of `reps`)"
     was, training, seconds = (net.precision, net.step), net.training, {}
+    def once(precision, step):
+        net.precision, net.step, start = precision, step, time.perf_counter()
+        net.features(xb)
+        return time.perf_counter() - start
     net.eval()
     with torch.inference_mode():
-        for net.precision in precisions:
-            for net.step in STEPS:
-                for k in range(reps + 1): # the first one warms up
-                    start = time.perf_counter(); net.features(xb); took = time.perf_counter() - start
-                    if k: seconds[net.precision, net.step] = min(took, seconds.get((net.precision, net.step), took))
-                    elif took > 4*min(seconds.values(), default=took): break # hopeless here, warm or not
+        for p in precisions:
+            warm = once(p, STEPS[0])
+            if seconds and warm > 4*min(seconds.values()): continue # hopeless here, warm or not
+            for step in STEPS: seconds[p, step] = min(once(p, step) for _ in range(reps))
     net.precision, net.step = was; net.train(training)
     return seconds
+
+def _has_bf16() -> bool:
+    "Whether this CPU can work in bfloat16 at all, quickly or not; False only where torch is sure"
+    try: return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    except (AttributeError, RuntimeError): return True
 
 def choose_speed(
     net:TransferNet,
@@ -119,7 +126,7 @@ def choose_speed(
     "The fastest way for this network through its body on this machine; measured once, then remembered"
     if xb.device.type == 'cuda':
         return precision if precision != 'auto' else 'bf16' if torch.cuda.is_bf16_supported() else 'fp32', 0
-    tried = PRECISIONS if precision == 'auto' else (precision,)
+    tried = (precision,) if precision != 'auto' else PRECISIONS if _has_bf16() else ('fp32',)
     key = hash_json([name, list(xb.shape[1:]), processor_name(), torch.__version__, torch.get_num_threads(), tried])[:16]
     kept = cache_dir()/'speed'/f'{key}.json'
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError): return tuple(json.loads(kept.read_text())['choice'])
@@ -130,13 +137,13 @@ def choose_speed(
         write_json(kept, dict(choice=choice, seconds={f'{p}, {s} at a time': t for (p,s),t in seconds.items()}, backbone=name, threads=torch.get_num_threads()))
     return choice
 
-# %% ../nbs/20_finetune.ipynb #707c75e4
+# %% ../nbs/20_finetune.ipynb #3fefcc33
 def compile_body(net:TransferNet) -> TransferNet:
     "Run the whole body compiled from now on (a pass from a cut stays as it is); returns `net`"
     net.compiled = [torch.compile(net.body)]
     return net
 
-# %% ../nbs/20_finetune.ipynb #c4a78c30
+# %% ../nbs/20_finetune.ipynb #e22a8627
 class NormEval(Callback):
     "Keeps the running statistics of the body (and of a probed head) as they are while the rest trains, and what is frozen in eval mode"
     order = 10 # after fastai's TrainEvalCallback has put the whole model in train mode
@@ -147,7 +154,7 @@ class NormEval(Callback):
         for m in self.model.body.modules():
             if (ps := list(m.parameters())) and not any(p.requires_grad for p in ps): m.eval()
 
-# %% ../nbs/20_finetune.ipynb #61d52f2f
+# %% ../nbs/20_finetune.ipynb #4a8cd5b0
 @dataclass
 class Probe:
     "What a probe found; accuracies are shares of images"
@@ -162,7 +169,7 @@ def progress(it:Iterable, desc:str, total:int|None=None):
     "`it` with a bar on stderr that appears when the work takes more than two seconds, with the time left"
     return tqdm(it, desc=desc, total=total, delay=2, leave=False, mininterval=0.5)
 
-# %% ../nbs/20_finetune.ipynb #2003797b
+# %% ../nbs/20_finetune.ipynb #5bffbfe4
 class FitProgress(Callback):
     "One bar on stderr over all training batches of a fit, with the time left and the last validation loss"
     order = 60 # after the Recorder
@@ -174,7 +181,7 @@ class FitProgress(Callback):
     def after_epoch(self): self.bar.set_postfix_str(f'valid loss {self.recorder.values[-1][1]:.4f}')
     def after_fit(self): self.bar.close()
 
-# %% ../nbs/20_finetune.ipynb #7a65078d
+# %% ../nbs/20_finetune.ipynb #a51a9a2e
 class FrozenPrefix(Callback):
     """Computes the frozen part of a `TransferNet` once per item; keeps it on disk.
 
@@ -195,7 +202,7 @@ class FrozenPrefix(Callback):
     def _say_once(self, message:str) -> None:
         if message not in self.said: self.said.add(message); say(message)
 
-# %% ../nbs/20_finetune.ipynb #74bce212
+# %% ../nbs/20_finetune.ipynb #7e6e61ec
 @patch
 def frozen_groups(self:FrozenPrefix) -> int:
     "Leading layer groups of the body of which nothing trains"
@@ -215,7 +222,7 @@ def usable(self:FrozenPrefix, dl) -> bool:
 @patch
 def items_of(self:FrozenPrefix, dl) -> Items: return Items(dl, getattr(self.learn.dls, 'n_inp', 1))
 
-# %% ../nbs/20_finetune.ipynb #2adb1a92
+# %% ../nbs/20_finetune.ipynb #420365a0
 @patch
 def cut_at(self:FrozenPrefix, n:int, items:Items) -> tuple[Cut, list[torch.Tensor]]:
     "The cut behind the first `n` groups of the body (all of them: its pooled output), and the sample that it was found on"
@@ -232,16 +239,15 @@ def prefix_of(self:FrozenPrefix, ns:Sequence[int], items:Items) -> tuple[Callabl
     "What computes the activations at some cuts in one pass, the cuts, and the hash of each one's weights"
     net, found = self.learn.model, [self.cut_at(n, items) for n in ns]
     cuts, hashes = [c for c,_ in found], [hash_prefix(net.body, c) for c,_ in found]
-    key = *ns, *hashes, net.precision
-    if key not in self.prefixes:
-        device = found[0][1][0].device
-        with autocast(device, net.precision): prefix = Prefix(net.body, cuts, found[0][1], net.step or 64, self.fold)
-        def run(*xb):
-            with autocast(device, net.precision): return [c.rows(h) for c,h in zip(cuts, prefix(*xb))]
-        self.prefixes = {key: run} # one copy of the weights is enough
-    return self.prefixes[key], cuts, hashes
+    key, device = (*ns, *hashes, net.precision, net.step), found[0][1][0].device
+    def run(*xb):
+        with autocast(device, net.precision):
+            if key not in self.prefixes: # only now: nothing may be missing; and one copy of the weights is enough
+                self.prefixes = {key: Prefix(net.body, cuts, found[0][1], net.step or 64, self.fold)}
+            return [c.rows(h) for c,h in zip(cuts, self.prefixes[key](*xb))]
+    return run, cuts, hashes
 
-# %% ../nbs/20_finetune.ipynb #e5bb8870
+# %% ../nbs/20_finetune.ipynb #7b0163ab
 @patch
 def store_for(self:FrozenPrefix, cut:Cut, weights:str, transform:list, dtype:str|None=None) -> ActivationStore:
     "The store of activations at a cut"
@@ -265,7 +271,7 @@ def fitting_stores(self:FrozenPrefix, cuts, hashes, wanted:Callable) -> tuple[li
         if dtype is None and self.dtype == 'auto': self._say_once(f"{format_bytes(need)} would pass the limit; keeping them as bf16, half as much")
     return None
 
-# %% ../nbs/20_finetune.ipynb #9bc27038
+# %% ../nbs/20_finetune.ipynb #d2c7193f
 @patch
 def opened(self:FrozenPrefix, dl, ns:Sequence[int], views:int=1) -> list[CachedDL]|None:
     "Batches of activations at the cuts behind `ns` groups (ascending), one CachedDL each, the first with `views` views; None: run the network as a whole"
@@ -305,10 +311,11 @@ def _fill(self:FrozenPrefix, items, names, run, stores, need, cuts, views) -> No
     self.report.append(dict(cut=[c.place or 'pooled' for c in cuts], items=len(names), views=views, computed=lacking, bytes=need,
                             dtype=[str(s.dtype).split('.')[1] for s,_ in stores[:k]], seconds=round(time.perf_counter() - start, 3)))
 
-# %% ../nbs/20_finetune.ipynb #a350bf64
+# %% ../nbs/20_finetune.ipynb #f08d37e6
 @patch
 def before_fit(self:FrozenPrefix):
-    self.fitting, self.fit_dls, n = True, {}, self.frozen_groups()
+    if not self.fitting: return
+    self.fit_dls, n = {}, self.frozen_groups()
     dls = [dl for dl in (self.learn.dls.train, self.learn.dls.valid) if self.usable(dl)]
     if not n or len(dls) < 1 or dls[0] is not self.learn.dls.train: return
     finding = any(type(cb).__name__ == 'LRFinder' for cb in self.learn.cbs)
@@ -349,7 +356,7 @@ def best_cut(self:FrozenPrefix, dl) -> int:
             if n > self.frozen_groups() and hash_prefix(body, self.cut_at(n, items)[0]) == self.warm[n]: return n
     return self.frozen_groups()
 
-# %% ../nbs/20_finetune.ipynb #3e36d7cb
+# %% ../nbs/20_finetune.ipynb #52331158
 class TransferLearner(Learner):
     """A fastai `Learner` on a `TransferNet`, with probing and the frozen part computed once; see `Learner` for the other arguments.
 
@@ -364,6 +371,7 @@ class TransferLearner(Learner):
                          splitter=lambda m: m.param_groups(), train_bn=kwargs.pop('train_bn', norm == 'train'), **kwargs)
 
     def fit(self, *args, **kwargs):
+        self.frozen_prefix.fitting = True # fastai sends `before_fit` for a validation too
         try: return super().fit(*args, **kwargs)
         finally: self.frozen_prefix.fitting, self.frozen_prefix.fit_dls = False, {} # also after an error or Ctrl-C
 
@@ -383,7 +391,7 @@ class TransferLearner(Learner):
                 ys += [_plain(t).cpu() for t in y]
         return torch.cat(xs), torch.cat(ys) if ys else torch.empty(0, dtype=torch.int64)
 
-# %% ../nbs/20_finetune.ipynb #782cc5d1
+# %% ../nbs/20_finetune.ipynb #824d6f8c
 @patch
 def precompute(
     self:TransferLearner,
@@ -402,7 +410,7 @@ def precompute(
         for n,c in zip(ns[-len(found):], found): frozen.warm[n] = hash_prefix(self.model.body, c.cut)
     return out
 
-# %% ../nbs/20_finetune.ipynb #ff1e9b9c
+# %% ../nbs/20_finetune.ipynb #eb7da7aa
 def solve_head(net:TransferNet, x:torch.Tensor, y:torch.Tensor, **kwargs) -> RidgeHead:
     """Put the ridge solution for features `x` and labels `y` into the head of `net`.
 
@@ -420,7 +428,7 @@ def solve_head(net:TransferNet, x:torch.Tensor, y:torch.Tensor, **kwargs) -> Rid
         linear.bias.copy_(found.scale*(torch.as_tensor(found.bias).double() + weight @ mean))
     return found
 
-# %% ../nbs/20_finetune.ipynb #e7d1ccdc
+# %% ../nbs/20_finetune.ipynb #f732f09a
 @contextlib.contextmanager
 def _without_augmentation(dl):
     "A DataLoader over the items of `dl` in order, all of them, treated as validation items are"
@@ -449,7 +457,7 @@ def probe(
                               nn.functional.cross_entropy(logits, vy).item(), time.perf_counter()-start, len(y))
     return self.probe_result
 
-# %% ../nbs/20_finetune.ipynb #1a44923a
+# %% ../nbs/20_finetune.ipynb #5077441e
 @dataclass
 class Stage:
     "One step of a schedule, before and after it ran"
@@ -485,7 +493,7 @@ def thaw_that_fits(self:TransferLearner, thaw:int|None, epochs:int) -> int|None:
     if t < thaw: say(f"the inputs of the last {thaw} groups would pass the limit of {format_bytes(cache_limit())}; thawing {t} instead (TL_NOTEBOOKS_CACHE_LIMIT allows more)")
     return t
 
-# %% ../nbs/20_finetune.ipynb #2f5612c0
+# %% ../nbs/20_finetune.ipynb #c198204f
 @patch
 def run_stage(self:TransferLearner, stage:Stage, best:float, lr_mult:float=100, **kwargs) -> Stage:
     "Train as `stage` says; keep the outcome if its validation loss is below `best`, otherwise go back"
@@ -526,7 +534,7 @@ def _check_stages(stages:Sequence[Stage], groups:int) -> None:
             raise InputError(f"`thaw` is {s.thaw}; this network has {groups} groups, head included: accepted are 1 to {groups}.")
         if s.epochs < 1 or not s.lr > 0: raise InputError(f"a stage has {s.epochs} epochs at rate {s.lr}; accepted: at least 1, and a rate above 0.")
 
-# %% ../nbs/20_finetune.ipynb #4532a95e
+# %% ../nbs/20_finetune.ipynb #ab606046
 @patch
 def fine_tune(
     self:TransferLearner,
@@ -547,7 +555,7 @@ def fine_tune(
     stages = [Stage(thaw, epochs, base_lr)] if epochs else []
     self.thaw_progressively(stages, keep_best, lr_mult=lr_mult, pct_start=pct_start, div=div, **kwargs)
 
-# %% ../nbs/20_finetune.ipynb #a4fdaa26
+# %% ../nbs/20_finetune.ipynb #ac4cf871
 @patch
 def refit(self:TransferLearner) -> RidgeHead:
     "Solve the head once more from training and validation items together; only while the probe's body is in place"
@@ -559,7 +567,7 @@ def refit(self:TransferLearner) -> RidgeHead:
     self.opt, self.statistics = None, ClassStatistics.from_features(x, y, len(found.weight))
     return found
 
-# %% ../nbs/20_finetune.ipynb #977657ec
+# %% ../nbs/20_finetune.ipynb #ed4aef96
 def refresh_norms(learn:TransferLearner) -> None:
     "Replace the running statistics of all BatchNorm layers by averages over the training items, without augmentation"
     norms = [m for m in learn.model.modules() if isinstance(m, NORMS)]
@@ -571,7 +579,7 @@ def refresh_norms(learn:TransferLearner) -> None:
     for m,momentum in zip(norms, was): m.momentum = momentum
     learn.model.eval()
 
-# %% ../nbs/20_finetune.ipynb #8ec9e996
+# %% ../nbs/20_finetune.ipynb #1db9c217
 def scale_logits(net:TransferNet, temperature:float) -> None:
     "Divide the logits of `net` by `temperature` (> 0), for good, by scaling its last layer"
     if not temperature > 0: raise InputError(f"temperature is {temperature}; accepted: a number above 0.")

@@ -6,7 +6,8 @@
 __all__ = ['RESIZES', 'image_tensor', 'ImageReader', 'image_dls', 'test_dl', 'ImageBody', 'timm_body', 'torchvision_body',
            'image_net', 'image_learner']
 
-# %% ../nbs/30_vision.ipynb #314f5a71
+# %% ../nbs/30_vision.ipynb #1e87d65d
+import contextlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import nn
 from PIL import Image
-from .core import InputError, seed_everything
+from .core import InputError, hash_file, seed_everything
 from .data import ImageData, open_image
-from .finetune import TransferLearner, TransferNet, choose_precision, merge_groups, progress
+from .finetune import TransferLearner, TransferNet, choose_speed, compile_body, merge_groups, progress
 from .pretrained import find_entry, load_image_model
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize
@@ -25,7 +26,7 @@ from fastai.vision.augment import aug_transforms
 from fastai.vision import data as _show, learner as _results # noqa: F401  register how images and results are shown
 from fasttransform import Transform
 
-# %% ../nbs/30_vision.ipynb #c08576c3
+# %% ../nbs/30_vision.ipynb #4a4a1115
 RESIZES = ('squish', 'crop', 'pad')
 
 def image_tensor(
@@ -44,28 +45,53 @@ def image_tensor(
     if image.size != (size, size): image = image.resize((size, size), Image.Resampling.BICUBIC)
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size, size, 3).permute(2, 0, 1).contiguous()
 
-# %% ../nbs/30_vision.ipynb #26a1a4bc
+# %% ../nbs/30_vision.ipynb #f19daed0
 class ImageReader(Transform):
-    "Paths to (3, size, size) uint8 `TensorImage`s; remembers up to `keep` bytes of them"
-    def __init__(self, root:Path, size:int, resize:str='squish', keep:int=2**30):
-        self.root, self.size, self.resize, self.left, self.kept = Path(root), size, resize, keep, {}
+    "Paths to (3, size, size) uint8 `TensorImage`s; remembers up to `keep` bytes of them. `known`: path → sha256 of the file"
+    def __init__(self, root:Path, size:int, resize:str='squish', known:dict|None=None, keep:int=2**30):
+        self.root, self.size, self.resize, self.known, self.left, self.kept, self.soon = Path(root), size, resize, known or {}, keep, {}, {}
         super().__init__()
 
-    def read(self, path:str) -> torch.Tensor:
-        if (t := self.kept.get(path)) is not None: return t
+    def decode_file(self, path:str) -> torch.Tensor:
         t = image_tensor(open_image(self.root/path), self.size, self.resize)
+        if path in self.known and hash_file(self.root/path) != self.known[path]:
+            raise InputError(f"`{self.root/path}` has changed since the data was checked. Read the data again.")
+        return t
+
+    def read(self, path:str) -> torch.Tensor:
+        for have in (self.kept, self.soon):
+            if (t := have.get(path)) is not None: return t
+        t = self.decode_file(path)
         if self.left >= t.numel(): self.left -= t.numel(); self.kept[path] = t
         return t
 
     def encodes(self, path:str): return TensorImage(self.read(path))
 
+    def _decode(self, paths:Sequence[str], desc:str|None=None) -> dict[str, torch.Tensor]:
+        todo = [p for p in dict.fromkeys(paths) if p not in self.kept]
+        with ThreadPoolExecutor(min(8, (os.cpu_count() or 2) + 1)) as pool:
+            done = pool.map(self.decode_file, todo)
+            return dict(zip(todo, progress(done, desc, len(todo)) if desc else done))
+
     def preload(self, paths:Sequence[str]) -> None:
         "Decode `paths` with several threads, as far as memory is allowed"
-        todo = list(paths)[:self.left//(3*self.size**2)]
-        with ThreadPoolExecutor(min(8, (os.cpu_count() or 2) + 1)) as pool:
-            for _ in progress(pool.map(self.read, todo), 'reading images', len(todo)): pass
+        new = self._decode([p for p in paths if p not in self.kept][:self.left//(3*self.size**2)], 'reading images')
+        self.left -= sum(t.numel() for t in new.values()); self.kept |= new
 
-# %% ../nbs/30_vision.ipynb #0bdd6800
+    @contextlib.contextmanager
+    def ahead(self, paths:Sequence[str]):
+        "Inside, `paths` are there, decoded with several threads; they are forgotten afterwards"
+        self.soon = self._decode(paths)
+        try: yield
+        finally: self.soon = {}
+
+    def digest(self, path:str) -> str: return self.known.get(path) or hash_file(self.root/path)
+    def spec(self) -> dict: return dict(size=self.size, resize=self.resize, filter='bicubic')
+    def example(self) -> TensorImage:
+        noise = torch.Generator().manual_seed(0)
+        return TensorImage(torch.randint(0, 256, (3, self.size, self.size), generator=noise, dtype=torch.uint8))
+
+# %% ../nbs/30_vision.ipynb #b047a8a5
 def image_dls(
     data:ImageData,              # From `data.read_images`
     size:int=224,                # Side of the square the network gets, pixels
@@ -74,25 +100,25 @@ def image_dls(
     bs:int=32,                   # Images per batch; no more than there are training images
     resize:str='squish',         # See `image_tensor`
     augment:bool=True,           # Flips, small turns, zoom, perspective and light on training batches
-    device=None,
+    device=None,                 # `None`: a GPU if there is one
 ) -> DataLoaders:
     "Training and validation batches of `data`; the test images take no part (see `test_dl`)"
     items = data.items[data.items.split != 'test']
     paths, labels = list(items.path), dict(zip(data.items.path, data.items.label))
     splits = [[i for i,s in enumerate(items.split) if s == name] for name in ('train', 'valid')]
-    reader = ImageReader(data.root, size, resize)
-    reader.preload(paths)
+    reader = ImageReader(data.root, size, resize, dict(zip(data.items.path, data.items.sha256)))
     dsets = Datasets(paths, [[reader], [lambda path: labels[path], Categorize(vocab=list(data.classes), sort=False)]], splits=splits)
     aug = aug_transforms(size=size, max_rotate=15., max_lighting=.2) if augment else []
     device = device or default_device()
     return dsets.dataloaders(bs=max(1, min(bs, len(splits[0]))), val_bs=max(1, bs), num_workers=0, device=device, path=Path('.'),
+                             pin_memory=device.type == 'cuda', # pictures cross as bytes; scaling and augmentation are the GPU's work
                              after_batch=[IntToFloatTensor, *aug, Normalize.from_stats(mean, std, cuda=device.type == 'cuda')])
 
 def test_dl(learn:TransferLearner, data:ImageData, split:str='test'):
     "The images of one split as a DataLoader with labels: whole pictures, in order, without augmentation"
     return learn.dls.test_dl(list(data.subset(split).path), with_labels=True)
 
-# %% ../nbs/30_vision.ipynb #776b3a8f
+# %% ../nbs/30_vision.ipynb #fff0d575
 class ImageBody(nn.Module):
     """Pooled features of an image backbone.
 
@@ -112,7 +138,7 @@ class ImageBody(nn.Module):
         dims = (1, 2) if self.layout == 'NHWC' else (2, 3)
         return torch.cat([f.mean(dims), f.amax(dims)], 1)
 
-# %% ../nbs/30_vision.ipynb #9531cae5
+# %% ../nbs/30_vision.ipynb #6f3317a9
 def timm_body(model:nn.Module, size:int) -> tuple[ImageBody, list[list[nn.Parameter]]]:
     "Body and stages (lists of parameters, input to output) of a timm model; its head is removed"
     from timm.models import group_parameters
@@ -128,7 +154,7 @@ def timm_body(model:nn.Module, size:int) -> tuple[ImageBody, list[list[nn.Parame
     with torch.no_grad(): ndim = model.eval().forward_features(torch.zeros(1, 3, size, size)).ndim
     return ImageBody(model, 'NLC' if ndim == 3 else str(getattr(layout, 'value', layout)), prefix), [s for s in stages if s]
 
-# %% ../nbs/30_vision.ipynb #e8c73f2b
+# %% ../nbs/30_vision.ipynb #2c51eda5
 _TAIL = {'avgpool', 'fc', 'classifier', 'head', 'heads', 'flatten', 'dropout', 'aux1', 'aux2', 'AuxLogits'}
 
 def torchvision_body(model:nn.Module, name:str) -> tuple[ImageBody, list[list[nn.Parameter]]]:
@@ -142,7 +168,7 @@ def torchvision_body(model:nn.Module, name:str) -> tuple[ImageBody, list[list[nn
     stages = [list(b.parameters()) for m in kids.values() for b in (m.children() if isinstance(m, nn.Sequential) else [m])]
     return ImageBody(body), [s for s in stages if s]
 
-# %% ../nbs/30_vision.ipynb #c81ae151
+# %% ../nbs/30_vision.ipynb #20a71001
 def image_net(
     backbone:str,            # A name of the catalogue, of timm or of torchvision
     n_classes:int,
@@ -160,7 +186,7 @@ def image_net(
     net = TransferNet(body.to(memory_format=torch.channels_last), n_features, n_classes)
     return net, {**info, 'size': size, 'n_features': n_features}
 
-# %% ../nbs/30_vision.ipynb #c34a7538
+# %% ../nbs/30_vision.ipynb #bd88d23d
 def image_learner(
     data:ImageData,               # From `data.read_images`
     backbone:str='efficientnet_lite0',
@@ -170,10 +196,11 @@ def image_learner(
     resize:str='squish',          # See `image_tensor`
     augment:bool=True,
     precision:str='auto',         # 'auto': the faster one on this machine; 'fp32'; 'bf16'
+    compile:bool|None=None,       # `torch.compile` the body for full passes; `None`: on a GPU
     norm:str='eval',              # 'train': fastai's BatchNorm default, for networks from scratch
     seed:int|None=None,           # `None`: leave the generators alone
     dls:DataLoaders|None=None,    # Batches to use again, of the same size and normalisation
-    **kwargs,                     # For `TransferLearner`, and so for fastai's `Learner`
+    **kwargs,                     # For `TransferLearner` (cache, views, …), and so for fastai's `Learner`
 ) -> TransferLearner:
     "A fastai `Learner` for the images of `data` on a pretrained backbone"
     if precision not in ('auto', 'fp32', 'bf16'): raise InputError(f"`precision` is {precision!r}; accepted: auto, fp32, bf16.")
@@ -181,8 +208,10 @@ def image_learner(
     net, info = image_net(backbone, len(data.classes), weights, size)
     dls = dls or image_dls(data, info['size'], info['mean'], info['std'], bs, resize, augment)
     net = net.to(dls.device)
-    sample = torch.zeros(min(bs, 16), 3, info['size'], info['size'], device=dls.device)
-    net.precision = choose_precision(net, sample, backbone) if precision == 'auto' else precision
+    sample = torch.zeros(16, 3, info['size'], info['size'], device=dls.device)
+    net.precision, net.step = choose_speed(net, sample, backbone, precision)
+    if dls.device.type == 'cuda': torch.set_float32_matmul_precision('high') # TF32, where it is fp32 at all
+    if compile or compile is None and dls.device.type == 'cuda': compile_body(net)
     learn = TransferLearner(dls, net, norm=norm, **{'path': Path('.'), **kwargs})
     learn.info = {**info, 'resize': resize, 'precision': net.precision}
     return learn
