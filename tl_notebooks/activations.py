@@ -8,7 +8,7 @@ __all__ = ['VERSIONED', 'FORMAT', 'DTYPES', 'BLOCK', 'UNITS', 'Cut', 'find_cut',
            'cache_limit', 'say', 'StoreInfo', 'list_stores', 'remove_store', 'clear_stores', 'format_stores', 'room',
            'make_room', 'fill', 'Items', 'Activations', 'CachedDL', 'row_name']
 
-# %% ../nbs/15_activations.ipynb #280ee84b
+# %% ../nbs/15_activations.ipynb #4ede54f4
 import contextlib
 import copy
 import functools
@@ -33,7 +33,7 @@ from fastai.data.load import DataLoader
 from fastai.torch_core import TensorBase, to_device
 from fasttransform import Pipeline
 
-# %% ../nbs/15_activations.ipynb #11446428
+# %% ../nbs/15_activations.ipynb #5fd371f7
 @dataclass(frozen=True)
 class Cut:
     """Where a body is divided, as `find_cut` found it for one size of input.
@@ -62,7 +62,7 @@ class Cut:
     @property
     def row_shape(self) -> tuple[int, ...]: return (*self.shape[1:], self.shape[0]) if self.channels_last else self.shape
 
-# %% ../nbs/15_activations.ipynb #405938ad
+# %% ../nbs/15_activations.ipynb #21672eaa
 @contextlib.contextmanager
 def _in_eval(body:nn.Module):
     "`body` in eval mode; afterwards every module is as it was"
@@ -93,25 +93,24 @@ def _calls(body:nn.Module, xb:Sequence[torch.Tensor]) -> tuple[dict, torch.Tenso
     finally:
         for h in hooks: h.remove()
 
-# %% ../nbs/15_activations.ipynb #848bb114
+# %% ../nbs/15_activations.ipynb #3243db44
 def _ancestors(name:str) -> list[str]: return [name[:i] for i,c in enumerate(name) if c == '.'] + ['']
 
 def _place(body:nn.Module, frozen:set[int], order:Iterable[str]) -> str|None:
     "Name of the largest wholly trained module that is the first to run; None where a container of frozen ones is itself trained"
     modules = dict(body.named_modules())
     trained = lambda name, recurse: [id(p) not in frozen for p in modules[name].parameters(recurse)]
-    name = next(n for n in order if any(trained(n, False)))
-    for up in [name, *reversed(_ancestors(name)[:-1]), '']:
-        if not all(trained(up, True)): break
-        name = up
-    return name if all(trained(name, True)) else None
+    name = next((n for n in order if any(trained(n, False))), '') # none: what is trained does not run (timm keeps some heads in the body)
+    if not name: return ''
+    whole = [up for up in [name, *reversed(_ancestors(name)[:-1]), ''] if all(trained(up, True)) and up in order] # lists of modules do not run
+    return whole[-1] if whole else None
 
 def _units(order:Sequence[str], place:str) -> list[str]:
     "The largest modules that run before `place` and do not contain it"
     before, around = order[:order.index(place)], {*_ancestors(place), place}
     return [n for n in before if n not in around and not any(a in before and a not in around for a in _ancestors(n))]
 
-# %% ../nbs/15_activations.ipynb #35d864b8
+# %% ../nbs/15_activations.ipynb #4d7f42fc
 def find_cut(
     body:nn.Module,               # Called as `body(*xb)`, gives one tensor
     frozen:Iterable[nn.Parameter],# What is not trained
@@ -126,6 +125,7 @@ def find_cut(
         seen, out = _calls(body, xb)
         if all(id(p) in frozen for p in body.parameters()): return _make_cut('', 0, out, ())
         place = _place(body, frozen, seen)
+        if place == '' and not any(id(p) not in frozen for p in body.parameters(False)): return _make_cut('', 0, out, ())
         if not place or not seen[place][0]: raise InputError(
             f"{type(body).__name__} cannot be cut before its trained layers: frozen and trained parameters lie in one module. "
             "Freeze to another layer group, or train without the cache (`cache=False`).")
@@ -138,7 +138,7 @@ def _make_cut(place:str, key:int|str, hidden:torch.Tensor, units:Iterable) -> Cu
     last = hidden.ndim == 4 and hidden.is_contiguous(memory_format=torch.channels_last) and not hidden.is_contiguous()
     return Cut(place, key, tuple(units), tuple(hidden.shape[1:]), hidden.dtype, last)
 
-# %% ../nbs/15_activations.ipynb #310114e7
+# %% ../nbs/15_activations.ipynb #123d2e9c
 def _blank(shape, cut:Cut, hidden:torch.Tensor):
     if type(shape) is list: return [_blank(s, cut, hidden) for s in shape]
     return hidden.new_zeros(hidden.shape if shape[1:] == cut.shape else shape)
@@ -182,7 +182,7 @@ def _prove(body, cut, hidden, xb, out) -> None:
     if not same: raise InputError(f"{type(body).__name__} cannot be cut before `{cut.place}`: something else crosses from the frozen "
                                   "part. Freeze to another layer group, or train without the cache (`cache=False`).")
 
-# %% ../nbs/15_activations.ipynb #0ced572f
+# %% ../nbs/15_activations.ipynb #21cef1d2
 def _norm_pairs(body:nn.Module, xb:Sequence[torch.Tensor]) -> list[tuple[str, str]]:
     "(convolution, BatchNorm) where the second runs once, on the output of the first, which runs once"
     made, pairs, hooks, runs = {}, [], [], {}
@@ -221,7 +221,7 @@ def fold_norms(
         return folded if torch.allclose(a, b, rtol=1e-4, atol=1e-5*float(a.abs().max())) else plain
     except (RuntimeError, AttributeError, TypeError): return plain
 
-# %% ../nbs/15_activations.ipynb #45707e49
+# %% ../nbs/15_activations.ipynb #2ec1e1a3
 class _Reached(Exception): pass
 
 class Prefix:
@@ -264,7 +264,7 @@ class Prefix:
 def _channels_last(x:torch.Tensor) -> torch.Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
-# %% ../nbs/15_activations.ipynb #588a926d
+# %% ../nbs/15_activations.ipynb #a43811c5
 def hash_prefix(body:nn.Module, cut:Cut) -> str:
     "sha256 of all before the cut that decides its activations: weights, buffers, structure"
     around = {*_ancestors(cut.place)} if cut.place else set()
@@ -277,7 +277,7 @@ def _no_address(text:str) -> str:
     import re
     return re.sub(r' at 0x[0-9a-f]+', '', text)
 
-# %% ../nbs/15_activations.ipynb #2deb3f82
+# %% ../nbs/15_activations.ipynb #d08e9ed4
 VERSIONED = {'builtins', 'torch', 'torchvision', 'timm', 'transformers', 'fastai', 'fastcore', 'fasttransform', 'numpy', 'PIL', 'plum', 'functools'}
 
 def _named(t) -> str: return f'{t.__module__}.{t.__qualname__}'
@@ -300,7 +300,7 @@ def _class(t:type, inside:tuple) -> object:
     kinds = (types.FunctionType, plum.Function, int, float, str, bool, list, tuple, dict, torch.Tensor)
     return [_named(t), [_class(b, inside) for b in t.__bases__], describe({n: v for n,v in own.items() if isinstance(v, kinds)}, inside)]
 
-# %% ../nbs/15_activations.ipynb #bc6f6410
+# %% ../nbs/15_activations.ipynb #5381e009
 def _values(obj) -> dict:
     slots = [s for c in type(obj).__mro__ for s in getattr(c, '__slots__', ()) if isinstance(s, str) and hasattr(obj, s)]
     return {n: v for n,v in {**{s: getattr(obj, s) for s in slots}, **getattr(obj, '__dict__', {})}.items() if not n.startswith('__')}
@@ -331,7 +331,7 @@ def describe(obj, inside:tuple=()) -> object:
     raise InputError(f"a {_named(type(obj))} among the transforms cannot be described, so activations cannot be kept. "
                      "Use functions, numbers, tensors and plain objects, or `cache=False`.")
 
-# %% ../nbs/15_activations.ipynb #2ea78420
+# %% ../nbs/15_activations.ipynb #c1877493
 FORMAT = 1
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 BLOCK = 2**24 # bytes of a block, about; what a killed process can lose
@@ -355,7 +355,7 @@ class ActivationStore:
 
     def __len__(self) -> int: return len(self.where)
 
-# %% ../nbs/15_activations.ipynb #c04f4b5f
+# %% ../nbs/15_activations.ipynb #d39fe2e4
 def _read_block(folder:Path, name:str, row_bytes:int) -> tuple[list[str], list[int], np.ndarray]|None:
     "Names, checksums and rows of a block; None where it is damaged, incomplete or of another store"
     try:
@@ -390,7 +390,7 @@ def _missing(self, ids:Iterable[str]) -> list[str]:
 
 ActivationStore.refresh, ActivationStore.good, ActivationStore.missing = _refresh, _good, _missing
 
-# %% ../nbs/15_activations.ipynb #60edcbbb
+# %% ../nbs/15_activations.ipynb #5523033b
 def _write(self, ids:Sequence[str], rows:torch.Tensor) -> None:
     """Keep `rows` (n, *shape) under the names `ids`; whole or not at all.
 
@@ -418,7 +418,7 @@ def _rows(self, ids:Sequence[str]) -> torch.Tensor:
 
 ActivationStore.write, ActivationStore.rows = _write, _rows
 
-# %% ../nbs/15_activations.ipynb #56261ffb
+# %% ../nbs/15_activations.ipynb #0693f8db
 UNITS = {'': 1, 'B': 1, 'K': 1e3, 'KB': 1e3, 'M': 1e6, 'MB': 1e6, 'G': 1e9, 'GB': 1e9, 'T': 1e12, 'TB': 1e12}
 
 def parse_bytes(text:str) -> int:
@@ -440,7 +440,7 @@ def cache_limit() -> int:
     "Bytes that all activations together may take"
     return parse_bytes(os.environ.get('TL_NOTEBOOKS_CACHE_LIMIT') or '10GB')
 
-# %% ../nbs/15_activations.ipynb #58a8c3af
+# %% ../nbs/15_activations.ipynb #d5df601c
 @contextlib.contextmanager
 def _locked(folder:Path, wait:bool=True):
     "Hold the lock of a store; gives False, at once, where `wait` is False and another process has it"
@@ -461,7 +461,7 @@ def say(message:str) -> None:
     "One line for the person, on stderr"
     print(f'activations: {message}', file=sys.stderr, flush=True)
 
-# %% ../nbs/15_activations.ipynb #de778773
+# %% ../nbs/15_activations.ipynb #d9df76bb
 @dataclass
 class StoreInfo:
     "One store on disk; `used` in seconds since 1970, `size` in bytes"
@@ -507,7 +507,7 @@ def clear_stores(keys:Iterable[str]|None=None, days:float=0, root:Path|None=None
         if (not keys or any(s.key.startswith(k) for k in keys)) and now - s.used >= days*86400 and remove_store(s.key, root): done.append(s.size)
     return len(done), sum(done)
 
-# %% ../nbs/15_activations.ipynb #4cf073a6
+# %% ../nbs/15_activations.ipynb #adafc586
 def format_stores(stores:Sequence[StoreInfo]) -> list[str]:
     "A line per store, for people; nothing where there are none"
     if not stores: return []
@@ -515,7 +515,7 @@ def format_stores(stores:Sequence[StoreInfo]) -> list[str]:
     head = f"{'key':<12} {'size':>8} {'rows':>8}  {'last used':<12} what"
     return [head, *(f'{s.key[:12]} {format_bytes(s.size):>8} {s.rows:>8,}  {ago(s):<12} {s.note}' for s in stores)]
 
-# %% ../nbs/15_activations.ipynb #d85daf3e
+# %% ../nbs/15_activations.ipynb #eaa8581a
 def room(
     keep:Iterable[str]=(),    # Stores that must stay
     root:Path|None=None,
@@ -538,7 +538,7 @@ def make_room(need:int, keep:Iterable[str]=(), root:Path|None=None) -> list[Stor
         if s.key not in keep and remove_store(s.key, root): gone.append(s); total -= s.size
     return gone
 
-# %% ../nbs/15_activations.ipynb #4a3e5d6d
+# %% ../nbs/15_activations.ipynb #f4407e5e
 def _sweep(folder:Path) -> None:
     "Remove what a killed process left: temporary files, and matrices that nothing refers to. Only while the lock is held"
     for p in folder.glob('.*'):
@@ -579,7 +579,7 @@ def _fill(stores, ids, compute, todo, lacking, batch, desc) -> None:
                 need = [n for n,p in enumerate(some) if ids[p] in m]
                 if need: s.write([ids[some[n]] for n in need], torch.cat(rows)[need])
 
-# %% ../nbs/15_activations.ipynb #f31d467c
+# %% ../nbs/15_activations.ipynb #25f2464d
 _PIPES = ('after_item', 'before_batch', 'after_batch')
 
 class Items:
@@ -623,7 +623,7 @@ class Items:
         if s is None: raise InputError(f"item {i} was left out by a transform; activations cannot be kept of items that come and go.")
         return s if isinstance(s, tuple) else (s,)
 
-# %% ../nbs/15_activations.ipynb #35dd027c
+# %% ../nbs/15_activations.ipynb #4e810c1b
 def _batch(self, at:Sequence[int]) -> list[torch.Tensor]:
     "Inputs of items as a batch, transformed, on the DataLoader's device"
     b = self.dl.do_batch([self._sample(i) for i in at])
@@ -650,7 +650,7 @@ def _targets(self) -> tuple[torch.Tensor, ...]:
 
 Items._batch, Items.inputs, Items.targets = _batch, _inputs, _targets
 
-# %% ../nbs/15_activations.ipynb #fd8205df
+# %% ../nbs/15_activations.ipynb #78d537ca
 def _transform(self, split_idx:int) -> list: # JSON-ready
     "What happens to a training (0) or validation (1) item between the data and the network"
     fs = [f for f in self.item_tfms if f is not self.reader] + [f for p in self.pipes for f in p.fs]
@@ -670,7 +670,7 @@ def _try(self, items:list) -> str:
 
 Items.transform, Items._try = _transform, _try
 
-# %% ../nbs/15_activations.ipynb #bc21dc8f
+# %% ../nbs/15_activations.ipynb #0f6278fa
 class Activations(TensorBase):
     "A batch of activations at a cut; a network that meets one goes on from there"
 

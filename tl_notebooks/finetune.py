@@ -7,7 +7,7 @@ __all__ = ['PRECISIONS', 'NORMS', 'STEPS', 'merge_groups', 'TransferNet', 'autoc
            'compile_body', 'NormEval', 'Probe', 'progress', 'FitProgress', 'FrozenPrefix', 'FlipMaps',
            'TransferLearner', 'solve_head', 'Stage', 'refresh_norms', 'scale_logits']
 
-# %% ../nbs/20_finetune.ipynb #25a4207a
+# %% ../nbs/20_finetune.ipynb #7c14c36e
 import contextlib
 import json
 import os
@@ -31,7 +31,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastcore.basics import patch
 
-# %% ../nbs/20_finetune.ipynb #a3c138cb
+# %% ../nbs/20_finetune.ipynb #d8e2df2f
 def merge_groups(
     sizes:Sequence[int], # Number of parameters of each stage, input to output
     n:int,               # At most so many groups
@@ -44,7 +44,7 @@ def merge_groups(
         groups[k:k+2] = [groups[k] + groups[k+1]]
     return groups
 
-# %% ../nbs/20_finetune.ipynb #9659a161
+# %% ../nbs/20_finetune.ipynb #7b8aa395
 class TransferNet(nn.Module):
     """A body and a linear head; `features` and `forward` run the body in the chosen precision.
 
@@ -78,7 +78,7 @@ class TransferNet(nn.Module):
 
 def _plain(x:torch.Tensor) -> torch.Tensor: return x.as_subclass(torch.Tensor)
 
-# %% ../nbs/20_finetune.ipynb #4e2bca16
+# %% ../nbs/20_finetune.ipynb #a3a237d1
 PRECISIONS = ('fp32', 'bf16')
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -94,7 +94,7 @@ def _mixes_items(body:nn.Module) -> bool:
     "Whether an item's features depend on the other items of its batch"
     return any(m.training and isinstance(m, NORMS) for m in body.modules())
 
-# %% ../nbs/20_finetune.ipynb #099ac438
+# %% ../nbs/20_finetune.ipynb #604a325e
 STEPS = (4, 8, 16)
 
 def measure_speed(net:TransferNet, xb:torch.Tensor, precisions:Sequence[str]=PRECISIONS, reps:int=2) -> dict[tuple[str, int], float]:
@@ -138,13 +138,13 @@ def choose_speed(
         write_json(kept, dict(choice=choice, seconds={f'{p}, {s} at a time': t for (p,s),t in seconds.items()}, backbone=name, threads=torch.get_num_threads()))
     return choice
 
-# %% ../nbs/20_finetune.ipynb #98c7d72b
+# %% ../nbs/20_finetune.ipynb #03657600
 def compile_body(net:TransferNet) -> TransferNet:
     "Run the whole body compiled from now on (a pass from a cut stays as it is); returns `net`"
     net.compiled = [torch.compile(net.body)]
     return net
 
-# %% ../nbs/20_finetune.ipynb #fd21a885
+# %% ../nbs/20_finetune.ipynb #8fe4120c
 class NormEval(Callback):
     "Keeps the running statistics of the body (and of a probed head) as they are while the rest trains, and what is frozen in eval mode"
     order = 10 # after fastai's TrainEvalCallback has put the whole model in train mode
@@ -157,7 +157,7 @@ class NormEval(Callback):
     def before_train(self):
         for m in self.fixed: m.eval()
 
-# %% ../nbs/20_finetune.ipynb #12db0286
+# %% ../nbs/20_finetune.ipynb #8eeba486
 @dataclass
 class Probe:
     "What a probe found; accuracies are shares of images"
@@ -172,7 +172,7 @@ def progress(it:Iterable, desc:str, total:int|None=None):
     "`it` with a bar on stderr that appears when the work takes more than two seconds, with the time left"
     return tqdm(it, desc=desc, total=total, delay=2, leave=False, mininterval=0.5)
 
-# %% ../nbs/20_finetune.ipynb #e61719ce
+# %% ../nbs/20_finetune.ipynb #090aa159
 class FitProgress(Callback):
     "One bar on stderr over all training batches of a fit, with the time left and the last validation loss"
     order = 60 # after the Recorder
@@ -184,7 +184,7 @@ class FitProgress(Callback):
     def after_epoch(self): self.bar.set_postfix_str(f'valid loss {self.recorder.values[-1][1]:.4f}')
     def after_fit(self): self.bar.close()
 
-# %% ../nbs/20_finetune.ipynb #f77398a5
+# %% ../nbs/20_finetune.ipynb #b5fc0223
 class FrozenPrefix(Callback):
     """Computes the frozen part of a `TransferNet` once per item; keeps it on disk.
 
@@ -205,7 +205,7 @@ class FrozenPrefix(Callback):
     def _say_once(self, message:str) -> None:
         if message not in self.said: self.said.add(message); say(message)
 
-# %% ../nbs/20_finetune.ipynb #894b3b70
+# %% ../nbs/20_finetune.ipynb #353ccf91
 @patch
 def frozen_groups(self:FrozenPrefix) -> int:
     "Leading layer groups of the body of which nothing trains"
@@ -225,7 +225,7 @@ def usable(self:FrozenPrefix, dl) -> bool:
 @patch
 def items_of(self:FrozenPrefix, dl) -> Items: return Items(dl, getattr(self.learn.dls, 'n_inp', 1))
 
-# %% ../nbs/20_finetune.ipynb #c15ffaa5
+# %% ../nbs/20_finetune.ipynb #c1f1c87e
 @patch
 def cut_at(self:FrozenPrefix, n:int, items:Items) -> tuple[Cut, list[torch.Tensor]]:
     "The cut behind the first `n` groups of the body (all of them: its pooled output), and the sample that it was found on"
@@ -250,7 +250,7 @@ def prefix_of(self:FrozenPrefix, ns:Sequence[int], items:Items) -> tuple[Callabl
             return [c.rows(h) for c,h in zip(cuts, self.prefixes[key](*xb))]
     return run, cuts, hashes
 
-# %% ../nbs/20_finetune.ipynb #7b60999d
+# %% ../nbs/20_finetune.ipynb #f116dfb9
 @patch
 def store_for(self:FrozenPrefix, cut:Cut, weights:str, transform:list, dtype:str|None=None) -> ActivationStore:
     "The store of activations at a cut"
@@ -274,7 +274,7 @@ def fitting_stores(self:FrozenPrefix, cuts, hashes, wanted:Callable) -> tuple[li
         if dtype is None and self.dtype == 'auto': self._say_once(f"{format_bytes(need)} would pass the limit; keeping them as bf16, half as much")
     return None
 
-# %% ../nbs/20_finetune.ipynb #57befa0a
+# %% ../nbs/20_finetune.ipynb #91373286
 @patch
 def opened(self:FrozenPrefix, dl, ns:Sequence[int], views:int=1) -> list[CachedDL]|None:
     "Batches of activations at the cuts behind `ns` groups (ascending), one CachedDL each, the first with `views` views; None: run the network as a whole"
@@ -314,7 +314,7 @@ def _fill(self:FrozenPrefix, items, names, run, stores, need, cuts, views) -> No
     self.report.append(dict(cut=[c.place or 'pooled' for c in cuts], items=len(names), views=views, computed=lacking, bytes=need,
                             dtype=[str(s.dtype).split('.')[1] for s,_ in stores[:k]], seconds=round(time.perf_counter() - start, 3)))
 
-# %% ../nbs/20_finetune.ipynb #d2c4e828
+# %% ../nbs/20_finetune.ipynb #e00a5676
 @patch
 def before_fit(self:FrozenPrefix):
     if not self.fitting: return
@@ -359,7 +359,7 @@ def best_cut(self:FrozenPrefix, dl) -> int:
             if n > self.frozen_groups() and hash_prefix(body, self.cut_at(n, items)[0]) == self.warm[n]: return n
     return self.frozen_groups()
 
-# %% ../nbs/20_finetune.ipynb #b5e4a5b0
+# %% ../nbs/20_finetune.ipynb #ae921608
 class FlipMaps(Callback):
     "Mirrors a random share `p` of a training batch's cached maps, left to right; does nothing to batches of inputs, tokens or features"
     order, run_valid = 1, False
@@ -370,7 +370,7 @@ class FlipMaps(Callback):
         flip = torch.rand(len(x), device=x.device) < self.p
         x[flip] = x[flip].flip(2 if getattr(self.learn.model.body, 'layout', 'NCHW') == 'NHWC' else 3)
 
-# %% ../nbs/20_finetune.ipynb #681264a5
+# %% ../nbs/20_finetune.ipynb #8a40cd90
 class TransferLearner(Learner):
     """A fastai `Learner` on a `TransferNet`, with probing and the frozen part computed once; see `Learner` for the other arguments.
 
@@ -409,7 +409,7 @@ class TransferLearner(Learner):
                 ys += [_plain(t).cpu() for t in y]
         return torch.cat(xs), torch.cat(ys) if ys else torch.empty(0, dtype=torch.int64)
 
-# %% ../nbs/20_finetune.ipynb #e33298f5
+# %% ../nbs/20_finetune.ipynb #2391daf2
 @patch
 def precompute(
     self:TransferLearner,
@@ -428,7 +428,7 @@ def precompute(
         for n,c in zip(ns[-len(found):], found): frozen.warm[n] = hash_prefix(self.model.body, c.cut)
     return out
 
-# %% ../nbs/20_finetune.ipynb #aeb205c0
+# %% ../nbs/20_finetune.ipynb #82851790
 def solve_head(net:TransferNet, x:torch.Tensor, y:torch.Tensor, **kwargs) -> RidgeHead:
     """Put the ridge solution for features `x` and labels `y` into the head of `net`.
 
@@ -446,7 +446,7 @@ def solve_head(net:TransferNet, x:torch.Tensor, y:torch.Tensor, **kwargs) -> Rid
         linear.bias.copy_(found.scale*(torch.as_tensor(found.bias).double() + weight @ mean))
     return found
 
-# %% ../nbs/20_finetune.ipynb #1dcfff2c
+# %% ../nbs/20_finetune.ipynb #50636896
 @contextlib.contextmanager
 def _without_augmentation(dl):
     "A DataLoader over the items of `dl` in order, all of them, treated as validation items are"
@@ -475,7 +475,7 @@ def probe(
                               nn.functional.cross_entropy(logits, vy).item(), time.perf_counter()-start, len(y))
     return self.probe_result
 
-# %% ../nbs/20_finetune.ipynb #1503ca7e
+# %% ../nbs/20_finetune.ipynb #986cb05c
 @dataclass
 class Stage:
     "One step of a schedule, before and after it ran"
@@ -511,7 +511,7 @@ def thaw_that_fits(self:TransferLearner, thaw:int|None, epochs:int) -> int|None:
     if t < thaw: say(f"the inputs of the last {thaw} groups would pass the limit of {format_bytes(cache_limit())}; thawing {t} instead (TL_NOTEBOOKS_CACHE_LIMIT allows more)")
     return t
 
-# %% ../nbs/20_finetune.ipynb #7ad6e6fa
+# %% ../nbs/20_finetune.ipynb #962b361a
 @patch
 def run_stage(self:TransferLearner, stage:Stage, best:float, lr_mult:float=100, **kwargs) -> Stage:
     "Train as `stage` says; keep the outcome if its validation loss is below `best`, otherwise go back"
@@ -552,7 +552,7 @@ def _check_stages(stages:Sequence[Stage], groups:int) -> None:
             raise InputError(f"`thaw` is {s.thaw}; this network has {groups} groups, head included: accepted are 1 to {groups}.")
         if s.epochs < 1 or not s.lr > 0: raise InputError(f"a stage has {s.epochs} epochs at rate {s.lr}; accepted: at least 1, and a rate above 0.")
 
-# %% ../nbs/20_finetune.ipynb #1d575efb
+# %% ../nbs/20_finetune.ipynb #cc4d637a
 @patch
 def fine_tune(
     self:TransferLearner,
@@ -573,7 +573,7 @@ def fine_tune(
     stages = [Stage(thaw, epochs, base_lr)] if epochs else []
     self.thaw_progressively(stages, keep_best, lr_mult=lr_mult, pct_start=pct_start, div=div, **kwargs)
 
-# %% ../nbs/20_finetune.ipynb #c7c7958f
+# %% ../nbs/20_finetune.ipynb #e06f092e
 @patch
 def refit(self:TransferLearner) -> RidgeHead:
     "Solve the head once more from training and validation items together; only while the probe's body is in place"
@@ -585,7 +585,7 @@ def refit(self:TransferLearner) -> RidgeHead:
     self.opt, self.statistics = None, ClassStatistics.from_features(x, y, len(found.weight))
     return found
 
-# %% ../nbs/20_finetune.ipynb #677d7198
+# %% ../nbs/20_finetune.ipynb #ca3e3d64
 def refresh_norms(learn:TransferLearner) -> None:
     "Replace the running statistics of all BatchNorm layers by averages over the training items, without augmentation"
     norms = [m for m in learn.model.modules() if isinstance(m, NORMS)]
@@ -597,7 +597,7 @@ def refresh_norms(learn:TransferLearner) -> None:
     for m,momentum in zip(norms, was): m.momentum = momentum
     learn.model.eval()
 
-# %% ../nbs/20_finetune.ipynb #ccccc1fa
+# %% ../nbs/20_finetune.ipynb #8db59193
 def scale_logits(net:TransferNet, temperature:float) -> None:
     "Divide the logits of `net` by `temperature` (> 0), for good, by scaling its last layer"
     if not temperature > 0: raise InputError(f"temperature is {temperature}; accepted: a number above 0.")
