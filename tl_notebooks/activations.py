@@ -8,7 +8,7 @@ __all__ = ['VERSIONED', 'FORMAT', 'DTYPES', 'BLOCK', 'UNITS', 'Cut', 'find_cut',
            'cache_limit', 'say', 'StoreInfo', 'list_stores', 'remove_store', 'clear_stores', 'format_stores', 'room',
            'make_room', 'fill', 'Items', 'Activations', 'CachedDL', 'row_name']
 
-# %% ../nbs/15_activations.ipynb #e5909b6c
+# %% ../nbs/15_activations.ipynb #ea571442
 import contextlib
 import copy
 import functools
@@ -34,7 +34,7 @@ from fastai.data.load import DataLoader
 from fastai.torch_core import TensorBase, to_device
 from fasttransform import Pipeline
 
-# %% ../nbs/15_activations.ipynb #d02f1ed6
+# %% ../nbs/15_activations.ipynb #c42650ce
 @dataclass(frozen=True)
 class Cut:
     """Where a body is divided, as `find_cut` found it for one size of input.
@@ -63,7 +63,7 @@ class Cut:
     @property
     def row_shape(self) -> tuple[int, ...]: return (*self.shape[1:], self.shape[0]) if self.channels_last else self.shape
 
-# %% ../nbs/15_activations.ipynb #3870971f
+# %% ../nbs/15_activations.ipynb #7b4bff1b
 @contextlib.contextmanager
 def _in_eval(body:nn.Module):
     "`body` in eval mode; afterwards every module is as it was"
@@ -94,7 +94,7 @@ def _calls(body:nn.Module, xb:Sequence[torch.Tensor]) -> tuple[dict, torch.Tenso
     finally:
         for h in hooks: h.remove()
 
-# %% ../nbs/15_activations.ipynb #51567583
+# %% ../nbs/15_activations.ipynb #4cc9cab2
 def _ancestors(name:str) -> list[str]: return [name[:i] for i,c in enumerate(name) if c == '.'] + ['']
 
 def _place(body:nn.Module, frozen:set[int], order:Iterable[str]) -> str|None:
@@ -111,7 +111,7 @@ def _units(order:Sequence[str], place:str) -> list[str]:
     before, around = order[:order.index(place)], {*_ancestors(place), place}
     return [n for n in before if n not in around and not any(a in before and a not in around for a in _ancestors(n))]
 
-# %% ../nbs/15_activations.ipynb #54b6d3a9
+# %% ../nbs/15_activations.ipynb #3af915d9
 def find_cut(
     body:nn.Module,               # Called as `body(*xb)`, gives one tensor
     frozen:Iterable[nn.Parameter],# What is not trained
@@ -139,7 +139,7 @@ def _make_cut(place:str, key:int|str, hidden:torch.Tensor, units:Iterable) -> Cu
     last = hidden.ndim == 4 and hidden.is_contiguous(memory_format=torch.channels_last) and not hidden.is_contiguous()
     return Cut(place, key, tuple(units), tuple(hidden.shape[1:]), hidden.dtype, last)
 
-# %% ../nbs/15_activations.ipynb #97e24fdb
+# %% ../nbs/15_activations.ipynb #4415909b
 def _blank(shape, cut:Cut, hidden:torch.Tensor):
     if type(shape) is list: return [_blank(s, cut, hidden) for s in shape]
     return hidden.new_zeros(hidden.shape if shape[1:] == cut.shape else shape)
@@ -183,7 +183,7 @@ def _prove(body, cut, hidden, xb, out) -> None:
     if not same: raise InputError(f"{type(body).__name__} cannot be cut before `{cut.place}`: something else crosses from the frozen "
                                   "part. Freeze to another layer group, or train without the cache (`cache=False`).")
 
-# %% ../nbs/15_activations.ipynb #44c63fe1
+# %% ../nbs/15_activations.ipynb #f1fa8370
 def _norm_pairs(body:nn.Module, xb:Sequence[torch.Tensor]) -> list[tuple[str, str]]:
     "(convolution, BatchNorm) where the second runs once, on the output of the first, which runs once"
     made, pairs, hooks, runs = {}, [], [], {}
@@ -222,7 +222,7 @@ def fold_norms(
         return folded if torch.allclose(a, b, rtol=1e-4, atol=1e-5*float(a.abs().max())) else plain
     except (RuntimeError, AttributeError, TypeError): return plain
 
-# %% ../nbs/15_activations.ipynb #664012a8
+# %% ../nbs/15_activations.ipynb #385ea122
 class _Reached(Exception): pass
 
 class Prefix:
@@ -265,7 +265,7 @@ class Prefix:
 def _channels_last(x:torch.Tensor) -> torch.Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
-# %% ../nbs/15_activations.ipynb #55b50f28
+# %% ../nbs/15_activations.ipynb #12d67573
 def hash_prefix(body:nn.Module, cut:Cut) -> str:
     "sha256 of all before the cut that decides its activations: weights, buffers, structure"
     around = {*_ancestors(cut.place)} if cut.place else set()
@@ -278,7 +278,7 @@ def _no_address(text:str) -> str:
     import re
     return re.sub(r' at 0x[0-9a-f]+', '', text)
 
-# %% ../nbs/15_activations.ipynb #260b75a5
+# %% ../nbs/15_activations.ipynb #b78727e3
 VERSIONED = {'builtins', 'torch', 'torchvision', 'timm', 'transformers', 'fastai', 'fastcore', 'fasttransform', 'numpy', 'PIL', 'plum', 'functools'}
 
 def _named(t) -> str: return f'{t.__module__}.{t.__qualname__}'
@@ -301,7 +301,7 @@ def _class(t:type, inside:tuple) -> object:
     kinds = (types.FunctionType, plum.Function, int, float, str, bool, list, tuple, dict, torch.Tensor)
     return [_named(t), [_class(b, inside) for b in t.__bases__], describe({n: v for n,v in own.items() if isinstance(v, kinds)}, inside)]
 
-# %% ../nbs/15_activations.ipynb #3df77299
+# %% ../nbs/15_activations.ipynb #e157df53
 def _values(obj) -> dict:
     slots = [s for c in type(obj).__mro__ for s in getattr(c, '__slots__', ()) if isinstance(s, str) and hasattr(obj, s)]
     return {n: v for n,v in {**{s: getattr(obj, s) for s in slots}, **getattr(obj, '__dict__', {})}.items() if not n.startswith('__')}
@@ -332,7 +332,7 @@ def describe(obj, inside:tuple=()) -> object:
     raise InputError(f"a {_named(type(obj))} among the transforms cannot be described, so activations cannot be kept. "
                      "Use functions, numbers, tensors and plain objects, or `cache=False`.")
 
-# %% ../nbs/15_activations.ipynb #3e6b4815
+# %% ../nbs/15_activations.ipynb #7ec56ede
 FORMAT = 1
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 BLOCK = 2**24 # bytes of a block, about; what a killed process can lose
@@ -356,7 +356,7 @@ class ActivationStore:
 
     def __len__(self) -> int: return len(self.where)
 
-# %% ../nbs/15_activations.ipynb #abae2105
+# %% ../nbs/15_activations.ipynb #0ace34c9
 def _read_block(folder:Path, name:str, row_bytes:int) -> tuple[list[str], list[int], np.ndarray]|None:
     "Names, checksums and rows of a block; None where it is damaged, incomplete or of another store"
     try:
@@ -391,7 +391,7 @@ def _missing(self, ids:Iterable[str]) -> list[str]:
 
 ActivationStore.refresh, ActivationStore.good, ActivationStore.missing = _refresh, _good, _missing
 
-# %% ../nbs/15_activations.ipynb #0ea743a1
+# %% ../nbs/15_activations.ipynb #f461759e
 def _write(self, ids:Sequence[str], rows:torch.Tensor) -> None:
     """Keep `rows` (n, *shape) under the names `ids`; whole or not at all.
 
@@ -420,7 +420,7 @@ def _rows(self, ids:Sequence[str]) -> torch.Tensor:
 
 ActivationStore.write, ActivationStore.rows = _write, _rows
 
-# %% ../nbs/15_activations.ipynb #ef2ec7e1
+# %% ../nbs/15_activations.ipynb #24623ae7
 UNITS = {'': 1, 'B': 1, 'K': 1e3, 'KB': 1e3, 'M': 1e6, 'MB': 1e6, 'G': 1e9, 'GB': 1e9, 'T': 1e12, 'TB': 1e12}
 
 def parse_bytes(text:str) -> int:
@@ -442,7 +442,7 @@ def cache_limit() -> int:
     "Bytes that all activations together may take"
     return parse_bytes(os.environ.get('TL_NOTEBOOKS_CACHE_LIMIT') or '10GB')
 
-# %% ../nbs/15_activations.ipynb #bc4da7e7
+# %% ../nbs/15_activations.ipynb #799fadea
 @contextlib.contextmanager
 def _locked(folder:Path, wait:bool=True):
     "Hold the lock of a store; gives False, at once, where `wait` is False and another process has it"
@@ -463,7 +463,7 @@ def say(message:str) -> None:
     "One line for the person, on stderr"
     print(f'activations: {message}', file=sys.stderr, flush=True)
 
-# %% ../nbs/15_activations.ipynb #ba61ed81
+# %% ../nbs/15_activations.ipynb #87df847c
 @dataclass
 class StoreInfo:
     "One store on disk; `used` in seconds since 1970, `size` in bytes"
@@ -509,7 +509,7 @@ def clear_stores(keys:Iterable[str]|None=None, days:float=0, root:Path|None=None
         if (not keys or any(s.key.startswith(k) for k in keys)) and now - s.used >= days*86400 and remove_store(s.key, root): done.append(s.size)
     return len(done), sum(done)
 
-# %% ../nbs/15_activations.ipynb #cf4166fb
+# %% ../nbs/15_activations.ipynb #2c2a84c3
 def format_stores(stores:Sequence[StoreInfo]) -> list[str]:
     "A line per store, for people; nothing where there are none"
     if not stores: return []
@@ -517,7 +517,7 @@ def format_stores(stores:Sequence[StoreInfo]) -> list[str]:
     head = f"{'key':<12} {'size':>8} {'rows':>8}  {'last used':<12} what"
     return [head, *(f'{s.key[:12]} {format_bytes(s.size):>8} {s.rows:>8,}  {ago(s):<12} {s.note}' for s in stores)]
 
-# %% ../nbs/15_activations.ipynb #6ffdf8da
+# %% ../nbs/15_activations.ipynb #3dca03e2
 def room(
     keep:Iterable[str]=(),    # Stores that must stay
     root:Path|None=None,
@@ -540,7 +540,7 @@ def make_room(need:int, keep:Iterable[str]=(), root:Path|None=None) -> list[Stor
         if s.key not in keep and remove_store(s.key, root): gone.append(s); total -= s.size
     return gone
 
-# %% ../nbs/15_activations.ipynb #3632d377
+# %% ../nbs/15_activations.ipynb #7c387aa2
 def _sweep(folder:Path) -> None:
     "Remove what a killed process left: temporary files, and matrices that nothing refers to. Only while the lock is held"
     for p in folder.glob('.*'):
@@ -582,7 +582,7 @@ def _fill(stores, ids, compute, todo, lacking, batch, desc) -> None:
                 need = [n for n,p in enumerate(some) if ids[p] in m]
                 if need: s.write([ids[some[n]] for n in need], torch.cat(rows)[need])
 
-# %% ../nbs/15_activations.ipynb #cf4c06b2
+# %% ../nbs/15_activations.ipynb #7ff18aee
 _PIPES = ('after_item', 'before_batch', 'after_batch')
 
 class Items:
@@ -626,7 +626,7 @@ class Items:
         if s is None: raise InputError(f"item {i} was left out by a transform; activations cannot be kept of items that come and go.")
         return s if isinstance(s, tuple) else (s,)
 
-# %% ../nbs/15_activations.ipynb #212fc3e8
+# %% ../nbs/15_activations.ipynb #b2bfe510
 def _batch(self, at:Sequence[int]) -> list[torch.Tensor]:
     "Inputs of items as a batch, transformed, on the DataLoader's device"
     b = self.dl.do_batch([self._sample(i) for i in at])
@@ -655,7 +655,7 @@ def _targets(self) -> tuple[torch.Tensor, ...]:
 
 Items._batch, Items.inputs, Items.targets = _batch, _inputs, _targets
 
-# %% ../nbs/15_activations.ipynb #6356e96f
+# %% ../nbs/15_activations.ipynb #65b00025
 def _transform(self, split_idx:int) -> list: # JSON-ready
     "What happens to a training (0) or validation (1) item between the data and the network"
     fs = [f for f in self.item_tfms if f is not self.reader] + [f for p in self.pipes for f in p.fs]
@@ -675,7 +675,7 @@ def _try(self, items:list) -> str:
 
 Items.transform, Items._try = _transform, _try
 
-# %% ../nbs/15_activations.ipynb #f2e51aee
+# %% ../nbs/15_activations.ipynb #fb30d008
 class Activations(TensorBase):
     "A batch of activations at a cut; a network that meets one goes on from there"
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cmd_run', 'cmd_models', 'cmd_predict', 'cmd_cache', 'make_parser', 'main']
 
-# %% ../nbs/70_cli.ipynb #7ddaa257
+# %% ../nbs/70_cli.ipynb #9aa0adcf
 import argparse
 import csv
 import json
@@ -14,7 +14,7 @@ import os
 import sys
 from .core import InputError
 
-# %% ../nbs/70_cli.ipynb #172fb9fc
+# %% ../nbs/70_cli.ipynb #b6e2dfb0
 def cmd_run(args) -> int:
     from tl_notebooks.run import find_usecase, run_usecase, usecase_params
     if args.list:
@@ -36,14 +36,14 @@ def cmd_run(args) -> int:
     print(run_usecase(args.usecase, given, args.out or ''))
     return 0
 
-# %% ../nbs/70_cli.ipynb #0a93d257
+# %% ../nbs/70_cli.ipynb #06f1911a
 def cmd_models(args) -> int:
     from tl_notebooks.pretrained import format_models, models_table
     rows = models_table()
     print(json.dumps(rows, indent=1, ensure_ascii=False) if args.format == 'json' else format_models(rows))
     return 0
 
-# %% ../nbs/70_cli.ipynb #b2f15be0
+# %% ../nbs/70_cli.ipynb #ea36ad53
 def cmd_predict(args) -> int:
     from tl_notebooks.artifact import Model, list_images
     model, paths = Model(args.model), list_images(args.input)
@@ -59,7 +59,7 @@ def cmd_predict(args) -> int:
     if failed: print(f"tl predict: {failed} of {len(paths)} files could not be read; the others are done", file=sys.stderr)
     return 1 if failed else 0
 
-# %% ../nbs/70_cli.ipynb #38b8f606
+# %% ../nbs/70_cli.ipynb #0a6a0639
 def cmd_cache(args) -> int:
     from tl_notebooks.activations import activations_dir, cache_limit, clear_stores, format_bytes, format_stores, list_stores
     if args.action == 'clear':
@@ -75,7 +75,7 @@ def cmd_cache(args) -> int:
         print(f"{len(stores)} stores, {format_bytes(sum(s.size for s in stores))} of {format_bytes(cache_limit())} in {activations_dir()}")
     return 0
 
-# %% ../nbs/70_cli.ipynb #6467646f
+# %% ../nbs/70_cli.ipynb #600dbdc0
 def make_parser() -> argparse.ArgumentParser:
     "The command line of `tl`"
     ap = argparse.ArgumentParser(prog='tl', description='Expand the model you have: transfer learning in notebooks.',
@@ -108,7 +108,7 @@ def make_parser() -> argparse.ArgumentParser:
     cache.set_defaults(func=cmd_cache)
     return ap
 
-# %% ../nbs/70_cli.ipynb #531b2258
+# %% ../nbs/70_cli.ipynb #1ae4389b
 def main(argv:list[str]|None=None) -> int:
     "Run `tl` and return its exit code"
     args = make_parser().parse_args(argv)

@@ -6,7 +6,7 @@
 __all__ = ['InputError', 'did_you_mean', 'nms', 'guard_torchvision', 'install_guard', 'seed_everything', 'seeded', 'hash_bytes',
            'hash_file', 'hash_json', 'hash_state', 'atomic_write', 'umask', 'write_json', 'read_json', 'cache_dir']
 
-# %% ../nbs/00_core.ipynb #e455f5b0
+# %% ../nbs/00_core.ipynb #20565a47
 import contextlib
 import difflib
 import hashlib
@@ -19,11 +19,11 @@ from collections.abc import Iterable
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-# %% ../nbs/00_core.ipynb #766edc7b
+# %% ../nbs/00_core.ipynb #65f454c6
 class InputError(ValueError):
     "Something the user gave cannot be used; the message says where, what was found and what is accepted"
 
-# %% ../nbs/00_core.ipynb #912a4822
+# %% ../nbs/00_core.ipynb #d5c12315
 def did_you_mean(
     name:str,              # What was typed
     accepted:Iterable[str],# What would have been accepted
@@ -37,7 +37,7 @@ def did_you_mean(
     shown = ', '.join(accepted[:20]) + (f', … ({len(accepted)} in all)' if len(accepted) > 20 else '')
     return f"Accepted: {shown or 'nothing here'}."
 
-# %% ../nbs/00_core.ipynb #8f15557c
+# %% ../nbs/00_core.ipynb #dee8fb94
 def nms(
     dets,               # (n, 4) float tensor of boxes x1, y1, x2, y2 in pixels
     scores,             # (n,) float tensor
@@ -57,7 +57,7 @@ def nms(
         alive[i+1:] &= ~(inter / (area[i] + area[i+1:] - inter) > iou_threshold)
     return order[alive]
 
-# %% ../nbs/00_core.ipynb #d03a90c7
+# %% ../nbs/00_core.ipynb #05ed062e
 _TV_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _tv_library = None # kept for the life of the process: operators vanish with the object that defined them
 
@@ -78,7 +78,7 @@ def guard_torchvision() -> str: # 'absent', 'working' or 'guarded'
     _tv_library.impl('nms', nms, 'CompositeExplicitAutograd')
     return 'guarded'
 
-# %% ../nbs/00_core.ipynb #ec255dc2
+# %% ../nbs/00_core.ipynb #735023b0
 class _TorchvisionHook(importlib.abc.MetaPathFinder):
     "Runs the guard when torchvision is first imported, then lets the ordinary import go on"
     def find_spec(self, name, path=None, target=None):
@@ -97,7 +97,7 @@ def install_guard() -> None:
 
 install_guard()
 
-# %% ../nbs/00_core.ipynb #04d0563c
+# %% ../nbs/00_core.ipynb #c9377466
 def seed_everything(
     seed:int,             # 0 … 2**32-1, for python, numpy and torch
     threads:int|None=None,# CPU threads of torch; `None` leaves them alone
@@ -112,7 +112,7 @@ def seed_everything(
     if threads: torch.set_num_threads(threads)
     return torch.get_num_threads()
 
-# %% ../nbs/00_core.ipynb #f3a78f64
+# %% ../nbs/00_core.ipynb #c0350105
 @contextlib.contextmanager
 def seeded(seed:int):
     "Inside, Python, NumPy and torch draw from `seed`; afterwards, they go on from where they were"
@@ -126,7 +126,7 @@ def seeded(seed:int):
         try: yield
         finally: random.setstate(was[0]); np.random.set_state(was[1])
 
-# %% ../nbs/00_core.ipynb #1f63abc1
+# %% ../nbs/00_core.ipynb #f521bf53
 def hash_bytes(*parts:bytes) -> str:
     "sha256 of `parts`, each preceded by its length so that no two lists of parts collide"
     h = hashlib.sha256()
@@ -146,7 +146,7 @@ def hash_json(obj) -> str:
     "sha256 of a value made of dicts, lists, strings, numbers; independent of key order"
     return hash_bytes(json.dumps(obj, sort_keys=True, ensure_ascii=False).encode())
 
-# %% ../nbs/00_core.ipynb #02e5bb65
+# %% ../nbs/00_core.ipynb #d769277a
 def hash_state(state:dict) -> str:
     "sha256 of a state dict: names, dtypes, shapes and bits, in order of name"
     import torch
@@ -156,7 +156,7 @@ def hash_state(state:dict) -> str:
         parts += [f'{name} {t.dtype} {tuple(t.shape)}'.encode(), t.reshape(-1).view(torch.uint8).numpy().tobytes()]
     return hash_bytes(*parts)
 
-# %% ../nbs/00_core.ipynb #6f833069
+# %% ../nbs/00_core.ipynb #8ce749f5
 @contextlib.contextmanager
 def atomic_write(path:str|Path, mode:str='w'):
     "Open a temporary file that takes the place of `path` if the block ends well, and vanishes if it does not"
@@ -182,7 +182,7 @@ def write_json(path:str|Path, obj) -> None:
     text = json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as f: f.write(text + '\n')
 
-# %% ../nbs/00_core.ipynb #c0ae084c
+# %% ../nbs/00_core.ipynb #12d0387f
 def read_json(path:str|Path, what:str='file') -> dict:
     "Read a JSON object; an unreadable, damaged or non-object file is an `InputError` that names it"
     path = Path(path)
@@ -193,7 +193,7 @@ def read_json(path:str|Path, what:str='file') -> dict:
     if not isinstance(obj, dict): raise InputError(f"{what} `{path}` holds a {type(obj).__name__}; accepted: a JSON object.")
     return obj
 
-# %% ../nbs/00_core.ipynb #e9286369
+# %% ../nbs/00_core.ipynb #7704081f
 def cache_dir() -> Path: # Not created here
     "Where this project keeps what it can make again: `TL_NOTEBOOKS_CACHE`, else `~/.cache/tl_notebooks`"
     root = os.environ.get('TL_NOTEBOOKS_CACHE')

@@ -7,7 +7,7 @@ __all__ = ['PRECISIONS', 'NORMS', 'merge_groups', 'TransferNet', 'autocast', 'sm
            'choose_precision', 'compile_body', 'NormEval', 'Probe', 'progress', 'FitProgress', 'FrozenPrefix',
            'FlipMaps', 'TransferLearner', 'solve_head', 'Stage', 'refresh_norms', 'scale_logits']
 
-# %% ../nbs/20_finetune.ipynb #0a12ec34
+# %% ../nbs/20_finetune.ipynb #5a87dba9
 import contextlib
 import json
 import os
@@ -32,7 +32,7 @@ from fastai.metrics import accuracy
 from fastcore.basics import patch
 from fastcore.foundation import L
 
-# %% ../nbs/20_finetune.ipynb #193ec16f
+# %% ../nbs/20_finetune.ipynb #a67f4cea
 def merge_groups(
     sizes:Sequence[int], # Number of parameters of each stage, input to output
     n:int,               # At most so many groups
@@ -45,7 +45,7 @@ def merge_groups(
         groups[k:k+2] = [groups[k] + groups[k+1]]
     return groups
 
-# %% ../nbs/20_finetune.ipynb #93125daa
+# %% ../nbs/20_finetune.ipynb #6fab62ba
 class TransferNet(nn.Module):
     """A body and a linear head; `features` and `forward` run the body in the chosen precision.
 
@@ -79,13 +79,15 @@ class TransferNet(nn.Module):
 
     def forward(self, *xb): return self.head(self.features(*xb))
 
+    def __getstate__(self): return {**self.__dict__, 'compiled': []} # a copy or an export is compiled again where it runs
+
     def param_groups(self) -> list[list[nn.Parameter]]:
         "The body's groups, then the head: fastai's splitter"
         return [*self.body.groups, list(self.head.parameters())]
 
 def _plain(x:torch.Tensor) -> torch.Tensor: return x.as_subclass(torch.Tensor)
 
-# %% ../nbs/20_finetune.ipynb #3a17f033
+# %% ../nbs/20_finetune.ipynb #f1f6b5f0
 PRECISIONS = ('fp32', 'bf16')
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -101,7 +103,7 @@ def _mixes_items(body:nn.Module) -> bool:
     "Whether an item's features depend on the other items of its batch"
     return any(m.training and isinstance(m, NORMS) for m in body.modules())
 
-# %% ../nbs/20_finetune.ipynb #81186a87
+# %% ../nbs/20_finetune.ipynb #35e911c2
 def small_step(
     xb:torch.Tensor, # A batch of inputs
 ) -> int:            # Items; 0: as many as there are
@@ -109,7 +111,7 @@ def small_step(
     if xb.device.type != 'cpu': return 0
     return 2**round(min(6, max(2, np.log2(8*3*224**2/xb[0].numel()))))
 
-# %% ../nbs/20_finetune.ipynb #0cbaa4c3
+# %% ../nbs/20_finetune.ipynb #da51ab44
 def measure_precision(net:TransferNet, xb:torch.Tensor, reps:int=3) -> dict[str, float]:
     "Seconds of one eval-mode pass of the body over `xb`, by precision (best of `reps`, taken in turns)"
     was, training, seconds = net.precision, net.training, {p: [] for p in PRECISIONS}
@@ -144,13 +146,13 @@ def choose_precision(
         write_json(kept, dict(choice=choice, seconds=seconds, backbone=name, threads=torch.get_num_threads()))
     return choice
 
-# %% ../nbs/20_finetune.ipynb #133e1534
+# %% ../nbs/20_finetune.ipynb #f189ba73
 def compile_body(net:TransferNet) -> TransferNet:
     "Run the whole body compiled from now on (a pass from a cut stays as it is); returns `net`"
     net.compiled = [torch.compile(net.body)]
     return net
 
-# %% ../nbs/20_finetune.ipynb #0ef96012
+# %% ../nbs/20_finetune.ipynb #eca27dc6
 class NormEval(Callback):
     "Keeps the running statistics of the body (and of a probed head) as they are while the rest trains, and what is frozen in eval mode"
     order = 10 # after fastai's TrainEvalCallback has put the whole model in train mode
@@ -163,7 +165,7 @@ class NormEval(Callback):
     def before_train(self):
         for m in self.fixed: m.eval()
 
-# %% ../nbs/20_finetune.ipynb #71996981
+# %% ../nbs/20_finetune.ipynb #fb5bada1
 @dataclass
 class Probe:
     "What a probe found; accuracies are shares of images"
@@ -178,7 +180,7 @@ def progress(it:Iterable, desc:str, total:int|None=None):
     "`it` with a bar on stderr that appears when the work takes more than two seconds, with the time left"
     return tqdm(it, desc=desc, total=total, delay=2, leave=False, mininterval=0.5)
 
-# %% ../nbs/20_finetune.ipynb #6cb20e44
+# %% ../nbs/20_finetune.ipynb #fcb7d20d
 class FitProgress(Callback):
     "One bar on stderr over all training batches of a fit, with the time left and the last validation loss"
     order = 60 # after the Recorder
@@ -190,7 +192,7 @@ class FitProgress(Callback):
     def after_epoch(self): self.bar.set_postfix_str(f'valid loss {self.recorder.values[-1][1]:.4f}')
     def after_fit(self): self.bar.close()
 
-# %% ../nbs/20_finetune.ipynb #12a37cfc
+# %% ../nbs/20_finetune.ipynb #ff591b26
 class FrozenPrefix(Callback):
     """Computes the frozen part of a `TransferNet` once per item; keeps it on disk.
 
@@ -211,7 +213,7 @@ class FrozenPrefix(Callback):
     def _say_once(self, message:str) -> None:
         if message not in self.said: self.said.add(message); say(message)
 
-# %% ../nbs/20_finetune.ipynb #c7280fc6
+# %% ../nbs/20_finetune.ipynb #f36ea79f
 @patch
 def frozen_groups(self:FrozenPrefix) -> int:
     "Leading layer groups of the body of which nothing trains"
@@ -232,7 +234,7 @@ def usable(self:FrozenPrefix, dl, cache:bool=True) -> bool:
 @patch
 def items_of(self:FrozenPrefix, dl) -> Items: return Items(dl, getattr(self.learn.dls, 'n_inp', 1))
 
-# %% ../nbs/20_finetune.ipynb #35807b0c
+# %% ../nbs/20_finetune.ipynb #e3b16fd1
 @patch
 def cut_at(self:FrozenPrefix, n:int, items:Items) -> tuple[Cut, list[torch.Tensor]]:
     "The cut behind the first `n` groups of the body (all of them: its pooled output), and the sample that it was found on"
@@ -257,7 +259,7 @@ def prefix_of(self:FrozenPrefix, ns:Sequence[int], items:Items) -> tuple[Callabl
             return [c.rows(h) for c,h in zip(cuts, self.prefixes[key](*xb))]
     return run, cuts, hashes
 
-# %% ../nbs/20_finetune.ipynb #f3283e6a
+# %% ../nbs/20_finetune.ipynb #2f12da0c
 @patch
 def store_for(self:FrozenPrefix, cut:Cut, weights:str, transform:list, dtype:str|None=None) -> ActivationStore:
     "The store of activations at a cut"
@@ -281,7 +283,7 @@ def fitting_stores(self:FrozenPrefix, cuts, hashes, wanted:Callable) -> tuple[li
         if dtype is None and self.dtype == 'auto': self._say_once(f"{format_bytes(need)} would pass the limit; keeping them as bf16, half as much")
     return None
 
-# %% ../nbs/20_finetune.ipynb #b58e6bc6
+# %% ../nbs/20_finetune.ipynb #f6226a69
 @patch
 def opened(self:FrozenPrefix, dl, ns:Sequence[int], views:int=1) -> list[CachedDL]|None:
     "Batches of activations at the cuts behind `ns` groups (ascending), one CachedDL each, the first with `views` views; None: run the network as a whole"
@@ -321,7 +323,7 @@ def _fill(self:FrozenPrefix, items, names, run, stores, need, cuts, views) -> No
     self.report.append(dict(cut=[c.place or 'pooled' for c in cuts], items=len(names), views=views, computed=lacking, bytes=need,
                             dtype=[str(s.dtype).split('.')[1] for s,_ in stores[:k]], seconds=round(time.perf_counter() - start, 3)))
 
-# %% ../nbs/20_finetune.ipynb #f62badac
+# %% ../nbs/20_finetune.ipynb #4ffa93d3
 @patch
 def before_fit(self:FrozenPrefix):
     if not self.fitting: return
@@ -380,7 +382,7 @@ def best_cut(self:FrozenPrefix, dl) -> int:
             if n > self.frozen_groups() and hash_prefix(body, self.cut_at(n, items)[0]) == self.warm[n]: return n
     return self.frozen_groups()
 
-# %% ../nbs/20_finetune.ipynb #776852f3
+# %% ../nbs/20_finetune.ipynb #dc0b3986
 class FlipMaps(Callback):
     "Mirrors a random share `p` of a training batch's cached maps, left to right; does nothing to batches of inputs, tokens or features"
     order, run_valid = 1, False
@@ -391,7 +393,7 @@ class FlipMaps(Callback):
         flip = torch.rand(len(x), device=x.device) < self.p
         x[flip] = x[flip].flip(2 if getattr(self.learn.model.body, 'layout', 'NCHW') == 'NHWC' else 3)
 
-# %% ../nbs/20_finetune.ipynb #13611350
+# %% ../nbs/20_finetune.ipynb #e4f2291c
 class TransferLearner(Learner):
     """A fastai `Learner` on a `TransferNet`, with probing and the frozen part computed once; see `Learner` for the other arguments.
 
@@ -430,7 +432,7 @@ class TransferLearner(Learner):
                 ys += [_plain(t).cpu() for t in y]
         return torch.cat(xs), torch.cat(ys) if ys else torch.empty(0, dtype=torch.int64)
 
-# %% ../nbs/20_finetune.ipynb #ab7584b3
+# %% ../nbs/20_finetune.ipynb #a4b493a1
 @patch
 def precompute(
     self:TransferLearner,
@@ -449,7 +451,7 @@ def precompute(
         for n,c in zip(ns[-len(found):], found): frozen.warm[n] = hash_prefix(self.model.body, c.cut)
     return out
 
-# %% ../nbs/20_finetune.ipynb #a21c9458
+# %% ../nbs/20_finetune.ipynb #7ff86ff2
 def solve_head(net:TransferNet, x:torch.Tensor, y:torch.Tensor, **kwargs) -> RidgeHead:
     """Put the ridge solution for features `x` and labels `y` into the head of `net`.
 
@@ -467,7 +469,7 @@ def solve_head(net:TransferNet, x:torch.Tensor, y:torch.Tensor, **kwargs) -> Rid
         linear.bias.copy_(found.scale*(torch.as_tensor(found.bias).double() + weight @ mean))
     return found
 
-# %% ../nbs/20_finetune.ipynb #8454ada3
+# %% ../nbs/20_finetune.ipynb #b16b5403
 @contextlib.contextmanager
 def _without_augmentation(dl):
     "A DataLoader over the items of `dl` in order, all of them, treated as validation items are"
@@ -496,7 +498,7 @@ def probe(
                               nn.functional.cross_entropy(logits, vy).item(), time.perf_counter()-start, len(y))
     return self.probe_result
 
-# %% ../nbs/20_finetune.ipynb #44786265
+# %% ../nbs/20_finetune.ipynb #7b7984a3
 @dataclass
 class Stage:
     "One step of a schedule, before and after it ran"
@@ -532,7 +534,7 @@ def thaw_that_fits(self:TransferLearner, thaw:int|None, epochs:int) -> int|None:
     if t < thaw: say(f"the inputs of the last {thaw} groups would pass the limit of {format_bytes(cache_limit())}; thawing {t} instead (TL_NOTEBOOKS_CACHE_LIMIT allows more)")
     return t
 
-# %% ../nbs/20_finetune.ipynb #bfcbe17a
+# %% ../nbs/20_finetune.ipynb #49d69373
 @patch
 def run_stage(self:TransferLearner, stage:Stage, best:float, lr_mult:float=100, **kwargs) -> Stage:
     "Train as `stage` says; keep the outcome if its validation loss is below `best`, otherwise go back"
@@ -573,7 +575,7 @@ def _check_stages(stages:Sequence[Stage], groups:int) -> None:
             raise InputError(f"`thaw` is {s.thaw}; this network has {groups} groups, head included: accepted are 1 to {groups}.")
         if s.epochs < 1 or not s.lr > 0: raise InputError(f"a stage has {s.epochs} epochs at rate {s.lr}; accepted: at least 1, and a rate above 0.")
 
-# %% ../nbs/20_finetune.ipynb #f511af12
+# %% ../nbs/20_finetune.ipynb #c1c549d9
 @patch
 def fine_tune(
     self:TransferLearner,
@@ -594,7 +596,7 @@ def fine_tune(
     stages = [Stage(thaw, epochs, base_lr)] if epochs else []
     self.thaw_progressively(stages, keep_best, lr_mult=lr_mult, pct_start=pct_start, div=div, **kwargs)
 
-# %% ../nbs/20_finetune.ipynb #1ee692b9
+# %% ../nbs/20_finetune.ipynb #a5de760d
 @patch
 def refit(self:TransferLearner) -> RidgeHead:
     "Solve the head once more from training and validation items together; only while the probe's body is in place"
@@ -606,7 +608,7 @@ def refit(self:TransferLearner) -> RidgeHead:
     self.opt, self.statistics = None, ClassStatistics.from_features(x, y, len(found.weight))
     return found
 
-# %% ../nbs/20_finetune.ipynb #4f690d18
+# %% ../nbs/20_finetune.ipynb #aa6196a2
 def refresh_norms(learn:TransferLearner) -> None:
     "Replace the running statistics of all BatchNorm layers by averages over the training items, without augmentation"
     norms = [m for m in learn.model.modules() if isinstance(m, NORMS)]
@@ -618,7 +620,7 @@ def refresh_norms(learn:TransferLearner) -> None:
     for m,momentum in zip(norms, was): m.momentum = momentum
     learn.model.eval()
 
-# %% ../nbs/20_finetune.ipynb #858e9501
+# %% ../nbs/20_finetune.ipynb #c6c3bca2
 def scale_logits(net:TransferNet, temperature:float) -> None:
     "Divide the logits of `net` by `temperature` (> 0), for good, by scaling its last layer"
     if not temperature > 0: raise InputError(f"temperature is {temperature}; accepted: a number above 0.")

@@ -233,7 +233,7 @@ def mark_failed(folder:Path, kind:str, message:str, cell:str='', rec:dict|None=N
     save_record(folder, rec)
     return rec
 
-# %% ../nbs/51_run.ipynb #6d837419
+# %% ../nbs/51_run.ipynb #244e4ea0
 REPORT = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{{ r.usecase }} {{ r.run_id }}</title><style>
 body{font:16px/1.5 system-ui,sans-serif;color:#1f2933;max-width:56rem;margin:2rem auto;padding:0 1.2rem}
@@ -253,6 +253,10 @@ same budget: <b>{{ pc(control.value) }}</b> ({{ pc(control.low) }} to {{ pc(cont
 {% for k,m in r.metrics.items() %}<tr><td>{{ k }}<td class="n">{{ num(m.value) }}<td class="n">{{ num(m.low) }} … {{ num(m.high) }}
 <td class="n">{% if k in r.control %}{{ num(r.control[k].value) }}{% endif %}<td class="n">{{ m.n }}</tr>{% endfor %}</table>{% endif %}
 {% for f in figures %}<figure><img alt="{{ f.name }}" src="data:image/png;base64,{{ f.data }}"><figcaption>{{ f.caption }}</figcaption></figure>{% endfor %}
+{% if r.stages %}<h2>Schedule</h2><table><tr><th>stage<th class="n">parameters<th class="n">epochs<th class="n">validation loss<th class="n">accuracy<th class="n">seconds<th></tr>
+{% for s in r.stages %}<tr><td>{{ s.name }}<td class="n">{{ '{:,}'.format(s.parameters) }}<td class="n">{{ s.epochs if s.thaw != 0 }}<td class="n">{{ num(s.valid_loss) }}
+<td class="n">{% if s.valid_accuracy is not none %}{{ num(s.valid_accuracy) }}{% endif %}<td class="n">{{ '%.1f'|format(s.seconds) }}<td>{{ 'kept' if s.kept else 'undone: no lower loss' }}</tr>{% endfor %}</table>{% endif %}
+{% if r.frozen %}<p class="muted">Frozen layers: {{ r.frozen|sum(attribute='computed') }} rows computed ({{ mb(r.frozen|sum(attribute='bytes')) }}), everything else read from the cache.</p>{% endif %}
 <h2>On what</h2><table><tr><td>data<td><code>{{ r.data.path }}</code>, fingerprint <code>{{ (r.data.fingerprint or '')[:16] }}</code></tr>
 {% for s,c in (r.data.counts or {}).items() %}<tr><td>{{ s }}<td>{{ c.values()|sum }}: {% for k,v in c.items() %}{{ k }} {{ v }}{{ ', ' if not loop.last }}{% endfor %}</tr>{% endfor %}
 {% for k,v in r.model.items() %}<tr><td>{{ k }}<td>{{ v }}</tr>{% endfor %}</table>
@@ -263,7 +267,7 @@ same budget: <b>{{ pc(control.value) }}</b> ({{ pc(control.low) }} to {{ pc(cont
 <tr><td>versions<td>{% for k,v in (r.environment.packages or {}).items() %}{{ k }} {{ v }}{{ ', ' if not loop.last }}{% endfor %}</tr>
 <tr><td>seconds<td>{% for k,v in r.timings.items() %}{{ k }} {{ '%.1f'|format(v) }}{{ ', ' if not loop.last }}{% endfor %}</tr></table></body></html>"""
 
-# %% ../nbs/51_run.ipynb #1b2cae06
+# %% ../nbs/51_run.ipynb #e7e8e2d4
 def repeat_command(rec:dict) -> str:
     "The command line that asks for the same run again"
     spec = usecase_params(find_usecase(rec['usecase'])) if rec['usecase'] in usecases() else {}
@@ -284,7 +288,7 @@ def write_report(folder:str|Path) -> Path:
     page = Environment(autoescape=True).from_string(REPORT).render(
         r={'started': '', 'notes': '', **rec}, figures=figures, name=name, main=rec['metrics'].get(name),
         control=rec['control'].get(name), command=repeat_command(rec),
-        pc=lambda v: f'{100*v:.1f} %', num=lambda v: f'{v:.3f}')
+        pc=lambda v: f'{100*v:.1f} %', num=lambda v: f'{v:.3f}', mb=lambda v: f'{v/1e6:.0f} MB')
     with atomic_write(folder/'report.html') as f: f.write(page)
     return folder/'report.html'
 

@@ -6,7 +6,7 @@
 __all__ = ['RESIZES', 'image_tensor', 'ImageReader', 'image_dls', 'test_dl', 'ImageBody', 'timm_body', 'torchvision_body',
            'image_net', 'image_learner']
 
-# %% ../nbs/30_vision.ipynb #4fc9e22f
+# %% ../nbs/30_vision.ipynb #d6e1b97c
 import contextlib
 import os
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from fastai.vision.augment import aug_transforms
 from fastai.vision import data as _show, learner as _results # noqa: F401  register how images and results are shown
 from fasttransform import Transform
 
-# %% ../nbs/30_vision.ipynb #a38a541c
+# %% ../nbs/30_vision.ipynb #c08576c3
 RESIZES = ('squish', 'crop', 'pad')
 
 def image_tensor(
@@ -45,7 +45,7 @@ def image_tensor(
     if image.size != (size, size): image = image.resize((size, size), Image.Resampling.BICUBIC)
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size, size, 3).permute(2, 0, 1).contiguous()
 
-# %% ../nbs/30_vision.ipynb #b2ebff5f
+# %% ../nbs/30_vision.ipynb #09e64912
 class ImageReader(Transform):
     "Paths to (3, size, size) uint8 `TensorImage`s; remembers up to `keep` bytes of them. `known`: path → sha256 of the file"
     def __init__(self, root:Path, size:int, resize:str='squish', known:dict|None=None, keep:int=2**30):
@@ -91,7 +91,7 @@ class ImageReader(Transform):
         noise = torch.Generator().manual_seed(0)
         return TensorImage(torch.randint(0, 256, (3, self.size, self.size), generator=noise, dtype=torch.uint8))
 
-# %% ../nbs/30_vision.ipynb #ca792fd5
+# %% ../nbs/30_vision.ipynb #025689e5
 def image_dls(
     data:ImageData,              # From `data.read_images`
     size:int=224,                # Side of the square the network gets, pixels
@@ -118,7 +118,7 @@ def test_dl(learn:TransferLearner, data:ImageData, split:str='test'):
     "The images of one split as a DataLoader with labels: whole pictures, in order, without augmentation"
     return learn.dls.test_dl(list(data.subset(split).path), with_labels=True)
 
-# %% ../nbs/30_vision.ipynb #027e75d7
+# %% ../nbs/30_vision.ipynb #776b3a8f
 class ImageBody(nn.Module):
     """Pooled features of an image backbone.
 
@@ -138,7 +138,7 @@ class ImageBody(nn.Module):
         dims = (1, 2) if self.layout == 'NHWC' else (2, 3)
         return torch.cat([f.mean(dims), f.amax(dims)], 1)
 
-# %% ../nbs/30_vision.ipynb #6d493992
+# %% ../nbs/30_vision.ipynb #9531cae5
 def timm_body(model:nn.Module, size:int) -> tuple[ImageBody, list[list[nn.Parameter]]]:
     "Body and stages (lists of parameters, input to output) of a timm model; its head is removed"
     from timm.models import group_parameters
@@ -154,7 +154,7 @@ def timm_body(model:nn.Module, size:int) -> tuple[ImageBody, list[list[nn.Parame
     with torch.no_grad(): ndim = model.eval().forward_features(torch.zeros(1, 3, size, size)).ndim
     return ImageBody(model, 'NLC' if ndim == 3 else str(getattr(layout, 'value', layout)), prefix), [s for s in stages if s]
 
-# %% ../nbs/30_vision.ipynb #7cd7569b
+# %% ../nbs/30_vision.ipynb #e8c73f2b
 _TAIL = {'avgpool', 'fc', 'classifier', 'head', 'heads', 'flatten', 'dropout', 'aux1', 'aux2', 'AuxLogits'}
 
 def torchvision_body(model:nn.Module, name:str) -> tuple[ImageBody, list[list[nn.Parameter]]]:
@@ -168,7 +168,7 @@ def torchvision_body(model:nn.Module, name:str) -> tuple[ImageBody, list[list[nn
     stages = [list(b.parameters()) for m in kids.values() for b in (m.children() if isinstance(m, nn.Sequential) else [m])]
     return ImageBody(body), [s for s in stages if s]
 
-# %% ../nbs/30_vision.ipynb #2dde47c1
+# %% ../nbs/30_vision.ipynb #c81ae151
 def image_net(
     backbone:str,            # A name of the catalogue, of timm or of torchvision
     n_classes:int,
@@ -186,7 +186,7 @@ def image_net(
     net = TransferNet(body.to(memory_format=torch.channels_last), n_features, n_classes)
     return net, {**info, 'size': size, 'n_features': n_features}
 
-# %% ../nbs/30_vision.ipynb #147fec1a
+# %% ../nbs/30_vision.ipynb #297481c6
 def image_learner(
     data:ImageData,               # From `data.read_images`
     backbone:str='efficientnet_lite0',
