@@ -6,9 +6,9 @@
 __all__ = ['VERSIONED', 'FORMAT', 'DTYPES', 'BLOCK', 'UNITS', 'Cut', 'find_cut', 'run_suffix', 'fold_norms', 'Prefix',
            'hash_prefix', 'describe', 'activations_dir', 'ActivationStore', 'parse_bytes', 'format_bytes',
            'cache_limit', 'say', 'StoreInfo', 'list_stores', 'remove_store', 'clear_stores', 'format_stores', 'room',
-           'make_room', 'fill', 'Items', 'Activations', 'CachedDL', 'row_name']
+           'make_room', 'fill', 'Items', 'Activations', 'row_name', 'CachedDL']
 
-# %% ../nbs/15_activations.ipynb #ea571442
+# %% ../nbs/15_activations.ipynb #5f0cc23d
 import contextlib
 import copy
 import functools
@@ -32,6 +32,7 @@ from tqdm import tqdm
 from .core import InputError, atomic_write, cache_dir, hash_bytes, hash_json, hash_state, seeded, write_json
 from fastai.data.load import DataLoader
 from fastai.torch_core import TensorBase, to_device
+from fastcore.basics import patch
 from fasttransform import Pipeline
 
 # %% ../nbs/15_activations.ipynb #c42650ce
@@ -139,7 +140,7 @@ def _make_cut(place:str, key:int|str, hidden:torch.Tensor, units:Iterable) -> Cu
     last = hidden.ndim == 4 and hidden.is_contiguous(memory_format=torch.channels_last) and not hidden.is_contiguous()
     return Cut(place, key, tuple(units), tuple(hidden.shape[1:]), hidden.dtype, last)
 
-# %% ../nbs/15_activations.ipynb #4415909b
+# %% ../nbs/15_activations.ipynb #785ed4f4
 def _blank(shape, cut:Cut, hidden:torch.Tensor):
     if type(shape) is list: return [_blank(s, cut, hidden) for s in shape]
     return hidden.new_zeros(hidden.shape if shape[1:] == cut.shape else shape)
@@ -164,6 +165,7 @@ def _entered(body:nn.Module, cut:Cut, hidden:torch.Tensor):
         hook.remove()
         for m,_ in units: m.__dict__.pop('forward', None)
 
+# %% ../nbs/15_activations.ipynb #b615b5fc
 def run_suffix(
     body:nn.Module,
     cut:Cut,
@@ -222,9 +224,11 @@ def fold_norms(
         return folded if torch.allclose(a, b, rtol=1e-4, atol=1e-5*float(a.abs().max())) else plain
     except (RuntimeError, AttributeError, TypeError): return plain
 
-# %% ../nbs/15_activations.ipynb #385ea122
-class _Reached(Exception): pass
+# %% ../nbs/15_activations.ipynb #456d10ba
+class _Reached(Exception):
+    "The last cut: what lies behind it need not run"
 
+# %% ../nbs/15_activations.ipynb #d613db16
 class Prefix:
     """The part of a body before one or more cuts; calling it gives one (n, …) tensor per cut, without gradients.
 
@@ -356,7 +360,7 @@ class ActivationStore:
 
     def __len__(self) -> int: return len(self.where)
 
-# %% ../nbs/15_activations.ipynb #0ace34c9
+# %% ../nbs/15_activations.ipynb #fcbdc42e
 def _read_block(folder:Path, name:str, row_bytes:int) -> tuple[list[str], list[int], np.ndarray]|None:
     "Names, checksums and rows of a block; None where it is damaged, incomplete or of another store"
     try:
@@ -367,7 +371,8 @@ def _read_block(folder:Path, name:str, row_bytes:int) -> tuple[list[str], list[i
         return head['ids'], head['crc'], np.asarray(rows)
     except (OSError, ValueError, KeyError, TypeError, EOFError): return None
 
-def _refresh(self) -> None:
+@patch
+def refresh(self:ActivationStore) -> None:
     "Take up blocks that have appeared since"
     with contextlib.suppress(OSError): names = sorted(p.stem for p in self.folder.glob('[!.]*.json') if p.stem != 'store')
     for name in names if self.folder.is_dir() else []:
@@ -375,7 +380,8 @@ def _refresh(self) -> None:
         self.blocks[name] = block = _read_block(self.folder, name, self.row_bytes)
         for row,i in enumerate(block[0] if block else []): self.where.setdefault(i, []).append((name, row, [False]))
 
-def _good(self, i:str) -> tuple[str, int]|None:
+@patch
+def good(self:ActivationStore, i:str) -> tuple[str, int]|None:
     "Block and row of an item whose checksum fits"
     for place in list(self.where.get(i, ())):
         name, row, checked = place
@@ -384,15 +390,15 @@ def _good(self, i:str) -> tuple[str, int]|None:
         self.where[i].remove(place); self.bad += 1
     return None
 
-def _missing(self, ids:Iterable[str]) -> list[str]:
+@patch
+def missing(self:ActivationStore, ids:Iterable[str]) -> list[str]:
     "Those of `ids`, each once, in order, of which there is no undamaged row"
     self.refresh()
     return [i for i in dict.fromkeys(ids) if self.good(i) is None]
 
-ActivationStore.refresh, ActivationStore.good, ActivationStore.missing = _refresh, _good, _missing
-
-# %% ../nbs/15_activations.ipynb #f461759e
-def _write(self, ids:Sequence[str], rows:torch.Tensor) -> None:
+# %% ../nbs/15_activations.ipynb #5f91e707
+@patch
+def write(self:ActivationStore, ids:Sequence[str], rows:torch.Tensor) -> None:
     """Keep `rows` (n, *shape) under the names `ids`; whole or not at all.
 
     Raises OSError where the disk is full or cannot be written.
@@ -410,15 +416,14 @@ def _write(self, ids:Sequence[str], rows:torch.Tensor) -> None:
     try: write_json(self.folder/f'{name}.json', dict(ids=ids, crc=crc, check=hash_json([ids, crc])))
     except BaseException: (self.folder/f'{name}.npy').unlink(missing_ok=True); raise
 
-def _rows(self, ids:Sequence[str]) -> torch.Tensor:
+@patch
+def rows(self:ActivationStore, ids:Sequence[str]) -> torch.Tensor:
     "(n, *shape) rows of `ids`, a copy in memory; KeyError names one that is not there"
     out = np.empty((len(ids), self.row_bytes), np.uint8)
     for k,i in enumerate(ids):
         if (at := self.good(i)) is None: raise KeyError(i)
         out[k] = self.blocks[at[0]][2][at[1]]
     return torch.from_numpy(out).view(self.dtype).view(len(ids), *self.shape)
-
-ActivationStore.write, ActivationStore.rows = _write, _rows
 
 # %% ../nbs/15_activations.ipynb #24623ae7
 UNITS = {'': 1, 'B': 1, 'K': 1e3, 'KB': 1e3, 'M': 1e6, 'MB': 1e6, 'G': 1e9, 'GB': 1e9, 'T': 1e12, 'TB': 1e12}
@@ -463,7 +468,7 @@ def say(message:str) -> None:
     "One line for the person, on stderr"
     print(f'activations: {message}', file=sys.stderr, flush=True)
 
-# %% ../nbs/15_activations.ipynb #87df847c
+# %% ../nbs/15_activations.ipynb #fd2c3076
 @dataclass
 class StoreInfo:
     "One store on disk; `used` in seconds since 1970, `size` in bytes"
@@ -488,13 +493,14 @@ def list_stores(root:Path|None=None) -> list[StoreInfo]:
             with contextlib.suppress(OSError): out.append(StoreInfo(d.name, '(damaged)', 0, sum(e.stat().st_size for e in os.scandir(d)), d.stat().st_mtime))
     return sorted(out, key=lambda s: s.used)
 
+# %% ../nbs/15_activations.ipynb #85a8a8eb
 def remove_store(key:str, root:Path|None=None) -> bool: # Whether it is gone; a store that is being filled stays
     "Remove one store"
     folder = Path(root or activations_dir())/key
     with _locked(folder, wait=False) as mine:
         if not mine: return False
         gone = folder.with_name(f'.{key}-{os.urandom(3).hex()}')
-        os.rename(folder, gone) # in one step: no other process sees half a store
+        os.rename(folder, gone)
     shutil.rmtree(gone, ignore_errors=True)
     return True
 
@@ -540,7 +546,7 @@ def make_room(need:int, keep:Iterable[str]=(), root:Path|None=None) -> list[Stor
         if s.key not in keep and remove_store(s.key, root): gone.append(s); total -= s.size
     return gone
 
-# %% ../nbs/15_activations.ipynb #7c387aa2
+# %% ../nbs/15_activations.ipynb #ca4eec05
 def _sweep(folder:Path) -> None:
     "Remove what a killed process left: temporary files, and matrices that nothing refers to. Only while the lock is held"
     for p in folder.glob('.*'):
@@ -572,6 +578,7 @@ def fill(
     for s in stores: s.refresh()
     return not any(s.missing(ids) for s in stores)
 
+# %% ../nbs/15_activations.ipynb #951ac058
 def _fill(stores, ids, compute, todo, lacking, batch, desc) -> None:
     block = max(1, min(BLOCK//max(s.row_bytes for s in stores), 512)//batch)*batch
     with tqdm(total=len(todo), desc=desc, delay=2, leave=False, mininterval=.5) as bar:
@@ -582,7 +589,7 @@ def _fill(stores, ids, compute, todo, lacking, batch, desc) -> None:
                 need = [n for n,p in enumerate(some) if ids[p] in m]
                 if need: s.write([ids[some[n]] for n in need], torch.cat(rows)[need])
 
-# %% ../nbs/15_activations.ipynb #7ff18aee
+# %% ../nbs/15_activations.ipynb #5f6ef739
 _PIPES = ('after_item', 'before_batch', 'after_batch')
 
 class Items:
@@ -616,25 +623,29 @@ class Items:
 
     def raw(self, at:Iterable[int]) -> list: return [self.inp[0].items[i] for i in at]
 
-    def names(self) -> list[str]:
-        "One name per item, made of its content"
-        if self.reader: return [self.reader.digest(r) for r in self.raw(range(self.n))]
-        with self.mode(1): return [hash_state({str(k): t for k,t in enumerate(self._sample(i)[:self.n_inp])}) for i in range(self.n)]
+# %% ../nbs/15_activations.ipynb #6c0fac6b
+@patch
+def names(self:Items) -> list[str]:
+    "One name per item, made of its content"
+    if self.reader: return [self.reader.digest(r) for r in self.raw(range(self.n))]
+    with self.mode(1): return [hash_state({str(k): t for k,t in enumerate(self._sample(i)[:self.n_inp])}) for i in range(self.n)]
 
-    def _sample(self, i:int) -> tuple:
-        s = self.dl.do_item(i)
-        if s is None: raise InputError(f"item {i} was left out by a transform; activations cannot be kept of items that come and go.")
-        return s if isinstance(s, tuple) else (s,)
+@patch
+def _sample(self:Items, i:int) -> tuple:
+    s = self.dl.do_item(i)
+    if s is None: raise InputError(f"item {i} was left out by a transform; activations cannot be kept of items that come and go.")
+    return s if isinstance(s, tuple) else (s,)
 
-# %% ../nbs/15_activations.ipynb #b2bfe510
-def _batch(self, at:Sequence[int]) -> list[torch.Tensor]:
+@patch
+def _batch(self:Items, at:Sequence[int]) -> list[torch.Tensor]:
     "Inputs of items as a batch, transformed, on the DataLoader's device"
     b = self.dl.do_batch([self._sample(i) for i in at])
     if self.dl.device is not None: b = to_device(b, self.dl.device)
     b = self.dl.after_batch(b)
     return [t.as_subclass(torch.Tensor) for t in (b if isinstance(b, (tuple, list)) else (b,))[:self.n_inp]]
 
-def _inputs(self, at:Sequence[int], view:Sequence[int]|int=0, names:Sequence[str]=()) -> list[torch.Tensor]:
+@patch
+def inputs(self:Items, at:Sequence[int], view:Sequence[int]|int=0, names:Sequence[str]=()) -> list[torch.Tensor]:
     "Inputs of the items at `at`, of one view or of one each"
     views = [view]*len(at) if isinstance(view, int) else view
     with self.reader.ahead(self.raw(at)) if hasattr(self.reader, 'ahead') else contextlib.nullcontext():
@@ -645,7 +656,8 @@ def _inputs(self, at:Sequence[int], view:Sequence[int]|int=0, names:Sequence[str
             with seeded(int(hash_bytes(names[i].encode(), b'%d' % v)[:12], 16)), self.mode(0 if v else 1): parts.append(self._batch([i]))
     return [torch.cat(p) for p in zip(*parts)]
 
-def _targets(self) -> tuple[torch.Tensor, ...]:
+@patch
+def targets(self:Items) -> tuple[torch.Tensor, ...]:
     "Targets of all items, one tensor each for what follows the inputs in a batch; none of a test set without labels"
     if self.ys is not None: return self.ys
     with self.mode(1):
@@ -653,10 +665,9 @@ def _targets(self) -> tuple[torch.Tensor, ...]:
     self.ys = tuple(self.dl.create_batch(samples)) if samples and samples[0] else ()
     return self.ys
 
-Items._batch, Items.inputs, Items.targets = _batch, _inputs, _targets
-
-# %% ../nbs/15_activations.ipynb #65b00025
-def _transform(self, split_idx:int) -> list: # JSON-ready
+# %% ../nbs/15_activations.ipynb #b6b8cce3
+@patch
+def transform(self:Items, split_idx:int) -> list: # JSON-ready
     "What happens to a training (0) or validation (1) item between the data and the network"
     fs = [f for f in self.item_tfms if f is not self.reader] + [f for p in self.pipes for f in p.fs]
     shown = None
@@ -667,18 +678,22 @@ def _transform(self, split_idx:int) -> list: # JSON-ready
             if split_idx: fs = [f for f in fs if not hasattr(f, 'before_call')]
         return [self.reader.spec() if self.reader else None, describe(fs), shown]
 
-def _try(self, items:list) -> str:
+@patch
+def _try(self:Items, items:list) -> str:
     "Hash of what the transforms make of `items`"
     b = self.dl.do_batch([(self.dl.after_item(x),) for x in items])
     b = self.dl.after_batch(to_device(b, self.dl.device) if self.dl.device is not None else b)
     return hash_state({str(k): t.as_subclass(torch.Tensor) for k,t in enumerate(b if isinstance(b, (tuple, list)) else (b,))})
 
-Items.transform, Items._try = _transform, _try
-
-# %% ../nbs/15_activations.ipynb #fb30d008
+# %% ../nbs/15_activations.ipynb #fbb9a98c
 class Activations(TensorBase):
     "A batch of activations at a cut; a network that meets one goes on from there"
 
+def row_name(name:str, view:int) -> str:
+    "A row's name: an item's own for view 0"
+    return f'{name}/{view}' if view else name
+
+# %% ../nbs/15_activations.ipynb #a33f587e
 class CachedDL:
     """The batches of `dl` with activations in place of inputs, as float32.
 
@@ -703,11 +718,6 @@ class CachedDL:
         other = copy.copy(self); other.dl = dl
         return other
 
-    def lacking(self) -> bool:
-        "Whether some rows are not on disk"
-        stores = [(self.stores[bool(v)], [row_name(n, v) for n in self.names]) for v in range(self.views)]
-        return any(s.good(i) is None for s,ids in stores for i in ids)
-
     def __iter__(self):
         self.dl.randomize()
         torch.empty((), dtype=torch.int64).random_() # as torch's own loop over batches does
@@ -715,21 +725,26 @@ class CachedDL:
         for i in range(0, len(at)//bs*bs if self.dl.drop_last else len(at), bs): yield self.batch(at[i:i+bs])
         self.epoch += 1
 
-    def batch(self, at:Sequence[int]) -> tuple:
-        "Activations and targets of some items"
-        views = [(self.epoch + self.first[i]) % self.views if self.views > 1 else 0 for i in at]
-        rows = self.held[[v*len(self.names) + i for i,v in zip(at, views)]] if self.held is not None else self._gather(at, views)
-        b = Activations(self.cut.hidden(rows.float())), *(y[list(at)] for y in self.ys)
-        return to_device(b, self.dl.device) if self.dl.device is not None else b
+# %% ../nbs/15_activations.ipynb #2dca8b41
+@patch
+def lacking(self:CachedDL) -> bool:
+    "Whether some rows are not on disk"
+    stores = [(self.stores[bool(v)], [row_name(n, v) for n in self.names]) for v in range(self.views)]
+    return any(s.good(i) is None for s,ids in stores for i in ids)
 
-    def _gather(self, at, views) -> torch.Tensor:
-        try:
-            if self.views == 1: return self.stores[0].rows([self.names[i] for i in at])
-            return torch.cat([self.stores[bool(v)].rows([row_name(self.names[i], v)]) for i,v in zip(at, views)])
-        except KeyError:
-            if self.live is None: raise
-            return self.live(at, views)
+@patch
+def batch(self:CachedDL, at:Sequence[int]) -> tuple:
+    "Activations and targets of some items"
+    views = [(self.epoch + self.first[i]) % self.views if self.views > 1 else 0 for i in at]
+    rows = self.held[[v*len(self.names) + i for i,v in zip(at, views)]] if self.held is not None else self._gather(at, views)
+    b = Activations(self.cut.hidden(rows.float())), *(y[list(at)] for y in self.ys)
+    return to_device(b, self.dl.device) if self.dl.device is not None else b
 
-def row_name(name:str, view:int) -> str:
-    "A row's name: an item's own for view 0"
-    return f'{name}/{view}' if view else name
+@patch
+def _gather(self:CachedDL, at, views) -> torch.Tensor:
+    try:
+        if self.views == 1: return self.stores[0].rows([self.names[i] for i in at])
+        return torch.cat([self.stores[bool(v)].rows([row_name(self.names[i], v)]) for i,v in zip(at, views)])
+    except KeyError:
+        if self.live is None: raise
+        return self.live(at, views)

@@ -45,7 +45,7 @@ def merge_groups(
         groups[k:k+2] = [groups[k] + groups[k+1]]
     return groups
 
-# %% ../nbs/20_finetune.ipynb #6fab62ba
+# %% ../nbs/20_finetune.ipynb #b31b7135
 class TransferNet(nn.Module):
     """A body and a linear head; `features` and `forward` run the body in the chosen precision.
 
@@ -79,15 +79,13 @@ class TransferNet(nn.Module):
 
     def forward(self, *xb): return self.head(self.features(*xb))
 
-    def __getstate__(self): return {**self.__dict__, 'compiled': []} # a copy or an export is compiled again where it runs
+    def __getstate__(self): return {**self.__dict__, 'compiled': []} # a copy is compiled again where it runs
 
     def param_groups(self) -> list[list[nn.Parameter]]:
         "The body's groups, then the head: fastai's splitter"
         return [*self.body.groups, list(self.head.parameters())]
 
-def _plain(x:torch.Tensor) -> torch.Tensor: return x.as_subclass(torch.Tensor)
-
-# %% ../nbs/20_finetune.ipynb #f1f6b5f0
+# %% ../nbs/20_finetune.ipynb #c92b5213
 PRECISIONS = ('fp32', 'bf16')
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -95,6 +93,8 @@ def autocast(device:torch.device, precision:str):
     "The context in which a body runs: bfloat16 where asked for, otherwise none"
     if precision == 'fp32': return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
+
+def _plain(x:torch.Tensor) -> torch.Tensor: return x.as_subclass(torch.Tensor)
 
 def _channels_last(x:torch.Tensor) -> torch.Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
@@ -323,7 +323,7 @@ def _fill(self:FrozenPrefix, items, names, run, stores, need, cuts, views) -> No
     self.report.append(dict(cut=[c.place or 'pooled' for c in cuts], items=len(names), views=views, computed=lacking, bytes=need,
                             dtype=[str(s.dtype).split('.')[1] for s,_ in stores[:k]], seconds=round(time.perf_counter() - start, 3)))
 
-# %% ../nbs/20_finetune.ipynb #4ffa93d3
+# %% ../nbs/20_finetune.ipynb #45779eb2
 @patch
 def before_fit(self:FrozenPrefix):
     if not self.fitting: return
@@ -342,8 +342,9 @@ def _go_live(self:FrozenPrefix, n:int, dl) -> None:
     "From now on, each batch goes through the prefix as it comes"
     try: run, cuts, _ = self.prefix_of([n], self.items_of(dl))
     except InputError as e: return self._say_once(str(e))
-    if cuts[0].place or n: self.live, self.learn.model.cut = run, cuts[0]
+    self.live, self.learn.model.cut = run, cuts[0]
 
+# %% ../nbs/20_finetune.ipynb #d124ba42
 @patch
 def before_train(self:FrozenPrefix): self._swap(self.fit_dls.get(id(getattr(self.learn.dl, 'dataset', None))))
 

@@ -6,7 +6,7 @@
 __all__ = ['RESIZES', 'image_tensor', 'ImageReader', 'image_dls', 'test_dl', 'ImageBody', 'timm_body', 'torchvision_body',
            'image_net', 'image_learner']
 
-# %% ../nbs/30_vision.ipynb #d6e1b97c
+# %% ../nbs/30_vision.ipynb #01d87f43
 import contextlib
 import os
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize
 from fastai.torch_core import TensorImage, default_device
 from fastai.vision.augment import aug_transforms
 from fastai.vision import data as _show, learner as _results # noqa: F401  register how images and results are shown
+from fastcore.basics import patch
 from fasttransform import Transform
 
 # %% ../nbs/30_vision.ipynb #c08576c3
@@ -45,7 +46,7 @@ def image_tensor(
     if image.size != (size, size): image = image.resize((size, size), Image.Resampling.BICUBIC)
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size, size, 3).permute(2, 0, 1).contiguous()
 
-# %% ../nbs/30_vision.ipynb #09e64912
+# %% ../nbs/30_vision.ipynb #fba2350a
 class ImageReader(Transform):
     "Paths to (3, size, size) uint8 `TensorImage`s; remembers up to `keep` bytes of them. `known`: path → sha256 of the file"
     def __init__(self, root:Path, size:int, resize:str='squish', known:dict|None=None, keep:int=2**30):
@@ -78,18 +79,25 @@ class ImageReader(Transform):
         new = self._decode([p for p in paths if p not in self.kept][:self.left//(3*self.size**2)], 'reading images')
         self.left -= sum(t.numel() for t in new.values()); self.kept |= new
 
-    @contextlib.contextmanager
-    def ahead(self, paths:Sequence[str]):
-        "Inside, `paths` are there, decoded with several threads; they are forgotten afterwards"
-        self.soon = self._decode(paths)
-        try: yield
-        finally: self.soon = {}
+# %% ../nbs/30_vision.ipynb #19030c6e
+@patch
+@contextlib.contextmanager
+def ahead(self:ImageReader, paths:Sequence[str]):
+    "Inside, `paths` are there, decoded with several threads; they are forgotten afterwards"
+    self.soon = self._decode(paths)
+    try: yield
+    finally: self.soon = {}
 
-    def digest(self, path:str) -> str: return self.known.get(path) or hash_file(self.root/path)
-    def spec(self) -> dict: return dict(size=self.size, resize=self.resize, filter='bicubic')
-    def example(self) -> TensorImage:
-        noise = torch.Generator().manual_seed(0)
-        return TensorImage(torch.randint(0, 256, (3, self.size, self.size), generator=noise, dtype=torch.uint8))
+@patch
+def digest(self:ImageReader, path:str) -> str: return self.known.get(path) or hash_file(self.root/path)
+
+@patch
+def spec(self:ImageReader) -> dict: return dict(size=self.size, resize=self.resize, filter='bicubic')
+
+@patch
+def example(self:ImageReader) -> TensorImage:
+    noise = torch.Generator().manual_seed(0)
+    return TensorImage(torch.randint(0, 256, (3, self.size, self.size), generator=noise, dtype=torch.uint8))
 
 # %% ../nbs/30_vision.ipynb #025689e5
 def image_dls(
