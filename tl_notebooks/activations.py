@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['VERSIONED', 'FORMAT', 'DTYPES', 'BLOCK', 'UNITS', 'Cut', 'find_cut', 'run_suffix', 'fold_norms', 'Prefix',
            'hash_prefix', 'describe', 'activations_dir', 'ActivationStore', 'parse_bytes', 'format_bytes',
-           'cache_limit', 'say', 'StoreInfo', 'list_stores', 'remove_store', 'clear_stores', 'format_stores', 'room',
-           'make_room', 'fill', 'Items', 'Activations', 'row_name', 'CachedDL']
+           'cache_limit', 'say', 'StoreInfo', 'list_stores', 'remove_store', 'clear_stores', 'format_stores',
+           'free_disk', 'room', 'make_room', 'fill', 'Items', 'Activations', 'row_name', 'CachedDL']
 
 # %% ../nbs/15_activations.ipynb #5f0cc23d
 import contextlib
@@ -493,7 +493,7 @@ def list_stores(root:Path|None=None) -> list[StoreInfo]:
             with contextlib.suppress(OSError): out.append(StoreInfo(d.name, '(damaged)', 0, sum(e.stat().st_size for e in os.scandir(d)), d.stat().st_mtime))
     return sorted(out, key=lambda s: s.used)
 
-# %% ../nbs/15_activations.ipynb #85a8a8eb
+# %% ../nbs/15_activations.ipynb #3e191440
 def remove_store(key:str, root:Path|None=None) -> bool: # Whether it is gone; a store that is being filled stays
     "Remove one store"
     folder = Path(root or activations_dir())/key
@@ -504,6 +504,10 @@ def remove_store(key:str, root:Path|None=None) -> bool: # Whether it is gone; a 
     shutil.rmtree(gone, ignore_errors=True)
     return True
 
+def _sweep_gone(root:Path) -> None:
+    "Finish what was killed while it removed a store"
+    for d in root.glob('.*/'): shutil.rmtree(d, ignore_errors=True)
+
 def clear_stores(keys:Iterable[str]|None=None, days:float=0, root:Path|None=None) -> tuple[int, int]: # (stores, bytes)
     "Remove stores, all or those named, if unused for so many days"
     done, now = [], time.time()
@@ -513,6 +517,7 @@ def clear_stores(keys:Iterable[str]|None=None, days:float=0, root:Path|None=None
             raise InputError(f"store `{k}`: {sum(s.key.startswith(k) for s in known)} of {len(known)} stores begin so; accepted: a key, or its beginning, from `tl cache`.")
     for s in known:
         if (not keys or any(s.key.startswith(k) for k in keys)) and now - s.used >= days*86400 and remove_store(s.key, root): done.append(s.size)
+    _sweep_gone(Path(root or activations_dir()))
     return len(done), sum(done)
 
 # %% ../nbs/15_activations.ipynb #2c2a84c3
@@ -523,7 +528,10 @@ def format_stores(stores:Sequence[StoreInfo]) -> list[str]:
     head = f"{'key':<12} {'size':>8} {'rows':>8}  {'last used':<12} what"
     return [head, *(f'{s.key[:12]} {format_bytes(s.size):>8} {s.rows:>8,}  {ago(s):<12} {s.note}' for s in stores)]
 
-# %% ../nbs/15_activations.ipynb #3dca03e2
+# %% ../nbs/15_activations.ipynb #25b4016e
+def free_disk(root:Path) -> int: # Bytes, where `root` is or will be
+    return shutil.disk_usage(next(p for p in (root, *root.absolute().parents) if p.exists())).free
+
 def room(
     keep:Iterable[str]=(),    # Stores that must stay
     root:Path|None=None,
@@ -532,17 +540,16 @@ def room(
     root, keep = Path(root or activations_dir()), set(keep)
     stores = list_stores(root)
     fixed, loose = (sum(s.size for s in stores if (s.key in keep) == k) for k in (True, False))
-    free = _free(root) + loose - 2**28 # a quarter of a gigabyte stays free for everything else
+    free = free_disk(root) + loose - 2**28 # a quarter of a gigabyte stays free for everything else
     return max(0, min(cache_limit() - fixed, free))
-
-def _free(root:Path) -> int: return shutil.disk_usage(next(p for p in (root, *root.absolute().parents) if p.exists())).free
 
 def make_room(need:int, keep:Iterable[str]=(), root:Path|None=None) -> list[StoreInfo]: # What went
     "Remove the stores that were used longest ago until `need` more bytes fit under the limit and on the disk"
     root, keep, gone, stores = Path(root or activations_dir()), set(keep), [], list_stores(root)
     total = sum(s.size for s in stores)
+    _sweep_gone(root)
     for s in stores:
-        if total + need <= cache_limit() and _free(root) - need >= 2**28: break
+        if total + need <= cache_limit() and free_disk(root) - need >= 2**28: break
         if s.key not in keep and remove_store(s.key, root): gone.append(s); total -= s.size
     return gone
 
@@ -623,7 +630,7 @@ class Items:
 
     def raw(self, at:Iterable[int]) -> list: return [self.inp[0].items[i] for i in at]
 
-# %% ../nbs/15_activations.ipynb #6c0fac6b
+# %% ../nbs/15_activations.ipynb #eed010d6
 @patch
 def names(self:Items) -> list[str]:
     "One name per item, made of its content"
@@ -656,6 +663,7 @@ def inputs(self:Items, at:Sequence[int], view:Sequence[int]|int=0, names:Sequenc
             with seeded(int(hash_bytes(names[i].encode(), b'%d' % v)[:12], 16)), self.mode(0 if v else 1): parts.append(self._batch([i]))
     return [torch.cat(p) for p in zip(*parts)]
 
+# %% ../nbs/15_activations.ipynb #a6a70795
 @patch
 def targets(self:Items) -> tuple[torch.Tensor, ...]:
     "Targets of all items, one tensor each for what follows the inputs in a batch; none of a test set without labels"

@@ -7,7 +7,7 @@ __all__ = ['PRECISIONS', 'NORMS', 'merge_groups', 'TransferNet', 'autocast', 'sm
            'choose_precision', 'compile_body', 'NormEval', 'Probe', 'progress', 'FitProgress', 'FrozenPrefix',
            'FlipMaps', 'TransferLearner', 'solve_head', 'Stage', 'refresh_norms', 'scale_logits']
 
-# %% ../nbs/20_finetune.ipynb #5a87dba9
+# %% ../nbs/20_finetune.ipynb #c7130d2f
 import contextlib
 import json
 import os
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
-from .activations import (DTYPES, Activations, ActivationStore, CachedDL, Cut, Items, Prefix, cache_limit, fill, find_cut, format_bytes,
+from .activations import (DTYPES, Activations, ActivationStore, CachedDL, Cut, Items, Prefix, activations_dir, cache_limit, fill, find_cut, format_bytes, free_disk,
     hash_prefix, make_room, room, row_name, run_suffix, say)
 from .core import InputError, cache_dir, hash_json, write_json
 from .heads import ClassStatistics, RidgeHead, ridge_loo, scale_of
@@ -283,7 +283,7 @@ def fitting_stores(self:FrozenPrefix, cuts, hashes, wanted:Callable) -> tuple[li
         if dtype is None and self.dtype == 'auto': self._say_once(f"{format_bytes(need)} would pass the limit; keeping them as bf16, half as much")
     return None
 
-# %% ../nbs/20_finetune.ipynb #f6226a69
+# %% ../nbs/20_finetune.ipynb #d71e6f9d
 @patch
 def opened(self:FrozenPrefix, dl, ns:Sequence[int], views:int=1) -> list[CachedDL]|None:
     "Batches of activations at the cuts behind `ns` groups (ascending), one CachedDL each, the first with `views` views; None: run the network as a whole"
@@ -299,7 +299,8 @@ def opened(self:FrozenPrefix, dl, ns:Sequence[int], views:int=1) -> list[CachedD
         return out + ([(self.store_for(cuts[0], hashes[0], more, dtype), extra)] if more else [])
     found = self.fitting_stores(cuts, hashes, wanted)
     if found is None:
-        self._say_once(f"no room for {len(names)*views} rows before `{cuts[0].place}` (limit {format_bytes(cache_limit())}, TL_NOTEBOOKS_CACHE_LIMIT): computing them each time")
+        self._say_once(f"no room for {len(names)*views} rows before `{cuts[0].place}` (limit {format_bytes(cache_limit())}, TL_NOTEBOOKS_CACHE_LIMIT; "
+                       f"{format_bytes(free_disk(activations_dir()))} of disk free): computing them each time")
         return None
     stores, need = found
     self._fill(items, names, run, stores, need, cuts, views)
