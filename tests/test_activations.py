@@ -34,8 +34,8 @@ from tl_notebooks.vision import image_learner, image_net, test_dl as dl_of_split
 
 NETS = ['efficientnet_lite0', 'resnet18', 'mobilenetv3_large', 'convnext_tiny', 'timm/vit_tiny_patch16_224', 'timm/swin_tiny_patch4_window7_224',
         'timm/edgenext_xx_small', 'timm/regnetx_002', 'timm/repvgg_a0', 'timm/dla34', 'timm/levit_128s', 'timm/mixer_s32_224', 'timm/pvt_v2_b0',
-        'torchvision/densenet121', 'torchvision/mobilenet_v3_small', 'torchvision/resnet18', 'torchvision/squeezenet1_1', 'torchvision/vgg11']
-FIXED = ('vit', 'swin', 'levit', 'mixer')
+        'timm/xcit_nano_12_p16_224', 'torchvision/densenet121', 'torchvision/mobilenet_v3_small', 'torchvision/resnet18', 'torchvision/squeezenet1_1', 'torchvision/vgg11']
+FIXED = ('vit', 'swin', 'levit', 'mixer', 'xcit')
 
 
 @pytest.fixture
@@ -79,17 +79,20 @@ def test_every_cut_gives_the_networks_own_features(name):
         for fold in (False, True):
             hidden = Prefix(net.body, [cut], xb, 3, fold)(*xb)[0]
             hidden = cut.hidden(cut.rows(hidden))                          # as it comes back from the disk
-            with torch.no_grad(): again = run_suffix(net.body, cut, hidden, blank)
+            with torch.no_grad(): again = run_suffix(net.body, cut, hidden, *(xb if cut.inputs else [blank]))
             if fold: torch.testing.assert_close(again, own, rtol=1e-4, atol=2e-5*float(own.abs().max()))
+            elif 'xcit' in name: torch.testing.assert_close(again, own, rtol=1e-5, atol=1e-6)
             else: assert torch.equal(again, own), (n, cut.place)
         places.append(cut.place)
     assert places[-1] == '' and len(set(places)) >= min(4, len(places)), places
 
 
 def test_a_network_whose_layers_look_back_is_refused_and_trained_whole(data, cache, capsys):
-    net, _ = image_net('timm/xcit_nano_12_p16_224', 3, 'random', 224)
-    with pytest.raises(InputError, match='something else crosses'):
-        find_cut(net.eval().body, [p for g in net.body.groups[:2] for p in g], [torch.rand(2, 3, 224, 224)])
+    class Back(nn.Module):
+        def __init__(self): super().__init__(); self.a, self.b, self.c = (nn.Linear(4, 4) for _ in 'abc')
+        def forward(self, x): h = self.a(x); return self.c(self.b(h)) + h
+    back = Back().eval()
+    with pytest.raises(InputError, match='something else crosses'): find_cut(back, [*back.a.parameters(), *back.b.parameters()], [torch.rand(2, 4)])
     learn = learner(data, size=64, backbone='timm/hrnet_w18_small', weights='random')
     learn.freeze_to(-3)
     quiet(learn, lambda: learn.fit(1, 1e-4))
@@ -113,9 +116,49 @@ def test_text_encoders_are_cut_between_layers():
         layers = body.bert.encoder.layer
         frozen = [*body.bert.embeddings.parameters(), *(p for m in layers[:k] for p in m.parameters())]
         cut = find_cut(body, frozen, [ids[:2], mask[:2]])
-        assert cut.place == f'bert.encoder.layer.{k}'
+        assert cut.place == f'bert.encoder.layer.{k}' and cut.inputs
         hidden = Prefix(body, [cut], [ids[:2], mask[:2]], 4)(ids, mask)[0]
         with torch.no_grad(): torch.testing.assert_close(run_suffix(body, cut, hidden, ids, mask), own, rtol=1e-5, atol=1e-6)
+
+
+def test_a_text_learner_trains_on_activations_and_masks(cache):
+    "Two inputs, one of them wanted behind the cut: the same losses and predictions as a Learner without any of this"
+    transformers = pytest.importorskip('transformers')
+    config = transformers.BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, hidden_dropout_prob=.1)
+    class Body(nn.Module):
+        def __init__(self):
+            super().__init__(); self.bert = transformers.BertModel(config, add_pooling_layer=False)
+            self.groups = [[*self.bert.embeddings.parameters()], *([*m.parameters()] for m in self.bert.encoder.layer)]
+        def forward(self, ids, mask): return (self.bert(ids, attention_mask=mask).last_hidden_state*mask[...,None]).sum(1)/mask.sum(1, keepdim=True)
+    seed_everything(0)
+    n = 40; ids = torch.randint(1, 50, (n, 12)); mask = (torch.arange(12) < torch.randint(3, 13, (n,))[:,None]).long()
+    ds = TensorDataset(ids*mask, mask, (ids[:,0] > 25).long())
+    def run(bare=False, **kwargs):
+        seed_everything(1)
+        dls = DataLoaders(DataLoader(ds, bs=8, shuffle=True), DataLoader(ds, bs=8), device='cpu'); dls.n_inp = 2
+        learn = TransferLearner(dls, TransferNet(Body(), 32, 2), **kwargs)
+        if bare: learn.remove_cb(learn.frozen_prefix); learn.frozen_prefix = SimpleNamespace()
+        learn.freeze_to(-3)
+        quiet(learn, lambda: learn.fit(2, 1e-3))
+        return learn, ([float(x) for x in learn.recorder.losses], [*quiet(learn, learn.validate)], quiet(learn, lambda: learn.get_preds())[0].tolist())
+    (_, own), (kept, cached), (_, live) = run(bare=True), run(), run(cache=False)
+    assert computed(kept) == 40 and kept.frozen_prefix.report[0]['cut'] == ['bert.encoder.layer.1']
+    for a, b in ((own, cached), (cached, live)):
+        for x, y in zip(a, b): torch.testing.assert_close(torch.tensor(x), torch.tensor(y), rtol=1e-4, atol=1e-5)
+
+
+def test_items_of_different_sizes_are_trained_whole(cache, capsys):
+    class Body(nn.Module):
+        def __init__(self):
+            super().__init__(); self.a, self.b = nn.Linear(1, 4), nn.Linear(4, 4)
+            self.groups = [[*self.a.parameters()], [*self.b.parameters()]]
+        def forward(self, x): return self.b(self.a(x[...,None]).relu()).mean(1)
+    seed_everything(0)
+    ds = [(torch.randn(5 + 2*(i > 7)), torch.tensor(i % 2)) for i in range(16)]
+    learn = TransferLearner(DataLoaders(DataLoader(ds, bs=4), DataLoader(ds, bs=4), device='cpu'), TransferNet(Body(), 4, 2))
+    learn.freeze_to(-2)
+    quiet(learn, lambda: learn.fit(1, 1e-3))
+    assert 'Items must have one size' in capsys.readouterr().err and len(learn.recorder.losses) == 4
 
 
 @pytest.mark.parametrize('groups', [1, 2, 3, 5])
@@ -384,6 +427,14 @@ def test_views_are_augmented_and_the_first_is_not(data, cache):
     learn.dls.valid.shuffle = False
     test = next(iter(learn.dls.valid))[0].as_subclass(torch.Tensor)
     assert torch.equal(test[:4], learn.frozen_prefix.items_of(learn.dls.valid).inputs(range(4))[0])
+
+
+def test_training_items_outside_a_fit_are_augmented_as_fastai_does(data, cache):
+    learn = learner(data, augment=True); learn.freeze_to(-2)
+    seed_everything(3); a = quiet(learn, lambda: learn.get_preds(ds_idx=0, act=lambda x: x)[0])
+    learn.remove_cb(learn.frozen_prefix); learn.model.cut = None
+    seed_everything(3); b = quiet(learn, lambda: learn.get_preds(ds_idx=0, act=lambda x: x)[0])
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-4*float(b.abs().max()))
 
 
 def test_augmentation_counts_for_views_and_not_for_the_plain_one(pictures, cache):

@@ -7,7 +7,7 @@ __all__ = ['PRECISIONS', 'NORMS', 'merge_groups', 'TransferNet', 'autocast', 'sm
            'choose_precision', 'compile_body', 'NormEval', 'Probe', 'progress', 'FitProgress', 'FrozenPrefix',
            'FlipMaps', 'TransferLearner', 'solve_head', 'Stage', 'refresh_norms', 'scale_logits']
 
-# %% ../nbs/20_finetune.ipynb #c7130d2f
+# %% ../nbs/20_finetune.ipynb #a42d22f4
 import contextlib
 import json
 import os
@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
-from .activations import (DTYPES, Activations, ActivationStore, CachedDL, Cut, Items, Prefix, activations_dir, cache_limit, fill, find_cut, format_bytes, free_disk,
-    hash_prefix, make_room, room, row_name, run_suffix, say)
+from .activations import (DTYPES, Activations, ActivationStore, CachedDL, CannotCache, Cut, Items, Prefix, activations_dir, cache_limit,
+    fill, find_cut, format_bytes, free_disk, hash_prefix, make_room, room, row_name, run_suffix, say)
 from .core import InputError, cache_dir, hash_json, write_json
 from .heads import ClassStatistics, RidgeHead, ridge_loo, scale_of
 from .records import code_version, environment, processor_name
@@ -213,7 +213,7 @@ class FrozenPrefix(Callback):
     def _say_once(self, message:str) -> None:
         if message not in self.said: self.said.add(message); say(message)
 
-# %% ../nbs/20_finetune.ipynb #f36ea79f
+# %% ../nbs/20_finetune.ipynb #cf855196
 @patch
 def frozen_groups(self:FrozenPrefix) -> int:
     "Leading layer groups of the body of which nothing trains"
@@ -228,8 +228,8 @@ def usable(self:FrozenPrefix, dl, cache:bool=True) -> bool:
     "Whether activations can stand for the inputs of `dl`; kept on disk, or (`cache=False`) computed batch by batch"
     fixed = self.learn.norm == 'eval' or not any(isinstance(m, NORMS) for m in self.learn.model.body.modules())
     inputs = any(getattr(cb, 'with_input', False) for cb in self.learn.cbs if isinstance(cb, GatherPredsCallback))
-    kept = self.cache and getattr(dl, 'bs', None) and dl.n == len(dl.dataset)
-    return bool(fixed and not inputs and isinstance(dl, DataLoader) and dl.indexed and dl.n and (kept or not cache))
+    if inputs or not fixed or not isinstance(dl, DataLoader) or not dl.indexed or not dl.n: return False
+    return not cache or bool(self.cache and dl.bs and dl.n == len(dl.dataset))
 
 @patch
 def items_of(self:FrozenPrefix, dl) -> Items: return Items(dl, getattr(self.learn.dls, 'n_inp', 1))
@@ -283,7 +283,7 @@ def fitting_stores(self:FrozenPrefix, cuts, hashes, wanted:Callable) -> tuple[li
         if dtype is None and self.dtype == 'auto': self._say_once(f"{format_bytes(need)} would pass the limit; keeping them as bf16, half as much")
     return None
 
-# %% ../nbs/20_finetune.ipynb #d71e6f9d
+# %% ../nbs/20_finetune.ipynb #830417b2
 @patch
 def opened(self:FrozenPrefix, dl, ns:Sequence[int], views:int=1) -> list[CachedDL]|None:
     "Batches of activations at the cuts behind `ns` groups (ascending), one CachedDL each, the first with `views` views; None: run the network as a whole"
@@ -291,8 +291,9 @@ def opened(self:FrozenPrefix, dl, ns:Sequence[int], views:int=1) -> list[CachedD
     try:
         run, cuts, hashes = self.prefix_of(ns, items)
         names, plain = items.names(), items.transform(1)
+        views = 1 if cuts[0].inputs else views
         more = items.transform(0) if views > 1 else None
-    except InputError as e: self._say_once(str(e)); return None
+    except CannotCache as e: self._say_once(str(e)); return None
     extra = [row_name(n, v) for n in names for v in range(1, views)]
     def wanted(dtype):
         out = [(self.store_for(c, h, plain, dtype), names) for c,h in zip(cuts, hashes)]
@@ -303,7 +304,8 @@ def opened(self:FrozenPrefix, dl, ns:Sequence[int], views:int=1) -> list[CachedD
                        f"{format_bytes(free_disk(activations_dir()))} of disk free): computing them each time")
         return None
     stores, need = found
-    self._fill(items, names, run, stores, need, cuts, views)
+    try: self._fill(items, names, run, stores, need, cuts, views)
+    except CannotCache as e: self._say_once(str(e)); return None
     live = lambda at, v: self.prefix_of(ns, items)[0](*items.inputs(at, v, names))[0].to('cpu')
     return [CachedDL(dl, items, names, c, s, stores[len(ns)][0] if more and not k else None, views if not k else 1, live if not k else None)
             for k,(c,(s,_)) in enumerate(zip(cuts, stores))]
@@ -324,7 +326,7 @@ def _fill(self:FrozenPrefix, items, names, run, stores, need, cuts, views) -> No
     self.report.append(dict(cut=[c.place or 'pooled' for c in cuts], items=len(names), views=views, computed=lacking, bytes=need,
                             dtype=[str(s.dtype).split('.')[1] for s,_ in stores[:k]], seconds=round(time.perf_counter() - start, 3)))
 
-# %% ../nbs/20_finetune.ipynb #45779eb2
+# %% ../nbs/20_finetune.ipynb #06242ba6
 @patch
 def before_fit(self:FrozenPrefix):
     if not self.fitting: return
@@ -342,10 +344,10 @@ def before_fit(self:FrozenPrefix):
 def _go_live(self:FrozenPrefix, n:int, dl) -> None:
     "From now on, each batch goes through the prefix as it comes"
     try: run, cuts, _ = self.prefix_of([n], self.items_of(dl))
-    except InputError as e: return self._say_once(str(e))
+    except CannotCache as e: return self._say_once(str(e))
     self.live, self.learn.model.cut = run, cuts[0]
 
-# %% ../nbs/20_finetune.ipynb #d124ba42
+# %% ../nbs/20_finetune.ipynb #b7539a27
 @patch
 def before_train(self:FrozenPrefix): self._swap(self.fit_dls.get(id(getattr(self.learn.dl, 'dataset', None))))
 
@@ -354,7 +356,8 @@ def before_validate(self:FrozenPrefix):
     dl = self.learn.dl
     if self.fitting: return self._swap(self.fit_dls.get(id(getattr(dl, 'dataset', None))))
     self.live, n = None, self.best_cut(dl) if self.usable(dl, cache=False) else 0
-    found = self.opened(dl, [n]) if n and self.usable(dl) else None
+    as_trained = getattr(dl.dataset, 'split_idx', None) == 0 and self.items_of(dl).augmented if n else False # fastai augments training items here too
+    found = self.opened(dl, [n]) if n and self.usable(dl) and not as_trained else None
     if n and not found: self._go_live(n, dl)
     self._swap(found[0] if found else None)
 
@@ -367,9 +370,13 @@ def _swap(self:FrozenPrefix, cached:CachedDL|None) -> None:
 @patch
 def before_batch(self:FrozenPrefix):
     "fastai has just made plain tensors of the batch; say again that these are activations, or make them of it"
-    xb = self.learn.xb
-    if isinstance(self.learn.dl, CachedDL): self.learn.xb = Activations(xb[0]), *xb[1:]
-    elif self.live: self.learn.xb = Activations(self.learn.model.cut.hidden(self.live(*map(_plain, xb))[0]).float()),
+    xb, yb, cut = self.learn.xb, self.learn.yb, self.learn.model.cut
+    if isinstance(self.learn.dl, CachedDL):
+        k = 1 + getattr(self.learn.dls, 'n_inp', 1)*cut.inputs # fastai counts inputs without the activations before them
+        self.learn.xb, self.learn.yb = (Activations(xb[0]), *(*xb[1:], *yb)[:k-1]), (*xb[1:], *yb)[k-1:]
+    elif self.live:
+        hidden = cut.hidden(self.live(*map(_plain, xb))[0]).float()
+        self.learn.xb = Activations(hidden), *(map(_plain, xb) if cut.inputs else ())
 
 @patch
 def after_validate(self:FrozenPrefix):
@@ -380,7 +387,7 @@ def best_cut(self:FrozenPrefix, dl) -> int:
     "The deepest cut that holds for the weights as they are: behind what is frozen, or where activations are on disk already"
     items, body = self.items_of(dl), self.learn.model.body
     for n in sorted(self.warm, reverse=True):
-        with contextlib.suppress(InputError):
+        with contextlib.suppress(CannotCache):
             if n > self.frozen_groups() and hash_prefix(body, self.cut_at(n, items)[0]) == self.warm[n]: return n
     return self.frozen_groups()
 
@@ -500,7 +507,7 @@ def probe(
                               nn.functional.cross_entropy(logits, vy).item(), time.perf_counter()-start, len(y))
     return self.probe_result
 
-# %% ../nbs/20_finetune.ipynb #7b7984a3
+# %% ../nbs/20_finetune.ipynb #3c8fa1e7
 @dataclass
 class Stage:
     "One step of a schedule, before and after it ran"
@@ -530,7 +537,7 @@ def thaw_that_fits(self:TransferLearner, thaw:int|None, epochs:int) -> int|None:
     n = items[0].n*(min(frozen.views, epochs) if items[0].augmented else 1) + items[1].n
     for t in range(thaw, 0, -1):
         try: cut, _ = frozen.cut_at(groups + 1 - t, items[0])
-        except InputError: return thaw # said when it is opened
+        except CannotCache: return thaw # said when it is opened
         need = n*int(np.prod(cut.shape))*(2 if frozen.dtype == 'auto' else DTYPES[frozen.dtype].itemsize)
         if need <= room() or t == 1: break
     if t < thaw: say(f"the inputs of the last {thaw} groups would pass the limit of {format_bytes(cache_limit())}; thawing {t} instead (TL_NOTEBOOKS_CACHE_LIMIT allows more)")
