@@ -25,7 +25,7 @@ from fastai.vision.augment import aug_transforms
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from tl_notebooks.activations import (Activations, ActivationStore, Prefix, activations_dir, clear_stores, fill, find_cut, list_stores, make_room,
+from tl_notebooks.activations import (Activations, ActivationStore, Prefix, clear_stores, fill, find_cut, list_stores, make_room,
                                       run_suffix)
 from tl_notebooks.core import InputError, hash_state, seed_everything
 from tl_notebooks.data import read_images
@@ -613,16 +613,17 @@ def test_a_cache_that_cannot_be_made_is_no_reason_to_stop(pictures, tmp_path):
 def test_a_run_says_what_it_computed_and_a_second_one_computes_nothing(pictures, tmp_path):
     env = {'TL_NOTEBOOKS_CACHE': str(tmp_path/'cache')}
     args = ['run', 'parts', '--data', pictures, '--out', tmp_path, *QUICK, '-p', 'control=false']
-    first, again, without = (tl(*args, *more, cwd=tmp_path, env=env) for more in ([], [], ['-p', 'cache=false']))
-    assert first.returncode == again.returncode == without.returncode == 0, without.stderr[-2000:]
-    a, b, c = (record(d.stdout.strip().splitlines()[-1]) for d in (first, again, without))
-    assert sum(r['computed'] for r in a['frozen']) > 100 and sum(r['computed'] for r in b['frozen']) == 0 and c['frozen'] == []
+    first, again = (tl(*args, cwd=tmp_path, env=env) for _ in range(2))
+    assert first.returncode == again.returncode == 0, first.stderr[-2000:]
+    a, b = (record(d.stdout.strip().splitlines()[-1]) for d in (first, again))
+    assert sum(r['computed'] for r in a['frozen']) > 100 and sum(r['computed'] for r in b['frozen']) == 0
     assert a['metrics'] == b['metrics'] and a['model']['artifact_sha256'] == b['model']['artifact_sha256']
     assert [s['name'] for s in a['stages']] == ['probe', 'last 2 groups']
-    assert abs(a['metrics']['accuracy']['value'] - c['metrics']['accuracy']['value']) <= .1
+    page = Path(first.stdout.strip().splitlines()[-1], 'report.html').read_text()
+    assert 'last 2 groups' in page and 'rows computed' in page
     listed = tl('cache', cwd=tmp_path, env=env)
     assert 'efficientnet_lite0, pooled features' in listed.stdout and ' of 10 GB in ' in listed.stdout.splitlines()[-1]
-    assert tl('cache', 'clear', cwd=tmp_path, env=env).stdout.startswith('removed 2 stores') and not any(activations_dir().glob('x'))
+    assert tl('cache', 'clear', cwd=tmp_path, env=env).stdout.startswith('removed 2 stores')
     assert json.loads(tl('cache', '--format', 'json', cwd=tmp_path, env=env).stdout) == []
 
 

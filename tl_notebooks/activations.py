@@ -636,7 +636,7 @@ class Items:
 
     def raw(self, at:Iterable[int]) -> list: return [self.inp[0].items[i] for i in at]
 
-# %% ../nbs/15_activations.ipynb #f4acdde5
+# %% ../nbs/15_activations.ipynb #10b7484c
 @patch
 def names(self:Items) -> list[str]:
     "One name per item, made of its content"
@@ -652,7 +652,9 @@ def _sample(self:Items, i:int) -> tuple:
 @patch
 def _batch(self:Items, at:Sequence[int]) -> list[torch.Tensor]:
     "Inputs of items as a batch, transformed, on the DataLoader's device"
-    b = self.dl.do_batch([self._sample(i) for i in at])
+    samples = [self._sample(i) for i in at]
+    try: b = self.dl.do_batch(samples)
+    except (RuntimeError, TypeError, ValueError): raise CannotCache("items cannot be put into one batch in any order. Items must have one size.") from None
     if self.dl.device is not None: b = to_device(b, self.dl.device)
     b = self.dl.after_batch(b)
     return [t.as_subclass(torch.Tensor) for t in (b if isinstance(b, (tuple, list)) else (b,))[:self.n_inp]]
@@ -663,7 +665,7 @@ def inputs(self:Items, at:Sequence[int], view:Sequence[int]|int=0, names:Sequenc
     views = [view]*len(at) if isinstance(view, int) else view
     with self.reader.ahead(self.raw(at)) if hasattr(self.reader, 'ahead') else contextlib.nullcontext():
         if not any(views):
-            with self.mode(1): return self._batch(at)
+            with seeded(0), self.mode(1): return self._batch(at) # fastai's random transforms draw even where they do nothing
         parts = []
         for i,v in zip(at, views): # one by one: a batch transform may draw once for all
             with seeded(int(hash_bytes(names[i].encode(), b'%d' % v)[:12], 16)), self.mode(0 if v else 1): parts.append(self._batch([i]))
