@@ -181,6 +181,13 @@ def test_training_is_the_uncached_training(data, cache, groups):
     torch.testing.assert_close(torch.tensor(folded[1][:2]), torch.tensor(own[1][:2]), rtol=1e-5, atol=1e-5)   # Adam makes more of rounding later
 
 
+def test_probing_with_and_without_the_cache_is_the_same(data, cache):
+    a, b = learner(data, size=96), learner(data, size=96, cache=False)
+    pa, pb = a.probe(), b.probe()
+    assert (pa.alpha, pa.valid_loss) == (pb.alpha, pb.valid_loss) and hash_state(a.model.state_dict()) == hash_state(b.model.state_dict())
+    assert computed(a) == 48 and computed(b) == 0
+
+
 def test_logits_of_a_probed_network_agree_to_1e5(data, cache):
     learn = learner(data, size=96)                                        # folded, as by default
     learn.probe(thaw=2)

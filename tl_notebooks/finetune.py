@@ -402,7 +402,7 @@ class FlipMaps(Callback):
         flip = torch.rand(len(x), device=x.device) < self.p
         x[flip] = x[flip].flip(2 if getattr(self.learn.model.body, 'layout', 'NCHW') == 'NHWC' else 3)
 
-# %% ../nbs/20_finetune.ipynb #e4f2291c
+# %% ../nbs/20_finetune.ipynb #e1344cc6
 class TransferLearner(Learner):
     """A fastai `Learner` on a `TransferNet`, with probing and the frozen part computed once; see `Learner` for the other arguments.
 
@@ -432,12 +432,16 @@ class TransferLearner(Learner):
         Returns (n, d) float32 features and (n,) int64 labels (empty without), on the CPU.
         """
         self.model.eval()
-        cached = self.precompute([dl]) if self.frozen_prefix.usable(dl) else None
-        xs, ys = [], []
+        frozen, run, xs, ys = self.frozen_prefix, self.model.features, [], []
+        cached = self.precompute([dl]) if frozen.usable(dl) else None
+        if cached: run = lambda x: x
+        elif frozen.usable(dl, cache=False):
+            items = frozen.items_of(dl); items.preload()
+            with contextlib.suppress(CannotCache): live = frozen.prefix_of([len(self.model.body.groups)], items)[0]; run = lambda x: live(x)[0].float()
         with torch.inference_mode():
             for b in progress(cached[0] if cached else dl, desc):
                 x, *y = b if isinstance(b, (tuple, list)) else (b,)
-                xs.append((_plain(x) if cached else self.model.features(_plain(x))).cpu())
+                xs.append(run(_plain(x)).cpu())
                 ys += [_plain(t).cpu() for t in y]
         return torch.cat(xs), torch.cat(ys) if ys else torch.empty(0, dtype=torch.int64)
 
