@@ -283,7 +283,7 @@ def fitting_stores(self:FrozenPrefix, cuts, hashes, wanted:Callable) -> tuple[li
         if dtype is None and self.dtype == 'auto': self._say_once(f"{format_bytes(need)} would pass the limit; keeping them as bf16, half as much")
     return None
 
-# %% ../nbs/20_finetune.ipynb #830417b2
+# %% ../nbs/20_finetune.ipynb #f5b1d36f
 @patch
 def opened(self:FrozenPrefix, dl, ns:Sequence[int], views:int=1) -> list[CachedDL]|None:
     "Batches of activations at the cuts behind `ns` groups (ascending), one CachedDL each, the first with `views` views; None: run the network as a whole"
@@ -310,6 +310,7 @@ def opened(self:FrozenPrefix, dl, ns:Sequence[int], views:int=1) -> list[CachedD
     return [CachedDL(dl, items, names, c, s, stores[len(ns)][0] if more and not k else None, views if not k else 1, live if not k else None)
             for k,(c,(s,_)) in enumerate(zip(cuts, stores))]
 
+# %% ../nbs/20_finetune.ipynb #911f9725
 @patch
 def _fill(self:FrozenPrefix, items, names, run, stores, need, cuts, views) -> None:
     start, lacking = time.perf_counter(), sum(len(s.missing(ids)) for s,ids in stores)
@@ -347,7 +348,7 @@ def _go_live(self:FrozenPrefix, n:int, dl) -> None:
     except CannotCache as e: return self._say_once(str(e))
     self.live, self.learn.model.cut = run, cuts[0]
 
-# %% ../nbs/20_finetune.ipynb #b7539a27
+# %% ../nbs/20_finetune.ipynb #0eb87e56
 @patch
 def before_train(self:FrozenPrefix): self._swap(self.fit_dls.get(id(getattr(self.learn.dl, 'dataset', None))))
 
@@ -367,6 +368,7 @@ def _swap(self:FrozenPrefix, cached:CachedDL|None) -> None:
     if cached is not None: self.learn.dl, self.learn.model.cut = (cached if cached.dl is dl else cached.over(dl)), cached.cut
     elif isinstance(dl, DataLoader) and dl.n: self.items_of(dl).preload()
 
+# %% ../nbs/20_finetune.ipynb #92f4f3ce
 @patch
 def before_batch(self:FrozenPrefix):
     "fastai has just made plain tensors of the batch; say again that these are activations, or make them of it"
@@ -402,7 +404,7 @@ class FlipMaps(Callback):
         flip = torch.rand(len(x), device=x.device) < self.p
         x[flip] = x[flip].flip(2 if getattr(self.learn.model.body, 'layout', 'NCHW') == 'NHWC' else 3)
 
-# %% ../nbs/20_finetune.ipynb #e1344cc6
+# %% ../nbs/20_finetune.ipynb #d7fccc23
 class TransferLearner(Learner):
     """A fastai `Learner` on a `TransferNet`, with probing and the frozen part computed once; see `Learner` for the other arguments.
 
@@ -425,25 +427,27 @@ class TransferLearner(Learner):
         for cb in self.cbs.sorted('order'):
             if event_name == 'after_fit' or hasattr(type(cb), event_name) or event_name in cb.__dict__: cb(event_name)
 
-    def features(self, dl, desc:str='features') -> tuple[torch.Tensor, torch.Tensor]:
-        """Features before the head for every item of `dl`, each seen once, in order.
+# %% ../nbs/20_finetune.ipynb #3a562038
+@patch
+def features(self:TransferLearner, dl, desc:str='features') -> tuple[torch.Tensor, torch.Tensor]:
+    """Features before the head for every item of `dl`, each seen once, in order.
 
-        dl : a DataLoader of the learner (not shuffled), with or without labels
-        Returns (n, d) float32 features and (n,) int64 labels (empty without), on the CPU.
-        """
-        self.model.eval()
-        frozen, run, xs, ys = self.frozen_prefix, self.model.features, [], []
-        cached = self.precompute([dl]) if frozen.usable(dl) else None
-        if cached: run = lambda x: x
-        elif frozen.usable(dl, cache=False):
-            items = frozen.items_of(dl); items.preload()
-            with contextlib.suppress(CannotCache): live = frozen.prefix_of([len(self.model.body.groups)], items)[0]; run = lambda x: live(x)[0].float()
-        with torch.inference_mode():
-            for b in progress(cached[0] if cached else dl, desc):
-                x, *y = b if isinstance(b, (tuple, list)) else (b,)
-                xs.append(run(_plain(x)).cpu())
-                ys += [_plain(t).cpu() for t in y]
-        return torch.cat(xs), torch.cat(ys) if ys else torch.empty(0, dtype=torch.int64)
+    dl : a DataLoader of the learner (not shuffled), with or without labels
+    Returns (n, d) float32 features and (n,) int64 labels (empty without), on the CPU.
+    """
+    self.model.eval()
+    frozen, run, xs, ys = self.frozen_prefix, self.model.features, [], []
+    cached = self.precompute([dl]) if frozen.usable(dl) else None
+    if cached: run = lambda x: x
+    elif frozen.usable(dl, cache=False):
+        items = frozen.items_of(dl); items.preload()
+        with contextlib.suppress(CannotCache): live = frozen.prefix_of([len(self.model.body.groups)], items)[0]; run = lambda x: live(x)[0].float()
+    with torch.inference_mode():
+        for b in progress(cached[0] if cached else dl, desc):
+            x, *y = b if isinstance(b, (tuple, list)) else (b,)
+            xs.append(run(_plain(x)).cpu())
+            ys += [_plain(t).cpu() for t in y]
+    return torch.cat(xs), torch.cat(ys) if ys else torch.empty(0, dtype=torch.int64)
 
 # %% ../nbs/20_finetune.ipynb #a4b493a1
 @patch
