@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -55,7 +56,7 @@ def quiet(learn, what):
 
 
 def learner(data, seed=0, size=64, augment=False, **kwargs):
-    return image_learner(data, size=size, bs=16, precision='fp32', seed=seed, augment=augment, **kwargs)
+    return image_learner(data, size=size, bs=16, precision='fp32', seed=seed, augment=augment, model_dir=tempfile.gettempdir(), **kwargs)
 
 
 def computed(learn): return sum(r['computed'] for r in learn.frozen_prefix.report)
