@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VERSIONED', 'FORMAT', 'DTYPES', 'BLOCK', 'UNITS', 'CannotCache', 'Cut', 'find_cut', 'run_suffix', 'fold_norms',
-           'Prefix', 'hash_prefix', 'describe', 'activations_dir', 'ActivationStore', 'parse_bytes', 'format_bytes',
-           'cache_limit', 'say', 'StoreInfo', 'list_stores', 'remove_store', 'clear_stores', 'format_stores',
-           'free_disk', 'room', 'make_room', 'fill', 'Items', 'Activations', 'row_name', 'CachedDL']
+           'Prefix', 'channels_last', 'hash_prefix', 'describe', 'activations_dir', 'ActivationStore', 'parse_bytes',
+           'format_bytes', 'cache_limit', 'say', 'StoreInfo', 'list_stores', 'remove_store', 'clear_stores',
+           'format_stores', 'free_disk', 'room', 'make_room', 'fill', 'Items', 'Activations', 'row_name', 'CachedDL']
 
 # %% ../nbs/15_activations.ipynb #e240053b
 import contextlib
@@ -233,7 +233,7 @@ def fold_norms(
 class _Reached(Exception):
     "The last cut: what lies behind it need not run"
 
-# %% ../nbs/15_activations.ipynb #d613db16
+# %% ../nbs/15_activations.ipynb #0d9e60ed
 class Prefix:
     """The part of a body before one or more cuts; calling it gives one (n, …) tensor per cut, without gradients.
 
@@ -268,10 +268,11 @@ class Prefix:
             for i in range(0, n, self.step):
                 part = [x[i:i+self.step] for x in xb]
                 if len(part[0]) < self.step: part = [torch.cat([x, x[-1:].expand(self.step - len(x), *x.shape[1:])]) for x in part]
-                parts.append(self._run([_channels_last(x) for x in part]))
+                parts.append(self._run([channels_last(x) for x in part]))
         return [torch.cat(p)[:n] for p in zip(*parts)] # outside inference mode: ordinary tensors, which a loss may follow
 
-def _channels_last(x:torch.Tensor) -> torch.Tensor:
+def channels_last(x:torch.Tensor) -> torch.Tensor:
+    "Maps with their channels innermost in memory, as convolutions on CPUs and tensor cores want them; anything else as it is"
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 # %% ../nbs/15_activations.ipynb #12d67573

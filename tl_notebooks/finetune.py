@@ -7,7 +7,7 @@ __all__ = ['PRECISIONS', 'NORMS', 'merge_groups', 'TransferNet', 'autocast', 'sm
            'choose_precision', 'compile_body', 'NormEval', 'Probe', 'progress', 'FitProgress', 'FrozenPrefix',
            'FlipMaps', 'TransferLearner', 'solve_head', 'Stage', 'refresh_norms', 'scale_logits']
 
-# %% ../nbs/20_finetune.ipynb #a42d22f4
+# %% ../nbs/20_finetune.ipynb #aa3c2d89
 import contextlib
 import json
 import os
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 from .activations import (DTYPES, Activations, ActivationStore, CachedDL, CannotCache, Cut, Items, Prefix, activations_dir, cache_limit,
-    fill, find_cut, format_bytes, free_disk, hash_prefix, make_room, room, row_name, run_suffix, say)
+    channels_last, fill, find_cut, format_bytes, free_disk, hash_prefix, make_room, room, row_name, run_suffix, say)
 from .core import InputError, cache_dir, hash_json, write_json
 from .heads import ClassStatistics, RidgeHead, ridge_loo, scale_of
 from .records import code_version, environment, processor_name
@@ -45,7 +45,7 @@ def merge_groups(
         groups[k:k+2] = [groups[k] + groups[k+1]]
     return groups
 
-# %% ../nbs/20_finetune.ipynb #b31b7135
+# %% ../nbs/20_finetune.ipynb #ed14a0d4
 class TransferNet(nn.Module):
     """A body and a linear head; `features` and `forward` run the body in the chosen precision.
 
@@ -64,7 +64,7 @@ class TransferNet(nn.Module):
         "(n, n_features) float32 features of a batch, before the head"
         body = self.compiled[0] if self.compiled else self.body
         if isinstance(xb[0], Activations) and not self.cut.place: return _plain(xb[0]).float()
-        run = self._suffix if isinstance(xb[0], Activations) else lambda *xb: body(*map(_channels_last, xb))
+        run = self._suffix if isinstance(xb[0], Activations) else lambda *xb: body(*map(channels_last, xb))
         step = self._step(xb[0])
         with autocast(xb[0].device, self.precision):
             if not step or len(xb[0]) <= step or _mixes_items(self.body): return run(*map(_plain, xb)).float()
@@ -85,7 +85,7 @@ class TransferNet(nn.Module):
         "The body's groups, then the head: fastai's splitter"
         return [*self.body.groups, list(self.head.parameters())]
 
-# %% ../nbs/20_finetune.ipynb #c92b5213
+# %% ../nbs/20_finetune.ipynb #ab63517d
 PRECISIONS = ('fp32', 'bf16')
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -95,9 +95,6 @@ def autocast(device:torch.device, precision:str):
     return torch.autocast(device.type, torch.bfloat16)
 
 def _plain(x:torch.Tensor) -> torch.Tensor: return x.as_subclass(torch.Tensor)
-
-def _channels_last(x:torch.Tensor) -> torch.Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 def _mixes_items(body:nn.Module) -> bool:
     "Whether an item's features depend on the other items of its batch"
@@ -234,12 +231,12 @@ def usable(self:FrozenPrefix, dl, cache:bool=True) -> bool:
 @patch
 def items_of(self:FrozenPrefix, dl) -> Items: return Items(dl, getattr(self.learn.dls, 'n_inp', 1))
 
-# %% ../nbs/20_finetune.ipynb #e3b16fd1
+# %% ../nbs/20_finetune.ipynb #1de421cd
 @patch
 def cut_at(self:FrozenPrefix, n:int, items:Items) -> tuple[Cut, list[torch.Tensor]]:
     "The cut behind the first `n` groups of the body (all of them: its pooled output), and the sample that it was found on"
     net = self.learn.model
-    xb = [_channels_last(x) for x in items.inputs([0, min(1, items.n - 1)])]
+    xb = [channels_last(x) for x in items.inputs([0, min(1, items.n - 1)])]
     key = n, net.precision, tuple(tuple(x.shape[1:]) for x in xb)
     if key not in self.cuts:
         with autocast(xb[0].device, net.precision): self.cuts[key] = find_cut(net.body, [p for g in net.body.groups[:n] for p in g], xb), xb
