@@ -27,7 +27,7 @@ from fastai.vision.augment import aug_transforms
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from tl_notebooks.activations import (Activations, ActivationStore, Prefix, clear_stores, fill, find_cut, list_stores, make_room,
+from tl_notebooks.activations import (Activations, ActivationStore, Prefix, clear_stores, fill, find_cut, hash_prefix, list_stores, make_room,
                                       run_suffix)
 from tl_notebooks.core import InputError, hash_state, seed_everything
 from tl_notebooks.data import read_images
@@ -86,6 +86,17 @@ def test_every_cut_gives_the_networks_own_features(name):
             elif 'xcit' in name: torch.testing.assert_close(again, own, rtol=1e-5, atol=1e-6)
             else: assert torch.equal(again, own), (n, cut.place)
         places.append(cut.place)
+        frozen = [p for g in net.body.groups[:n] for p in g]
+        was = hash_prefix(net.body, cut)
+        with torch.no_grad():
+            for p in (frozen[0], frozen[len(frozen)//2], frozen[-1]):
+                old = p.clone(); p.mul_(1.001).add_(1e-4)
+                assert hash_prefix(net.body, cut) != was, f'a frozen tensor before {cut.place} does not count'
+                p.copy_(old)
+            if cut.place:
+                ran = [p for m in cut.behind for p in net.body.get_submodule(m).parameters()]
+                old = ran[0].clone(); ran[0].add_(1.); assert hash_prefix(net.body, cut) == was; ran[0].copy_(old)
+        assert hash_prefix(net.body, cut) == was and not {id(p) for p in frozen} & {id(p) for m in cut.behind for p in net.body.get_submodule(m).parameters()}
     assert places[-1] == '' and len(set(places)) >= min(4, len(places)), places
 
 
@@ -165,14 +176,18 @@ def test_items_of_different_sizes_are_trained_whole(cache, capsys):
 
 @pytest.mark.parametrize('groups', [1, 2, 3, 5])
 def test_training_is_the_uncached_training(data, cache, groups):
-    "Same seed, same order: the same losses and predictions; the control is a Learner without any of this. SGD, since Adam blows up rounding"
+    """Same seed, same order: the same losses and predictions; the control is a Learner without any of this.
+
+    SGD and small rates, since training with BatchNorms on batches of 16 is ill-conditioned: a relative change of 1e-6 in the first
+    weights moves a logit by 0.01 in four steps. Losses are what shows a row that belongs to another picture.
+    """
     def run(bare=False, **kwargs):
         learn = learner(data, opt_func=SGD, **kwargs)
         if bare: learn.remove_cb(learn.frozen_prefix); learn.frozen_prefix = SimpleNamespace()
         learn.freeze_to(-groups)
         quiet(learn, lambda: learn.lr_find(1e-5, 1e-2, num_it=8, show_plot=False))
         found = [float(x) for x in learn.recorder.losses]
-        quiet(learn, lambda: learn.fit_one_cycle(2, slice(1e-4, 1e-2)))
+        quiet(learn, lambda: learn.fit_one_cycle(2, slice(1e-5, 1e-3)))
         losses = [float(x) for x in learn.recorder.losses]
         preds = quiet(learn, lambda: learn.get_preds(dl=dl_of_split(learn, data), act=lambda x: x)[0])
         return learn, [found, losses, [*quiet(learn, learn.validate)], preds.tolist()]
@@ -180,8 +195,8 @@ def test_training_is_the_uncached_training(data, cache, groups):
     for kwargs in (dict(fold=False), dict(fold=False, cache=False), {}, dict(cache=False)):
         learn, got = run(**kwargs)
         assert computed(learn) == (0 if kwargs.get('cache') is False else 36 + 12 + 12)
+        for x, y, tol in zip(got, own, (1e-3, 1e-3, 2e-2, 2e-2)): torch.testing.assert_close(torch.tensor(x), torch.tensor(y), rtol=tol, atol=tol)
         torch.testing.assert_close(torch.tensor(got[0][:2]), torch.tensor(own[0][:2]), rtol=1e-5, atol=1e-5)    # before rounding has had steps to grow
-        for x, y in zip(got, own): torch.testing.assert_close(torch.tensor(x), torch.tensor(y), rtol=2e-2, atol=2e-2)
 
 
 def test_probing_with_and_without_the_cache_is_the_same(data, cache):

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['VERSIONED', 'FORMAT', 'DTYPES', 'BLOCK', 'UNITS', 'CannotCache', 'Cut', 'find_cut', 'run_suffix', 'fold_norms',
-           'Prefix', 'channels_last', 'hash_prefix', 'describe', 'activations_dir', 'ActivationStore', 'parse_bytes',
+           'channels_last', 'Prefix', 'describe', 'hash_prefix', 'activations_dir', 'ActivationStore', 'parse_bytes',
            'format_bytes', 'cache_limit', 'say', 'StoreInfo', 'list_stores', 'remove_store', 'clear_stores',
            'format_stores', 'free_disk', 'room', 'make_room', 'fill', 'Items', 'Activations', 'row_name', 'CachedDL']
 
-# %% ../nbs/15_activations.ipynb #e240053b
+# %% ../nbs/15_activations.ipynb #e5a1a7ed
 import contextlib
 import copy
 import functools
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -35,7 +36,7 @@ from fastai.torch_core import TensorBase, to_device
 from fastcore.basics import patch
 from fasttransform import Pipeline
 
-# %% ../nbs/15_activations.ipynb #eab585e5
+# %% ../nbs/15_activations.ipynb #b30155a1
 class CannotCache(InputError):
     "Activations cannot be kept here, and why; the network can still be run as a whole"
 
@@ -45,7 +46,8 @@ class Cut:
 
     place : name of the first module behind the cut, whose first input is kept; '' is the body's output
     key   : where that input stands among the module's arguments: 0, or a keyword
-    units : modules before the cut → shape of their output for the sample
+    units : modules before the cut → shape of their output for the sample; None where no blank can stand for it, so that it runs
+    behind : the largest modules that first run at the cut or later; all else decides the activations
     shape : of one item at the cut;  dtype : as the body computes it
     channels_last : whether a map's channels lie innermost in memory
     inputs : whether what lies behind the cut wants the body's inputs too (a text's mask); pictures can be blank
@@ -56,6 +58,7 @@ class Cut:
     shape:tuple[int, ...]
     dtype:torch.dtype
     channels_last:bool
+    behind:tuple[str, ...]=()
     inputs:bool=False
 
     def rows(self, hidden:torch.Tensor) -> torch.Tensor:
@@ -100,7 +103,7 @@ def _calls(body:nn.Module, xb:Sequence[torch.Tensor]) -> tuple[dict, torch.Tenso
     finally:
         for h in hooks: h.remove()
 
-# %% ../nbs/15_activations.ipynb #4cc9cab2
+# %% ../nbs/15_activations.ipynb #d3b7c36f
 def _ancestors(name:str) -> list[str]: return [name[:i] for i,c in enumerate(name) if c == '.'] + ['']
 
 def _place(body:nn.Module, frozen:set[int], order:Iterable[str]) -> str|None:
@@ -112,12 +115,22 @@ def _place(body:nn.Module, frozen:set[int], order:Iterable[str]) -> str|None:
     whole = [up for up in [name, *reversed(_ancestors(name)[:-1]), ''] if all(trained(up, True)) and up in order] # lists of modules do not run
     return whole[-1] if whole else None
 
+def _largest(names:Sequence[str], around:set[str]) -> list[str]:
+    "Those of `names` that are not in `around` and lie in no other of them"
+    own = {*names} - around
+    return [n for n in names if n in own and not any(a in own for a in _ancestors(n))]
+
 def _units(order:Sequence[str], place:str) -> list[str]:
     "The largest modules that run before `place` and do not contain it"
-    before, around = order[:order.index(place)], {*_ancestors(place), place}
-    return [n for n in before if n not in around and not any(a in before and a not in around for a in _ancestors(n))]
+    return _largest(order[:order.index(place)], {*_ancestors(place), place})
 
-# %% ../nbs/15_activations.ipynb #b515af49
+def _behind(order:Sequence[str], place:str) -> list[str]:
+    "The largest modules that first run at `place` or later, outside of those that ran before"
+    before = {*_units(order, place)}
+    later = [n for n in order[order.index(place):] if not any(a in before for a in _ancestors(n))]
+    return _largest(later, {*_ancestors(place)})
+
+# %% ../nbs/15_activations.ipynb #0534dcfa
 def find_cut(
     body:nn.Module,               # Called as `body(*xb)`, gives one tensor
     frozen:Iterable[nn.Parameter],# What is not trained
@@ -130,24 +143,24 @@ def find_cut(
     frozen = {id(p) for p in frozen}
     with _in_eval(body):
         seen, out = _calls(body, xb)
-        if all(id(p) in frozen for p in body.parameters()): return _make_cut('', 0, out, ())
+        if all(id(p) in frozen for p in body.parameters()): return _make_cut('', 0, out)
         place = _place(body, frozen, seen)
-        if place == '' and not any(id(p) not in frozen for p in body.parameters(False)): return _make_cut('', 0, out, ())
+        if place == '' and not any(id(p) not in frozen for p in body.parameters(False)): return _make_cut('', 0, out)
         if not place or not seen[place][0]: raise CannotCache(
             f"{type(body).__name__} cannot be cut before its trained layers: frozen and trained parameters lie in one module. "
             "Freeze to another layer group, or train without the cache (`cache=False`).")
         key, hidden = seen[place][0]
-        cut = _make_cut(place, key, hidden, [(n, seen[n][1]) for n in _units([*seen], place) if seen[n][1] is not None])
+        cut = _make_cut(place, key, hidden, [(n, seen[n][1]) for n in _units([*seen], place)], _behind([*seen], place))
         for inputs, given in ((False, [torch.zeros_like(x[:1]) for x in xb]), (True, xb)):
             if _same(body, cut, hidden, given, out): return replace(cut, inputs=inputs)
     raise CannotCache(f"{type(body).__name__} cannot be cut before `{place}`: something else crosses from the frozen part. "
                       "Freeze to another layer group, or train without the cache (`cache=False`).")
 
-def _make_cut(place:str, key:int|str, hidden:torch.Tensor, units:Iterable) -> Cut:
+def _make_cut(place:str, key:int|str, hidden:torch.Tensor, units:Iterable=(), behind:Iterable[str]=()) -> Cut:
     last = hidden.ndim == 4 and hidden.is_contiguous(memory_format=torch.channels_last) and not hidden.is_contiguous()
-    return Cut(place, key, tuple(units), tuple(hidden.shape[1:]), hidden.dtype, last)
+    return Cut(place, key, tuple(units), tuple(hidden.shape[1:]), hidden.dtype, last, tuple(behind))
 
-# %% ../nbs/15_activations.ipynb #785ed4f4
+# %% ../nbs/15_activations.ipynb #df5e4b94
 def _blank(shape, cut:Cut, hidden:torch.Tensor):
     if type(shape) is list: return [_blank(s, cut, hidden) for s in shape]
     return hidden.new_zeros(hidden.shape if shape[1:] == cut.shape else shape)
@@ -155,7 +168,7 @@ def _blank(shape, cut:Cut, hidden:torch.Tensor):
 @contextlib.contextmanager
 def _entered(body:nn.Module, cut:Cut, hidden:torch.Tensor):
     "Inside, `body` passes over all that lies before the cut and goes on from `hidden`"
-    entered, units = [], [(body.get_submodule(n), s) for n,s in cut.units]
+    entered, units = [], [(body.get_submodule(n), s) for n,s in cut.units if s is not None]
     def enter(m, args, kwargs):
         if entered: return None
         entered.append(True)
@@ -229,11 +242,16 @@ def fold_norms(
         return folded if torch.allclose(a, b, rtol=1e-4, atol=1e-5*float(a.abs().max())) else plain
     except (RuntimeError, AttributeError, TypeError): return plain
 
+# %% ../nbs/15_activations.ipynb #1d09c0d4
+def channels_last(x:torch.Tensor) -> torch.Tensor:
+    "Maps with their channels innermost in memory, as convolutions on CPUs and tensor cores want them; anything else as it is"
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
 # %% ../nbs/15_activations.ipynb #456d10ba
 class _Reached(Exception):
     "The last cut: what lies behind it need not run"
 
-# %% ../nbs/15_activations.ipynb #0d9e60ed
+# %% ../nbs/15_activations.ipynb #57e5ab4b
 class Prefix:
     """The part of a body before one or more cuts; calling it gives one (n, …) tensor per cut, without gradients.
 
@@ -271,23 +289,6 @@ class Prefix:
                 parts.append(self._run([channels_last(x) for x in part]))
         return [torch.cat(p)[:n] for p in zip(*parts)] # outside inference mode: ordinary tensors, which a loss may follow
 
-def channels_last(x:torch.Tensor) -> torch.Tensor:
-    "Maps with their channels innermost in memory, as convolutions on CPUs and tensor cores want them; anything else as it is"
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
-
-# %% ../nbs/15_activations.ipynb #12d67573
-def hash_prefix(body:nn.Module, cut:Cut) -> str:
-    "sha256 of all before the cut that decides its activations: weights, buffers, structure"
-    around = {*_ancestors(cut.place)} if cut.place else set()
-    units = [n for n,_ in cut.units] if cut.place else ['']
-    inside = lambda name: any(not u or name.startswith(u + '.') for u in units) or cut.place and name.rpartition('.')[0] in around
-    state = {n: t for n,t in [*body.named_parameters(), *body.named_buffers()] if inside(n)}
-    return hash_json([cut.place, hash_state(state), [_no_address(repr(body.get_submodule(u))) for u in units]])
-
-def _no_address(text:str) -> str:
-    import re
-    return re.sub(r' at 0x[0-9a-f]+', '', text)
-
 # %% ../nbs/15_activations.ipynb #b78727e3
 VERSIONED = {'builtins', 'torch', 'torchvision', 'timm', 'transformers', 'fastai', 'fastcore', 'fasttransform', 'numpy', 'PIL', 'plum', 'functools'}
 
@@ -311,7 +312,7 @@ def _class(t:type, inside:tuple) -> object:
     kinds = (types.FunctionType, plum.Function, int, float, str, bool, list, tuple, dict, torch.Tensor)
     return [_named(t), [_class(b, inside) for b in t.__bases__], describe({n: v for n,v in own.items() if isinstance(v, kinds)}, inside)]
 
-# %% ../nbs/15_activations.ipynb #76af5725
+# %% ../nbs/15_activations.ipynb #7e983a0f
 def _values(obj) -> dict:
     slots = [s for c in type(obj).__mro__ for s in getattr(c, '__slots__', ()) if isinstance(s, str) and hasattr(obj, s)]
     return {n: v for n,v in {**{s: getattr(obj, s) for s in slots}, **getattr(obj, '__dict__', {})}.items() if not n.startswith('__')}
@@ -319,7 +320,7 @@ def _values(obj) -> dict:
 def describe(obj, inside:tuple=()) -> object:
     "What `obj` is, as JSON: values, functions by their code, tensors by their bits, objects by class and content"
     if obj is None or isinstance(obj, (bool, int, str)): return obj
-    if isinstance(obj, (float, complex)): return repr(obj)
+    if isinstance(obj, (float, complex, range, slice, type(...))): return repr(obj)
     if isinstance(obj, (bytes, bytearray)): return hash_bytes(bytes(obj))
     if isinstance(obj, torch.Tensor): return ['tensor', hash_state({'': obj.as_subclass(torch.Tensor)})]
     if isinstance(obj, (np.ndarray, np.generic)): return ['array', str(obj.dtype), list(obj.shape), hash_bytes(np.ascontiguousarray(obj).tobytes())]
@@ -339,8 +340,21 @@ def describe(obj, inside:tuple=()) -> object:
     if isinstance(obj, (set, frozenset)): return ['set', sorted(many(obj), key=json.dumps)]
     if isinstance(obj, (list, tuple)) or type(obj).__name__ == 'L': return [type(obj).__name__, *many(obj)]
     if (v := _values(obj)) or hasattr(obj, '__dict__'): return [_class(type(obj), inside), describe(v, inside)]
-    raise CannotCache(f"a {_named(type(obj))} among the transforms cannot be described, so activations cannot be kept. "
+    raise CannotCache(f"a {_named(type(obj))} among the transforms and layers cannot be described, so activations cannot be kept. "
                      "Use functions, numbers, tensors and plain objects, or `cache=False`.")
+
+# %% ../nbs/15_activations.ipynb #7a72ff92
+def hash_prefix(body:nn.Module, cut:Cut) -> str:
+    "sha256 of all in `body` that may decide the activations: everything that does not lie wholly behind the cut"
+    before = lambda name: not any(name == b or name.startswith(b + '.') for b in cut.behind)
+    state = {n: t for n,t in [*body.named_parameters(), *body.named_buffers()] if before(n)}
+    return hash_json([cut.place, hash_state(state), [[n, _made(m)] for n,m in body.named_modules() if before(n)]])
+
+def _made(m:nn.Module) -> list:
+    "A module's class and settings: what it shows of itself, and its plain attributes (the number of heads, say)"
+    kinds = (bool, int, float, str, tuple, types.FunctionType, types.BuiltinFunctionType)
+    plain = {n: v for n,v in vars(m).items() if isinstance(v, kinds) and not n.startswith('_') and n != 'training'}
+    return [_class(type(m), ()), re.sub(r' at 0x[0-9a-f]+', '', m.extra_repr()), describe(plain)]
 
 # %% ../nbs/15_activations.ipynb #7ec56ede
 FORMAT = 1
@@ -366,7 +380,7 @@ class ActivationStore:
 
     def __len__(self) -> int: return len(self.where)
 
-# %% ../nbs/15_activations.ipynb #fcbdc42e
+# %% ../nbs/15_activations.ipynb #de136ef4
 def _read_block(folder:Path, name:str, row_bytes:int) -> tuple[list[str], list[int], np.ndarray]|None:
     "Names, checksums and rows of a block; None where it is damaged, incomplete or of another store"
     try:
@@ -380,9 +394,8 @@ def _read_block(folder:Path, name:str, row_bytes:int) -> tuple[list[str], list[i
 @patch
 def refresh(self:ActivationStore) -> None:
     "Take up blocks that have appeared since"
-    with contextlib.suppress(OSError): names = sorted(p.stem for p in self.folder.glob('[!.]*.json') if p.stem != 'store')
-    for name in names if self.folder.is_dir() else []:
-        if name in self.blocks: continue
+    for name in sorted(p.stem for p in self.folder.glob('[!.]*.json')):
+        if name in self.blocks or name == 'store': continue
         self.blocks[name] = block = _read_block(self.folder, name, self.row_bytes)
         for row,i in enumerate(block[0] if block else []): self.where.setdefault(i, []).append((name, row, [False]))
 
@@ -500,14 +513,16 @@ def list_stores(root:Path|None=None) -> list[StoreInfo]:
             with contextlib.suppress(OSError): out.append(StoreInfo(d.name, '(damaged)', 0, sum(e.stat().st_size for e in os.scandir(d)), d.stat().st_mtime))
     return sorted(out, key=lambda s: s.used)
 
-# %% ../nbs/15_activations.ipynb #3e191440
-def remove_store(key:str, root:Path|None=None) -> bool: # Whether it is gone; a store that is being filled stays
+# %% ../nbs/15_activations.ipynb #77291bcf
+def remove_store(key:str, root:Path|None=None) -> bool: # Whether it is gone; one that is being filled, or belongs to somebody else, stays
     "Remove one store"
     folder = Path(root or activations_dir())/key
-    with _locked(folder, wait=False) as mine:
-        if not mine: return False
-        gone = folder.with_name(f'.{key}-{os.urandom(3).hex()}')
-        os.rename(folder, gone)
+    try:
+        with _locked(folder, wait=False) as mine:
+            if not mine: return False
+            gone = folder.with_name(f'.{key}-{os.urandom(3).hex()}')
+            os.rename(folder, gone)
+    except OSError: return False
     shutil.rmtree(gone, ignore_errors=True)
     return True
 
@@ -560,7 +575,7 @@ def make_room(need:int, keep:Iterable[str]=(), root:Path|None=None) -> list[Stor
         if s.key not in keep and remove_store(s.key, root): gone.append(s); total -= s.size
     return gone
 
-# %% ../nbs/15_activations.ipynb #ca4eec05
+# %% ../nbs/15_activations.ipynb #19c00045
 def _sweep(folder:Path) -> None:
     "Remove what a killed process left: temporary files, and matrices that nothing refers to. Only while the lock is held"
     for p in folder.glob('.*'):
@@ -583,8 +598,7 @@ def fill(
             for s in sorted(stores, key=lambda s: s.key): locks.enter_context(_locked(s.folder)); os.utime(s.folder/'lock')
             for s in stores: _sweep(s.folder)
             lacking = [set(s.missing(ids)) for s in stores]
-            todo = [first[i] for i in first if any(i in m for m in lacking)][::-1]
-            todo.sort()
+            todo = sorted(first[i] for i in set().union(*lacking))
             if todo: _fill(stores, ids, compute, todo, lacking, batch, desc)
     except OSError as e:
         (tell or say)(f"cannot be kept in `{stores[0].folder.parent}` ({e.strerror or e}); going on without: what is missing is computed each time it is needed. "

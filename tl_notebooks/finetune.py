@@ -256,7 +256,7 @@ def prefix_of(self:FrozenPrefix, ns:Sequence[int], items:Items) -> tuple[Callabl
             return [c.rows(h) for c,h in zip(cuts, self.prefixes[key](*xb))]
     return run, cuts, hashes
 
-# %% ../nbs/20_finetune.ipynb #2f12da0c
+# %% ../nbs/20_finetune.ipynb #2fba3672
 @patch
 def store_for(self:FrozenPrefix, cut:Cut, weights:str, transform:list, dtype:str|None=None) -> ActivationStore:
     "The store of activations at a cut"
@@ -271,16 +271,17 @@ def store_for(self:FrozenPrefix, cut:Cut, weights:str, transform:list, dtype:str
     return self.stores.setdefault(store.key, store) # one whose checksums were compared already
 
 @patch
-def fitting_stores(self:FrozenPrefix, cuts, hashes, wanted:Callable) -> tuple[list, int]|None:
-    "Stores and missing bytes for `wanted(store per cut)`: in half the precision where the whole one has no room; None where that has none"
+def fitting_stores(self:FrozenPrefix, wanted:Callable) -> tuple[list, list[int]]|None:
+    "What `wanted(dtype)` gives, pairs of a store and the rows it must hold, and how many each lacks: in half the precision where the whole one has no room; None where that has none"
     for dtype in (None, 'bf16') if self.dtype == 'auto' else (None,):
         stores = wanted(dtype)
-        need = sum(len(s.missing(ids))*s.row_bytes for s,ids in stores)
-        if need <= room([s.key for s,_ in stores]): return stores, need
+        lacking = [len(s.missing(ids)) for s,ids in stores]
+        need = sum(k*s.row_bytes for k,(s,_) in zip(lacking, stores))
+        if need <= room([s.key for s,_ in stores]): return stores, lacking
         if dtype is None and self.dtype == 'auto': self._say_once(f"{format_bytes(need)} would pass the limit; keeping them as bf16, half as much")
     return None
 
-# %% ../nbs/20_finetune.ipynb #f5b1d36f
+# %% ../nbs/20_finetune.ipynb #07a96a4f
 @patch
 def opened(self:FrozenPrefix, dl, ns:Sequence[int], views:int=1) -> list[CachedDL]|None:
     "Batches of activations at the cuts behind `ns` groups (ascending), one CachedDL each, the first with `views` views; None: run the network as a whole"
@@ -295,22 +296,22 @@ def opened(self:FrozenPrefix, dl, ns:Sequence[int], views:int=1) -> list[CachedD
     def wanted(dtype):
         out = [(self.store_for(c, h, plain, dtype), names) for c,h in zip(cuts, hashes)]
         return out + ([(self.store_for(cuts[0], hashes[0], more, dtype), extra)] if more else [])
-    found = self.fitting_stores(cuts, hashes, wanted)
+    found = self.fitting_stores(wanted)
     if found is None:
         self._say_once(f"no room for {len(names)*views} rows before `{cuts[0].place}` (limit {format_bytes(cache_limit())}, TL_NOTEBOOKS_CACHE_LIMIT; "
                        f"{format_bytes(free_disk(activations_dir()))} of disk free): computing them each time")
         return None
-    stores, need = found
-    try: self._fill(items, names, run, stores, need, cuts, views)
+    stores, lacking = found
+    try: self._fill(items, names, run, stores, lacking, cuts, views)
     except CannotCache as e: self._say_once(str(e)); return None
     live = lambda at, v: self.prefix_of(ns, items)[0](*items.inputs(at, v, names))[0].to('cpu')
     return [CachedDL(dl, items, names, c, s, stores[len(ns)][0] if more and not k else None, views if not k else 1, live if not k else None)
             for k,(c,(s,_)) in enumerate(zip(cuts, stores))]
 
-# %% ../nbs/20_finetune.ipynb #911f9725
+# %% ../nbs/20_finetune.ipynb #21786e71
 @patch
-def _fill(self:FrozenPrefix, items, names, run, stores, need, cuts, views) -> None:
-    start, lacking = time.perf_counter(), sum(len(s.missing(ids)) for s,ids in stores)
+def _fill(self:FrozenPrefix, items, names, run, stores, lacking, cuts, views) -> None:
+    start, need, lacking = time.perf_counter(), sum(k*s.row_bytes for k,(s,_) in zip(lacking, stores)), sum(lacking)
     if need and not self.full:
         say(f"{len(names)} items{f' in {views} views' if views > 1 else ''}, {' and '.join(f'before {c.place}' if c.place else 'pooled' for c in cuts)}: "
             f"{lacking} rows to compute, {format_bytes(need)} of disk (limit {format_bytes(cache_limit())})")

@@ -194,7 +194,7 @@ def image_net(
     net = TransferNet(body.to(memory_format=torch.channels_last), n_features, n_classes)
     return net, {**info, 'size': size, 'n_features': n_features}
 
-# %% ../nbs/30_vision.ipynb #297481c6
+# %% ../nbs/30_vision.ipynb #6c73ba12
 def image_learner(
     data:ImageData,               # From `data.read_images`
     backbone:str='efficientnet_lite0',
@@ -219,7 +219,7 @@ def image_learner(
     sample = torch.zeros(16, 3, info['size'], info['size'], device=dls.device)
     net.step = small_step(sample)
     net.precision = choose_precision(net, sample, backbone) if precision == 'auto' else precision
-    if dls.device.type == 'cuda': torch.set_float32_matmul_precision('high') # TF32, where it is fp32 at all
+    if dls.device.type == 'cuda' and precision != 'fp32': torch.set_float32_matmul_precision('high') # TF32 for what is left of fp32
     if compile or compile is None and dls.device.type == 'cuda': compile_body(net)
     learn = TransferLearner(dls, net, norm=norm, **{'path': Path('.'), **kwargs})
     learn.info = {**info, 'resize': resize, 'precision': net.precision}
