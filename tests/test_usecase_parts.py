@@ -105,7 +105,8 @@ def test_a_kernel_that_dies_is_a_failed_run(pictures, tmp_path):
 def test_interrupt_leaves_a_record_that_says_so(pictures, tmp_path, stop):
     notebook = broken_copy(tmp_path, 'import pathlib, time\npathlib.Path("here").touch()\ntime.sleep(60)')
     p = subprocess.Popen([sys.executable, '-m', 'tl_notebooks', 'run', str(notebook), '--data', str(pictures), '--out', 'runs', *QUICK],
-                         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+                         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # a shell's background job ignores SIGINT, and its children inherit that
     for _ in range(600):
         if (tmp_path/'here').exists() or p.poll() is not None: break
         time.sleep(.1)
