@@ -18,11 +18,10 @@ setup(
     # The use-case notebooks travel inside the package; they have one home, nbs/usecases.
     packages=[cfg['lib_name'], f"{cfg['lib_name']}.usecases"],
     package_dir={f"{cfg['lib_name']}.usecases": 'nbs/usecases'},
-    package_data={cfg['lib_name']: ['*.json'], f"{cfg['lib_name']}.usecases": ['*.ipynb']},
+    package_data={cfg['lib_name']: ['*.json', '*.jsonl'], f"{cfg['lib_name']}.usecases": ['*.ipynb']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
-    extras_require={'text': cfg['text_requirements'].split(),
-                    'dev': cfg['dev_requirements'].split() + cfg['text_requirements'].split()},
+    extras_require={'parquet': ['pyarrow>=15'], 'dev': cfg['dev_requirements'].split()},
     # The second lets nbdev link the names of this package between its pages.
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     zip_safe=False,

@@ -36,7 +36,7 @@ from fastai.torch_core import TensorBase, to_device
 from fastcore.basics import patch
 from fasttransform import Pipeline
 
-# %% ../nbs/15_activations.ipynb #b30155a1
+# %% ../nbs/15_activations.ipynb #d715675c
 class CannotCache(InputError):
     "Activations cannot be kept here, and why; the network can still be run as a whole"
 
@@ -51,6 +51,9 @@ class Cut:
     shape : of one item at the cut;  dtype : as the body computes it
     channels_last : whether a map's channels lie innermost in memory
     inputs : whether what lies behind the cut wants the body's inputs too (a text's mask); pictures can be blank
+    sample : shape of the activations that the cut was found with
+    ragged : whether rows are sequences, each as long as its item: (tokens, features), where `shape` is (1, features)
+    turned : whether the body keeps sequences as (tokens, n, features)
     """
     place:str
     key:int|str
@@ -60,19 +63,27 @@ class Cut:
     channels_last:bool
     behind:tuple[str, ...]=()
     inputs:bool=False
+    sample:tuple[int, ...]=()
+    ragged:bool=False
+    turned:bool=False
 
-    def rows(self, hidden:torch.Tensor) -> torch.Tensor:
-        "(n, …) activations in the order in which they lie in memory, so that keeping them is one copy"
-        return (hidden.permute(0, 2, 3, 1) if self.channels_last else hidden).contiguous()
+# %% ../nbs/15_activations.ipynb #247b1fc5
+@patch
+def rows(self:Cut, hidden:torch.Tensor) -> torch.Tensor:
+    "(n, …) activations in the order in which they lie in memory, so that keeping them is one copy"
+    if self.turned: return hidden.transpose(0, 1).contiguous()
+    return (hidden.permute(0, 2, 3, 1) if self.channels_last else hidden).contiguous()
 
-    def hidden(self, rows:torch.Tensor) -> torch.Tensor:
-        "What `rows` was made from"
-        return rows.permute(0, 3, 1, 2) if self.channels_last else rows
+@patch
+def hidden(self:Cut, rows:torch.Tensor) -> torch.Tensor:
+    "What `rows` was made from"
+    if self.turned: return rows.transpose(0, 1)
+    return rows.permute(0, 3, 1, 2) if self.channels_last else rows
 
-    @property
-    def row_shape(self) -> tuple[int, ...]: return (*self.shape[1:], self.shape[0]) if self.channels_last else self.shape
+@patch(as_prop=True)
+def row_shape(self:Cut) -> tuple[int, ...]: return (*self.shape[1:], self.shape[0]) if self.channels_last else self.shape
 
-# %% ../nbs/15_activations.ipynb #7b4bff1b
+# %% ../nbs/15_activations.ipynb #44916794
 @contextlib.contextmanager
 def _in_eval(body:nn.Module):
     "`body` in eval mode; afterwards every module is as it was"
@@ -85,6 +96,7 @@ def _in_eval(body:nn.Module):
 def _shapes(out):
     "Shapes of a module's output, blanks of which can stand for it; None where there is something else in it"
     if isinstance(out, torch.Tensor): return tuple(out.shape)
+    if out is None: return 'none'
     if type(out) in (tuple, list): return None if None in (s := [_shapes(o) for o in out]) else s
 
 def _calls(body:nn.Module, xb:Sequence[torch.Tensor]) -> tuple[dict, torch.Tensor]:
@@ -130,11 +142,12 @@ def _behind(order:Sequence[str], place:str) -> list[str]:
     later = [n for n in order[order.index(place):] if not any(a in before for a in _ancestors(n))]
     return _largest(later, {*_ancestors(place)})
 
-# %% ../nbs/15_activations.ipynb #0534dcfa
+# %% ../nbs/15_activations.ipynb #1dde3791
 def find_cut(
     body:nn.Module,               # Called as `body(*xb)`, gives one tensor
     frozen:Iterable[nn.Parameter],# What is not trained
     xb:Sequence[torch.Tensor],    # Inputs of two or more different items, of the size that will be used
+    ragged:bool=False,            # Whether items are sequences of different length, padded to `xb[0].shape[1]`
 ) -> Cut:
     """The latest place before everything that is trained, proved on `xb`.
 
@@ -151,19 +164,32 @@ def find_cut(
             "Freeze to another layer group, or train without the cache (`cache=False`).")
         key, hidden = seen[place][0]
         cut = _make_cut(place, key, hidden, [(n, seen[n][1]) for n in _units([*seen], place)], _behind([*seen], place))
-        for inputs, given in ((False, [torch.zeros_like(x[:1]) for x in xb]), (True, xb)):
-            if _same(body, cut, hidden, given, out): return replace(cut, inputs=inputs)
+        tries = [(cut, False, [torch.zeros_like(x[:1]) for x in xb]), (cut, True, xb)] if not ragged else [(_for_sequences(body, cut, xb[0]), True, xb)]
+        for c, inputs, given in tries:
+            if _same(body, c, hidden, given, out): return replace(c, inputs=inputs)
     raise CannotCache(f"{type(body).__name__} cannot be cut before `{place}`: something else crosses from the frozen part. "
                       "Freeze to another layer group, or train without the cache (`cache=False`).")
 
+# %% ../nbs/15_activations.ipynb #07a23013
 def _make_cut(place:str, key:int|str, hidden:torch.Tensor, units:Iterable=(), behind:Iterable[str]=()) -> Cut:
     last = hidden.ndim == 4 and hidden.is_contiguous(memory_format=torch.channels_last) and not hidden.is_contiguous()
-    return Cut(place, key, tuple(units), tuple(hidden.shape[1:]), hidden.dtype, last, tuple(behind))
+    return Cut(place, key, tuple(units), tuple(hidden.shape[1:]), hidden.dtype, last, tuple(behind), sample=tuple(hidden.shape))
 
-# %% ../nbs/15_activations.ipynb #df5e4b94
+def _for_sequences(body:nn.Module, cut:Cut, x:torch.Tensor) -> Cut:
+    "`cut` with rows of one token each, where its activations are sequences like the inputs `x` (n, tokens); what makes no such activations (positions) runs"
+    n, t = x.shape[:2]
+    same = lambda m, s: any(True for _ in m.parameters()) and (s == cut.sample or isinstance(s, list) and all(e in (cut.sample, 'none') for e in s))
+    units = tuple((name, s if same(body.get_submodule(name), s) else None) for name,s in cut.units)
+    if len(cut.sample) == 3 and cut.sample[:2] in ((n, t), (t, n)) and n != t:
+        return replace(cut, units=units, ragged=True, turned=cut.sample[:2] == (t, n), shape=(1, cut.sample[2]))
+    if t not in cut.sample and cut.sample[0] == n: return cut
+    raise CannotCache(f"activations before `{cut.place}` have shape {cut.sample} for inputs of shape {(n, t)}; sequences must be (n, tokens, features).")
+
+# %% ../nbs/15_activations.ipynb #a3d406f9
 def _blank(shape, cut:Cut, hidden:torch.Tensor):
+    if shape == 'none': return None
     if type(shape) is list: return [_blank(s, cut, hidden) for s in shape]
-    return hidden.new_zeros(hidden.shape if shape[1:] == cut.shape else shape)
+    return hidden.new_zeros(hidden.shape if shape == cut.sample or shape[1:] == cut.shape else shape)
 
 @contextlib.contextmanager
 def _entered(body:nn.Module, cut:Cut, hidden:torch.Tensor):
@@ -251,14 +277,14 @@ def channels_last(x:torch.Tensor) -> torch.Tensor:
 class _Reached(Exception):
     "The last cut: what lies behind it need not run"
 
-# %% ../nbs/15_activations.ipynb #57e5ab4b
+# %% ../nbs/15_activations.ipynb #ae0634b1
 class Prefix:
     """The part of a body before one or more cuts; calling it gives one (n, …) tensor per cut, without gradients.
 
     body : may be trained on afterwards, this is a copy;  cuts : of `find_cut`, from the input to the output
-    xb   : a few inputs;  step : items that are computed at a time
+    xb   : a few inputs;  step : items that are computed at a time, or a function that tells it for a batch
     """
-    def __init__(self, body:nn.Module, cuts:Sequence[Cut], xb:Sequence[torch.Tensor], step:int=8, fold:bool=True):
+    def __init__(self, body:nn.Module, cuts:Sequence[Cut], xb:Sequence[torch.Tensor], step:int|Callable=8, fold:bool=True):
         self.cuts, self.step, self.got = list(cuts), step, {}
         self.body = fold_norms(body, xb) if fold else copy.deepcopy(body).eval()
         self.body.requires_grad_(False)
@@ -281,13 +307,13 @@ class Prefix:
         return [self.got[k] for k in range(len(self.cuts))]
 
     def __call__(self, *xb:torch.Tensor) -> list[torch.Tensor]:
-        n, parts = len(xb[0]), []
+        n, parts, step = len(xb[0]), [], self.step(xb[0]) if callable(self.step) else self.step
         with torch.inference_mode():
-            for i in range(0, n, self.step):
-                part = [x[i:i+self.step] for x in xb]
-                if len(part[0]) < self.step: part = [torch.cat([x, x[-1:].expand(self.step - len(x), *x.shape[1:])]) for x in part]
-                parts.append(self._run([channels_last(x) for x in part]))
-        return [torch.cat(p)[:n] for p in zip(*parts)] # outside inference mode: ordinary tensors, which a loss may follow
+            for i in range(0, n, step):
+                part = [x[i:i+step] for x in xb]
+                if len(part[0]) < step: part = [torch.cat([x, x[-1:].expand(step - len(x), *x.shape[1:])]) for x in part]
+                parts.append([c.rows(h) for c,h in zip(self.cuts, self._run([channels_last(x) for x in part]))])
+        return [c.hidden(torch.cat(p)[:n]) for c,p in zip(self.cuts, zip(*parts))] # outside inference mode: ordinary tensors, which a loss may follow
 
 # %% ../nbs/15_activations.ipynb #b78727e3
 VERSIONED = {'builtins', 'torch', 'torchvision', 'timm', 'transformers', 'fastai', 'fastcore', 'fasttransform', 'numpy', 'PIL', 'plum', 'functools'}
@@ -343,12 +369,13 @@ def describe(obj, inside:tuple=()) -> object:
     raise CannotCache(f"a {_named(type(obj))} among the transforms and layers cannot be described, so activations cannot be kept. "
                      "Use functions, numbers, tensors and plain objects, or `cache=False`.")
 
-# %% ../nbs/15_activations.ipynb #7a72ff92
+# %% ../nbs/15_activations.ipynb #46a1916c
 def hash_prefix(body:nn.Module, cut:Cut) -> str:
     "sha256 of all in `body` that may decide the activations: everything that does not lie wholly behind the cut"
     before = lambda name: not any(name == b or name.startswith(b + '.') for b in cut.behind)
     state = {n: t for n,t in [*body.named_parameters(), *body.named_buffers()] if before(n)}
-    return hash_json([cut.place, hash_state(state), [[n, _made(m)] for n,m in body.named_modules() if before(n)]])
+    output = None if cut.place else getattr(body, 'output', None) # what a body makes of itself at its end
+    return hash_json([cut.place, output, hash_state(state), [[n, _made(m)] for n,m in body.named_modules() if before(n)]])
 
 def _made(m:nn.Module) -> list:
     "A module's class and settings: what it shows of itself, and its plain attributes (the number of heads, say)"
@@ -356,7 +383,7 @@ def _made(m:nn.Module) -> list:
     plain = {n: v for n,v in vars(m).items() if isinstance(v, kinds) and not n.startswith('_') and n != 'training'}
     return [_class(type(m), ()), re.sub(r' at 0x[0-9a-f]+', '', m.extra_repr()), describe(plain)]
 
-# %% ../nbs/15_activations.ipynb #7ec56ede
+# %% ../nbs/15_activations.ipynb #78e3e831
 FORMAT = 1
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 BLOCK = 2**24 # bytes of a block, about; what a killed process can lose
@@ -369,9 +396,10 @@ class ActivationStore:
     spec  : all that the rows depend on beside their items, JSON-ready; another spec is another store
     shape : of one row;  dtype : of the stored numbers, a key of `DTYPES`
     note  : what a person calls it
+    ragged : rows are (tokens, *shape[1:]), each of its own length; `row_bytes` are a token's
     """
-    def __init__(self, spec:dict, shape:Sequence[int], dtype:str='fp32', note:str='', root:Path|None=None):
-        self.spec = {**spec, 'format': FORMAT, 'shape': list(shape), 'dtype': dtype}
+    def __init__(self, spec:dict, shape:Sequence[int], dtype:str='fp32', note:str='', root:Path|None=None, ragged:bool=False):
+        self.spec, self.ragged = {**spec, 'format': FORMAT, 'shape': list(shape), 'dtype': dtype} | ({'ragged': True} if ragged else {}), ragged
         self.key = hash_json(self.spec)[:32]
         self.folder = Path(root or activations_dir())/self.key
         self.shape, self.dtype, self.note = tuple(shape), DTYPES[dtype], note
@@ -380,17 +408,31 @@ class ActivationStore:
 
     def __len__(self) -> int: return len(self.where)
 
-# %% ../nbs/15_activations.ipynb #de136ef4
+    def bytes_for(self, ids:Iterable[str], lengths:dict[str, int]|None=None) -> int:
+        "Size of the rows of `ids`; `lengths`: tokens by name"
+        return self.row_bytes*(sum(lengths[i] for i in ids) if self.ragged else len([*ids]))
+
+# %% ../nbs/15_activations.ipynb #98e97a90
 def _read_block(folder:Path, name:str, row_bytes:int) -> tuple[list[str], list[int], np.ndarray]|None:
     "Names, checksums and rows of a block; None where it is damaged, incomplete or of another store"
     try:
         head = json.loads((folder/f'{name}.json').read_text(encoding='utf-8'))
-        if head['check'] != hash_json([head['ids'], head['crc']]) or len(head['ids']) != len(head['crc']): return None
+        if head['check'] != _check_of(head) or len(head['ids']) != len(head['crc']): return None
         rows = np.load(folder/f'{name}.npy', mmap_mode='r', allow_pickle=False)
+        if 'ends' in head: return head['ids'], head['crc'], _ragged_rows(rows, head, row_bytes)
         if rows.dtype != np.uint8 or rows.shape != (len(head['ids']), row_bytes): return None
         return head['ids'], head['crc'], np.asarray(rows)
     except (OSError, ValueError, KeyError, TypeError, EOFError): return None
 
+def _check_of(head:dict) -> str: return hash_json([head[k] for k in ('ids', 'crc', 'ends') if k in head])
+
+def _ragged_rows(flat:np.ndarray, head:dict, row_bytes:int) -> list[np.ndarray]:
+    "A row per item of bytes that stand one after the other; ValueError where their number is not what the head says"
+    ends = head['ends']
+    if flat.dtype != np.uint8 or flat.ndim != 1 or len(ends) != len(head['ids']) or flat.size != ends[-1] or any(e % row_bytes for e in ends): raise ValueError
+    return [np.asarray(flat[a:b]) for a,b in zip([0, *ends], ends)]
+
+# %% ../nbs/15_activations.ipynb #fd8a4c7e
 @patch
 def refresh(self:ActivationStore) -> None:
     "Take up blocks that have appeared since"
@@ -415,35 +457,42 @@ def missing(self:ActivationStore, ids:Iterable[str]) -> list[str]:
     self.refresh()
     return [i for i in dict.fromkeys(ids) if self.good(i) is None]
 
-# %% ../nbs/15_activations.ipynb #589b25d4
+# %% ../nbs/15_activations.ipynb #8c2ee2ec
 @patch
 def write(self:ActivationStore, ids:Sequence[str], rows:torch.Tensor) -> None:
     """Keep `rows` (n, *shape) under the names `ids`; whole or not at all.
 
     Raises OSError where the disk is full or cannot be written.
     """
-    rows = rows.detach().to('cpu', self.dtype).contiguous()
-    if rows.shape != (len(ids), *self.shape):
-        raise CannotCache(f"rows have shape {tuple(rows.shape)}; this store takes {(len(ids), *self.shape)}. Items must have one size.")
-    data = rows.view(len(ids), -1).view(torch.uint8).numpy()
-    crc, ids = [zlib.crc32(r) for r in data], list(ids)
+    data, ids = self._as_bytes(rows, len(ids)), list(ids)
+    head = dict(ids=ids, crc=[zlib.crc32(r) for r in data]) | ({'ends': np.cumsum([r.size for r in data]).tolist()} if self.ragged else {})
     self.folder.mkdir(parents=True, exist_ok=True)
     if not (self.folder/'store.json').exists():
         write_json(self.folder/'store.json', dict(spec=self.spec, note=self.note, row_bytes=self.row_bytes))
     name = f'{time.time_ns():016x}-{os.urandom(3).hex()}'
-    np.save(file := io.BytesIO(), data) # straight to a file, NumPy would not say why the disk refuses
+    np.save(file := io.BytesIO(), np.concatenate(data) if self.ragged else data) # straight to a file, NumPy would not say why the disk refuses
     with atomic_write(self.folder/f'{name}.npy', 'wb') as f: f.write(file.getbuffer())
-    try: write_json(self.folder/f'{name}.json', dict(ids=ids, crc=crc, check=hash_json([ids, crc])))
+    try: write_json(self.folder/f'{name}.json', head | dict(check=_check_of(head)))
     except BaseException: (self.folder/f'{name}.npy').unlink(missing_ok=True); raise
 
 @patch
-def rows(self:ActivationStore, ids:Sequence[str]) -> torch.Tensor:
-    "(n, *shape) rows of `ids`, a copy in memory; KeyError names one that is not there"
-    out = np.empty((len(ids), self.row_bytes), np.uint8)
-    for k,i in enumerate(ids):
+def _as_bytes(self:ActivationStore, rows, n:int) -> np.ndarray|list[np.ndarray]:
+    "Rows as bytes: a matrix, or an array per row where they are ragged"
+    if self.ragged: return [r.detach().to('cpu', self.dtype).contiguous().view(-1).view(torch.uint8).numpy() for r in rows]
+    rows = rows.detach().to('cpu', self.dtype).contiguous()
+    if rows.shape != (n, *self.shape):
+        raise CannotCache(f"rows have shape {tuple(rows.shape)}; this store takes {(n, *self.shape)}. Items must have one size.")
+    return rows.view(n, -1).view(torch.uint8).numpy()
+
+@patch
+def rows(self:ActivationStore, ids:Sequence[str]) -> torch.Tensor|list[torch.Tensor]:
+    "(n, *shape) rows of `ids`, a copy in memory, or a list of ragged ones; KeyError names one that is not there"
+    out = []
+    for i in ids:
         if (at := self.good(i)) is None: raise KeyError(i)
-        out[k] = self.blocks[at[0]][2][at[1]]
-    return torch.from_numpy(out).view(self.dtype).view(len(ids), *self.shape)
+        out.append(self.blocks[at[0]][2][at[1]])
+    if self.ragged: return [torch.from_numpy(r.copy()).view(self.dtype).view(-1, *self.shape[1:]) for r in out]
+    return torch.from_numpy(np.array(out, np.uint8).reshape(len(ids), self.row_bytes)).view(self.dtype).view(len(ids), *self.shape)
 
 # %% ../nbs/15_activations.ipynb #24623ae7
 UNITS = {'': 1, 'B': 1, 'K': 1e3, 'KB': 1e3, 'M': 1e6, 'MB': 1e6, 'G': 1e9, 'GB': 1e9, 'T': 1e12, 'TB': 1e12}
@@ -575,7 +624,7 @@ def make_room(need:int, keep:Iterable[str]=(), root:Path|None=None) -> list[Stor
         if s.key not in keep and remove_store(s.key, root): gone.append(s); total -= s.size
     return gone
 
-# %% ../nbs/15_activations.ipynb #19c00045
+# %% ../nbs/15_activations.ipynb #2d43c672
 def _sweep(folder:Path) -> None:
     "Remove what a killed process left: temporary files, and matrices that nothing refers to. Only while the lock is held"
     for p in folder.glob('.*'):
@@ -590,6 +639,7 @@ def fill(
     batch:int=32,                    # `compute` is asked for so many at a time, or a multiple
     desc:str='activations',
     tell:Callable|None=None,         # Told where the disk refuses; `None`: `say`
+    order:Callable|None=None,        # Position → sort key, where some items go well together; `None`: as they come
 ) -> bool:                           # Whether all rows are there now
     "Compute and keep the rows that are missing"
     first = {i: k for k,i in reversed([*enumerate(ids)])}
@@ -598,7 +648,7 @@ def fill(
             for s in sorted(stores, key=lambda s: s.key): locks.enter_context(_locked(s.folder)); os.utime(s.folder/'lock')
             for s in stores: _sweep(s.folder)
             lacking = [set(s.missing(ids)) for s in stores]
-            todo = sorted(first[i] for i in set().union(*lacking))
+            todo = sorted(sorted(first[i] for i in set().union(*lacking)), key=order or (lambda at: 0))
             if todo: _fill(stores, ids, compute, todo, lacking, batch, desc)
     except OSError as e:
         (tell or say)(f"cannot be kept in `{stores[0].folder.parent}` ({e.strerror or e}); going on without: what is missing is computed each time it is needed. "
@@ -606,18 +656,18 @@ def fill(
     for s in stores: s.refresh()
     return not any(s.missing(ids) for s in stores)
 
-# %% ../nbs/15_activations.ipynb #951ac058
+# %% ../nbs/15_activations.ipynb #e8322834
 def _fill(stores, ids, compute, todo, lacking, batch, desc) -> None:
-    block = max(1, min(BLOCK//max(s.row_bytes for s in stores), 512)//batch)*batch
+    block = max(1, min(BLOCK//max(s.row_bytes*(64 if s.ragged else 1) for s in stores), 512)//batch)*batch
     with tqdm(total=len(todo), desc=desc, delay=2, leave=False, mininterval=.5) as bar:
         for k in range(0, len(todo), block):
             some, parts = todo[k:k+block], []
             for j in range(0, len(some), batch): parts.append(compute(some[j:j+batch])); bar.update(len(some[j:j+batch]))
             for s,m,*rows in zip(stores, lacking, *parts):
                 need = [n for n,p in enumerate(some) if ids[p] in m]
-                if need: s.write([ids[some[n]] for n in need], torch.cat(rows)[need])
+                if need: s.write([ids[some[n]] for n in need], [[row for part in rows for row in part][n] for n in need] if s.ragged else torch.cat(rows)[need])
 
-# %% ../nbs/15_activations.ipynb #5f6ef739
+# %% ../nbs/15_activations.ipynb #7be1f8bf
 _PIPES = ('after_item', 'before_batch', 'after_batch')
 
 class Items:
@@ -628,6 +678,7 @@ class Items:
         self.inp, self.out = (tls[:n_inp], tls[n_inp:]) if tls is not None else (None, None)
         self.item_tfms = [f for tl in self.inp or () for f in tl.tfms.fs]
         self.reader = next((f for f in self.item_tfms if hasattr(f, 'digest')), None)
+        self.lengths = [self.reader.length(r) for r in self.raw(range(self.n))] if hasattr(self.reader, 'length') else None # of texts, in tokens
         self.pipes = [p for n in _PIPES if isinstance(p := getattr(dl, n), Pipeline)]
 
     @contextlib.contextmanager
@@ -724,7 +775,7 @@ def row_name(name:str, view:int) -> str:
     "A row's name: an item's own for view 0"
     return f'{name}/{view}' if view else name
 
-# %% ../nbs/15_activations.ipynb #ed998fbe
+# %% ../nbs/15_activations.ipynb #831dad64
 class CachedDL:
     """The batches of `dl` with activations in place of inputs, as float32; before them where the cut wants both.
 
@@ -736,8 +787,11 @@ class CachedDL:
         self.dl, self.items, self.names, self.cut, self.stores, self.views, self.live = dl, items, names, cut, (store, more), views, live
         self.ys, self.epoch, self.first = items.targets(), 0, [int(n[:8], 16) % views for n in names]
         self.held = None
-        if views*len(names)*store.row_bytes <= ram and not self.lacking():
-            self.held = torch.cat([self._gather(range(len(names)), [v]*len(names)) for v in range(views)]) if names else None
+        if views*store.bytes_for(names, self.tokens()) <= ram and not self.lacking() and names:
+            held = [self._gather(range(len(names)), [v]*len(names)) for v in range(views)]
+            self.held = held[0] if store.ragged else torch.cat(held)
+
+    def tokens(self) -> dict[str, int]|None: return dict(zip(self.names, self.items.lengths)) if self.items.lengths else None
 
     def __getattr__(self, name):
         if name.startswith('__') or name == 'dl': raise AttributeError(name)
@@ -756,7 +810,7 @@ class CachedDL:
         for i in range(0, len(at)//bs*bs if self.dl.drop_last else len(at), bs): yield self.batch(at[i:i+bs])
         self.epoch += 1
 
-# %% ../nbs/15_activations.ipynb #eba61f6a
+# %% ../nbs/15_activations.ipynb #5c68f6c7
 @patch
 def lacking(self:CachedDL) -> bool:
     "Whether some rows are not on disk"
@@ -767,8 +821,10 @@ def lacking(self:CachedDL) -> bool:
 def batch(self:CachedDL, at:Sequence[int]) -> tuple:
     "Activations and targets of some items"
     views = [(self.epoch + self.first[i]) % self.views if self.views > 1 else 0 for i in at]
-    rows = self.held[[v*len(self.names) + i for i,v in zip(at, views)]] if self.held is not None else self._gather(at, views)
+    if self.held is None: rows = self._gather(at, views)
+    else: rows = [self.held[i] for i in at] if self.cut.ragged else self.held[[v*len(self.names) + i for i,v in zip(at, views)]]
     more = self.items.inputs(at) if self.cut.inputs else ()
+    if self.cut.ragged: rows = torch.stack([nn.functional.pad(r, (0, 0, 0, more[0].shape[1] - len(r))) for r in rows])
     b = Activations(self.cut.hidden(rows.float())), *more, *(y[list(at)] for y in self.ys)
     return to_device(b, self.dl.device) if self.dl.device is not None else b
 

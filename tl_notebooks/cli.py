@@ -43,11 +43,11 @@ def cmd_models(args) -> int:
     print(json.dumps(rows, indent=1, ensure_ascii=False) if args.format == 'json' else format_models(rows))
     return 0
 
-# %% ../nbs/70_cli.ipynb #ea36ad53
+# %% ../nbs/70_cli.ipynb #d12c4ca6
 def cmd_predict(args) -> int:
-    from tl_notebooks.artifact import Model, list_images
-    model, paths = Model(args.model), list_images(args.input)
-    failed, rows = 0, []
+    from tl_notebooks.artifact import Model
+    model = Model(args.model)
+    paths, failed, rows = model.find(args.input), 0, []
     table = csv.writer(sys.stdout, lineterminator='\n')
     if args.format == 'csv': table.writerow(['path', 'label', 'probability', *model.classes])
     for p in model.predict(paths, args.bs):
@@ -75,7 +75,7 @@ def cmd_cache(args) -> int:
         print(f"{len(stores)} stores, {format_bytes(sum(s.size for s in stores))} of {format_bytes(cache_limit())} in {activations_dir()}")
     return 0
 
-# %% ../nbs/70_cli.ipynb #600dbdc0
+# %% ../nbs/70_cli.ipynb #27a4d717
 def make_parser() -> argparse.ArgumentParser:
     "The command line of `tl`"
     ap = argparse.ArgumentParser(prog='tl', description='Expand the model you have: transfer learning in notebooks.',
@@ -96,9 +96,9 @@ def make_parser() -> argparse.ArgumentParser:
     models.set_defaults(func=cmd_models)
     predict = sub.add_parser('predict', help='predictions with probabilities from a model folder')
     predict.add_argument('model', metavar='MODEL', help='a model folder, or a run folder with one')
-    predict.add_argument('input', metavar='INPUT', nargs='+', help='pictures, or folders of them')
+    predict.add_argument('input', metavar='INPUT', nargs='+', help='pictures or folders of them; for a text model texts, .txt and .eml files, folders, tables, or - for lines of standard input')
     predict.add_argument('--format', choices=['csv', 'json'], default='csv')
-    predict.add_argument('--bs', type=int, default=32, help='pictures per batch (default: 32)')
+    predict.add_argument('--bs', type=int, default=32, help='inputs per batch (default: 32)')
     predict.set_defaults(func=cmd_predict)
     cache = sub.add_parser('cache', help='activations of frozen layers that are kept on disk: look, or clear')
     cache.add_argument('action', nargs='?', choices=['list', 'clear'], default='list')

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Interval', 'interval', 'accuracy', 'per_class_recall', 'balanced_accuracy', 'mcnemar', 'paired_difference',
-           'Reliability', 'reliability', 'ece', 'brier', 'nll', 'fit_temperature', 'forgetting']
+           'Reliability', 'reliability', 'ece', 'brier', 'nll', 'fit_temperature', 'mean_interval', 'auc', 'roc',
+           'fpr_at_recall', 'forgetting']
 
-# %% ../nbs/17_evidence.ipynb #1bd321fe
+# %% ../nbs/17_evidence.ipynb #63c77273
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from scipy.stats import binomtest, norm
+from scipy.stats import t as student
 from .core import InputError
 
 # %% ../nbs/17_evidence.ipynb #a33702d3
@@ -128,6 +130,64 @@ def fit_temperature(logits, y) -> float: # between 0.05 and 20
     "The temperature that minimises the cross-entropy of held-out logits (n, k): Guo et al. 2017"
     found = minimize_scalar(lambda t: nll(logits, y, math.exp(t)), bounds=(math.log(.05), math.log(20)), method='bounded')
     return float(math.exp(found.x))
+
+# %% ../nbs/17_evidence.ipynb #de2f4c6c
+def mean_interval(values:Sequence[float]) -> Interval:
+    "Mean of repeated figures and the 95 % interval of that mean (Student's t)"
+    v = np.asarray(values, float)
+    if not len(v): raise InputError("the mean of no figures at all; accepted: at least one.")
+    half = float(student.ppf(.975, len(v) - 1)*v.std(ddof=1)/math.sqrt(len(v))) if len(v) > 1 else 0.
+    return Interval(float(v.mean()), float(v.mean()) - half, float(v.mean()) + half, len(v))
+
+# %% ../nbs/17_evidence.ipynb #fac262f9
+def _two(y, score) -> tuple[np.ndarray, np.ndarray]:
+    "Scores of positives and of negatives"
+    y, score = np.asarray(y).astype(bool), np.asarray(score, float)
+    if not y.any() or y.all(): raise InputError("a ROC curve needs positives and negatives; here there is one kind only.")
+    return score[y], score[~y]
+
+def auc(
+    y,     # (n,) truth, 1 for the class that matters
+    score, # (n,) larger for more likely
+) -> Interval:
+    "Area under the ROC curve with its interval (DeLong, DeLong & Clarke-Pearson 1988, on the logit scale)"
+    pos, neg = _two(y, score)
+    below = lambda a, b: np.searchsorted(np.sort(b), a, 'left')/2 + np.searchsorted(np.sort(b), a, 'right')/2
+    v, w = below(pos, neg)/len(neg), 1 - below(neg, pos)/len(pos)
+    value = float(v.mean())
+    var = (v.var(ddof=1)/len(pos) if len(pos) > 1 else .25) + (w.var(ddof=1)/len(neg) if len(neg) > 1 else .25)
+    if not 0 < value < 1 or not var > 0: return Interval(value, *_end(value, len(pos), len(neg)), len(pos) + len(neg))
+    half = norm.ppf(.975)*math.sqrt(var)/(value*(1 - value))
+    at = math.log(value/(1 - value))
+    return Interval(value, *(1/(1 + math.exp(-x)) for x in (at - half, at + half)), len(pos) + len(neg))
+
+def _end(value:float, n:int, m:int) -> tuple[float, float]:
+    "Interval where every pair is in order (or none): as a proportion of as many trials as there are of the rarer kind"
+    i = interval(round(value*min(n, m)), min(n, m))
+    return i.low, i.high
+
+# %% ../nbs/17_evidence.ipynb #964ea499
+def roc(y, score) -> tuple[np.ndarray, np.ndarray]:
+    "False-positive and true-positive rates at every threshold, from (0, 0) to (1, 1)"
+    pos, neg = _two(y, score)
+    at = np.unique(np.concatenate([pos, neg]))[::-1]
+    share = lambda s: np.concatenate([[0.], 1 - np.searchsorted(np.sort(s), at, 'left')/len(s)])
+    return share(neg), share(pos)
+
+def fpr_at_recall(
+    y,
+    score,
+    recall:float=.95, # Share of positives that must be found
+    draws:int=1000,   # Bootstrap samples
+    seed:int=0,
+) -> Interval:
+    "Share of negatives that score at least as high as the lowest of the positives that must be found; bootstrap interval over both kinds"
+    pos, neg = _two(y, score)
+    rng = np.random.default_rng(seed)
+    def rate(p, q): return float((q >= np.sort(p)[::-1][max(0, math.ceil(recall*len(p) - 1e-9) - 1)]).mean())
+    each = [rate(rng.choice(pos, len(pos)), rng.choice(neg, len(neg))) for _ in range(draws)]
+    low, high = np.quantile(each, [.025, .975])
+    return Interval(rate(pos, neg), float(low), float(high), len(pos) + len(neg))
 
 # %% ../nbs/17_evidence.ipynb #9f1ce566
 def forgetting(

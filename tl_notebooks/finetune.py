@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'NORMS', 'merge_groups', 'TransferNet', 'autocast', 'small_step', 'measure_precision',
            'choose_precision', 'compile_body', 'NormEval', 'Probe', 'progress', 'FitProgress', 'FrozenPrefix',
-           'FlipMaps', 'TransferLearner', 'solve_head', 'Stage', 'refresh_norms', 'scale_logits']
+           'FlipMaps', 'TransferLearner', 'solve_head', 'without_augmentation', 'Stage', 'refresh_norms',
+           'scale_logits']
 
 # %% ../nbs/20_finetune.ipynb #aa3c2d89
 import contextlib
@@ -100,12 +101,13 @@ def _mixes_items(body:nn.Module) -> bool:
     "Whether an item's features depend on the other items of its batch"
     return any(m.training and isinstance(m, NORMS) for m in body.modules())
 
-# %% ../nbs/20_finetune.ipynb #35e911c2
+# %% ../nbs/20_finetune.ipynb #3a2874c8
 def small_step(
     xb:torch.Tensor, # A batch of inputs
 ) -> int:            # Items; 0: as many as there are
-    "How many items the body takes at a time on a CPU: eight pictures of 224 × 224 pixels, more of smaller ones"
+    "How many items the body takes at a time on a CPU: eight pictures of 224 × 224 pixels, more of smaller ones; 256 tokens of texts"
     if xb.device.type != 'cpu': return 0
+    if not xb.is_floating_point() and xb.ndim == 2: return 2**round(min(6, max(0, np.log2(256/xb.shape[1])))) # texts: 256 tokens, 14 % slower than the best, but few texts fill few steps
     return 2**round(min(6, max(2, np.log2(8*3*224**2/xb[0].numel()))))
 
 # %% ../nbs/20_finetune.ipynb #da51ab44
@@ -177,7 +179,7 @@ def progress(it:Iterable, desc:str, total:int|None=None):
     "`it` with a bar on stderr that appears when the work takes more than two seconds, with the time left"
     return tqdm(it, desc=desc, total=total, delay=2, leave=False, mininterval=0.5)
 
-# %% ../nbs/20_finetune.ipynb #fcb7d20d
+# %% ../nbs/20_finetune.ipynb #92699755
 class FitProgress(Callback):
     "One bar on stderr over all training batches of a fit, with the time left and the last validation loss"
     order = 60 # after the Recorder
@@ -186,7 +188,9 @@ class FitProgress(Callback):
         self.bar = progress(None, self.desc, self.n_epoch*len(self.dls.train))
     def after_batch(self):
         if self.training: self.bar.update()
-    def after_epoch(self): self.bar.set_postfix_str(f'valid loss {self.recorder.values[-1][1]:.4f}')
+    def after_epoch(self):
+        train, valid = self.recorder.values[-1][:2]
+        self.bar.set_postfix_str(f'train loss {train:.4f}' if valid is None else f'valid loss {valid:.4f}') # few labels may leave none to validate on
     def after_fit(self): self.bar.close()
 
 # %% ../nbs/20_finetune.ipynb #ff591b26
@@ -231,7 +235,7 @@ def usable(self:FrozenPrefix, dl, cache:bool=True) -> bool:
 @patch
 def items_of(self:FrozenPrefix, dl) -> Items: return Items(dl, getattr(self.learn.dls, 'n_inp', 1))
 
-# %% ../nbs/20_finetune.ipynb #1de421cd
+# %% ../nbs/20_finetune.ipynb #bd2e6cbf
 @patch
 def cut_at(self:FrozenPrefix, n:int, items:Items) -> tuple[Cut, list[torch.Tensor]]:
     "The cut behind the first `n` groups of the body (all of them: its pooled output), and the sample that it was found on"
@@ -239,7 +243,7 @@ def cut_at(self:FrozenPrefix, n:int, items:Items) -> tuple[Cut, list[torch.Tenso
     xb = [channels_last(x) for x in items.inputs([0, min(1, items.n - 1)])]
     key = n, net.precision, tuple(tuple(x.shape[1:]) for x in xb)
     if key not in self.cuts:
-        with autocast(xb[0].device, net.precision): self.cuts[key] = find_cut(net.body, [p for g in net.body.groups[:n] for p in g], xb), xb
+        with autocast(xb[0].device, net.precision): self.cuts[key] = find_cut(net.body, [p for g in net.body.groups[:n] for p in g], xb, bool(items.lengths)), xb
         net.blank = tuple(torch.zeros_like(x[:1]) for x in xb)
     return self.cuts[key]
 
@@ -252,11 +256,23 @@ def prefix_of(self:FrozenPrefix, ns:Sequence[int], items:Items) -> tuple[Callabl
     def run(*xb):
         with autocast(device, net.precision):
             if key not in self.prefixes: # only now: nothing may be missing; and one copy of the weights is enough
-                self.prefixes = {key: Prefix(net.body, cuts, found[0][1], net.step or 64, self.fold)}
+                step = (lambda x: small_step(x) or 64) if items.lengths else net.step or 64
+                self.prefixes = {key: Prefix(net.body, cuts, found[0][1], step, self.fold)}
             return [c.rows(h) for c,h in zip(cuts, self.prefixes[key](*xb))]
     return run, cuts, hashes
 
-# %% ../nbs/20_finetune.ipynb #2fba3672
+@patch
+def computed(self:FrozenPrefix, run:Callable, cuts:Sequence[Cut], items:Items, at:Sequence[int], view=0, names:Sequence[str]=()) -> list:
+    "Rows of the items at `at`, one tensor (or list of sequences) per cut; texts with others of their padded length, which alone decides their bits"
+    if not items.lengths: return run(*items.inputs(at, view, names))
+    same, out = {}, [[None]*len(at) for _ in cuts]
+    for k,i in enumerate(at): same.setdefault(items.reader.padded(items.lengths[i]), []).append(k)
+    for ks in same.values():
+        for c,rows,o in zip(cuts, run(*items.inputs([at[k] for k in ks])), out):
+            for k,row in zip(ks, rows): o[k] = row[:items.lengths[at[k]]] if c.ragged else row
+    return [o if c.ragged else torch.stack(o) for c,o in zip(cuts, out)]
+
+# %% ../nbs/20_finetune.ipynb #19d2e26c
 @patch
 def store_for(self:FrozenPrefix, cut:Cut, weights:str, transform:list, dtype:str|None=None) -> ActivationStore:
     "The store of activations at a cut"
@@ -267,21 +283,21 @@ def store_for(self:FrozenPrefix, cut:Cut, weights:str, transform:list, dtype:str
                 machine=[env['processor'], env['threads'], env['gpu'], str(next(net.parameters()).device.type)])
     name = getattr(self.learn, 'info', {}).get('name', type(net.body).__name__)
     dtype = dtype or (native if self.dtype == 'auto' else self.dtype)
-    store = ActivationStore(spec, cut.row_shape, dtype, f"{name}, {f'before {cut.place}' if cut.place else 'pooled features'}")
+    store = ActivationStore(spec, cut.row_shape, dtype, f"{name}, {'tokens '*cut.ragged}{f'before {cut.place}' if cut.place else 'pooled features'}", ragged=cut.ragged)
     return self.stores.setdefault(store.key, store) # one whose checksums were compared already
 
 @patch
-def fitting_stores(self:FrozenPrefix, wanted:Callable) -> tuple[list, list[int]]|None:
-    "What `wanted(dtype)` gives, pairs of a store and the rows it must hold, and how many each lacks: in half the precision where the whole one has no room; None where that has none"
+def fitting_stores(self:FrozenPrefix, wanted:Callable, tokens:dict|None) -> tuple[list, list[list[str]]]|None:
+    "What `wanted(dtype)` gives, pairs of a store and the rows it must hold, and which each lacks: in half the precision where the whole one has no room; None where that has none"
     for dtype in (None, 'bf16') if self.dtype == 'auto' else (None,):
         stores = wanted(dtype)
-        lacking = [len(s.missing(ids)) for s,ids in stores]
-        need = sum(k*s.row_bytes for k,(s,_) in zip(lacking, stores))
+        lacking = [s.missing(ids) for s,ids in stores]
+        need = sum(s.bytes_for(m, tokens) for m,(s,_) in zip(lacking, stores))
         if need <= room([s.key for s,_ in stores]): return stores, lacking
         if dtype is None and self.dtype == 'auto': self._say_once(f"{format_bytes(need)} would pass the limit; keeping them as bf16, half as much")
     return None
 
-# %% ../nbs/20_finetune.ipynb #07a96a4f
+# %% ../nbs/20_finetune.ipynb #41a71438
 @patch
 def opened(self:FrozenPrefix, dl, ns:Sequence[int], views:int=1) -> list[CachedDL]|None:
     "Batches of activations at the cuts behind `ns` groups (ascending), one CachedDL each, the first with `views` views; None: run the network as a whole"
@@ -296,7 +312,8 @@ def opened(self:FrozenPrefix, dl, ns:Sequence[int], views:int=1) -> list[CachedD
     def wanted(dtype):
         out = [(self.store_for(c, h, plain, dtype), names) for c,h in zip(cuts, hashes)]
         return out + ([(self.store_for(cuts[0], hashes[0], more, dtype), extra)] if more else [])
-    found = self.fitting_stores(wanted)
+    tokens = dict(zip(names, items.lengths)) if items.lengths else None
+    found = self.fitting_stores(wanted, tokens)
     if found is None:
         self._say_once(f"no room for {len(names)*views} rows before `{cuts[0].place}` (limit {format_bytes(cache_limit())}, TL_NOTEBOOKS_CACHE_LIMIT; "
                        f"{format_bytes(free_disk(activations_dir()))} of disk free): computing them each time")
@@ -304,14 +321,17 @@ def opened(self:FrozenPrefix, dl, ns:Sequence[int], views:int=1) -> list[CachedD
     stores, lacking = found
     try: self._fill(items, names, run, stores, lacking, cuts, views)
     except CannotCache as e: self._say_once(str(e)); return None
-    live = lambda at, v: self.prefix_of(ns, items)[0](*items.inputs(at, v, names))[0].to('cpu')
+    def live(at, v):
+        rows = self.computed(*self.prefix_of(ns, items)[:2], items, at, v, names)[0]
+        return [row.to('cpu') for row in rows] if cuts[0].ragged else rows.to('cpu')
     return [CachedDL(dl, items, names, c, s, stores[len(ns)][0] if more and not k else None, views if not k else 1, live if not k else None)
             for k,(c,(s,_)) in enumerate(zip(cuts, stores))]
 
-# %% ../nbs/20_finetune.ipynb #21786e71
+# %% ../nbs/20_finetune.ipynb #48e9b2f1
 @patch
 def _fill(self:FrozenPrefix, items, names, run, stores, lacking, cuts, views) -> None:
-    start, need, lacking = time.perf_counter(), sum(k*s.row_bytes for k,(s,_) in zip(lacking, stores)), sum(lacking)
+    tokens = dict(zip(names, items.lengths)) if items.lengths else None
+    start, need, lacking = time.perf_counter(), sum(s.bytes_for(m, tokens) for m,(s,_) in zip(lacking, stores)), sum(map(len, lacking))
     if need and not self.full:
         say(f"{len(names)} items{f' in {views} views' if views > 1 else ''}, {' and '.join(f'before {c.place}' if c.place else 'pooled' for c in cuts)}: "
             f"{lacking} rows to compute, {format_bytes(need)} of disk (limit {format_bytes(cache_limit())})")
@@ -319,7 +339,8 @@ def _fill(self:FrozenPrefix, items, names, run, stores, lacking, cuts, views) ->
         if gone: say(f"removed {len(gone)} stores that were used longest ago ({format_bytes(sum(g.size for g in gone))})")
     k, where = len(cuts), [(i, v) for i in range(len(names)) for v in range(1, views)]
     def refused(message): self.full = True; self._say_once(message)
-    if not self.full: fill([s for s,_ in stores[:k]], names, lambda at: run(*items.inputs(at)), desc='frozen layers', tell=refused)
+    if not self.full: fill([s for s,_ in stores[:k]], names, lambda at: self.computed(run, cuts, items, at), desc='frozen layers', tell=refused,
+                           batch=64 if items.lengths else 32, order=(lambda i: items.reader.padded(items.lengths[i])) if items.lengths else None)
     if len(stores) > k and not self.full: fill([stores[k][0]], stores[k][1], lambda at: run(*items.inputs([where[a][0] for a in at],
         [where[a][1] for a in at], names))[:1], desc='augmented views', tell=refused)
     self.report.append(dict(cut=[c.place or 'pooled' for c in cuts], items=len(names), views=views, computed=lacking, bytes=need,
@@ -484,9 +505,9 @@ def solve_head(net:TransferNet, x:torch.Tensor, y:torch.Tensor, **kwargs) -> Rid
         linear.bias.copy_(found.scale*(torch.as_tensor(found.bias).double() + weight @ mean))
     return found
 
-# %% ../nbs/20_finetune.ipynb #b16b5403
+# %% ../nbs/20_finetune.ipynb #a1f4357b
 @contextlib.contextmanager
-def _without_augmentation(dl):
+def without_augmentation(dl):
     "A DataLoader over the items of `dl` in order, all of them, treated as validation items are"
     plain = dl.new(shuffle=False, drop_last=False)
     with getattr(plain.dataset, 'set_split_idx', contextlib.nullcontext)(1): yield plain
@@ -499,7 +520,7 @@ def probe(
 ) -> Probe:
     "Solve the head in closed form from one pass over the training images and report on the validation images"
     start = time.perf_counter()
-    with _without_augmentation(self.dls[0]) as train:
+    with without_augmentation(self.dls[0]) as train:
         if thaw: self.precompute([train, self.dls[1]], thaw)
         x, y = self.features(train, 'probe: training items')
     vx, vy = self.features(self.dls[1], 'probe: validation items')
@@ -513,7 +534,7 @@ def probe(
                               nn.functional.cross_entropy(logits, vy).item(), time.perf_counter()-start, len(y))
     return self.probe_result
 
-# %% ../nbs/20_finetune.ipynb #3c8fa1e7
+# %% ../nbs/20_finetune.ipynb #6389a527
 @dataclass
 class Stage:
     "One step of a schedule, before and after it ran"
@@ -544,7 +565,8 @@ def thaw_that_fits(self:TransferLearner, thaw:int|None, epochs:int) -> int|None:
     for t in range(thaw, 0, -1):
         try: cut, _ = frozen.cut_at(groups + 1 - t, items[0])
         except CannotCache: return thaw # said when it is opened
-        need = n*int(np.prod(cut.shape))*(2 if frozen.dtype == 'auto' else DTYPES[frozen.dtype].itemsize)
+        many = sum(sum(i.lengths) for i in items) if cut.ragged else n
+        need = many*int(np.prod(cut.shape))*(2 if frozen.dtype == 'auto' else DTYPES[frozen.dtype].itemsize)
         if need <= room() or t == 1: break
     if t < thaw: say(f"the inputs of the last {thaw} groups would pass the limit of {format_bytes(cache_limit())}; thawing {t} instead (TL_NOTEBOOKS_CACHE_LIMIT allows more)")
     return t
@@ -623,14 +645,14 @@ def refit(self:TransferLearner) -> RidgeHead:
     self.opt, self.statistics = None, ClassStatistics.from_features(x, y, len(found.weight))
     return found
 
-# %% ../nbs/20_finetune.ipynb #aa6196a2
+# %% ../nbs/20_finetune.ipynb #212f3024
 def refresh_norms(learn:TransferLearner) -> None:
     "Replace the running statistics of all BatchNorm layers by averages over the training items, without augmentation"
     norms = [m for m in learn.model.modules() if isinstance(m, NORMS)]
     was = [m.momentum for m in norms]
     for m in norms: m.reset_running_stats(); m.momentum = None # None: the plain average over all batches
     learn.model.train()
-    with torch.no_grad(), _without_augmentation(learn.dls[0]) as train:
+    with torch.no_grad(), without_augmentation(learn.dls[0]) as train:
         for x,*_ in progress(train, 'statistics'): learn.model(_plain(x))
     for m,momentum in zip(norms, was): m.momentum = momentum
     learn.model.eval()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INK', 'MUTED', 'BLUE', 'ORANGE', 'RED', 'GRID', 'new_figure', 'shorten', 'plot_images', 'plot_counts', 'plot_lr',
-           'plot_intervals', 'plot_confusion', 'plot_reliability']
+           'plot_intervals', 'plot_confusion', 'plot_reliability', 'plot_learning_curve', 'plot_words', 'plot_roc']
 
 # %% ../nbs/14_plots.ipynb #c00d2cf9
 import math
@@ -49,11 +49,12 @@ def plot_images(
         if i < len(titles): ax.set_title(titles[i], fontsize=8, color=colors[i] if i < len(colors) else INK)
     return fig
 
-# %% ../nbs/14_plots.ipynb #1be9ebb1
+# %% ../nbs/14_plots.ipynb #54aa9028
 def plot_counts(
-    counts:dict[str, dict[str, int]], # split → class → number of images
+    counts:dict[str, dict[str, int]], # split → class → number of items
+    unit:str='images',
 ) -> Figure:
-    "Stacked bars: images per class, by split"
+    "Stacked bars: items per class, by split"
     classes = sorted({c for by in counts.values() for c in by})
     fig, (ax,) = new_figure(width=7, height=max(1.6, 0.26*len(classes) + 0.9))
     left = np.zeros(len(classes))
@@ -62,7 +63,7 @@ def plot_counts(
         ax.barh(range(len(classes)), n, left=left, color=color, label=f'{split} ({n.sum():,})')
         left += n
     ax.set_yticks(range(len(classes)), [shorten(c) for c in classes])
-    ax.invert_yaxis(); ax.set_xlabel('images'); ax.legend(frameon=False, fontsize=8, loc='upper left', bbox_to_anchor=(1, 1))
+    ax.invert_yaxis(); ax.set_xlabel(unit); ax.legend(frameon=False, fontsize=8, loc='upper left', bbox_to_anchor=(1, 1))
     return fig
 
 # %% ../nbs/14_plots.ipynb #2ea6b411
@@ -134,4 +135,64 @@ def plot_reliability(
     ax.scatter(conf, acc, s=20 + 180*n/max(n.sum(), 1), color=BLUE, zorder=3)
     ax.set(xlim=(-.02, 1.02), ylim=(-.02, 1.02), xlabel='confidence', ylabel='share right', title=note)
     ax.grid(color=GRID)
+    return fig
+
+# %% ../nbs/14_plots.ipynb #c374584e
+def plot_learning_curve(
+    curves:dict[str, dict[int, dict]], # name → labels per class → {value, low, high}
+    ylabel:str='test accuracy',
+    lines:dict[str, float]|None=None,  # Horizontal lines to compare with
+) -> Figure:
+    "Score against labels per class, on a logarithmic axis, with intervals"
+    fig, (ax,) = new_figure(width=6, height=3.4)
+    for (name, points), color in zip(curves.items(), (BLUE, ORANGE, MUTED, RED)):
+        n = sorted(points)
+        v, lo, hi = (np.array([points[k][f] for k in n]) for f in ('value', 'low', 'high'))
+        ax.errorbar(n, v, yerr=[np.maximum(v - lo, 0), np.maximum(hi - v, 0)], color=color, marker='o', ms=4, lw=1.5, capsize=2, label=name)
+    for name,y in (lines or {}).items(): ax.axhline(y, color=MUTED, ls=':', lw=1); ax.annotate(name, (1, y), xycoords=('axes fraction', 'data'), fontsize=8, ha='right', va='bottom', color=MUTED)
+    ticks = sorted({k for p in curves.values() for k in p})
+    ax.set(xscale='log', xlabel='labels per class', ylabel=ylabel); ax.set_xticks(ticks, ticks); ax.minorticks_off()
+    ax.grid(color=GRID); ax.legend(frameon=False, fontsize=9, loc='lower right')
+    return fig
+
+# %% ../nbs/14_plots.ipynb #78bb2862
+def plot_words(
+    texts:Sequence[Sequence[str]],    # Words of each text
+    effects:Sequence[Sequence[float]],# How much each word speaks for (> 0) or against the class
+    titles:Sequence[str],
+    width:int=86,                     # Characters in a line
+) -> Figure:
+    "Texts with their words shaded: blue speaks for, orange against"
+    lines, top = [], max((abs(e) for es in effects for e in es), default=1) or 1
+    for title, words, es in zip(titles, texts, effects):
+        lines.append([(title, None)]); row, used = [], 0
+        for w,e in zip(words, es):
+            w = shorten(w, 30)
+            if used + len(w) > width and row: lines.append(row); row, used = [], 0
+            row.append((w, e)); used += len(w) + 1
+        lines += [row, []]
+    fig, (ax,) = new_figure(width=.07*(width + 4), height=.24*len(lines) + .2) # a letter of 8 points is .067 inches wide
+    ax.axis('off'); ax.set(xlim=(0, width + 4), ylim=(len(lines), 0))
+    for y,row in enumerate(lines):
+        x = 0
+        for w,e in row:
+            w = w.replace('$', r'\$')
+            color = BLUE if (e or 0) > 0 else ORANGE
+            ax.text(x, y + .5, w, family='monospace', fontsize=8, va='center', color=INK, weight='bold' if e is None else 'normal',
+                    bbox=None if e is None else dict(boxstyle='square,pad=.12', fc=color, ec='none', alpha=min(.75, .75*abs(e)/top)))
+            x += len(w) + 1
+    return fig
+
+# %% ../nbs/14_plots.ipynb #1230bfae
+def plot_roc(
+    curves:dict[str, tuple],   # name → (false-positive rates, true-positive rates)
+    positive:str,              # Name of the class that is to be found
+    mark:float|None=None,      # Share found at which a line is drawn
+) -> Figure:
+    "ROC curves"
+    fig, (ax,) = new_figure(width=4.8, height=4)
+    for (name, (fpr, tpr)), color in zip(curves.items(), (BLUE, ORANGE, MUTED)): ax.step(fpr, tpr, where='post', color=color, label=name)
+    if mark: ax.axhline(mark, color=MUTED, ls=':', lw=1)
+    ax.set(xlim=(-.01, 1.01), ylim=(-.01, 1.01), xlabel=f'share of the rest taken for {positive}', ylabel=f'share of {positive} found')
+    ax.grid(color=GRID); ax.legend(frameon=False, fontsize=8, loc='lower right')
     return fig

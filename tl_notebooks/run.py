@@ -233,7 +233,7 @@ def mark_failed(folder:Path, kind:str, message:str, cell:str='', rec:dict|None=N
     save_record(folder, rec)
     return rec
 
-# %% ../nbs/51_run.ipynb #244e4ea0
+# %% ../nbs/51_run.ipynb #14ffd0ee
 REPORT = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{{ r.usecase }} {{ r.run_id }}</title><style>
 body{font:16px/1.5 system-ui,sans-serif;color:#1f2933;max-width:56rem;margin:2rem auto;padding:0 1.2rem}
@@ -245,7 +245,7 @@ pre{padding:.7rem;white-space:pre-wrap}figure{margin:1.4rem 0}figcaption{color:#
 <h1>{{ r.usecase }}</h1><div class="muted">run {{ r.run_id }}, started {{ r.started }}
 {%- if r.status != 'ok' %}, <b class="bad">{{ r.status }}</b>{% endif %}</div>
 {% if r.error %}<p class="bad">{{ r.error.type }}: {{ r.error.message }}</p>{% endif %}
-{% if main %}<p><span class="big">{{ pc(main.value) }}</span> {{ name }} on {{ main.n }} test images
+{% if main %}<p><span class="big">{{ pc(main.value) }}</span> {{ name }} on {{ main.n }} test {{ r.unit or 'images' }}
 (95 % interval {{ pc(main.low) }} to {{ pc(main.high) }}){% if control %}; the control without pretrained weights, on the
 same budget: <b>{{ pc(control.value) }}</b> ({{ pc(control.low) }} to {{ pc(control.high) }}){% endif %}.</p>
 <p class="muted">{{ r.notes }}</p>

@@ -1,0 +1,371 @@
+"Text learners: the network's own layers, kept activations that change nothing, names that help and cannot harm, models that come back."
+import csv
+import io
+import json
+import subprocess
+import sys
+import tempfile
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import need, record, tl
+
+import tl_notebooks  # noqa: F401  before fastai and transformers: it guards torchvision
+from fastai.optimizer import SGD
+from sklearn.linear_model import Ridge
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from tl_notebooks import evidence
+from tl_notebooks.activations import ActivationStore, hash_prefix
+from tl_notebooks.artifact import Model, save_model
+from tl_notebooks.core import InputError, seed_everything
+from tl_notebooks.finetune import Stage
+from tl_notebooks.heads import ridge_loo
+from tl_notebooks.pretrained import load_text_model
+from tl_notebooks.samples import sample_path
+from tl_notebooks.text import (PadTokens, TextBody, choose_layers, learning_curve, more_labels, padded_length, pick_layers, test_dl as dl_of_split, text_learner,
+                               text_net, tfidf_baseline, word_effects)
+from tl_notebooks.texts import draw_labels, read_texts
+
+SMALL = dict(vocab_size=30522, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48)
+KINDS = {
+    'bert': SMALL, 'roberta': SMALL | dict(pad_token_id=1), 'mpnet': SMALL, 'electra': SMALL | dict(embedding_size=32),
+    'distilbert': dict(vocab_size=30522, dim=32, n_layers=4, n_heads=4, hidden_dim=48),
+    'modernbert': SMALL | dict(pad_token_id=0, bos_token_id=101, cls_token_id=101, eos_token_id=102, sep_token_id=102, global_attn_every_n_layers=2, local_attention=8),
+    'xlnet': dict(vocab_size=30522, d_model=32, n_layer=4, n_head=4, d_inner=48),
+    'gpt2': dict(vocab_size=30522, n_embd=32, n_layer=4, n_head=4, bos_token_id=101, eos_token_id=102),
+}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv('TL_NOTEBOOKS_CACHE', str(tmp_path/'cache'))
+    return tmp_path/'cache'/'activations'
+
+
+@pytest.fixture(scope='module')
+def checkpoints(tmp_path_factory):
+    "Small untrained transformers of many kinds, each a checkpoint folder with a tokenizer"
+    transformers = pytest.importorskip('transformers')
+    tok, root = load_text_model('minilm_l6')[1], tmp_path_factory.mktemp('checkpoints')
+    def make(kind):
+        if not (root/kind).exists():
+            seed_everything(0)
+            transformers.AutoModel.from_config(transformers.AutoConfig.for_model(kind, **KINDS[kind])).save_pretrained(root/kind)
+            tok.save_pretrained(root/kind)
+        return str(root/kind)
+    return make
+
+
+@pytest.fixture(scope='module')
+def data(): return read_texts(sample_path('mails'), max_items=90)
+
+
+@pytest.fixture(scope='module')
+def probed(data, tmp_path_factory):
+    "MiniLM, probed on a few mails, with a cache of its own"
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('TL_NOTEBOOKS_CACHE', str(tmp_path_factory.mktemp('cache')))
+        learn = text_learner(data, seed=0, precision='fp32', model_dir=tempfile.gettempdir())
+        learn.probe(); learn.refit()
+        yield learn
+
+
+def quiet(learn, what):
+    with learn.no_bar(), learn.no_logging(): return what()
+
+
+def computed(learn): return sum(r['computed'] for r in learn.frozen_prefix.report)
+
+
+# The body
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_features_are_means_of_the_models_own_hidden_states(checkpoints, kind):
+    "Oracle: transformers' `output_hidden_states` for each text alone, without padding"
+    net, tok, info = text_net(checkpoints(kind), 2, layers=(0, 2, 4))
+    ids = [tok(t)['input_ids'] for t in ('a short one', 'a much longer text than the first, which has to be padded')]
+    batch = torch.stack([t for t, in PadTokens()([(torch.tensor(i),) for i in ids])])
+    assert batch.shape[1] == padded_length(max(map(len, ids))) and (batch[0] == -1).any()
+    with torch.no_grad():
+        got = net.eval().body(batch)
+        for row, i in zip(got, ids):
+            states = net.body.model(input_ids=torch.tensor([i]), output_hidden_states=True)
+            own = [states.hidden_states[0], states.hidden_states[2], states[0]]
+            own = [h.transpose(0, 1) if kind == 'xlnet' and h.shape[0] != 1 else h for h in own]
+            torch.testing.assert_close(row, torch.cat([h[0].mean(0) for h in own]), rtol=1e-4, atol=1e-5)
+    groups = net.param_groups()
+    assert len(groups) == 6 and {id(p) for g in groups for p in g} == {id(p) for p in net.parameters()}
+    assert sum(len(g) for g in groups) == len([*net.parameters()])
+
+
+def test_layers_behind_the_last_one_wanted_do_not_run(checkpoints):
+    net, *_ = text_net(checkpoints('bert'), 2, layers=(1, 2))
+    ran = []
+    for k, b in enumerate(net.body.model.encoder.layer): b.register_forward_hook(lambda *a, k=k: ran.append(k))
+    with torch.no_grad(): net.eval()(torch.randint(5, 50, (2, 8)))
+    assert ran == [0, 1]
+
+
+def test_a_layer_that_is_not_there_is_refused(checkpoints):
+    with pytest.raises(InputError, match='layer 5: .* has layers 0 to 4'): text_net(checkpoints('bert'), 2, layers=(5,))
+
+
+# The cache
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_training_from_kept_tokens_is_the_uncached_training(checkpoints, data, cache, kind):
+    "Ragged rows: the same losses and predictions as a Learner without any of this, and a second learner computes nothing"
+    def run(bare=False, **kwargs):
+        learn = text_learner(data, checkpoints(kind), max_tokens=64, bs=16, precision='fp32', seed=0, opt_func=SGD, model_dir=tempfile.gettempdir(), **kwargs)
+        if bare: learn.remove_cb(learn.frozen_prefix); learn.frozen_prefix = SimpleNamespace(report=[])
+        for m in learn.model.modules():
+            if isinstance(m, torch.nn.Dropout): m.p = 0. # masks of another shape are other masks
+            if hasattr(m, 'dropout_p'): m.dropout_p = 0.
+        learn.freeze_to(-3)
+        quiet(learn, lambda: learn.fit_one_cycle(2, 1e-2))
+        losses = [float(x) for x in learn.recorder.losses]
+        return learn, [losses, [*quiet(learn, learn.validate)], quiet(learn, lambda: learn.get_preds(dl=dl_of_split(learn, data)))[0].tolist()]
+    (_, own), (kept, cached), (again, twice), (_, live) = run(bare=True), run(), run(), run(cache=False)
+    assert computed(kept) == len(data.items) and computed(again) == 0 and cached == twice
+    assert kept.frozen_prefix.report[0]['cut'][0].endswith('.2') and next(iter(kept.frozen_prefix.stores.values())).ragged
+    for other in (cached, live):
+        for x, y in zip(own, other): torch.testing.assert_close(torch.tensor(x), torch.tensor(y), rtol=1e-3, atol=1e-4)
+
+
+def test_a_texts_activations_do_not_depend_on_its_company(data, cache, tmp_path, monkeypatch):
+    "To the bit: computed among others, or nearly alone in another run"
+    def rows(data, root):
+        monkeypatch.setenv('TL_NOTEBOOKS_CACHE', str(tmp_path/root))
+        learn = text_learner(data, seed=0, precision='fp32', model_dir=tempfile.gettempdir()); learn.freeze_to(-3)
+        quiet(learn, lambda: learn.validate())
+        return next(iter(learn.frozen_prefix.stores.values()))
+    few = draw_labels(data, 5, keep_valid=True); few.items = few.items[few.items.split != 'test']
+    valid = few.items[few.items.split == 'valid']
+    few.items = few.items.drop(valid.index[3:]).reset_index(drop=True)
+    a, b = rows(data, 'a'), rows(few, 'b')
+    assert len(b) == 3 < len(a)
+    for i in b.where: assert torch.equal(a.rows([i])[0], b.rows([i])[0])
+
+
+def test_a_flipped_byte_of_a_text_is_found(cache):
+    store = ActivationStore({'t': 1}, (1, 4), ragged=True)
+    texts = {n: torch.randn(k, 4) for n, k in zip('abc', (3, 1, 7))}
+    store.write([*texts], [*texts.values()])
+    again = ActivationStore({'t': 1}, (1, 4), ragged=True)
+    assert again.missing('abcd') == ['d'] and all(torch.equal(r, texts[n]) for n, r in zip('cab', again.rows('cab')))
+    file = next(again.folder.glob('*.npy')); raw = bytearray(file.read_bytes()); raw[128 + 3*16 + 5] ^= 1; file.write_bytes(raw)
+    assert ActivationStore({'t': 1}, (1, 4), ragged=True).missing('abc') == ['b']
+    file.write_bytes(raw[:-4]); assert ActivationStore({'t': 1}, (1, 4), ragged=True).missing('abc') == [*'abc']
+
+
+def test_layers_count_for_pooled_features_and_not_for_tokens(checkpoints, data, cache):
+    learn = text_learner(data, checkpoints('bert'), max_tokens=64, layers=(4,)); learn.freeze_to(-3)
+    items = learn.frozen_prefix.items_of(learn.dls.valid)
+    tokens, pooled = learn.frozen_prefix.cut_at(3, items)[0], learn.frozen_prefix.cut_at(5, items)[0]
+    was = [hash_prefix(learn.model.body, c) for c in (tokens, pooled)]
+    learn.use_layers((3,))
+    now = [hash_prefix(learn.model.body, c) for c in (tokens, pooled)]
+    assert now[0] == was[0] and now[1] != was[1]
+
+
+def test_lr_find_callbacks_and_fastais_pictures(data, cache, capsys):
+    learn = text_learner(data, seed=0, bs=16, precision='fp32', model_dir=tempfile.gettempdir())
+    learn.freeze_to(-3)
+    quiet(learn, lambda: learn.lr_find(num_it=6, show_plot=False))
+    with learn.no_bar():
+        learn.dls.show_batch(max_n=2); learn.show_results(max_n=2)
+        label, _, probs = learn.predict('Please find the minutes attached.')
+    assert label in data.classes and probs.sum() == pytest.approx(1, abs=1e-4)
+    from fastai.callback.training import GradientAccumulation
+    quiet(learn, lambda: learn.fit(1, 1e-3, cbs=GradientAccumulation(32)))
+
+
+# Probe, names, layers
+
+def test_a_prior_is_ridge_on_features_with_more_columns():
+    "Oracle: scikit-learn on the standardised features with the names' columns written out"
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1, 2], 9); x = rng.normal(size=(27, 12)) + np.eye(3)[y] @ rng.normal(size=(3, 12)); prior = rng.normal(size=(3, 12))
+    found = ridge_loo(x, y, 3, alphas=[3.], prior=prior)
+    from tl_notebooks.heads import TRUST, scale_of
+    mean, std = scale_of(x); z = (x - mean)/std; q = z @ ((prior - prior.mean(0))/std).T
+    q = q*TRUST*np.sqrt((z**2).sum(1).mean()/(q**2).sum(1).mean())
+    oracle = Ridge(alpha=3.).fit(np.hstack([z, q]), 2*np.eye(3)[y] - 1)
+    np.testing.assert_allclose(x @ found.weight.T + found.bias, oracle.predict(np.hstack([z, q])), rtol=1e-4, atol=1e-4)
+    left = [Ridge(alpha=3.).fit(np.delete(np.hstack([z, q]), i, 0), np.delete(2*np.eye(3)[y] - 1, i, 0)).predict(np.hstack([z, q])[i:i+1])[0] for i in range(4)]
+    np.testing.assert_allclose(found.loo_scores[:4], left, rtol=1e-6)
+
+
+def test_layer_choice_finds_what_knows_and_prefers_the_default_otherwise():
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(60) % 3; x = torch.randn(60, 6, 8, generator=g)
+    assert choose_layers(x, y, 3).layers == (3, 4, 5, 6)
+    x[:,1,:3] += 4*torch.eye(3)[y]
+    assert 2 in choose_layers(x, y, 3).layers
+
+
+@pytest.mark.parametrize('name,column', [('reviews_uci', None), ('reviews_sst2', None)])
+def test_names_help_where_labels_are_few(name, column, cache):
+    "On real reviews with eight labels of each class: several points, and wrong names are thrown out or outvoted"
+    root = need(name)
+    data = read_texts(root, names={'0': 'negative', '1': 'positive'}, valid_pct=0., on_bad='skip', max_items=900, seed=1)
+    learn = text_learner(draw_labels(data, 8, 0), seed=0, precision='fp32')
+    learn.probe()
+    whole = text_learner(data, seed=0, precision='fp32'); whole.layer_means = whole.read_layers()
+    test = whole.layer_means_of(dl_of_split(whole, data))
+    score = {n: np.mean(learning_curve(whole, test, [8], 6, n)[8]) for n in (True, False)}
+    assert score[True] > score[False] + .02 and score[False] > .55
+
+
+def test_names_without_meaning_are_not_used(data, cache):
+    learn = text_learner(data, seed=0, precision='fp32'); learn.dls.train.dataset.tls[1].tfms.fs[-1].vocab.items[:] = ['0', '1']
+    learn.probe()
+    assert learn.prior is None
+
+
+def test_few_labels_need_no_validation_texts(cache):
+    data = draw_labels(read_texts(sample_path('mails'), valid_pct=0.), 4)
+    learn = text_learner(data, seed=0, precision='fp32', model_dir=tempfile.gettempdir())
+    probe = learn.probe()
+    assert probe.n == 8 and 0 <= probe.valid_accuracy <= 1
+    with pytest.raises(InputError, match='judged on validation texts, and there are none'): quiet(learn, lambda: learn.fine_tune(1))
+
+
+def test_fine_tuning_goes_on_from_the_probe_or_returns_to_it(data, cache):
+    learn = text_learner(data, seed=0, bs=16, precision='fp32', model_dir=tempfile.gettempdir())
+    learn.probe(3)
+    first = computed(learn); layers = learn.model.body.layers
+    before = quiet(learn, lambda: learn.get_preds(ds_idx=1)[0])
+    quiet(learn, lambda: learn.thaw_progressively([Stage(3, 1, 10.)]))                  # a rate that destroys
+    assert learn.kept == 'probe' and learn.model.body.layers == layers and not learn.stages[1].kept
+    torch.testing.assert_close(quiet(learn, lambda: learn.get_preds(ds_idx=1)[0]), before, rtol=1e-4, atol=1e-5)
+    learn.refit()
+    quiet(learn, lambda: learn.thaw_progressively([Stage(3, 2, 1e-3)], keep_best=False, lr_mult=2))
+    assert learn.kept == 'fine-tuned' and min(learn.model.body.layers) >= 5 and computed(learn) - first <= 2*len(data.items)
+
+
+def test_twice_is_the_same_to_the_bit(tmp_path):
+    code = ("import tl_notebooks, torch\nfrom tl_notebooks.texts import *\nfrom tl_notebooks.text import *\nfrom tl_notebooks.core import hash_state\n"
+            "from tl_notebooks.samples import sample_path\nd = read_texts(sample_path('mails'), max_items=80)\n"
+            "l = text_learner(d, seed=3, bs=16, precision='fp32')\nl.probe(3)\nwith l.no_bar(), l.no_logging(): l.fine_tune(1, 1e-3, thaw=3, keep_best=False)\n"
+            "print(hash_state(l.model.state_dict()))")
+    import os
+    out = [subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {'TL_NOTEBOOKS_CACHE': str(tmp_path/c)}) for c in 'aab']
+    assert all(o.returncode == 0 for o in out), out[0].stderr[-2000:]
+    assert len({o.stdout for o in out}) == 1                                          # a second run, on kept and on new activations
+
+
+# Figures
+
+def test_auc_and_false_positives_are_scikit_learns():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        y = rng.integers(0, 2, 60); y[:2] = 0, 1
+        score = np.round(rng.normal(size=60) + y, 1)                                    # with ties
+        a = evidence.auc(y, score)
+        assert a.value == pytest.approx(roc_auc_score(y, score)) and a.low <= a.value <= a.high
+        fpr, tpr, _ = roc_curve(y, score, drop_intermediate=False)
+        assert evidence.fpr_at_recall(y, score, .9, draws=20).value == pytest.approx(fpr[np.argmax(tpr >= .9 - 1e-9)])
+        ours = evidence.roc(y, score); np.testing.assert_allclose(ours, (fpr, tpr))
+
+
+def test_auc_intervals_hold_what_they_promise():
+    rng = np.random.default_rng(1); hits = 0
+    truth = .7602                                                                       # of normals one deviation apart: Φ(1/√2)
+    for _ in range(300):
+        y = np.repeat([0, 1], 40); a = evidence.auc(y, rng.normal(size=80) + y); hits += a.low <= truth <= a.high
+    assert .91 < hits/300 < .985
+
+
+def test_more_labels_continues_a_power_law():
+    n, acc = more_labels({k: [1 - .5*k**-.3] for k in (4, 8, 16, 32)})
+    assert n == 64 and acc == pytest.approx(1 - .5*64**-.3, abs=1e-6)
+
+
+def test_word_effects_add_up_where_a_model_counts_words(probed):
+    words, effects, of, p = word_effects(probed, 'Your parcel 88231 has been dispatched. Do not reply to this message.')
+    assert len(words) == len(effects) == 12 and p > .5 and of == probed.dls.vocab.o2i['bot']
+    again = word_effects(probed, ' '.join(words), of=1 - of)
+    np.testing.assert_allclose(again[1], [-e for e in effects], rtol=1e-3, atol=1e-4)  # two classes: what speaks for one speaks against the other
+
+
+def test_the_baseline_reads_no_test_labels():
+    rng = np.random.default_rng(0)
+    words = ['alpha', 'beta', 'gamma', 'delta']
+    y = rng.integers(0, 2, 80); texts = [' '.join(rng.choice(words, 5)) + (' good' if k else ' bad') for k in y]
+    probs = tfidf_baseline(texts[:40], y[:40], texts[40:])
+    assert probs.shape == (40, 2) and (probs.argmax(1) == y[40:]).all() and np.allclose(probs.sum(1), 1)
+
+
+# The model folder
+
+def test_a_saved_text_model_says_what_the_learner_said(probed, data, tmp_path):
+    folder = save_model(tmp_path/'model', probed.model, probed.info, data.classes, tok=probed.tok)
+    assert {p.name for p in folder.iterdir()} == {'weights.safetensors', 'manifest.json', 'config.json', 'tokenizer.json', 'tokenizer_config.json'}
+    own = quiet(probed, lambda: probed.get_preds(dl=dl_of_split(probed, data)))[0]
+    model = Model(folder)
+    got = torch.tensor([[*p.probabilities.values()] for p in model.predict(data.texts('test'), bs=7)])
+    torch.testing.assert_close(got, own, rtol=1e-3, atol=1e-4)
+    (folder/'tokenizer.json').write_text((folder/'tokenizer.json').read_text().replace('"the"', '"thee"', 1))
+    with pytest.raises(InputError, match='tokenizer.json` was changed'): Model(folder)
+
+
+def test_predict_takes_arguments_files_tables_and_lines(probed, data, tmp_path):
+    folder = save_model(tmp_path/'model', probed.model, probed.info, data.classes, tok=probed.tok)
+    (tmp_path/'a.txt').write_text('See you at six.'); (tmp_path/'t.csv').write_text('text,note\nYour code is 1234,x\n"Hi, mum",y\n')
+    done = tl('predict', folder, 'See you at six.', 'a.txt', 't.csv', cwd=tmp_path)
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert done.returncode == 0 and [r['path'] for r in rows] == ['See you at six.', 'a.txt', 't.csv:2', 't.csv:3']
+    assert rows[0]['probability'] == pytest.approx(rows[1]['probability']) or float(rows[0]['probability']) == pytest.approx(float(rows[1]['probability']), abs=1e-5)
+    lines = subprocess.run([sys.executable, '-m', 'tl_notebooks', 'predict', folder, '-', '--format', 'json'], input='one\n\ntwo\n', capture_output=True, text=True, cwd=tmp_path)
+    assert [r['path'] for r in json.loads(lines.stdout)] == ['line 1', 'line 3']
+    bad = tl('predict', folder, 'no/such.eml', cwd=tmp_path)
+    assert bad.returncode == 2 and '`no/such.eml` does not exist' in bad.stderr and 'Traceback' not in bad.stderr
+
+
+# The use cases
+
+FAST = ('-p', 'precision=fp32', '-p', 'max_tokens=32')
+
+
+def test_reviews_from_the_box(tmp_path):
+    done = tl('run', 'reviews', '--out', tmp_path, *FAST, '-p', 'draws=2', '-p', 'labels=8', '-p', 'control=false', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    from pathlib import Path
+    folder = Path(done.stdout.strip().splitlines()[-1]); rec = record(folder)
+    assert rec['status'] == 'ok' and next(iter(rec['metrics'])) == 'accuracy' and rec['data']['n_unlabelled'] > 100
+    assert rec['data']['counts']['train'] == {'negative': 8, 'positive': 8} and set(rec['learning_curve']['labels alone']) >= {'2', '8', '64'}
+    assert {p.stem for p in (folder/'figures').iterdir()} >= {'accuracy', 'learning_curve', 'words', 'confusion', 'reliability', 'counts'}
+    assert 'test texts' in (folder/'report.html').read_text() and rec['baselines']['tfidf']['accuracy']['n'] == rec['metrics']['accuracy']['n']
+    data = read_texts(sample_path('reviews'), valid_pct=0., test_pct=rec['params']['test_pct'])
+    got = tl('predict', folder, *data.texts('test')[:40], cwd=tmp_path)
+    assert len(list(csv.DictReader(io.StringIO(got.stdout)))) == 40
+
+
+def test_mail_fine_tuned_with_control(tmp_path):
+    (tmp_path/'mail').mkdir()
+    for c in ('human', 'bot'): (tmp_path/'mail'/c).mkdir()
+    rows = [json.loads(line) for line in sample_path('mails').read_text(encoding='utf-8').splitlines()][:80]
+    from email.message import EmailMessage
+    for k, r in enumerate(rows):
+        m = EmailMessage(); m['From'], m['Subject'] = r['from'], r['subject']; m.set_content(r['text'])
+        (tmp_path/'mail'/r['label']/f'{k}.eml').write_bytes(bytes(m))
+    done = tl('run', 'mail', '--data', tmp_path/'mail', '--out', tmp_path/'o', *FAST, '-p', 'epochs=1', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    from pathlib import Path
+    rec = record(Path(done.stdout.strip().splitlines()[-1]))
+    assert {'accuracy', 'auc/bot', 'false positives at 95 % recall/bot'} <= set(rec['metrics']) and 'accuracy' in rec['control']
+    assert len(rec['stages']) == 2 and rec['stages'][1]['epochs'] == 1
+
+
+@pytest.mark.parametrize('args,message', [
+    (('-p', 'epochs=1'), 'fine-tuning is judged on validation texts'), (('-p', 'labels=1'), '`labels` is 1'), (('-p', 'labels=10000'), 'Accepted: up to'),
+    (('-p', 'names=x'), "'x' is no label:name pair"), (('-p', 'text=body'), "no column 'body' for `text`"), (('--data', 'nowhere.csv'), '`nowhere.csv` does not exist'),
+    (('-p', 'backbone=minilm'), 'minilm_l6')])
+def test_a_wrong_request_names_its_place(tmp_path, args, message):
+    done = tl('run', 'reviews', '--out', 'o', *args, cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr and 'Traceback' not in done.stderr, done.stderr[-2000:]
+    assert not (tmp_path/'o'/'reviews').exists()
