@@ -53,3 +53,14 @@ def first_run(pictures, tmp_path_factory):
     done = tl('run', 'parts', '--data', pictures, '--out', out, '--seed', 5, *QUICK, cwd=out)
     assert done.returncode == 0, done.stderr[-3000:]
     return done, Path(done.stdout.strip().splitlines()[-1])
+
+
+def tree(root, spec, draw=None):
+    "Make files: str and bytes → content, None → a folder, callable → called with the path, a number → what `draw` makes of it"
+    for name, what in spec.items():
+        p = root/name
+        p.parent.mkdir(parents=True, exist_ok=True)
+        if what is None: p.mkdir(exist_ok=True)
+        elif callable(what): what(p)
+        else: p.write_bytes(draw(what) if isinstance(what, int) else what.encode() if isinstance(what, str) else what)
+    return root

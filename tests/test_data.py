@@ -16,6 +16,7 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pandas as pd
 import pytest
@@ -219,15 +220,7 @@ def test_switches_of_pillow_are_restored_by_the_last_thread(tmp_path, monkeypatc
 def solid(n, form='PNG'): return saved(np.full((6, 6, 3), (n%256, n//256, 77), 'uint8'), format=form)
 CUT = saved(SCENE, format='JPEG')[:400]
 
-def tree(root, spec):
-    "Make files: int → a picture of that colour, bytes and str → content, None → a folder, callable → called with the path"
-    for name, what in spec.items():
-        p = root/name
-        p.parent.mkdir(parents=True, exist_ok=True)
-        if what is None: p.mkdir(exist_ok=True)
-        elif callable(what): what(p)
-        else: p.write_bytes(solid(what) if isinstance(what, int) else what.encode() if isinstance(what, str) else what)
-    return root
+def tree(root, spec): return conftest.tree(root, spec, solid)
 
 def link(to): return lambda p: p.symlink_to(to)
 GOOD = {f'{c}/{i}.png': 100*k + i for k,c in enumerate(('bolt', 'nut')) for i in range(4)}

@@ -18,7 +18,7 @@ from email.mime.text import MIMEText
 
 import pandas as pd
 import pytest
-from conftest import need
+from conftest import need, tree
 from PIL import Image
 from sklearn.model_selection import StratifiedShuffleSplit
 from test_data import as_nobody, open_tmp  # noqa: F401
@@ -38,16 +38,6 @@ def table(*rows, head='text label', **kw):
 
 def objects(*rows, head='text label'): return [dict(zip(head.split(), r)) for r in rows]
 def lines(*rows, **kw): return '\n'.join(json.dumps(r) for r in objects(*rows, **kw)) + '\n'
-
-def tree(root, spec):
-    "Make files: str and bytes → content, None → a folder, callable → called with the path"
-    for name, what in spec.items():
-        p = root/name
-        p.parent.mkdir(parents=True, exist_ok=True)
-        if what is None: p.mkdir(exist_ok=True)
-        elif callable(what): what(p)
-        else: p.write_bytes(what.encode() if isinstance(what, str) else what)
-    return root
 
 def put(root, text, name='d.csv'):
     "A file of that content, and its path"

@@ -7,7 +7,7 @@ __all__ = ['FORMATS', 'SUFFIXES', 'MAX_PIXELS', 'KINDS', 'LAYOUTS', 'SPLITS', 'S
            'open_image', 'Problem', 'problem_report', 'data_path', 'natural_key', 'name_some', 'list_folder',
            'read_utf8', 'read_csv', 'split_items', 'join_groups', 'fingerprint', 'LabelledData', 'ImageData',
            'summarise', 'spelling_problems', 'make_splits', 'sample_rows', 'check_items', 'short_classes', 'data_notes',
-           'check_share', 'check_whole', 'read_images']
+           'check_share', 'check_whole', 'check_args', 'read_images']
 
 # %% ../nbs/11_data.ipynb #554d2a6c
 import contextlib
@@ -714,7 +714,7 @@ def data_notes(items:pd.DataFrame, classes:list[str], what:str='picture') -> lis
         if lack := [c for c in classes if not n[s,c]]: out.append(f"{s} has no {_item(what)} of {name_some(lack)}")
     return out
 
-# %% ../nbs/11_data.ipynb #13bbf09c
+# %% ../nbs/11_data.ipynb #7e1c2f9f
 def check_share(name:str, v) -> None:
     if isinstance(v, bool) or not isinstance(v, (int,float)) or not 0 <= v < 1:
         raise InputError(f"`{name}` is {v!r}; accepted: a share from 0 to below 1, such as 0.2.")
@@ -723,7 +723,7 @@ def check_whole(name:str, v, low:int) -> None:
     if isinstance(v, bool) or not isinstance(v, (int,np.integer)) or v < low:
         raise InputError(f"`{name}` is {v!r}; accepted: a whole number from {low}.")
 
-def _check_args(valid_pct, test_pct, seed, on_bad, min_per_class, max_items, max_pixels) -> None:
+def check_args(valid_pct, test_pct, seed, on_bad, min_per_class, max_items, max_pixels=1) -> None:
     "An `InputError` that names the parameter which cannot be used"
     if on_bad not in ('error', 'skip'): raise InputError(f"`on_bad` is {on_bad!r}; accepted: 'error' or 'skip'.")
     check_share('valid_pct', valid_pct); check_share('test_pct', test_pct)
@@ -733,7 +733,7 @@ def _check_args(valid_pct, test_pct, seed, on_bad, min_per_class, max_items, max
     if min_per_class is not None: check_whole('min_per_class', min_per_class, 1)
     if max_items is not None: check_whole('max_items', max_items, 1)
 
-# %% ../nbs/11_data.ipynb #88548160
+# %% ../nbs/11_data.ipynb #4fe3429e
 def read_images(
     path:str|Path,               # Folder with a subfolder per class, below split folders or not; or a CSV
     valid_pct:float=0.2,         # Share of what is split that becomes valid, where none is given
@@ -746,7 +746,7 @@ def read_images(
     progress:bool=True,          # Show a bar on stderr if it lasts
 ) -> ImageData:
     "Read, check, split and fingerprint images; everything that is wrong is in one `InputError`"
-    _check_args(valid_pct, test_pct, seed, on_bad, min_per_class, max_items, max_pixels)
+    check_args(valid_pct, test_pct, seed, on_bad, min_per_class, max_items, max_pixels)
     root, rows, bad = _list_items(path)
     rows = sorted(rows, key=lambda r: r['path'])
     given, classes = {r['split'] for r in rows} - {''}, sorted({r['label'] for r in rows}, key=natural_key)

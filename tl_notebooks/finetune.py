@@ -633,15 +633,15 @@ def fine_tune(
     stages = [Stage(thaw, epochs, base_lr)] if epochs else []
     self.thaw_progressively(stages, keep_best, lr_mult=lr_mult, pct_start=pct_start, div=div, **kwargs)
 
-# %% ../nbs/20_finetune.ipynb #a5de760d
+# %% ../nbs/20_finetune.ipynb #3040c02a
 @patch
-def refit(self:TransferLearner) -> RidgeHead:
-    "Solve the head once more from training and validation items together; only while the probe's body is in place"
+def refit(self:TransferLearner, **kwargs) -> RidgeHead:
+    "Solve the head once more from training and validation items together, only while the probe's body is in place; `kwargs` for `heads.ridge_loo`"
     if getattr(self, 'kept', 'probe') != 'probe' or not self.probed:
         raise InputError("`refit` wants a probed head on an unchanged body; call `probe` first, and not after fine-tuning was kept.")
     x, y, vx, vy = self.probe_features
     x, y = torch.cat([x, vx]), torch.cat([y, vy])
-    found = solve_head(self.model, x, y)
+    found = solve_head(self.model, x, y, **kwargs)
     self.opt, self.statistics = None, ClassStatistics.from_features(x, y, len(found.weight))
     return found
 

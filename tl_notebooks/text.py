@@ -8,11 +8,11 @@ __all__ = ['PHRASES', 'SURE', 'padded_length', 'LabelledText', 'Tokens', 'TokenR
            'name_features', 'text_features', 'layer_sets', 'pick_layers', 'LayerChoice', 'choose_layers', 'TextLearner',
            'keep_prior', 'text_learner', 'learning_curve', 'more_labels', 'word_effects', 'tfidf_baseline']
 
-# %% ../nbs/31_text.ipynb #fdfbf156
+# %% ../nbs/31_text.ipynb #b87980d3
 import contextlib
 import functools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from torch import nn
 
 from .activations import CannotCache
 from .core import InputError, hash_bytes, seed_everything
-from .finetune import Probe, Stage, TransferLearner, TransferNet, choose_precision, merge_groups, solve_head, without_augmentation
+from .finetune import Probe, Stage, TransferLearner, TransferNet, choose_precision, solve_head, without_augmentation
 from .heads import ClassStatistics, ridge_loo
 from .pretrained import load_text_model
 from .texts import TextData, draw_labels, read_texts # noqa: F401  what a learner starts from
@@ -126,11 +126,11 @@ def show_results(x:Tokens, y:TensorCategory, samples, outs, ctxs=None, max_n=10,
     display_df(table)
     return table
 
-# %% ../nbs/31_text.ipynb #f7631934
+# %% ../nbs/31_text.ipynb #71803cf2
 def find_blocks(model:nn.Module) -> str:
     "Name of the list of blocks of a transformer"
     lists = [(sum(p.numel() for p in m.parameters()), n) for n,m in model.named_modules()
-             if isinstance(m, nn.ModuleList) and len(m) and len({type(k) for k in m}) == 1 and not any(isinstance(p, nn.ModuleList) for p in ())]
+             if isinstance(m, nn.ModuleList) and len(m) and len({type(k) for k in m}) == 1]
     if not lists: raise InputError(f"{type(model).__name__} has no list of blocks; accepted: transformers such as BERT, RoBERTa, XLNet, ModernBERT or GPT-2.")
     return max(lists)[1]
 
@@ -178,7 +178,7 @@ class TextBody(nn.Module):
     @property
     def width(self) -> int: return self.model.config.hidden_size
 
-# %% ../nbs/31_text.ipynb #b13d58b0
+# %% ../nbs/31_text.ipynb #2800456a
 def text_groups(body:TextBody, n:int=6) -> list[list[nn.Parameter]]:
     "Layer groups of a `TextBody`, input to output"
     named, mark = dict(body.model.named_parameters()), body.blocks + '.'
@@ -199,22 +199,24 @@ def text_net(
     "A network with the pretrained body of `backbone` and a new head for `n_classes`"
     model, tok, info = load_text_model(backbone, weights)
     tok.padding_side = tok.truncation_side = 'right'
-    if getattr(model, 'pooler', None) is not None: model.pooler = None # means over tokens take its place
-    body = TextBody(model, layers)
-    if bad := [k for k in body.layers if not 0 <= k <= body.n_blocks]: raise InputError(f"layer {bad[0]}: `{backbone}` has layers 0 to {body.n_blocks}.")
-    body.groups = text_groups(body)
-    return TransferNet(body, len(body.layers)*body.width, n_classes), tok, {**info, 'n_features': len(body.layers)*body.width}
+    net = _net(model, n_classes, layers)
+    if bad := [k for k in net.body.layers if not 0 <= k <= net.body.n_blocks]: raise InputError(f"layer {bad[0]}: `{backbone}` has layers 0 to {net.body.n_blocks}.")
+    return net, tok, {**info, 'n_features': net.n_features}
 
-# %% ../nbs/31_text.ipynb #79a38dd4
+def _net(model:nn.Module, n_classes:int, layers:Sequence[int]|None) -> TransferNet:
+    "A transformer as a network with layer groups and a new head"
+    if getattr(model, 'pooler', None) is not None: model.pooler = None # means over tokens take its place
+    body = TextBody(model.float(), layers)
+    body.groups = text_groups(body)
+    return TransferNet(body, len(body.layers)*body.width, n_classes)
+
+# %% ../nbs/31_text.ipynb #ebd7dc90
 def net_from_config(folder:Path, n_classes:int, layers:Sequence[int]) -> TransferNet:
     "An untrained network for the `config.json` in `folder`; none of the folder's code is run"
     from transformers import AutoConfig, AutoModel
     try: model = AutoModel.from_config(AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False))
     except Exception as e: raise InputError(f"`{folder}/config.json` does not describe a transformer that can be built here: {str(e)[:300]}") from None
-    if getattr(model, 'pooler', None) is not None: model.pooler = None
-    body = TextBody(model.float(), layers)
-    body.groups = text_groups(body)
-    return TransferNet(body, len(body.layers)*body.width, n_classes)
+    return _net(model, n_classes, layers)
 
 def load_tokenizer(folder:Path):
     "The tokenizer in a model folder"
@@ -224,7 +226,7 @@ def load_tokenizer(folder:Path):
     tok.padding_side = tok.truncation_side = 'right'
     return tok
 
-# %% ../nbs/31_text.ipynb #af320019
+# %% ../nbs/31_text.ipynb #eb4a26aa
 PHRASES = ('{}', 'this is {}', 'very {}', 'a {} review', '{} experience', 'it was {}', 'from a {}')
 
 def name_features(learn:TransferLearner, hints:dict[str, Sequence[str]]|None=None) -> torch.Tensor|None:
@@ -235,11 +237,15 @@ def name_features(learn:TransferLearner, hints:dict[str, Sequence[str]]|None=Non
 
 def text_features(learn:TransferLearner, texts:Sequence[str]) -> torch.Tensor:
     "(n, n_features) features of some texts, without the cache"
+    return _run(learn, learn.model.features, texts)
+
+def _run(learn:TransferLearner, what, texts:Sequence[str]) -> torch.Tensor:
+    "`what` (the model, or its features) for some texts, padded together"
     reader = learn.dls.train.dataset.tls[0].tfms.fs[0]
     reader.preload(texts); learn.model.eval()
     with torch.inference_mode():
         batch = torch.stack([t for t, in PadTokens()([(reader(t).as_subclass(torch.Tensor),) for t in texts])])
-        return torch.cat([learn.model.features(part.to(learn.dls.device)).cpu() for part in batch.split(32)])
+        return torch.cat([what(part.to(learn.dls.device)).cpu() for part in batch.split(32)])
 
 # %% ../nbs/31_text.ipynb #df50a975
 SURE = 3 # standard errors by which a choice must be better than the default
@@ -293,30 +299,36 @@ class TextLearner(TransferLearner):
             net.n_features, net.head, self.opt = n, head, None
         self.info['layers'], self.info['n_features'] = list(layers), n
 
-# %% ../nbs/31_text.ipynb #f0c87adb
+# %% ../nbs/31_text.ipynb #f279eca4
+@patch
+@contextlib.contextmanager
+def all_layers(self:TextLearner):
+    "Inside, the features are all layers but the first"
+    body, was = self.model.body, self.model.body.layers
+    body._layers = tuple(range(1, body.n_blocks + 1))
+    try: yield
+    finally:
+        body._layers, self.frozen_prefix.cuts = was, {}
+        self.frozen_prefix.warm.pop(len(body.groups), None) # pooled features of other layers are other features
+
 @patch
 def _find_cut(self:TextLearner, dl, n:int) -> None:
     with contextlib.suppress(CannotCache):
         if self.frozen_prefix.usable(dl): self.frozen_prefix.cut_at(n, self.frozen_prefix.items_of(dl))
 
-# %% ../nbs/31_text.ipynb #c03928e6
+# %% ../nbs/31_text.ipynb #824fa6e0
 @patch
 def read_layers(self:TextLearner, thaw:int|None=None) -> tuple[torch.Tensor, ...]:
     "(n, n_blocks, width) means of all layers but the first, and labels: of the training texts, and of the validation texts"
-    body, was = self.model.body, self.model.body.layers
-    body._layers = tuple(range(1, body.n_blocks + 1))
-    try:
-        with without_augmentation(self.dls[0]) as train:
-            dls = [(train, 'probe: training texts')] + ([(self.dls[1], 'probe: validation texts')] if self.dls[1].n else [])
-            if thaw and 1 < thaw <= len(body.groups):
-                body._layers = (body.n_blocks,) # no layer before the cut, so that there is one; what is read at the cut is the same
-                for dl,_ in dls: self._find_cut(dl, len(body.groups) + 1 - thaw)
-                body._layers = tuple(range(1, body.n_blocks + 1))
-                self.precompute([dl for dl,_ in dls], thaw)
-            out = [t for dl,desc in dls for t in self.features(dl, desc)]
-    finally:
-        body._layers, self.frozen_prefix.cuts = was, {}
-        self.frozen_prefix.warm.pop(len(body.groups), None) # pooled features of other layers are other features
+    body = self.model.body
+    with self.all_layers(), without_augmentation(self.dls[0]) as train:
+        dls = [(train, 'probe: training texts')] + ([(self.dls[1], 'probe: validation texts')] if self.dls[1].n else [])
+        if thaw and 1 < thaw <= len(body.groups):
+            body._layers = (body.n_blocks,) # no layer before the cut, so that there is one; what is read at the cut is the same
+            for dl,_ in dls: self._find_cut(dl, len(body.groups) + 1 - thaw)
+            body._layers = tuple(range(1, body.n_blocks + 1))
+            self.precompute([dl for dl,_ in dls], thaw)
+        out = [t for dl,desc in dls for t in self.features(dl, desc)]
     if len(out) == 2: out += [out[0][:0], out[1][:0]]
     return tuple(t.view(len(t), body.n_blocks, body.width) if t.ndim == 2 else t for t in out)
 
@@ -344,7 +356,7 @@ def probe(
     self.probe_result = self._result(found, vx, vy, y, time.perf_counter() - start)
     return self.probe_result
 
-# %% ../nbs/31_text.ipynb #9c6dbfb9
+# %% ../nbs/31_text.ipynb #2b39916e
 def keep_prior(x, y, n_classes:int, prior:np.ndarray, **kwargs) -> np.ndarray|None:
     "`prior`, unless leave-one-out finds a head without it better by more than two standard errors"
     target = 2.*np.eye(n_classes)[np.asarray(y)] - 1
@@ -355,10 +367,8 @@ def keep_prior(x, y, n_classes:int, prior:np.ndarray, **kwargs) -> np.ndarray|No
 @patch
 def word_means(self:TextLearner, hints:dict|None=None) -> torch.Tensor|None:
     "(classes, n_blocks, width) means of all layers for the classes' names"
-    body, was = self.model.body, self.model.body.layers
-    body._layers = tuple(range(1, body.n_blocks + 1))
-    try: found = name_features(self, hints)
-    finally: body._layers = was
+    body = self.model.body
+    with self.all_layers(): found = name_features(self, hints)
     return None if found is None else found.view(len(found), body.n_blocks, body.width)
 
 @patch
@@ -375,17 +385,11 @@ def _result(self:TextLearner, found, vx, vy, y, seconds:float) -> Probe:
     return Probe(float(found.alpha), float(found.loo_accuracy), (logits.argmax(1) == vy).float().mean().item(),
                  nn.functional.cross_entropy(logits, vy).item(), seconds, len(y))
 
-# %% ../nbs/31_text.ipynb #326f2904
+# %% ../nbs/31_text.ipynb #73aed107
 @patch
 def refit(self:TextLearner):
     "Solve the head once more from training and validation texts together; only while the probe's body is in place"
-    if getattr(self, 'kept', 'probe') != 'probe' or not self.probed:
-        raise InputError("`refit` wants a probed head on an unchanged body; call `probe` first, and not after fine-tuning was kept.")
-    x, y, vx, vy = self.probe_features
-    x, y = torch.cat([x, vx]), torch.cat([y, vy])
-    found = solve_head(self.model, x, y, prior=self.prior)
-    self.opt, self.statistics = None, ClassStatistics.from_features(x, y, len(found.weight))
-    return found
+    return TransferLearner.refit(self, prior=getattr(self, 'prior', None))
 
 # %% ../nbs/31_text.ipynb #31e67937
 @patch
@@ -463,7 +467,7 @@ def learning_curve(
             out.setdefault(n, []).append(_one_draw(x[at], y[at], tx, ty, k, words))
     return out
 
-# %% ../nbs/31_text.ipynb #62ec41dc
+# %% ../nbs/31_text.ipynb #ff3d0de8
 def _one_draw(x, y, tx, ty, k:int, words) -> float:
     ls = choose_layers(x, y, k).layers
     prior = None if words is None else keep_prior(pick_layers(x, ls), y, k, pick_layers(words, ls).double().numpy())
@@ -474,10 +478,8 @@ def _one_draw(x, y, tx, ty, k:int, words) -> float:
 @patch
 def layer_means_of(self:TextLearner, dl) -> tuple[torch.Tensor, torch.Tensor]:
     "(n, n_blocks, width) means of all layers but the first and (n,) labels, for the texts of `dl`, in its order"
-    body, was = self.model.body, self.model.body.layers
-    body._layers = tuple(range(1, body.n_blocks + 1))
-    try: x, y = self.features(dl, 'test texts')
-    finally: body._layers = was; self.frozen_prefix.warm.pop(len(body.groups), None); self.frozen_prefix.cuts = {}
+    body = self.model.body
+    with self.all_layers(): x, y = self.features(dl, 'test texts')
     return x.view(len(x), body.n_blocks, body.width), y
 
 # %% ../nbs/31_text.ipynb #71de2ee5
@@ -489,7 +491,7 @@ def more_labels(curve:dict[int, list[float]], factor:int=2) -> tuple[int, float]
     slope, at = np.polyfit(np.log(n), err, 1)
     return n[-1]*factor, float(1 - np.exp(at + min(slope, 0)*np.log(n[-1]*factor)))
 
-# %% ../nbs/31_text.ipynb #447a728b
+# %% ../nbs/31_text.ipynb #668daa9a
 def word_effects(
     learn:TextLearner,
     text:str,
@@ -498,12 +500,8 @@ def word_effects(
 ) -> tuple[list[str], list[float], int, float]: # words, what each adds to the log-odds, class, its probability
     "The change of a class's log-odds where one word is left out"
     words = text.split()[:most]
-    reader = learn.dls.train.dataset.tls[0].tfms.fs[0]
-    learn.model.eval()
     texts = [' '.join(words), *(' '.join(words[:i] + words[i+1:]) or ' ' for i in range(len(words)))]
-    with torch.inference_mode():
-        batch = torch.stack([t for t, in PadTokens()([(reader(t).as_subclass(torch.Tensor),) for t in texts])])
-        p = torch.cat([learn.model(part.to(learn.dls.device)).softmax(1).cpu().double() for part in batch.split(32)])
+    p = _run(learn, learn.model, texts).double().softmax(1)
     of = int(p[0].argmax()) if of is None else of
     odds = torch.log(p[:,of].clamp(1e-9, 1 - 1e-9)) - torch.log((1 - p[:,of]).clamp(1e-9))
     return words, (odds[0] - odds[1:]).tolist(), of, float(p[0,of])
