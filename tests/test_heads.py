@@ -7,8 +7,8 @@ from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.preprocessing import StandardScaler
 
 from tl_notebooks.core import InputError
-from tl_notebooks.heads import (ClassStatistics, fit_scale, merge_statistics, ridge_loo, scale_of, solve_statistics,
-                                statistics_from, statistics_state)
+from tl_notebooks.heads import (GRID, ClassStatistics, fit_into, fit_scale, join_classes, keep_classes, merge_statistics, move_rows,
+                                ridge_loo, scale_of, scale_statistics, solve_statistics, statistics_from, statistics_state)
 
 SHAPES = [(24, 200), (200, 24), (40, 40), (41, 40)]   # n << d, n >> d, and both sides of n = d
 
@@ -141,23 +141,23 @@ def test_merged_statistics_are_the_joint_fit(n, d):
     mean, std = scale_of(x)
     new = draw(30, d, seed=5)[0]
     for a, b, c in ((0, 1, 2), (2, 0, 1)):           # in whatever order the classes came
-        weight, bias = solve_statistics(merge_statistics(merge_statistics(parts[a], parts[b]), parts[c]), 7.)
-        np.testing.assert_allclose(new @ np.asarray(weight).T + np.asarray(bias), joint.predict((new - mean)/std), atol=1e-7)
+        head = solve_statistics(merge_statistics(merge_statistics(parts[a], parts[b]), parts[c]), 7.)
+        np.testing.assert_allclose(new @ head.weight.T + head.bias, joint.predict((new - mean)/std), atol=1e-7)
 
 
 def test_statistics_and_left_out_ridge_are_the_same_head():
     x, y = draw(40, 90)
     head = ridge_loo(x, y, 3)
-    weight, bias = solve_statistics(ClassStatistics.from_features(x, y, 3), head.alpha)
-    np.testing.assert_allclose(weight, head.weight, atol=1e-6)
-    np.testing.assert_allclose(bias, head.bias, atol=1e-5)
+    again = solve_statistics(ClassStatistics.from_features(x, y, 3), head.alpha)
+    np.testing.assert_allclose(again.weight, head.weight, atol=1e-6)
+    np.testing.assert_allclose(again.bias, head.bias, atol=1e-5)
 
 
 def test_a_large_mean_costs_no_digits():
     x, y = draw(60, 10)
     far = x + 1e6                                     # plain sums of squares would lose 12 of 16 digits
     near, far = (solve_statistics(merge_statistics(ClassStatistics.from_features(v[:30], y[:30], 3),
-                                                   ClassStatistics.from_features(v[30:], y[30:], 3)), 1.)[0] for v in (x, far))
+                                                   ClassStatistics.from_features(v[30:], y[30:], 3)), 1.).weight for v in (x, far))
     np.testing.assert_allclose(far, near, rtol=1e-6, atol=1e-8)
 
 
@@ -168,4 +168,70 @@ def test_statistics_survive_a_safetensors_file(tmp_path):
     save_file(statistics_state(s), tmp_path/'statistics.safetensors')
     back = statistics_from(load_file(tmp_path/'statistics.safetensors'))
     assert back.n == 50 and (back.counts == s.counts).all()
-    np.testing.assert_allclose(solve_statistics(back, 5.)[0], solve_statistics(s, 5.)[0], atol=1e-5)
+    np.testing.assert_array_equal(solve_statistics(back, 5.).weight, solve_statistics(s, 5.).weight)
+
+
+@pytest.mark.parametrize('n, d', SHAPES)
+def test_any_history_of_changes_ends_at_the_head_of_the_final_rows(n, d):
+    "Adding, removing, joining and correcting, many times and in any order, is a fit of scikit-learn's ridge to what is left"
+    rng = np.random.default_rng(n + d)
+    x, y = draw(n, d, c=4)
+    s, rows, labels = ClassStatistics.from_features(x, y, 4), x, y.copy()
+    for step in range(12):
+        k = len(s.counts)
+        kind = rng.choice(['add', 'remove', 'join', 'move', 'pool'] if k > 3 else ['add', 'move'])
+        if kind == 'add':
+            place, new = int(rng.integers(k + 1)), draw(int(rng.integers(1, 30)), d, seed=step + 9)[0] + rng.normal(size=d)
+            s = merge_statistics(s, ClassStatistics.from_features(new, [0]*len(new), 1), [place])
+            rows, labels = np.r_[rows, new], np.r_[labels, [place]*len(new)]
+        elif kind == 'remove':
+            gone = int(rng.integers(k)); keep = [c for c in rng.permutation(k) if c != gone]
+            s = keep_classes(s, keep)
+            rows, labels = rows[labels != gone], np.array([keep.index(c) for c in labels if c != gone])
+        elif kind == 'join':
+            a, b = rng.choice(k, 2, replace=False)
+            s = join_classes(s, a, b)
+            labels = np.where(labels == b, a, labels); labels -= labels > b
+        elif kind == 'move':
+            was = int(np.bincount(labels).argmax()); at = np.flatnonzero(labels == was)[:2]; now = int(rng.choice([c for c in range(k) if c != was]))
+            s = move_rows(s, rows[at], was, now)
+            labels[at] = now
+        elif rng.random() < .3: # once pooled, classes cannot be removed: only at the end of a history
+            s = fit_into(s, s.nbytes//2); break
+        assert (s.counts == np.bincount(labels, minlength=len(s.counts))).all()
+    mean, std = scale_of(rows)
+    joint, head = Ridge(7.).fit((rows - mean)/std, targets(labels, len(s.counts))), solve_statistics(s, 7.)
+    new = draw(30, d, seed=77)[0]
+    np.testing.assert_allclose(new @ head.weight.T + head.bias, joint.predict((new - mean)/std), atol=1e-6)
+
+
+@pytest.mark.parametrize('n, d', SHAPES)
+def test_the_strength_is_the_one_that_generalised_cross_validation_prefers(n, d):
+    x, y = draw(n, d, c=3)
+    z, t = standardised(x), targets(y, 3)
+    found = solve_statistics(ClassStatistics.from_features(x, y, 3))
+    def gcv(alpha):                                   # from the definition, with the hat matrix
+        hat = z @ np.linalg.inv(z.T @ z + alpha*np.eye(d)) @ z.T + 1/n
+        return n*((t - hat @ t)**2).sum()/(n - np.trace(hat))**2
+    at = np.linalg.eigvalsh(z.T @ z); at = at[at > at[-1]*1e-10].mean()
+    best = min(GRID*at, key=gcv)
+    assert gcv(found.alpha) <= gcv(best)*(1 + 1e-6)
+
+
+def test_names_known_in_advance_count_the_same_in_statistics_and_rows():
+    x, y = draw(40, 90)
+    prior = np.random.default_rng(3).normal(size=(3, 90))
+    head = ridge_loo(x, y, 3, prior=prior)
+    again = solve_statistics(ClassStatistics.from_features(x, y, 3, prior), head.alpha)
+    np.testing.assert_allclose(again.weight, head.weight, atol=1e-6)
+    assert np.abs(again.weight - solve_statistics(ClassStatistics.from_features(x, y, 3), head.alpha).weight).max() > 1e-3
+
+
+def test_the_confidence_from_statistics_is_that_of_rows_never_seen():
+    rng = np.random.default_rng(0)
+    centre = rng.normal(size=(4, 60))*.35
+    y = np.arange(400) % 4; x = centre[y] + rng.normal(size=(400, 60))
+    s = ClassStatistics.from_features(x, y, 4)
+    head = solve_statistics(s)
+    ty = np.arange(4000) % 4; scores = (centre[ty] + rng.normal(size=(4000, 60))) @ head.weight.T + head.bias
+    assert .8 < scale_statistics(s, head)/fit_scale(scores, ty) < 1.25

@@ -6,7 +6,7 @@
 __all__ = ['SCHEMA', 'FILES', 'PREPROCESSING', 'MANIFEST', 'write_manifest', 'save_model', 'read_manifest', 'Prediction', 'Model',
            'list_images']
 
-# %% ../nbs/40_artifact.ipynb #343320f0
+# %% ../nbs/40_artifact.ipynb #80accf4e
 import json
 import os
 import re
@@ -16,20 +16,23 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+import numpy as np
 import torch
+from torch import nn
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from .core import InputError, did_you_mean, hash_file, hash_state, read_json, umask
 from .data import SUFFIXES, open_image
-from .finetune import TransferNet, progress
+from .finetune import GrownHead, TransferNet, progress
+from .heads import ClassStatistics, statistics_from
 from .records import code_version, environment
 from .text import PadTokens, TokenReader, load_tokenizer, net_from_config
 from .texts import list_texts
 from .vision import image_net, image_tensor
 
-# %% ../nbs/40_artifact.ipynb #6a08a575
+# %% ../nbs/40_artifact.ipynb #e23e6276
 SCHEMA = 'tl_notebooks/model/1'
-FILES = ('weights.safetensors', 'statistics.safetensors', 'config.json', 'tokenizer.json', 'tokenizer_config.json')
+FILES = ('weights.safetensors', 'statistics.safetensors', 'config.json', 'tokenizer.json', 'tokenizer_config.json', 'certificate.json', 'certificate.html')
 PREPROCESSING = dict(image_classification=('size', 'mean', 'std', 'resize', 'precision'), text_classification=('max_tokens', 'layers', 'precision'))
 MANIFEST = dict(schema=str, task=str, classes=list, backbone=dict, preprocessing=dict, metrics=dict, data=dict,
                 versions=dict, weights_sha256=str, files=dict, sha256=str)
@@ -45,7 +48,7 @@ def write_manifest(folder:Path, manifest:dict) -> None:
     text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
     (folder/'manifest.json').write_text(text.replace('"sha256": "' + '0'*64, '"sha256": "' + _manifest_hash(text)), encoding='utf-8')
 
-# %% ../nbs/40_artifact.ipynb #263c26ea
+# %% ../nbs/40_artifact.ipynb #c6f45296
 def save_model(
     folder:str|Path,          # Made by this call; must not exist
     net:TransferNet,
@@ -56,6 +59,9 @@ def save_model(
     parent:str|None=None,     # Hash of the model it was grown from
     statistics:dict|None=None,# Tensors that the head was solved from
     tok=None,                 # Tokenizer of a text model
+    head:dict|None=None,      # How the head came to be: kind ('solved' or 'trained'), …
+    lineage:Sequence[dict]=(),# What is known of its ancestors, the parent last
+    extra:dict[str, str]|None=None, # Texts of further files, such as certificate.json
 ) -> Path:
     "Write a model folder, whole or not at all"
     folder = Path(folder)
@@ -66,13 +72,14 @@ def save_model(
         save_file(state, tmp/'weights.safetensors')
         if tok is not None: _save_text_parts(tmp, net, tok)
         if statistics: save_file({k: v.contiguous() for k,v in statistics.items()}, tmp/'statistics.safetensors')
+        for name,text in (extra or {}).items(): (tmp/name).write_text(text, encoding='utf-8')
         env = environment()
         files = {p.name: dict(sha256=hash_file(p), bytes=p.stat().st_size) for p in sorted(tmp.iterdir())}
         write_manifest(tmp, dict(
             schema=SCHEMA, task=(task := 'image_classification' if tok is None else 'text_classification'), classes=list(classes),
             backbone={k: info.get(k) for k in ('name', 'library', 'model', 'source', 'weights_sha256', 'licence', 'n_features')},
             preprocessing={k: info[k] for k in PREPROCESSING[task]},
-            metrics=metrics or {}, data=data or {}, parent=parent,
+            metrics=metrics or {}, data=data or {}, head=head or {}, parent=parent, lineage=list(lineage),
             versions=dict(tl_notebooks=code_version(), python=env['python'], **env['packages']),
             weights_sha256=hash_state(state), files=files))
         for p in tmp.iterdir(): p.chmod(0o666 & ~umask()) # safetensors makes files that only their owner may read
@@ -112,7 +119,7 @@ def read_manifest(folder:str|Path) -> dict:
                          "Take the folder from its source again.")
     return m | {'folder': folder}
 
-# %% ../nbs/40_artifact.ipynb #b4815cdc
+# %% ../nbs/40_artifact.ipynb #51ac2498
 def _check_fields(m:dict, path:Path) -> None:
     if m.get('schema') != SCHEMA: raise InputError(f"`{path}`: `schema` is {m.get('schema')!r}; this version reads {SCHEMA!r}.")
     bad = [f"`{k}` is missing or not a {t.__name__}" for k,t in MANIFEST.items() if not isinstance(m.get(k), t)]
@@ -136,11 +143,11 @@ def _head_rows(weights:Path) -> int:
     "Rows of the head, read from the header of a safetensors file"
     try:
         with open(weights, 'rb') as f: header = json.loads(f.read(struct.unpack('<Q', f.read(8))[0]))
-        return header['head.1.bias']['shape'][0]
+        return sum(v['shape'][0] for k,v in header.items() if re.fullmatch(r'head(\.parts\.\d+)?\.1\.bias', k)) or header['head.1.bias']
     except (ValueError, KeyError, struct.error, MemoryError, OverflowError):
         raise InputError(f"`{weights}` has no head of a classifier (tensor `head.1.bias`).") from None
 
-# %% ../nbs/40_artifact.ipynb #472e6d45
+# %% ../nbs/40_artifact.ipynb #27a4150a
 @dataclass
 class Prediction:
     "The classes' probabilities for one input, or the reason why there are none"
@@ -157,6 +164,7 @@ class Model:
         self.classes, self.is_text = m['classes'], m['task'] == 'text_classification'
         self.net = (_text_net if self.is_text else _image_net)(m)
         state = load_file(m['folder']/'weights.safetensors')
+        if 'head.parts.0.1.bias' in state: self.net.head = _grown_head(state, self.net.n_features)
         try: self.net.load_state_dict(state)
         except RuntimeError as e:
             raise InputError(f"`{m['folder']}`: the weights do not fit backbone `{m['backbone']['model']}` ({str(e)[:300]}).") from None
@@ -165,6 +173,11 @@ class Model:
         self.net.eval().to(self.device)
         if self.is_text: self.reader = TokenReader(load_tokenizer(m['folder']), m['preprocessing']['max_tokens'])
         else: self.mean, self.std = (torch.tensor(m['preprocessing'][k], device=self.device).view(1, 3, 1, 1) for k in ('mean', 'std'))
+
+def _grown_head(state:dict, n_features:int) -> GrownHead:
+    "An untrained head with the parts that `state` has"
+    rows = [len(state[f'head.parts.{i}.1.bias']) for i in range(sum(bool(re.fullmatch(r'head\.parts\.\d+\.1\.bias', k)) for k in state))]
+    return GrownHead([TransferNet(nn.Identity(), n_features, k).head for k in rows])
 
 def _image_net(m:dict) -> TransferNet:
     prefix = {'timm': 'timm/', 'torchvision': 'torchvision/'}.get(m['backbone'].get('library'), '')
@@ -186,26 +199,49 @@ def _named(item) -> tuple[str, str]:
     "Name and text of an input: a (name, text) pair, or a text that is its own name"
     return item if isinstance(item, tuple) else (str(item), str(item))
 
-# %% ../nbs/40_artifact.ipynb #3a6dbd30
+# %% ../nbs/40_artifact.ipynb #6d58ef3d
 @patch
 def probabilities(self:Model, inputs:torch.Tensor) -> torch.Tensor:
     "(n, classes) probabilities of (n, 3, size, size) uint8 images, or of (n, tokens) token numbers"
     with torch.inference_mode():
-        x = inputs.to(self.device)
-        return self.net(x if self.is_text else (x.float()/255 - self.mean)/self.std).softmax(1).cpu()
+        return self.net(self._normal(inputs)).softmax(1).cpu()
+
+@patch
+def _normal(self:Model, inputs:torch.Tensor) -> torch.Tensor:
+    x = inputs.to(self.device)
+    return x if self.is_text else (x.float()/255 - self.mean)/self.std
+
+@patch
+def read_batches(self:Model, inputs:Sequence, bs:int, desc:str) -> Iterator[tuple[list, list, torch.Tensor|None]]:
+    "Inputs by the batch, what each is to the network (or why it cannot be read), and the good ones together"
+    if self.is_text: self.reader.preload([_named(i)[1] for i in inputs])
+    for i in progress(range(0, len(inputs), bs), desc, -(-len(inputs)//bs)):
+        read = [self._read(p) for p in inputs[i:i+bs]]
+        good = [t for t in read if not isinstance(t, str)]
+        if self.is_text: good = [t for t, in PadTokens()([(t,) for t in good])]
+        yield inputs[i:i+bs], read, torch.stack(good) if good else None
+
+@patch
+def features(self:Model, inputs:Sequence, bs:int=32, desc:str='features') -> torch.Tensor:
+    "(n, n_features) float32 features before the head, of paths of pictures or of texts; the first that cannot be read is an `InputError`"
+    out = []
+    for _,read,batch in self.read_batches(list(inputs), bs, desc):
+        if bad := [t for t in read if isinstance(t, str)]: raise InputError(bad[0])
+        with torch.inference_mode(): out.append(self.net.features(self._normal(batch)).cpu())
+    return torch.cat(out) if out else torch.zeros(0, self.net.n_features)
+
+@patch
+def statistics(self:Model) -> ClassStatistics|None:
+    "What the head can be solved from, if the folder has it"
+    path = self.manifest['folder']/'statistics.safetensors'
+    return statistics_from(load_file(path)) if 'statistics.safetensors' in self.manifest['files'] else None
 
 @patch
 def predict(self:Model, inputs:Iterable, bs:int=32) -> Iterator[Prediction]:
     "A `Prediction` per path of a picture, or per text (or (name, text) pair), in order, with a progress bar on stderr; unreadable files give one with `error`"
-    inputs = list(inputs)
-    if self.is_text: self.reader.preload([_named(i)[1] for i in inputs])
-    for i in progress(range(0, len(inputs), bs), 'predicting', -(-len(inputs)//bs)):
-        batch = inputs[i:i+bs]
-        read = [self._read(p) for p in batch]
-        good = [t for t in read if not isinstance(t, str)]
-        if self.is_text: good = [t for t, in PadTokens()([(t,) for t in good])]
-        probs = iter(self.probabilities(torch.stack(good)) if good else [])
-        for p,t in zip(batch, read): yield self._one(_named(p)[0], t if isinstance(t, str) else next(probs))
+    for batch,read,good in self.read_batches(list(inputs), bs, 'predicting'):
+        probs = iter(self.probabilities(good) if good is not None else [])
+        for p,r in zip(batch, read): yield self._one(_named(p)[0], r if isinstance(r, str) else next(probs))
 
 @patch
 def find(self:Model, inputs:Iterable[str|Path]) -> list:

@@ -655,9 +655,9 @@ def _leaks(items:pd.DataFrame, what:str='picture') -> list[Problem]:
                 out.setdefault(r.path, Problem('leak', r.path, f'in {r.split}; {what} as `{keep.path}` in {keep.split}'))
     return list(out.values())
 
-# %% ../nbs/11_data.ipynb #dd559703
+# %% ../nbs/11_data.ipynb #44acc723
 def _enough(items:pd.DataFrame, classes:Sequence[str], least:int, what:str='picture') -> list[Problem]:
-    "Classes with fewer than `least` distinct items to train on, and data of fewer than two classes"
+    "Classes with fewer than `least` distinct items to train on, and data of fewer than two classes; with 0, only that there is nothing at all"
     train, out = items[items.split == 'train'], []
     files, units = Counter(train.label), Counter(l for l,_ in set(zip(train.label, train.unit)))
     for c in classes:
@@ -666,7 +666,8 @@ def _enough(items:pd.DataFrame, classes:Sequence[str], least:int, what:str='pict
         if elsewhere: out.append(Problem('split', '', f'class {c!r} has {_item(what)}s in valid or test, but none in train'))
         elif units[c] < least:
             out.append(Problem('too few', '', f"class {c!r} has {usable} to train on; at least {least} needed"))
-    if len(classes) == 1: out.append(Problem('one class', '', f'the only one is {classes[0]!r}'))
+    if least == 0: out = []
+    elif len(classes) == 1: out.append(Problem('one class', '', f'the only one is {classes[0]!r}'))
     return out + [Problem('one class', '', 'there is none')]*(not classes)
 
 def _item(what:str) -> str: return 'image' if what == 'picture' else what
@@ -733,7 +734,7 @@ def check_args(valid_pct, test_pct, seed, on_bad, min_per_class, max_items, max_
     if min_per_class is not None: check_whole('min_per_class', min_per_class, 1)
     if max_items is not None: check_whole('max_items', max_items, 1)
 
-# %% ../nbs/11_data.ipynb #4fe3429e
+# %% ../nbs/11_data.ipynb #46a9ddf5
 def read_images(
     path:str|Path,               # Folder with a subfolder per class, below split folders or not; or a CSV
     valid_pct:float=0.2,         # Share of what is split that becomes valid, where none is given
@@ -744,6 +745,7 @@ def read_images(
     max_items:int|None=None,     # Read only so many, in proportion to classes and splits
     max_pixels:int=MAX_PIXELS,   # Largest width × height
     progress:bool=True,          # Show a bar on stderr if it lasts
+    addition:bool=False,         # For a model that exists already: one class, or one image of a class, is enough
 ) -> ImageData:
     "Read, check, split and fingerprint images; everything that is wrong is in one `InputError`"
     check_args(valid_pct, test_pct, seed, on_bad, min_per_class, max_items, max_pixels)
@@ -753,10 +755,10 @@ def read_images(
     made = {s: share for s,share in (('valid',valid_pct), ('test',test_pct)) if s not in given and share}
     if max_items: rows = sample_rows(rows, max_items, seed)
     items, unread = _read_all(root, rows, max_pixels, progress)
-    items, found = check_items(items, classes, max(2 + bool(made), min_per_class or 0))
+    items, found = check_items(items, classes, 0 if addition else max(2 + bool(made), min_per_class or 0))
     problems, skipping = bad + spelling_problems(classes) + unread + found, on_bad == 'skip'
     if any(not (skipping and p.can_skip) for p in problems): raise InputError(problem_report(problems, path, len(rows), skipping))
     items['split'] = make_splits(items, made, seed)
-    if short := short_classes(items, classes, [*made]): raise InputError(problem_report(short, path, len(rows)))
+    if not addition and (short := short_classes(items, classes, [*made])): raise InputError(problem_report(short, path, len(rows)))
     notes, items = data_notes(items, classes), items.drop(columns=['content','unit'])
     return ImageData(root, items, classes, problems, fingerprint(items), 'given' if given else 'made', [*made], notes, str(path))

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'NORMS', 'merge_groups', 'TransferNet', 'autocast', 'small_step', 'measure_precision',
            'choose_precision', 'compile_body', 'NormEval', 'Probe', 'progress', 'FitProgress', 'FrozenPrefix',
-           'FlipMaps', 'TransferLearner', 'solve_head', 'without_augmentation', 'Stage', 'refresh_norms',
-           'scale_logits']
+           'FlipMaps', 'TransferLearner', 'solve_head', 'put_head', 'raw_head', 'GrownHead', 'without_augmentation',
+           'Stage', 'refresh_norms', 'scale_logits']
 
-# %% ../nbs/20_finetune.ipynb #aa3c2d89
+# %% ../nbs/20_finetune.ipynb #b565b3fe
 import contextlib
+import copy
 import json
 import os
 import time
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from .activations import (DTYPES, Activations, ActivationStore, CachedDL, CannotCache, Cut, Items, Prefix, activations_dir, cache_limit,
     channels_last, fill, find_cut, format_bytes, free_disk, hash_prefix, make_room, room, row_name, run_suffix, say)
 from .core import InputError, cache_dir, hash_json, write_json
-from .heads import ClassStatistics, RidgeHead, ridge_loo, scale_of
+from .heads import ClassStatistics, RidgeHead, ridge_loo, scale_of, solve_statistics
 from .records import code_version, environment, processor_name
 from fastai.callback.core import Callback, GatherPredsCallback
 from fastai.callback.schedule import lr_find # noqa: F401  adds fit_one_cycle, fine_tune and lr_find to Learner
@@ -423,7 +424,7 @@ class FlipMaps(Callback):
         flip = torch.rand(len(x), device=x.device) < self.p
         x[flip] = x[flip].flip(2 if getattr(self.learn.model.body, 'layout', 'NCHW') == 'NHWC' else 3)
 
-# %% ../nbs/20_finetune.ipynb #d7fccc23
+# %% ../nbs/20_finetune.ipynb #e2ea7c49
 class TransferLearner(Learner):
     """A fastai `Learner` on a `TransferNet`, with probing and the frozen part computed once; see `Learner` for the other arguments.
 
@@ -432,7 +433,7 @@ class TransferLearner(Learner):
     def __init__(self, dls, model:TransferNet, norm:str='eval', metrics=accuracy, loss_func=None, cache:bool=True, views:int=4,
                  cache_dtype:str='auto', fold:bool=True, **kwargs):
         if norm not in ('eval', 'train'): raise InputError(f"`norm` is {norm!r}; accepted: 'eval' or 'train'.")
-        self.probed, self.probe_result, self.norm, self.stages = False, None, norm, []
+        self.probed, self.probe_result, self.norm, self.stages, self.kept = False, None, norm, [], 'probe'
         cbs = [*L(kwargs.pop('cbs', None)), *([NormEval()] if norm == 'eval' else []), FrozenPrefix(cache, views, cache_dtype, fold)]
         super().__init__(dls, model, loss_func=loss_func or CrossEntropyLossFlat(), metrics=metrics, cbs=cbs,
                          splitter=lambda m: m.param_groups(), train_bn=kwargs.pop('train_bn', norm == 'train'), **kwargs)
@@ -487,23 +488,41 @@ def precompute(
         for n,c in zip(ns[-len(found):], found): frozen.warm[n] = hash_prefix(self.model.body, c.cut)
     return out
 
-# %% ../nbs/20_finetune.ipynb #7ff86ff2
+# %% ../nbs/20_finetune.ipynb #4889dd38
 def solve_head(net:TransferNet, x:torch.Tensor, y:torch.Tensor, **kwargs) -> RidgeHead:
     """Put the ridge solution for features `x` and labels `y` into the head of `net`.
 
     x : (n, d) float32 features of the training items;  y : (n,) int64 classes
     Returns the solution; `kwargs` go to `heads.ridge_loo`.
     """
+    found = ridge_loo(x, y, net.head[1].out_features, **kwargs)
+    put_head(net, found.weight, found.bias, found.scale, *scale_of(x.double().numpy()))
+    return found
+
+def put_head(net:TransferNet, weight, bias, scale:float, mean, std) -> None:
+    "Put a linear head on raw features, weight (k, d) and bias (k,), times `scale`, into the head of `net`, whose normalisation gets mean and std (d,)"
     norm, linear = net.head
-    found = ridge_loo(x, y, linear.out_features, **kwargs)
-    mean, std = (torch.as_tensor(t, dtype=torch.float64) for t in scale_of(x.double().numpy()))
+    weight, bias, mean, std = (torch.as_tensor(t).double() for t in (weight, bias, mean, std))
     norm.reset_running_stats(); norm.reset_parameters()
-    weight = torch.as_tensor(found.weight).double()
     with torch.no_grad():
         norm.running_mean.copy_(mean); norm.running_var.copy_((std**2 - norm.eps).clamp(min=0))
-        linear.weight.copy_(found.scale*weight*(norm.running_var.cpu().double() + norm.eps).sqrt())
-        linear.bias.copy_(found.scale*(torch.as_tensor(found.bias).double() + weight @ mean))
-    return found
+        linear.weight.copy_(scale*weight*(norm.running_var.cpu().double() + norm.eps).sqrt())
+        linear.bias.copy_(scale*(bias + weight @ mean))
+
+def raw_head(head:nn.Sequential) -> tuple[np.ndarray, np.ndarray]:
+    "weight (k, d) and bias (k,), float64, of a head (normalisation, linear layer) on raw features"
+    norm, linear = (m.cpu() for m in copy.deepcopy(head).double())
+    each = (norm.weight/(norm.running_var + norm.eps).sqrt()).detach()
+    weight = linear.weight.detach()*each
+    return weight.numpy(), (linear.bias.detach() + linear.weight.detach() @ norm.bias.detach() - weight @ norm.running_mean).numpy()
+
+# %% ../nbs/20_finetune.ipynb #445d3618
+class GrownHead(nn.Module):
+    "Heads side by side on the same features: the logits of each, one after the other"
+    def __init__(self, parts:Sequence[nn.Module]):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+    def forward(self, x): return torch.cat([p(x) for p in self.parts], 1)
 
 # %% ../nbs/20_finetune.ipynb #a1f4357b
 @contextlib.contextmanager
@@ -571,7 +590,7 @@ def thaw_that_fits(self:TransferLearner, thaw:int|None, epochs:int) -> int|None:
     if t < thaw: say(f"the inputs of the last {thaw} groups would pass the limit of {format_bytes(cache_limit())}; thawing {t} instead (TL_NOTEBOOKS_CACHE_LIMIT allows more)")
     return t
 
-# %% ../nbs/20_finetune.ipynb #49d69373
+# %% ../nbs/20_finetune.ipynb #cc5c9eeb
 @patch
 def run_stage(self:TransferLearner, stage:Stage, best:float, lr_mult:float=100, **kwargs) -> Stage:
     "Train as `stage` says; keep the outcome if its validation loss is below `best`, otherwise go back"
@@ -598,7 +617,8 @@ def thaw_progressively(
     for s in stages: s.thaw = self.thaw_that_fits(s.thaw, s.epochs)
     if not self.probed: self.probe(next((s.thaw for s in stages), None))
     r = self.probe_result
-    self.stages, self.kept = [Stage(0, 1, 0., 'probe', self.trains(1), None, r.valid_loss, r.valid_accuracy, r.seconds, True)], 'probe'
+    if self.kept == 'fine-tuned': self.kept = 'probe'
+    self.stages = [Stage(0, 1, 0., self.kept, self.trains(1), None, r.valid_loss, r.valid_accuracy, r.seconds, True)]
     best, level = r.valid_loss, 1
     for s in stages:
         self.stages.append(self.run_stage(s, best if keep_best else float('inf'), **kwargs))
@@ -633,17 +653,29 @@ def fine_tune(
     stages = [Stage(thaw, epochs, base_lr)] if epochs else []
     self.thaw_progressively(stages, keep_best, lr_mult=lr_mult, pct_start=pct_start, div=div, **kwargs)
 
-# %% ../nbs/20_finetune.ipynb #3040c02a
+# %% ../nbs/20_finetune.ipynb #88728c63
 @patch
 def refit(self:TransferLearner, **kwargs) -> RidgeHead:
     "Solve the head once more from training and validation items together, only while the probe's body is in place; `kwargs` for `heads.ridge_loo`"
-    if getattr(self, 'kept', 'probe') != 'probe' or not self.probed:
+    if self.kept == 'fine-tuned' or not self.probed:
         raise InputError("`refit` wants a probed head on an unchanged body; call `probe` first, and not after fine-tuning was kept.")
     x, y, vx, vy = self.probe_features
     x, y = torch.cat([x, vx]), torch.cat([y, vy])
     found = solve_head(self.model, x, y, **kwargs)
-    self.opt, self.statistics = None, ClassStatistics.from_features(x, y, len(found.weight))
+    self.opt, self.statistics = None, ClassStatistics.from_features(x, y, len(found.weight), kwargs.get('prior'))
     return found
+
+# %% ../nbs/20_finetune.ipynb #f756cfe2
+@patch
+def take_statistics(self:TransferLearner) -> tuple[ClassStatistics, float|None]:
+    "Statistics of the training and validation items in the body as it is now; leave the head alone. Also the validation accuracy of a head solved from the training items alone"
+    with without_augmentation(self.dls[0]) as train: x, y = self.features(train, 'statistics: training items')
+    vx, vy = self.features(self.dls[1], 'statistics: validation items') if self.dls[1].n else (x[:0], y[:0])
+    k = self.model.head[1].out_features
+    head = solve_statistics(ClassStatistics.from_features(x, y, k))
+    found = (vx.double().numpy() @ head.weight.T + head.bias).argmax(1) if len(vy) else None
+    self.statistics = ClassStatistics.from_features(torch.cat([x, vx]), torch.cat([y, vy]), k)
+    return self.statistics, float((found == vy.numpy()).mean()) if len(vy) else None
 
 # %% ../nbs/20_finetune.ipynb #212f3024
 def refresh_norms(learn:TransferLearner) -> None:

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['FLOOR', 'TRUST', 'GRID', 'scale_from', 'scale_of', 'RidgeHead', 'ridge_loo', 'fit_scale', 'ClassStatistics',
-           'merge_statistics', 'solve_statistics', 'statistics_state', 'statistics_from']
+           'merge_statistics', 'keep_classes', 'join_classes', 'move_rows', 'fit_into', 'SolvedHead',
+           'solve_statistics', 'sample_scores', 'scale_statistics', 'statistics_state', 'statistics_from']
 
-# %% ../nbs/16_heads.ipynb #ce7d1aa8
+# %% ../nbs/16_heads.ipynb #a55127a9
+from collections.abc import Sequence
 from dataclasses import dataclass
 import numpy as np
 import torch
@@ -128,63 +130,222 @@ def fit_scale(
     loss = lambda log_s: -(t*log_softmax(np.exp(log_s)*scores, axis=1)).sum(1).mean()
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(.01), np.log(100)), method='bounded', options={'xatol': 1e-6}).x))
 
-# %% ../nbs/16_heads.ipynb #f0b7a2b2
+# %% ../nbs/16_heads.ipynb #6bef2f27
+def _factor(z:np.ndarray) -> np.ndarray:
+    "The scatter `z.T @ z` of rows (n, d), as a factor (n, d) of it where that is smaller, else as its upper half (d*(d+1)/2,)"
+    n, d = z.shape
+    if 2*n > d: return (z.T @ z)[np.triu_indices(d)]
+    return np.linalg.qr(z, mode='r') if n else z
+
+def _scatter(kept:np.ndarray, d:int) -> np.ndarray:
+    "The (d, d) scatter that `_factor` kept"
+    if kept.ndim == 2: return kept.T @ kept
+    full = np.zeros((d, d)); full[np.triu_indices(d)] = kept
+    return full + np.triu(full, 1).T
+
+def _join(a:np.ndarray, b:np.ndarray, between:np.ndarray) -> np.ndarray:
+    "Kept scatter of two sets of rows with what lies between their means (d,)"
+    d = len(between)
+    if a.ndim == b.ndim == 2: return _factor(np.concatenate([a, b, between[None]]))
+    return (_scatter(a, d) + _scatter(b, d) + np.outer(between, between))[np.triu_indices(d)]
+
+# %% ../nbs/16_heads.ipynb #cb006770
 @dataclass
 class ClassStatistics:
-    """What a ridge head needs to know of its training features.
+    """What a ridge head needs to know of its training features, class by class; float64.
 
-    counts (k,) int64: rows per class;  sums (k, d) float64: their sums
-    scatter (d, d) float64: sum of outer products of the rows' deviations from the overall mean
+    counts (k,) int64: rows per class;  sums (k, d): their sums
+    within: per class its scatter around its own mean, (n, d) factor or (d*(d+1)/2,) upper half; None where it went into `common`
+    common: (d*(d+1)/2,) scatter of the classes without their own, or None;  prior (k, d): see `ridge_loo`, or None
     """
     counts:np.ndarray
     sums:np.ndarray
-    scatter:np.ndarray
+    within:list
+    common:np.ndarray|None=None
+    prior:np.ndarray|None=None
 
     @classmethod
-    def from_features(cls, x, y, n_classes:int) -> 'ClassStatistics':
+    def from_features(cls, x, y, n_classes:int, prior=None) -> 'ClassStatistics':
         "Statistics of features (n, d) with labels (n,)"
         x, y = _check(x, y, n_classes)
         if not len(x): raise InputError("statistics of no rows at all; accepted: at least one.")
         own = np.eye(n_classes)[y]
-        z = x - x.mean(0)
-        return cls(own.sum(0).astype(np.int64), own.T @ x, z.T @ z)
+        counts, sums = own.sum(0).astype(np.int64), own.T @ x
+        within = [_factor(x[y == c] - sums[c]/max(counts[c], 1)) for c in range(n_classes)]
+        return cls(counts, sums, within, prior=None if prior is None else np.asarray(prior, float))
 
     @property
     def n(self) -> int: return int(self.counts.sum())
     @property
+    def d(self) -> int: return self.sums.shape[1]
+    @property
     def mean(self) -> np.ndarray: return self.sums.sum(0)/self.n
+    @property
+    def means(self) -> np.ndarray: return self.sums/np.maximum(self.counts, 1)[:,None]
+    @property
+    def nbytes(self) -> int: return self.sums.nbytes + sum(w.nbytes for w in [*self.within, self.common] if w is not None)
+    @property
+    def scatter(self) -> np.ndarray:
+        "(d, d) scatter of all rows around the overall mean"
+        away = (self.means - self.mean)*np.sqrt(self.counts)[:,None]
+        factors = [w for w in self.within if w is not None and w.ndim == 2]
+        rows = np.concatenate([away, *factors])
+        return rows.T @ rows + sum(_scatter(w, self.d) for w in [*self.within, self.common] if w is not None and w.ndim == 1)
 
-# %% ../nbs/16_heads.ipynb #3925fa0c
-def merge_statistics(a:ClassStatistics, b:ClassStatistics) -> ClassStatistics:
-    "Statistics of the rows of both; class i of `a` is class i of `b`, and either may have more classes"
-    if a.sums.shape[1] != b.sums.shape[1]:
-        raise InputError(f"statistics of {a.sums.shape[1]} and of {b.sums.shape[1]} features cannot be merged; they come from different bodies.")
-    k = max(len(a.counts), len(b.counts))
-    pad = lambda v: np.concatenate([v, np.zeros((k - len(v), *v.shape[1:]), v.dtype)])
-    between = a.mean - b.mean
-    return ClassStatistics(pad(a.counts) + pad(b.counts), pad(a.sums) + pad(b.sums),
-                           a.scatter + b.scatter + a.n*b.n/(a.n + b.n)*np.outer(between, between))
+# %% ../nbs/16_heads.ipynb #915aa42f
+def merge_statistics(
+    a:ClassStatistics,
+    b:ClassStatistics,
+    places:Sequence[int]|None=None, # Class of `a`, old or new, that each class of `b` is; `None`: class i is class i
+) -> ClassStatistics:
+    "Statistics of the rows of both"
+    if a.d != b.d: raise InputError(f"statistics of {a.d} and of {b.d} features cannot be merged; they come from different bodies.")
+    places = list(range(len(b.counts)) if places is None else places)
+    k = max(len(a.counts), *(p + 1 for p in places))
+    wide = lambda v, fill=0.: np.concatenate([v, np.full((k - len(v), *v.shape[1:]), fill, v.dtype)])
+    counts, sums, prior = wide(a.counts), wide(a.sums), None if a.prior is None else wide(a.prior, np.nan)
+    within, common = [*a.within, *[np.zeros((0, a.d))]*(k - len(a.counts))], _plus(a.common, b.common)
+    for i,p in enumerate(places):
+        if prior is not None and b.prior is not None and np.isnan(prior[p]).any(): prior[p] = b.prior[i]
+        n, m = int(counts[p]), int(b.counts[i])
+        between = (sums[p]/max(n, 1) - b.sums[i]/max(m, 1))*np.sqrt(n*m/max(n + m, 1))
+        if within[p] is None or b.within[i] is None: # one of them has its scatter in `common`, so both have
+            own = [_scatter(w, a.d) for w in (within[p], b.within[i]) if w is not None]
+            common, within[p] = _plus(common, (sum(own) + np.outer(between, between))[np.triu_indices(a.d)]), None
+        elif m: within[p] = _join(within[p], b.within[i], between) if n else b.within[i]
+        counts[p] += m; sums[p] += b.sums[i]
+    return ClassStatistics(counts, sums, within, common, None if prior is None or np.isnan(prior).any() else prior)
+
+def _plus(a, b): return b if a is None else a if b is None else a + b
+
+# %% ../nbs/16_heads.ipynb #ef0564ad
+def keep_classes(s:ClassStatistics, keep:Sequence[int]) -> ClassStatistics:
+    "Statistics of some of the classes, in the order of `keep`, as if the others had never been there"
+    gone = [c for c in range(len(s.counts)) if c not in keep and s.within[c] is None]
+    if gone: raise InputError(f"class {gone[0]} cannot be removed exactly: its scatter was pooled with other classes' to save space. Accepted: classes with a scatter of their own.")
+    keep = list(keep)
+    return ClassStatistics(s.counts[keep], s.sums[keep], [s.within[c] for c in keep], s.common, None if s.prior is None else s.prior[keep])
+
+def join_classes(s:ClassStatistics, first:int, second:int) -> ClassStatistics:
+    "Statistics with the rows of class `second` in class `first`; later classes move up"
+    rest = [c for c in range(len(s.counts)) if c != second]
+    other = ClassStatistics(s.counts[[second]], s.sums[[second]], [s.within[second]])
+    return merge_statistics(ClassStatistics(s.counts[rest], s.sums[rest], [s.within[c] for c in rest], s.common,
+                                            None if s.prior is None else s.prior[rest]), other, [rest.index(first)])
+
+def move_rows(s:ClassStatistics, x, was:int, now:int) -> ClassStatistics:
+    "Statistics with rows (n, d) that were counted as class `was` counted as class `now`"
+    x, _ = _check(x, np.zeros(len(x), int), 1)
+    n, m = int(s.counts[was]), len(x)
+    if s.within[was] is None: raise InputError(f"labels of class {was} cannot be corrected exactly: its scatter was pooled with other classes' to save space.")
+    if m >= n: raise InputError(f"{m} rows were to leave class {was}, which has {n}; accepted: fewer. Join the classes instead.")
+    some = ClassStatistics.from_features(x, np.zeros(m, int), 1)
+    rest = (s.sums[was] - some.sums[0])/(n - m)
+    between = (rest - some.means[0])*np.sqrt((n - m)*m/n)
+    scatter = _scatter(s.within[was], s.d) - _scatter(some.within[0], s.d) - np.outer(between, between)
+    counts, sums, within = s.counts.copy(), s.sums.copy(), [*s.within]
+    counts[was] -= m; sums[was] -= some.sums[0]; within[was] = scatter[np.triu_indices(s.d)]
+    return merge_statistics(ClassStatistics(counts, sums, within, s.common, s.prior), some, [now])
+
+# %% ../nbs/16_heads.ipynb #eb15a0db
+def fit_into(s:ClassStatistics, nbytes:int=2**29) -> ClassStatistics:
+    "`s`, with as many classes' scatters pooled, largest first, as it takes to stay below `nbytes`"
+    within, common = [*s.within], s.common
+    half = s.d*(s.d + 1)//2*8
+    size = lambda: s.sums.nbytes + sum(w.nbytes for w in within if w is not None) + (0 if common is None else half)
+    for c in sorted(range(len(within)), key=lambda c: -(0 if within[c] is None else within[c].nbytes)):
+        if size() <= nbytes or within[c] is None: break
+        common, within[c] = _plus(common, _scatter(within[c], s.d)[np.triu_indices(s.d)]), None
+    return ClassStatistics(s.counts, s.sums, within, common, s.prior)
+
+# %% ../nbs/16_heads.ipynb #4808dc0b
+@dataclass
+class SolvedHead:
+    "weight (k, d) and bias (k,) on raw features;  alpha: ridge strength;  freedom: degrees of freedom of the fit;  std (d,): what features are divided by; float64"
+    weight:np.ndarray
+    bias:np.ndarray
+    alpha:float
+    freedom:float
+    std:np.ndarray
 
 def solve_statistics(
     s:ClassStatistics,
-    alpha:float, # Ridge strength, as `RidgeHead.alpha`
-) -> tuple[np.ndarray, np.ndarray]: # weight (k, d) and bias (k,) on raw features, float64
+    alpha:float|None=None, # Ridge strength, as `RidgeHead.alpha`; `None`: by generalised cross-validation over `GRID`
+) -> SolvedHead:
     "The ridge head on standardised features from statistics alone"
-    if not alpha > 0: raise InputError(f"`alpha` is {alpha}; accepted: a number above 0.")
-    std = scale_from(s.mean, np.diag(s.scatter)/s.n)
-    moment = 2*(s.sums - s.counts[:,None]*s.mean)/std
-    gram = s.scatter/np.outer(std, std) + alpha*np.eye(len(std))
-    weight = np.linalg.solve(gram, moment.T).T/std
-    return weight, 2*s.counts/s.n - 1 - weight @ s.mean
+    if alpha is not None and not alpha > 0: raise InputError(f"`alpha` is {alpha}; accepted: a number above 0.")
+    if (s.counts > 0).sum() < 2: raise InputError(f"statistics of {int((s.counts > 0).sum())} class; a head needs at least two classes.")
+    scatter, goal = s.scatter, 2*s.counts/s.n - 1
+    std = scale_from(s.mean, np.diag(scatter)/s.n)
+    moment, gram = (2*(s.sums - s.counts[:,None]*s.mean)/std).T, scatter/np.outer(std, std)
+    gram, moment, back = _prior_moments(gram, moment, s, std)
+    w, v = np.linalg.eigh(gram)
+    keep = w > max(w[-1], 0)*max(s.n, len(w))*np.finfo(float).eps
+    if not keep.any(): raise InputError(f"all {s.n} rows of features are the same; there is nothing to tell classes by.")
+    w, v = w[keep], v[:,keep]
+    along, total = v.T @ moment, 4*(s.counts*(1 - s.counts/s.n)).sum()
+    def gcv(a):
+        fit = along**2/(w + a)[:,None]
+        free = 1 - ((w/(w + a)).sum() + 1)/s.n
+        return (total - 2*fit.sum() + (fit*(w/(w + a))[:,None]).sum())/max(free, 1e-9)**2
+    a = float(alpha or min(GRID*w.mean(), key=gcv))
+    weight = back((v @ (along/(w + a)[:,None])).T)/std
+    return SolvedHead(weight, goal - weight @ s.mean, a, float((w/(w + a)).sum()) + 1, std)
 
-# %% ../nbs/16_heads.ipynb #c3c3da5b
+def _prior_moments(gram, moment, s:ClassStatistics, std):
+    "Moments with the features of the prior beside the others, as `_with_prior` adds them to rows"
+    if s.prior is None: return gram, moment, lambda w: w
+    d = (s.prior - s.prior.mean(0))/std
+    size = np.sqrt(max(np.trace(d @ gram @ d.T), 0)/s.n)
+    if not size > 0: return gram, moment, lambda w: w
+    d = d*(TRUST*np.sqrt(np.trace(gram)/s.n)/size)
+    both = np.concatenate([np.eye(s.d), d])
+    return both @ gram @ both.T, both @ moment, lambda w: w[:,:s.d] + w[:,s.d:] @ d
+
+# %% ../nbs/16_heads.ipynb #eb81ffb9
+def sample_scores(
+    s:ClassStatistics,
+    weight:np.ndarray, # (m, d) of any linear scores on raw features
+    bias:np.ndarray,   # (m,)
+    n:int=200,         # Draws per class
+    seed:int=0,
+) -> tuple[np.ndarray, np.ndarray]: # (draws, m) scores and their classes
+    "Scores of rows like those that the statistics were taken from: normal with each class's mean and covariance"
+    rng, out, ys = np.random.default_rng(seed), [], []
+    pooled = None if s.common is None else weight @ _scatter(s.common, s.d) @ weight.T
+    pooled_n = sum(int(s.counts[c]) - 1 for c,w in enumerate(s.within) if w is None)
+    for c,(count,w) in enumerate(zip(s.counts, s.within)):
+        if not count: continue
+        cov = pooled/max(pooled_n, 1) if w is None else _image_of(weight, w)/max(count - 1, 1)
+        e, v = np.linalg.eigh(cov)
+        out.append(weight @ s.means[c] + bias + rng.standard_normal((n, len(e))) @ (v*np.sqrt(np.maximum(e, 0))).T); ys.append(np.full(n, c))
+    return np.concatenate(out), np.concatenate(ys)
+
+def _image_of(weight:np.ndarray, kept:np.ndarray) -> np.ndarray:
+    "Scatter of scores, of a kept scatter of features"
+    if kept.ndim == 2: return (f := kept @ weight.T).T @ f
+    return weight @ _scatter(kept, weight.shape[1]) @ weight.T
+
+def scale_statistics(s:ClassStatistics, head:SolvedHead, seed:int=0) -> float:
+    "The factor that makes log-odds of a solved head's scores, as `fit_scale`, from statistics alone"
+    scores, y = sample_scores(s, head.weight, head.bias, seed=seed)
+    target = 2.*np.eye(len(s.counts))[y] - 1
+    return fit_scale(target - (target - scores)/max(1 - head.freedom/s.n, .05), y)
+
+# %% ../nbs/16_heads.ipynb #17003420
 def statistics_state(s:ClassStatistics) -> dict[str, torch.Tensor]:
     "Tensors for `statistics.safetensors`"
-    upper = s.scatter[np.triu_indices(len(s.scatter))].astype(np.float32)
-    return dict(counts=torch.from_numpy(s.counts), sums=torch.from_numpy(s.sums), scatter=torch.from_numpy(upper))
+    named = dict(counts=s.counts, sums=s.sums, common=s.common, prior=s.prior) | {f'within.{c}': w for c,w in enumerate(s.within)}
+    return {k: torch.from_numpy(np.ascontiguousarray(v)) for k,v in named.items() if v is not None}
 
 def statistics_from(state:dict[str, torch.Tensor]) -> ClassStatistics:
     "The statistics that `statistics_state` wrote"
-    d = state['sums'].shape[1]
-    scatter = np.zeros((d, d)); scatter[np.triu_indices(d)] = state['scatter'].double().numpy()
-    return ClassStatistics(state['counts'].numpy(), state['sums'].double().numpy(), scatter + np.triu(scatter, 1).T)
+    named = {k: v.numpy() for k,v in state.items()}
+    if not {'counts', 'sums'} <= named.keys() or 'scatter' in named:
+        raise InputError(f"statistics with tensors {sorted(named)[:6]}; accepted: those that this version wrote (counts, sums, within.0, …). Train the model again.")
+    within = [named.get(f'within.{c}') for c in range(len(named['counts']))]
+    s = ClassStatistics(named['counts'], named['sums'], within, named.get('common'), named.get('prior'))
+    half = s.d*(s.d + 1)//2
+    bad = [c for c,w in enumerate(within) if (w.shape[-1] != (s.d if w.ndim == 2 else half) if w is not None else s.common is None)]
+    if bad or s.sums.shape[0] != len(s.counts): raise InputError(f"statistics of {len(s.counts)} classes and {s.d} features do not fit together (class {bad[:5]}).")
+    return s

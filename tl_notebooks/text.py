@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PHRASES', 'SURE', 'padded_length', 'LabelledText', 'Tokens', 'TokenReader', 'PadTokens', 'text_dls', 'test_dl',
            'show_results', 'find_blocks', 'TextBody', 'text_groups', 'text_net', 'net_from_config', 'load_tokenizer',
-           'name_features', 'text_features', 'layer_sets', 'pick_layers', 'LayerChoice', 'choose_layers', 'TextLearner',
-           'keep_prior', 'text_learner', 'learning_curve', 'more_labels', 'word_effects', 'tfidf_baseline']
+           'name_texts', 'name_features', 'text_features', 'layer_sets', 'pick_layers', 'LayerChoice', 'choose_layers',
+           'TextLearner', 'keep_prior', 'contrastive_loss', 'Contrast', 'text_learner', 'learning_curve', 'more_labels',
+           'word_effects', 'tfidf_baseline']
 
-# %% ../nbs/31_text.ipynb #b87980d3
+# %% ../nbs/31_text.ipynb #e4750a28
 import contextlib
 import functools
 import time
@@ -19,12 +20,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import log_softmax
 from torch import nn
 
-from .activations import CannotCache
+from .activations import Activations, CannotCache
 from .core import InputError, hash_bytes, seed_everything
-from .finetune import Probe, Stage, TransferLearner, TransferNet, choose_precision, solve_head, without_augmentation
-from .heads import ClassStatistics, ridge_loo
+from .finetune import Probe, Stage, TransferLearner, TransferNet, choose_precision, progress, scale_logits, solve_head, without_augmentation
+from .heads import ClassStatistics, fit_scale, ridge_loo
 from .pretrained import load_text_model
 from .texts import TextData, draw_labels, read_texts # noqa: F401  what a learner starts from
 
@@ -226,14 +228,19 @@ def load_tokenizer(folder:Path):
     tok.padding_side = tok.truncation_side = 'right'
     return tok
 
-# %% ../nbs/31_text.ipynb #eb4a26aa
+# %% ../nbs/31_text.ipynb #6ecf8011
 PHRASES = ('{}', 'this is {}', 'very {}', 'a {} review', '{} experience', 'it was {}', 'from a {}')
+
+def name_texts(classes:Sequence[str], hints:dict[str, Sequence[str]]|None=None) -> dict[str, list[str]]|None:
+    "class → everyday phrases with its name, or with the words in `hints`; None where a name has no letters"
+    words = {c: (hints or {}).get(c) or [c.replace('_', ' ').replace('-', ' ')] for c in classes}
+    if not all(any(len(w.strip()) > 1 and any(ch.isalpha() for ch in w) for w in ws) for ws in words.values()): return None
+    return {c: [p.format(w) for w in ws for p in PHRASES] for c,ws in words.items()}
 
 def name_features(learn:TransferLearner, hints:dict[str, Sequence[str]]|None=None) -> torch.Tensor|None:
     "(classes, n_features) features of the classes' names, or of the words in `hints`; None where a name has no letters"
-    words = {c: (hints or {}).get(c) or [c.replace('_', ' ').replace('-', ' ')] for c in learn.dls.vocab}
-    if not all(any(len(w.strip()) > 1 and any(ch.isalpha() for ch in w) for w in ws) for ws in words.values()): return None
-    return torch.stack([text_features(learn, [p.format(w) for w in ws for p in PHRASES]).mean(0) for ws in words.values()])
+    texts = name_texts(learn.dls.vocab, hints)
+    return texts and torch.stack([text_features(learn, some).mean(0) for some in texts.values()])
 
 def text_features(learn:TransferLearner, texts:Sequence[str]) -> torch.Tensor:
     "(n, n_features) features of some texts, without the cache"
@@ -332,7 +339,7 @@ def read_layers(self:TextLearner, thaw:int|None=None) -> tuple[torch.Tensor, ...
     if len(out) == 2: out += [out[0][:0], out[1][:0]]
     return tuple(t.view(len(t), body.n_blocks, body.width) if t.ndim == 2 else t for t in out)
 
-# %% ../nbs/31_text.ipynb #464b2416
+# %% ../nbs/31_text.ipynb #2a9b12c8
 @patch
 def probe(
     self:TextLearner,
@@ -351,7 +358,7 @@ def probe(
     self.prior = self._prior(x, y, k, hints, **kwargs) if names or hints else None
     found = solve_head(self.model, x, y, prior=self.prior, **kwargs)
     self.probed, self.probe_features = True, (x, y, vx, vy)
-    self.statistics = ClassStatistics.from_features(x, y, len(found.weight))
+    self.statistics = ClassStatistics.from_features(x, y, len(found.weight), self.prior)
     self.opt, self.kept = None, 'probe'
     self.probe_result = self._result(found, vx, vy, y, time.perf_counter() - start)
     return self.probe_result
@@ -385,13 +392,185 @@ def _result(self:TextLearner, found, vx, vy, y, seconds:float) -> Probe:
     return Probe(float(found.alpha), float(found.loo_accuracy), (logits.argmax(1) == vy).float().mean().item(),
                  nn.functional.cross_entropy(logits, vy).item(), seconds, len(y))
 
-# %% ../nbs/31_text.ipynb #73aed107
+# %% ../nbs/31_text.ipynb #51e6833c
 @patch
 def refit(self:TextLearner):
-    "Solve the head once more from training and validation texts together; only while the probe's body is in place"
-    return TransferLearner.refit(self, prior=getattr(self, 'prior', None))
+    "Solve the head once more from training and validation texts together; only while the probe's body, or that of `contrast`, is in place"
+    found = TransferLearner.refit(self, prior=getattr(self, 'prior', None))
+    if self.kept == 'contrast': scale_logits(self.model, found.scale/self.contrast_scale)
+    return found
 
-# %% ../nbs/31_text.ipynb #31e67937
+# %% ../nbs/31_text.ipynb #9d11f034
+def contrastive_loss(z:torch.Tensor, y:torch.Tensor, temperature:float=.1) -> torch.Tensor:
+    "Mean over texts of −log of the share that their own class has in the similarities to all others: (n, d) features and (n,) classes"
+    z = nn.functional.normalize(z.float(), dim=1)
+    own = torch.eye(len(y), dtype=torch.bool, device=z.device)
+    share = (z @ z.T/temperature).masked_fill(own, -1e9).log_softmax(1)
+    same = (y[:,None] == y[None]) & ~own
+    return -((share*same).sum(1)/same.sum(1).clamp(min=1))[same.any(1)].mean()
+
+# %% ../nbs/31_text.ipynb #da156d6d
+class _Tail:
+    "The last groups of a text network, and texts as they reach them"
+    def __init__(self, learn:TransferLearner, thaw:int):
+        self.net, self.body, self.reader = learn.model, learn.model.body, learn.dls.train.dataset.tls[0].tfms.fs[0]
+        n = len(self.body.groups) + 1 - thaw
+        if not 1 <= n < len(self.body.groups): raise InputError(f"`thaw` is {thaw}; accepted: 2 to {len(self.body.groups)}.")
+        self.body._layers, dl = (self.body.n_blocks,), learn.dls[0]
+        learn.frozen_prefix.cuts = {}
+        self.run, (self.cut,), _ = learn.frozen_prefix.prefix_of([n], learn.frozen_prefix.items_of(dl))
+        self.params, self.device = [p for g in self.body.groups[n:] for p in g], learn.dls.device
+        first = {id(p) for p in self.params}
+        blocks = self.body.model.get_submodule(self.body.blocks)
+        self.layers = tuple(k + 1 for k,b in enumerate(blocks) if any(id(p) in first for p in b.parameters()))
+
+    def read(self, texts:Sequence[str]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        "(tokens, width) rows at the cut and (tokens,) token numbers of each text"
+        self.reader.preload(texts); self.net.eval()
+        ids, out = [self.reader(t).as_subclass(torch.Tensor) for t in texts], [None]*len(texts)
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        for at in progress([order[k:k+32] for k in range(0, len(order), 32)], 'contrast: frozen blocks'):
+            rows = self.run(_padded([ids[i] for i in at], -1).to(self.device))[0]
+            for i,r in zip(at, rows): out[i] = r[:len(ids[i])].clone().float(), ids[i]
+        return out
+
+    def features(self, some:Sequence) -> torch.Tensor:
+        "(n, features) of texts that `read` gave, through the blocks as they are now"
+        hidden, ids = _padded([h for h,_ in some], 0.), _padded([i for _,i in some], -1)
+        self.net.cut = self.cut
+        return self.net.features(Activations(self.cut.hidden(hidden).to(self.device)), ids.to(self.device))
+
+def _padded(rows:Sequence[torch.Tensor], value) -> torch.Tensor:
+    n = padded_length(max(map(len, rows)))
+    return torch.stack([nn.functional.pad(r, (*(0,)*(2*r.ndim - 2), 0, n - len(r)), value=value) for r in rows])
+
+# %% ../nbs/31_text.ipynb #41937eb0
+@patch
+def train(self:_Tail, some:Sequence, y:torch.Tensor, steps:int, lr:float, seed:int, desc:str, bs:int=32) -> None:
+    "Train the blocks with `contrastive_loss`, each class about as often as the others; a batch's texts are of similar length, which saves padding and keeps length from telling classes apart"
+    opt, share = torch.optim.AdamW(self.params, lr=lr, weight_decay=.01), 1/torch.bincount(y).clamp(min=1)[y]
+    self.body._layers, order = (self.body.n_blocks,), torch.tensor([len(i) for _,i in some]).argsort(stable=True)
+    with torch.random.fork_rng(devices=[self.device] if self.device.type == 'cuda' else []):
+        torch.manual_seed(seed); self.net.train()
+        for p in self.params: p.requires_grad_(True)
+        for s in progress(range(steps), desc, steps):
+            for g in opt.param_groups: g['lr'] = lr*min(1, (s + 1)/max(1, steps//10))*(1 - s/steps)
+            near = order[(lo := int(torch.randint(max(1, len(y) - 2*bs), (1,)))):lo + 2*bs]
+            at = near[torch.multinomial(share[near], min(bs, len(near)))]
+            opt.zero_grad(); contrastive_loss(self.features([some[i] for i in at]), y[at].to(self.device)).backward(); opt.step()
+    self.net.eval()
+
+@patch
+def means(self:_Tail, some:Sequence) -> torch.Tensor:
+    "(n, layers*width) means of the layers behind the cut"
+    self.body._layers = self.layers
+    order, out = sorted(range(len(some)), key=lambda i: len(some[i][1])), [None]*len(some)
+    with torch.inference_mode():
+        for k in range(0, len(order), 32):
+            for i,r in zip(order[k:k+32], self.features([some[i] for i in order[k:k+32]]).cpu()): out[i] = r
+    return torch.stack(out)
+
+# %% ../nbs/31_text.ipynb #843e9cf0
+@dataclass
+class Contrast:
+    "Cross-validated loss (nats) and accuracy of the probe and after contrastive training, the difference's standard error, and what was kept"
+    kept:bool
+    texts:int
+    folds:int
+    probe_loss:float
+    loss:float
+    error:float
+    probe_accuracy:float
+    accuracy:float
+    seconds:float
+
+@patch
+def contrast(
+    self:TextLearner,      # Probed
+    thaw:int=3,            # Groups that train, head included, as `freeze_to` counts them
+    steps:int=30,          # Of 32 texts
+    lr:float=1e-4,
+    folds:int=3,
+    hints:dict|None=None,  # As for `probe`
+    most:int=1000,         # Labelled texts that take part
+    seed:int=0,
+) -> Contrast:
+    "Contrastive fine-tuning of the last blocks on the labelled texts, kept only if cross-validation prefers it to the probe"
+    from sklearn.model_selection import StratifiedKFold
+    start, body, was = time.perf_counter(), self.model.body, (self.model.body.layers, self.model.head)
+    if not self.probed: raise InputError("`contrast` starts from a probe; call `probe` first.")
+    x, y = self.probe_features[:2]
+    at = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:most]
+    texts, x, y = [self._train_texts()[i] for i in at], x[at], y[at]
+    folds = min(folds, int(torch.bincount(y, minlength=len(self.dls.vocab)).min()))
+    if folds < 2: return Contrast(False, len(y), folds, *[float('nan')]*5, time.perf_counter() - start)
+    state = {k: v.detach().clone() for k,v in body.state_dict().items()}
+    tail = _Tail(self, thaw)
+    some, words = tail.read(texts), self._word_rows(tail, hints)
+    held, base = (np.zeros((len(y), len(self.dls.vocab))) for _ in range(2))
+    try:
+        for f,(tr,te) in enumerate(StratifiedKFold(folds, shuffle=True, random_state=seed).split(y, y)):
+            base[te] = _held_out(x[tr], y[tr], x[te], self.prior)
+            tail.train([some[i] for i in tr], y[tr], steps, lr, seed + f, f'contrast: fold {f+1} of {folds}')
+            z = tail.means(some); held[te] = _held_out(z[tr], y[tr], z[te], _word_prior(tail, words))
+            body.load_state_dict(state)
+        result = _compare(base, held, y.numpy(), folds)
+        if result.kept: self._keep_contrast(tail, some, y, words, steps, lr, seed, fit_scale(held, y.numpy()))
+    except BaseException:
+        body.load_state_dict(state); self.kept, self.model.head = 'probe', was[1]
+        raise
+    finally:
+        self.model.cut, self.frozen_prefix.cuts = None, {}
+        if self.kept != 'contrast': body._layers = was[0]
+        self.freeze()
+    result.seconds = time.perf_counter() - start
+    self.contrast_result = result
+    return result
+
+# %% ../nbs/31_text.ipynb #ce424664
+def _held_out(x, y, tx, prior) -> np.ndarray:
+    "Scores (n, classes) of some texts, from a head on others"
+    found = ridge_loo(x, y, int(y.max()) + 1, prior=prior)
+    return tx.double().numpy() @ found.weight.T + found.bias
+
+def _compare(base, held, y, folds:int) -> Contrast:
+    own = np.arange(len(y)), y
+    a, b = (-log_softmax(fit_scale(s, y)*s, 1)[own] for s in (base, held))
+    error = float((a - b).std(ddof=1)/len(y)**.5)
+    return Contrast(bool((a - b).mean() > error), len(y), folds, float(a.mean()), float(b.mean()), error,
+                    float((base.argmax(1) == y).mean()), float((held.argmax(1) == y).mean()), 0.)
+
+@patch
+def _train_texts(self:TextLearner) -> list[str]:
+    "Training texts in the order of `probe_features`"
+    with without_augmentation(self.dls[0]) as dl: return [dl.dataset.items[i] for i in dl.get_idxs()]
+
+@patch
+def _word_rows(self:TextLearner, tail:_Tail, hints) -> list|None:
+    "For each class, what `_Tail.read` gives for its name; None where the probe did without"
+    if self.prior is None: return None
+    return [tail.read(texts) for texts in name_texts(self.dls.vocab, hints).values()]
+
+def _word_prior(tail:_Tail, words) -> np.ndarray|None:
+    return None if words is None else torch.stack([tail.means(w).mean(0) for w in words]).double().numpy()
+
+@patch
+def _keep_contrast(self:TextLearner, tail:_Tail, some, y, words, steps, lr, seed, scale:float) -> None:
+    "Train on all labels, solve the head, and let everything that follows know"
+    tail.train(some, y, steps, lr, seed, 'contrast: all labels')
+    self.prior, self.contrast_scale = _word_prior(tail, words), scale
+    self.model.body._layers, self.model.cut = (), None
+    self.use_layers(tail.layers)
+    x, y, vx, vy = self.layer_means = self.read_layers()
+    x, vx = (pick_layers(t, tail.layers) for t in (x, vx))
+    found = solve_head(self.model, x, y, prior=self.prior)
+    scale_logits(self.model, found.scale/scale)
+    found.scale = scale
+    self.probe_features, self.opt, self.kept = (x, y, vx, vy), None, 'contrast'
+    self.statistics = ClassStatistics.from_features(x, y, len(found.weight), self.prior)
+    self.probe_result = self._result(found, vx, vy, y, 0.)
+
+# %% ../nbs/31_text.ipynb #95f62568
 @patch
 def thaw_progressively(self:TextLearner, stages:Sequence[Stage], keep_best:bool=True, **kwargs) -> list[Stage]:
     "As for pictures; while it trains, the features are the layers behind the first trained block"
@@ -403,7 +582,7 @@ def thaw_progressively(self:TextLearner, stages:Sequence[Stage], keep_best:bool=
     self.use_layers(range(self._first_layer(stages), self.model.body.n_blocks + 1))
     solve_head(self.model, pick_layers(x, self.model.body.layers), y)
     TransferLearner.thaw_progressively(self, stages, keep_best, **kwargs)
-    if self.kept == 'probe': # not worth it: the probe as it was
+    if self.kept != 'fine-tuned': # not worth it: all as it was
         self.use_layers(probed[0]); self.model.load_state_dict(probed[1]); self.probe_features = probed[2]; self.freeze()
     return self.stages
 

@@ -350,7 +350,7 @@ def _unlabelled(rows:list[dict], items:pd.DataFrame) -> list[str]:
         if r['group'] in groups: taken.add(c) # and its copies elsewhere
     return [t for c,t in sorted(free.items()) if c not in taken]
 
-# %% ../nbs/21_texts.ipynb #0cc4bbd2
+# %% ../nbs/21_texts.ipynb #a50e39db
 def read_texts(
     path:str|Path,               # A table, a folder of tables, or a folder with a subfolder of texts per class
     text:str='',                 # Column of the texts; '': found by its name
@@ -364,6 +364,7 @@ def read_texts(
     max_items:int|None=None,     # Use only so many rows, in proportion to classes and splits
     check_typos:bool=True,       # Whether a rare label that looks like a frequent one is a problem
     names:dict[str, str]|None=None, # label → what it shall be called
+    addition:bool=False,         # For a model that exists already: one class, or one text of a class, is enough
 ) -> TextData:
     "Read, check, split and fingerprint texts; everything that is wrong is in one `InputError`"
     check_args(valid_pct, test_pct, seed, on_bad, min_per_class, max_items)
@@ -375,11 +376,11 @@ def read_texts(
     made = {s: share for s,share in (('valid', valid_pct), ('test', test_pct)) if s not in given and share}
     problems = bad + _empty(rows) + _half_split(named) + spelling_problems(classes) + (label_typos(r['label'] for r in named) if check_typos else [])
     if max_items: plain = sample_rows(sorted(plain, key=lambda r: (r['text'], r['label'], r['split'], r['group'])), max_items, seed)
-    items, found = check_items(_items_of([r for r in plain if r['label']]), classes, max(2, 1 + len(made), min_per_class or 0), 'text')
+    items, found = check_items(_items_of([r for r in plain if r['label']]), classes, 0 if addition else max(2, 1 + len(made), min_per_class or 0), 'text')
     problems, skipping = problems + found, on_bad == 'skip'
     if any(not (skipping and p.can_skip) for p in problems): raise InputError(_report(problems, path, rows, skipping))
     items['split'] = make_splits(items, made, seed)
-    if short := short_classes(items, classes, [*made], 'text'): raise InputError(_report(short, path, rows))
+    if not addition and (short := short_classes(items, classes, [*made], 'text')): raise InputError(_report(short, path, rows))
     loose = _unlabelled([r for r in plain if not r['label']], items)
     notes, items = data_notes(items, classes, 'text') + _uneven(items), items.drop(columns=['content', 'unit'])
     return TextData(root, items, classes, problems, _print(items, loose), 'given' if given else 'made', [*made], notes, str(path), loose)
