@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 USECASE ?= parts
+NOTEBOOK ?= *
 ARGS ?=
 
 BIN := .venv/bin
@@ -37,8 +38,8 @@ docs: .venv/.dev ## build the pages in _docs/ from the notebooks
 lab: .venv/.dev ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
 
-bench: .venv/.dev ## execute nbs/benchmarks/*.ipynb into outputs/benchmarks/ (many minutes)
-	@mkdir -p outputs/benchmarks; failed=; for nb in nbs/benchmarks/*.ipynb; do \
+bench: .venv/.dev ## execute nbs/benchmarks/*.ipynb into outputs/benchmarks/ (many minutes): make bench [NOTEBOOK=image_speed] [ARGS='-p name value']
+	@mkdir -p outputs/benchmarks; failed=; for nb in nbs/benchmarks/$(NOTEBOOK).ipynb; do \
 	  [ -e "$$nb" ] || { echo "no notebook in nbs/benchmarks/"; break; }; \
 	  echo "$$nb → outputs/benchmarks/$${nb##*/}"; \
 	  $(BIN)/papermill -k python3 --no-progress-bar $(ARGS) "$$nb" "outputs/benchmarks/$${nb##*/}" || failed="$$failed $${nb##*/}"; \

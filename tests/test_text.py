@@ -25,7 +25,7 @@ from tl_notebooks.finetune import Stage
 from tl_notebooks.heads import ridge_loo
 from tl_notebooks.pretrained import load_text_model
 from tl_notebooks.samples import sample_path
-from tl_notebooks.text import (PadTokens, TextBody, choose_layers, learning_curve, more_labels, padded_length, pick_layers, test_dl as dl_of_split, text_learner,
+from tl_notebooks.text import (PadTokens, TextBody, choose_layers, contrastive_loss, learning_curve, more_labels, padded_length, pick_layers, test_dl as dl_of_split, text_learner,
                                text_net, tfidf_baseline, word_effects)
 from tl_notebooks.texts import draw_labels, read_texts
 
@@ -247,6 +247,57 @@ def test_fine_tuning_goes_on_from_the_probe_or_returns_to_it(data, cache):
     assert learn.kept == 'fine-tuned' and min(learn.model.body.layers) >= 5 and computed(learn) - first <= 2*len(data.items)
 
 
+def test_the_contrastive_loss_is_the_published_formula():
+    "Khosla et al. 2020, equation 2, summed in plain loops"
+    z, y = torch.randn(9, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 1, 1, 2, 0, 1, 3])
+    u, out = (z/z.norm(dim=1, keepdim=True)).double(), []
+    for i in range(9):
+        others = [j for j in range(9) if j != i]; own = [j for j in others if y[j] == y[i]]
+        total = sum(torch.exp(u[i] @ u[j]/.1) for j in others)
+        if own: out.append(-sum(torch.log(torch.exp(u[i] @ u[j]/.1)/total) for j in own)/len(own))
+    assert contrastive_loss(z, y).item() == pytest.approx(float(sum(out)/len(out)), abs=1e-5)
+
+
+def test_contrast_on_labels_that_say_nothing_is_undone_to_the_bit(cache):
+    rng = np.random.default_rng(0)
+    few = draw_labels(read_texts(sample_path('reviews'), valid_pct=0.), 12, 0)
+    learn = text_learner(few, seed=0)
+    with learn.no_bar():
+        learn.probe()
+        state, layers, before = {k: v.clone() for k,v in learn.model.state_dict().items()}, learn.model.body.layers, learn.get_preds(dl=dl_of_split(learn, few))[0]
+        noise = rng.permutation(learn.probe_features[1].numpy())
+        learn.probe_features = (learn.probe_features[0], torch.from_numpy(noise), *learn.probe_features[2:])
+        found = learn.contrast(steps=6)
+        assert not found.kept and found.folds == 3 and found.texts == 24
+        assert learn.model.body.layers == layers and all(torch.equal(v, learn.model.state_dict()[k]) for k,v in state.items())
+        assert torch.equal(learn.get_preds(dl=dl_of_split(learn, few))[0], before)
+
+
+def test_contrast_that_is_kept_is_saved_predicts_and_refits(cache, tmp_path, monkeypatch):
+    from tl_notebooks import text
+    few = draw_labels(read_texts(sample_path('reviews'), valid_pct=0.), 12, 0)
+    real = text._compare
+    def kept(*args): found = real(*args); found.kept = True; return found
+    monkeypatch.setattr(text, '_compare', kept)
+    runs = []
+    for _ in range(2):
+        learn = text_learner(few, seed=0)
+        with learn.no_bar():
+            learn.probe(); before = {k: v.clone() for k,v in learn.model.body.state_dict().items()}
+            found = learn.contrast(steps=6)
+            learn.thaw_progressively([]); learn.refit()
+            probs, _ = learn.get_preds(dl=dl_of_split(learn, few))
+        runs.append(probs)
+        changed = {k.split('layer.')[1][0] for k,v in learn.model.body.state_dict().items() if not torch.equal(v, before[k])}
+        assert changed == {'4', '5'} and learn.model.body.layers == (5, 6) and learn.kept == 'contrast' # frozen blocks are untouched
+    assert torch.equal(*runs)                          # twice is the same to the bit
+    save_model(tmp_path/'model', learn.model, learn.info, few.classes, tok=learn.tok)
+    said = [list(p.probabilities.values()) for p in Model(tmp_path/'model').predict(few.texts('test'))]
+    np.testing.assert_allclose(np.array(said), runs[1].numpy(), atol=1e-5)
+    confidence = runs[1].max(1).values.mean()
+    assert abs(float(confidence) - found.accuracy) < .2 # its own labels do not make it sure of itself
+
+
 def test_twice_is_the_same_to_the_bit(tmp_path):
     code = ("import tl_notebooks, torch\nfrom tl_notebooks.texts import *\nfrom tl_notebooks.text import *\nfrom tl_notebooks.core import hash_state\n"
             "from tl_notebooks.samples import sample_path\nd = read_texts(sample_path('mails'), max_items=80)\n"
@@ -338,6 +389,8 @@ def test_reviews_from_the_box(tmp_path):
     folder = Path(done.stdout.strip().splitlines()[-1]); rec = record(folder)
     assert rec['status'] == 'ok' and next(iter(rec['metrics'])) == 'accuracy' and rec['data']['n_unlabelled'] > 100
     assert rec['data']['counts']['train'] == {'negative': 8, 'positive': 8} and set(rec['learning_curve']['labels alone']) >= {'2', '8', '64'}
+    assert rec['contrast']['folds'] == 3 and rec['contrast']['texts'] == 16 and rec['kept'] in ('probe', 'contrast')
+    assert Model(folder).statistics().n == 16
     assert {p.stem for p in (folder/'figures').iterdir()} >= {'accuracy', 'learning_curve', 'words', 'confusion', 'reliability', 'counts'}
     assert 'test texts' in (folder/'report.html').read_text() and rec['baselines']['tfidf']['accuracy']['n'] == rec['metrics']['accuracy']['n']
     data = read_texts(sample_path('reviews'), valid_pct=0., test_pct=rec['params']['test_pct'])
@@ -363,7 +416,7 @@ def test_mail_fine_tuned_with_control(tmp_path):
 
 @pytest.mark.parametrize('args,message', [
     (('-p', 'epochs=1'), 'fine-tuning is judged on validation texts'), (('-p', 'labels=1'), '`labels` is 1'), (('-p', 'labels=10000'), 'Accepted: up to'),
-    (('-p', 'names=x'), "'x' is no label:name pair"), (('-p', 'text=body'), "no column 'body' for `text`"), (('--data', 'nowhere.csv'), '`nowhere.csv` does not exist'),
+    (('-p', 'names=x'), "'x' is no label:name pair"), (('-p', 'hints=negativ:bad'), "Did you mean 'negative'?"), (('-p', 'text=body'), "no column 'body' for `text`"), (('--data', 'nowhere.csv'), '`nowhere.csv` does not exist'),
     (('-p', 'backbone=minilm'), 'minilm_l6')])
 def test_a_wrong_request_names_its_place(tmp_path, args, message):
     done = tl('run', 'reviews', '--out', 'o', *args, cwd=tmp_path)

@@ -48,7 +48,7 @@ def write_manifest(folder:Path, manifest:dict) -> None:
     text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
     (folder/'manifest.json').write_text(text.replace('"sha256": "' + '0'*64, '"sha256": "' + _manifest_hash(text)), encoding='utf-8')
 
-# %% ../nbs/40_artifact.ipynb #c6f45296
+# %% ../nbs/40_artifact.ipynb #d579af74
 def save_model(
     folder:str|Path,          # Made by this call; must not exist
     net:TransferNet,
@@ -84,7 +84,10 @@ def save_model(
             weights_sha256=hash_state(state), files=files))
         for p in tmp.iterdir(): p.chmod(0o666 & ~umask()) # safetensors makes files that only their owner may read
         tmp.chmod(0o777 & ~umask())
-        os.rename(tmp, folder)
+        try: os.rename(tmp, folder)
+        except OSError:
+            if not folder.exists(): raise
+            raise InputError(f"model folder `{folder}` was made by another command meanwhile; its content is left as it is. Choose another name.") from None
     except BaseException: shutil.rmtree(tmp, ignore_errors=True); raise
     return folder
 

@@ -9,7 +9,7 @@ __all__ = ['FORMATS', 'SUFFIXES', 'MAX_PIXELS', 'KINDS', 'LAYOUTS', 'SPLITS', 'S
            'summarise', 'spelling_problems', 'make_splits', 'sample_rows', 'check_items', 'short_classes', 'data_notes',
            'check_share', 'check_whole', 'check_args', 'read_images']
 
-# %% ../nbs/11_data.ipynb #554d2a6c
+# %% ../nbs/11_data.ipynb #bcc0b18a
 import contextlib
 import csv
 import hashlib
@@ -25,7 +25,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
@@ -537,7 +537,7 @@ def fingerprint(
     rows = sorted(tuple(map(str, r)) for r in zip(*(items[c] for c in columns)))
     return hash_bytes(*(v.encode() for r in [tuple(columns), *rows] for v in r))
 
-# %% ../nbs/11_data.ipynb #87166757
+# %% ../nbs/11_data.ipynb #65cdc184
 @dataclass
 class LabelledData:
     "Items that have been read once and found good, with their labels, splits and fingerprint"
@@ -564,6 +564,11 @@ class LabelledData:
         n = Counter(zip(self.items.split, self.items.label))
         return {s: {c: n[s,c] for c in self.classes} for s in SPLITS}
     def as_json(self) -> dict: return _as_json(self)
+    def only(self, classes:Sequence[str]):
+        "The part of some classes, with a fingerprint of its own"
+        if bad := [c for c in classes if c not in self.classes]: raise InputError(f"there is no class {bad[0]!r}. {did_you_mean(bad[0], self.classes)}")
+        items = self.items[self.items.label.isin(list(classes))].reset_index(drop=True)
+        return replace(self, items=items, classes=[c for c in self.classes if c in classes], fingerprint=fingerprint(items))
 
 @dataclass
 class ImageData(LabelledData):

@@ -149,7 +149,7 @@ def _join(a:np.ndarray, b:np.ndarray, between:np.ndarray) -> np.ndarray:
     if a.ndim == b.ndim == 2: return _factor(np.concatenate([a, b, between[None]]))
     return (_scatter(a, d) + _scatter(b, d) + np.outer(between, between))[np.triu_indices(d)]
 
-# %% ../nbs/16_heads.ipynb #cb006770
+# %% ../nbs/16_heads.ipynb #d00a6d68
 @dataclass
 class ClassStatistics:
     """What a ridge head needs to know of its training features, class by class; float64.
@@ -187,10 +187,13 @@ class ClassStatistics:
     @property
     def scatter(self) -> np.ndarray:
         "(d, d) scatter of all rows around the overall mean"
-        away = (self.means - self.mean)*np.sqrt(self.counts)[:,None]
-        factors = [w for w in self.within if w is not None and w.ndim == 2]
-        rows = np.concatenate([away, *factors])
+        rows = self.rows
         return rows.T @ rows + sum(_scatter(w, self.d) for w in [*self.within, self.common] if w is not None and w.ndim == 1)
+    @property
+    def rows(self) -> np.ndarray:
+        "(r, d) of which the products sum to the scatter, but for what is kept as whole matrices"
+        away = (self.means - self.mean)*np.sqrt(self.counts)[:,None]
+        return np.concatenate([away, *(w for w in self.within if w is not None and w.ndim == 2)])
 
 # %% ../nbs/16_heads.ipynb #915aa42f
 def merge_statistics(
@@ -258,7 +261,7 @@ def fit_into(s:ClassStatistics, nbytes:int=2**29) -> ClassStatistics:
         common, within[c] = _plus(common, _scatter(within[c], s.d)[np.triu_indices(s.d)]), None
     return ClassStatistics(s.counts, s.sums, within, common, s.prior)
 
-# %% ../nbs/16_heads.ipynb #4808dc0b
+# %% ../nbs/16_heads.ipynb #82ee7ad9
 @dataclass
 class SolvedHead:
     "weight (k, d) and bias (k,) on raw features;  alpha: ridge strength;  freedom: degrees of freedom of the fit;  std (d,): what features are divided by; float64"
@@ -275,32 +278,43 @@ def solve_statistics(
     "The ridge head on standardised features from statistics alone"
     if alpha is not None and not alpha > 0: raise InputError(f"`alpha` is {alpha}; accepted: a number above 0.")
     if (s.counts > 0).sum() < 2: raise InputError(f"statistics of {int((s.counts > 0).sum())} class; a head needs at least two classes.")
-    scatter, goal = s.scatter, 2*s.counts/s.n - 1
-    std = scale_from(s.mean, np.diag(scatter)/s.n)
-    moment, gram = (2*(s.sums - s.counts[:,None]*s.mean)/std).T, scatter/np.outer(std, std)
-    gram, moment, back = _prior_moments(gram, moment, s, std)
-    w, v = np.linalg.eigh(gram)
-    keep = w > max(w[-1], 0)*max(s.n, len(w))*np.finfo(float).eps
-    if not keep.any(): raise InputError(f"all {s.n} rows of features are the same; there is nothing to tell classes by.")
-    w, v = w[keep], v[:,keep]
+    w, v, moment, std, back = _solve_space(s)
+    if not len(w): raise InputError(f"all {s.n} rows of features are the same; there is nothing to tell classes by.")
     along, total = v.T @ moment, 4*(s.counts*(1 - s.counts/s.n)).sum()
     def gcv(a):
         fit = along**2/(w + a)[:,None]
         free = 1 - ((w/(w + a)).sum() + 1)/s.n
         return (total - 2*fit.sum() + (fit*(w/(w + a))[:,None]).sum())/max(free, 1e-9)**2
-    a = float(alpha or min(GRID*w.mean(), key=gcv))
+    a, goal = float(alpha or min(GRID*w.mean(), key=gcv)), 2*s.counts/s.n - 1
     weight = back((v @ (along/(w + a)[:,None])).T)/std
     return SolvedHead(weight, goal - weight @ s.mean, a, float((w/(w + a)).sum()) + 1, std)
 
-def _prior_moments(gram, moment, s:ClassStatistics, std):
-    "Moments with the features of the prior beside the others, as `_with_prior` adds them to rows"
-    if s.prior is None: return gram, moment, lambda w: w
-    d = (s.prior - s.prior.mean(0))/std
-    size = np.sqrt(max(np.trace(d @ gram @ d.T), 0)/s.n)
-    if not size > 0: return gram, moment, lambda w: w
-    d = d*(TRUST*np.sqrt(np.trace(gram)/s.n)/size)
-    both = np.concatenate([np.eye(s.d), d])
-    return both @ gram @ both.T, both @ moment, lambda w: w[:,:s.d] + w[:,s.d:] @ d
+# %% ../nbs/16_heads.ipynb #e8007a5a
+def _solve_space(s:ClassStatistics) -> tuple:
+    "Eigenvalues (r,) and vectors (d, r) of the standardised second moment, the moments with the targets (d, k), deviations (d,), and what takes a weight back to features"
+    rows = s.rows if s.common is None and all(w.ndim == 2 for w in s.within) else None
+    if rows is not None and len(rows) >= s.d: rows = None
+    scatter = s.scatter if rows is None else None
+    std = scale_from(s.mean, (np.diag(scatter) if rows is None else (rows**2).sum(0))/s.n)
+    moment = (2*(s.sums - s.counts[:,None]*s.mean)/std).T
+    z, gram = (None, scatter/np.outer(std, std)) if rows is None else (rows/std, None)
+    d = None if s.prior is None else _prior_rows((s.prior - s.prior.mean(0))/std, z, gram)
+    if d is not None: moment = np.concatenate([moment, d @ moment])
+    back = (lambda w: w) if d is None else (lambda w: w[:,:s.d] + w[:,s.d:] @ d)
+    if rows is None:
+        both = np.eye(s.d) if d is None else np.concatenate([np.eye(s.d), d])
+        w, v = np.linalg.eigh(gram if d is None else both @ gram @ both.T)
+    else:
+        z = z if d is None else np.concatenate([z, z @ d.T], 1)
+        w, u = np.linalg.eigh(z @ z.T)
+        v = z.T @ (u/np.sqrt(np.maximum(w, 1e-300)))
+    keep = w > max(w[-1], 0)*max(s.n, len(moment))*np.finfo(float).eps
+    return w[keep], v[:,keep], moment, std, back
+
+def _prior_rows(d:np.ndarray, z, gram) -> np.ndarray|None:
+    "The prior's directions (k, d) on standardised features, as long as `_with_prior` makes them, from rows `z` or their second moment"
+    size, total = (((d @ z.T)**2).sum(), (z**2).sum()) if gram is None else (np.trace(d @ gram @ d.T), np.trace(gram))
+    return d*(TRUST*np.sqrt(total/size)) if size > 0 else None
 
 # %% ../nbs/16_heads.ipynb #eb81ffb9
 def sample_scores(

@@ -137,13 +137,15 @@ def plot_reliability(
     ax.grid(color=GRID)
     return fig
 
-# %% ../nbs/14_plots.ipynb #c374584e
+# %% ../nbs/14_plots.ipynb #0edbc04d
 def plot_learning_curve(
     curves:dict[str, dict[int, dict]], # name → labels per class → {value, low, high}
     ylabel:str='test accuracy',
     lines:dict[str, float]|None=None,  # Horizontal lines to compare with
+    xlabel:str='labels per class',
+    log:bool=True,                     # Logarithmic horizontal axis
 ) -> Figure:
-    "Score against labels per class, on a logarithmic axis, with intervals"
+    "Score against a number, of labels per class or something else, with intervals"
     fig, (ax,) = new_figure(width=6, height=3.4)
     for (name, points), color in zip(curves.items(), (BLUE, ORANGE, MUTED, RED)):
         n = sorted(points)
@@ -151,8 +153,8 @@ def plot_learning_curve(
         ax.errorbar(n, v, yerr=[np.maximum(v - lo, 0), np.maximum(hi - v, 0)], color=color, marker='o', ms=4, lw=1.5, capsize=2, label=name)
     for name,y in (lines or {}).items(): ax.axhline(y, color=MUTED, ls=':', lw=1); ax.annotate(name, (1, y), xycoords=('axes fraction', 'data'), fontsize=8, ha='right', va='bottom', color=MUTED)
     ticks = sorted({k for p in curves.values() for k in p})
-    ax.set(xscale='log', xlabel='labels per class', ylabel=ylabel); ax.set_xticks(ticks, ticks); ax.minorticks_off()
-    ax.grid(color=GRID); ax.legend(frameon=False, fontsize=9, loc='lower right')
+    ax.set(xscale='log' if log else 'linear', xlabel=xlabel, ylabel=ylabel); ax.set_xticks(ticks, ticks); ax.minorticks_off()
+    ax.grid(color=GRID); ax.legend(frameon=False, fontsize=9, loc='best' if not log else 'lower right')
     return fig
 
 # %% ../nbs/14_plots.ipynb #78bb2862

@@ -1,0 +1,236 @@
+"Expansion with proof: the head of joint training from new data alone, old logits that keep their bits, certificates that can fail."
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import tl
+from sklearn.linear_model import Ridge
+from scipy.stats import binomtest
+
+import tl_notebooks  # noqa: F401  before fastai: it guards torchvision
+
+from tl_notebooks.artifact import Model, read_manifest, save_model
+from tl_notebooks.core import InputError
+from tl_notebooks.data import read_images
+from tl_notebooks.expand import Limits, expand_model, family_tree, merge_models
+from tl_notebooks.heads import ClassStatistics, scale_of, statistics_state
+from tl_notebooks.samples import PARTS, make_parts, sample_path
+from tl_notebooks.text import text_learner
+from tl_notebooks.texts import read_texts
+from tl_notebooks.vision import image_learner
+
+KINDS = PARTS[:5]
+
+
+@pytest.fixture(scope='module')
+def work(tmp_path_factory):
+    "Pictures of five kinds of parts, in a folder of all and one of each; a model that knows the first two"
+    root = tmp_path_factory.mktemp('expand')
+    make_parts(root/'all', kinds=KINDS, n=14, size=96, progress=False)
+    for i,k in enumerate(KINDS):
+        for p in sorted((root/'all'/k).iterdir()):
+            place = root/('judge' if p.stem[-1] in '13' else 'first' if i < 2 else k)/k/p.name # some of each are kept to judge by
+            place.parent.mkdir(parents=True, exist_ok=True); shutil.copy(p, place)
+    data = read_images(root/'first', valid_pct=.2, test_pct=0.)
+    learn = image_learner(data, 'efficientnet_lite0', size=96, precision='fp32', seed=0)
+    with learn.no_bar():
+        learn.probe(); learn.thaw_progressively([]); head = learn.refit()
+    save_model(root/'model', learn.model, learn.info, data.classes, statistics=statistics_state(learn.statistics), head=dict(kind='solved', alpha=head.alpha))
+    return root
+
+
+def expand(work, parent, new, out, **kwargs): return expand_model(work/parent, work/new, out, test_pct=0., **kwargs)
+
+
+def judge(work, classes):
+    d = read_images(work/'judge', valid_pct=0., test_pct=0., addition=True)
+    return [f for f,l in zip(d.files('train'), d.subset('train').label) if l in classes]
+
+
+def test_growing_step_by_step_is_joint_training(work, tmp_path):
+    "In any order: the head that scikit-learn's ridge gives on the features of all pictures together"
+    model = Model(work/'model')
+    outs = []
+    for order in (KINDS[2:], KINDS[:1:-1]):
+        parent = 'model'
+        for k in order: parent = expand(work, parent, k, tmp_path/f"{''.join(order)}-{k}").folder
+        outs.append(Model(parent))
+    files, labels = [], []
+    for name in ('first', *KINDS[2:]):
+        d = read_images(work/name, valid_pct=0., test_pct=0., addition=True)
+        files += d.files('train'); labels += list(d.subset('train').label)
+    x = model.features(files).double().numpy(); mean, std = scale_of(x)
+    test = model.features(judge(work, KINDS))
+    for grown in outs:
+        head = grown.manifest['head']
+        y = np.array([grown.classes.index(l) for l in labels])
+        joint = Ridge(head['alpha']).fit((x - mean)/std, 2*np.eye(5)[y] - 1)
+        want = head['scale']*joint.predict((test.double().numpy() - mean)/std)
+        with torch.inference_mode(): got = grown.net.head(test).double().numpy()
+        np.testing.assert_allclose(got, want, atol=1e-4*max(1, np.abs(want).max()))
+    a, b = outs
+    assert sorted(a.classes) == sorted(b.classes) and a.manifest['head']['alpha'] == pytest.approx(b.manifest['head']['alpha'], rel=1e-9)
+    assert [p.label for p in a.predict(files)] == [p.label for p in b.predict(files)]
+
+
+def test_a_float64_head_is_joint_training_to_1e_8(work):
+    "What float32 weights round away is not an error of the statistics"
+    model = Model(work/'model'); s = model.statistics()
+    d = read_images(work/'first', valid_pct=0., test_pct=0.)
+    x = model.features(d.files('train'))
+    want = ClassStatistics.from_features(x, d.labels('train'), 2)
+    np.testing.assert_allclose(s.scatter, want.scatter, atol=1e-6*np.abs(want.scatter).max())
+    np.testing.assert_allclose(s.sums, want.sums, rtol=1e-5, atol=1e-5)
+
+
+def test_ten_expansions_and_the_way_back(work, tmp_path):
+    "Ten steps, then all that was added is removed: the model one began with"
+    parent = work/'model'
+    for i in range(5):
+        parent = expand(work, parent, KINDS[2 + i % 3], tmp_path/f'a{i}').folder
+        parent = expand_model(parent, out=tmp_path/f'b{i}', rename={KINDS[2 + i % 3]: f'kind {i}'}).folder
+    grown = Model(parent)
+    assert len(grown.classes) == 7 and len(grown.manifest['lineage']) == 10
+    back = Model(expand_model(parent, out=tmp_path/'back', remove=[f'kind {i}' for i in range(5)]).folder)
+    for a, b in zip(back.statistics().within, Model(work/'model').statistics().within): np.testing.assert_array_equal(a, b)
+    lines = family_tree(tmp_path/'back')
+    assert len(lines) == 13 and 'efficientnet_lite0' in lines[0] and read_manifest(work/'model')['sha256'][:16] in lines[1]
+
+
+@pytest.mark.parametrize('steps', [1, 2])
+def test_keep_scores_keeps_every_bit_of_every_old_logit(work, tmp_path, steps):
+    parent = work/'model'
+    files = judge(work, KINDS)
+    for i in range(steps):
+        before = Model(parent)
+        done = expand(work, parent, KINDS[2+i], tmp_path/str(i), mode='keep-scores', old=judge_folder(work, before.classes, tmp_path/f'j{i}'), limits=Limits(max_logit_change=0.))
+        assert done.passed and done.certificate['old_logits_bit_identical']
+        after = Model(done.folder)
+        for x in (*(after._read(f)[None] for f in files[:6]), torch.stack([after._read(f) for f in files])): # through the whole network, one by one and together
+            with torch.inference_mode(): a, b = (m.net(m._normal(x)) for m in (before, after))
+            assert torch.equal(a, b[:,:a.shape[1]])
+        parent = done.folder
+    new = [f for f in files if f.parent.name == KINDS[2]]
+    assert np.mean([p.label == KINDS[2] for p in after.predict(new)]) >= .5 # the arbiter gives new classes their chance
+
+
+def judge_folder(work, classes, to):
+    for c in classes: shutil.copytree(work/'judge'/c, to/c)
+    return to
+
+
+def test_the_certificate_says_what_the_models_say(work, tmp_path):
+    old = judge_folder(work, KINDS[:2], tmp_path/'old')
+    done = expand_model(work/'model', work/KINDS[2], tmp_path/'grown', old=old, test_pct=.3, limits=Limits(max_old_drop=.5, min_new_accuracy=1.1))
+    c = json.loads((done.folder/'certificate.json').read_text())
+    before, after = Model(work/'model'), Model(done.folder)
+    files = [p for k in KINDS[:2] for p in sorted((old/k).iterdir())]
+    right = [np.array([p.label == f.parent.name for p,f in zip(m.predict(files), files)]) for m in (before, after)]
+    assert c['old_accuracy_before']['value'] == right[0].mean() and c['old_accuracy_after']['value'] == right[1].mean() and c['judged_by']['old'] == len(files)
+    only = [int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())]
+    assert c['mcnemar_p'] == pytest.approx(binomtest(only[0], sum(only)).pvalue if sum(only) else 1.)
+    assert c['parent']['sha256'] == before.manifest['sha256'] and after.manifest['parent'] == before.manifest['sha256'] and c['body_bit_identical']
+    assert c['child']['weights_sha256'] == after.manifest['weights_sha256']
+    assert c['status'] == 'fail' and [l['passed'] for l in c['limits']] == [True, False] # nobody has more than all
+    page = (done.folder/'certificate.html').read_text()
+    assert 'fail' in page and page.count('data:image/png;base64') == 2 and 'src="http' not in page
+    text = bytearray((done.folder/'certificate.json').read_bytes()); text[100] ^= 1; (done.folder/'certificate.json').write_bytes(text)
+    with pytest.raises(InputError, match='certificate.json` was changed'): Model(done.folder)
+
+
+def test_what_is_learned_from_does_not_judge(work, tmp_path):
+    "New pictures of old classes that are also among those to judge by"
+    old = judge_folder(work, KINDS[:2], tmp_path/'old')
+    new = tmp_path/'new'
+    for i,k in enumerate(KINDS[:3]):
+        (new/k).mkdir(parents=True)
+        for p in sorted((work/'judge'/k).iterdir())[:1]: shutil.copy(p, new/k/p.name)
+    done = expand_model(work/'model', new, tmp_path/'grown', old=old, test_pct=0.)
+    n = sum(len(list((old/k).iterdir())) for k in KINDS[:2])
+    assert done.certificate['judged_by']['old'] == n - 2 and done.certificate['judged_by']['new'] == 0
+    assert Model(done.folder).statistics().counts[:2].sum() == Model(work/'model').statistics().counts.sum() + 2
+    assert any('one item only' in note for note in done.certificate['notes'])
+
+
+def test_an_old_class_under_a_new_name_is_noticed(work, tmp_path):
+    new = tmp_path/'new'; (new/'fastener').mkdir(parents=True)
+    for p in sorted((work/'first'/KINDS[0]).iterdir()): shutil.copy(p, new/'fastener'/p.name)
+    c = expand_model(work/'model', new, tmp_path/'grown', test_pct=0.).certificate
+    assert c['close_pairs'] and (c['close_pairs'][0]['new'], c['close_pairs'][0]['other'], c['close_pairs'][0]['duplicate']) == ('fastener', KINDS[0], True)
+    assert 'is the new class one that is there already' in c['notes'][0]
+    honest = expand(work, 'model', KINDS[2], tmp_path/'honest').certificate
+    assert not any(p['duplicate'] for p in honest['close_pairs'])
+
+
+def test_names_that_differ_by_case_are_refused(work, tmp_path):
+    shutil.copytree(work/KINDS[2], tmp_path/'new'); (tmp_path/'new'/KINDS[2]).rename(tmp_path/'new'/KINDS[0].upper())
+    with pytest.raises(InputError, match='only in case'): expand_model(work/'model', tmp_path/'new', tmp_path/'out')
+    assert not (tmp_path/'out').exists()
+
+
+def test_two_sites_give_one_model(work, tmp_path):
+    a = expand(work, 'model', KINDS[2], tmp_path/'a').folder
+    b = expand(work, 'model', KINDS[3], tmp_path/'b').folder
+    one = Model(expand(work, a, KINDS[3], tmp_path/'one').folder)
+    both = Model(merge_models(a, b, tmp_path/'both', common=work/'model'))
+    x = both.features(judge(work, KINDS))
+    with torch.inference_mode(): np.testing.assert_allclose(both.net.head(x), one.net.head(x), atol=1e-4)
+    with pytest.raises(InputError, match='count twice'): merge_models(a, b, tmp_path/'twice')
+    with pytest.raises(InputError, match='count twice'): merge_models(a, b, tmp_path/'twice', common=a)
+
+
+def test_a_text_model_grows_with_its_names(tmp_path):
+    d = read_texts(sample_path('reviews'), valid_pct=0.)
+    table = d.items[['text', 'label', 'split']]
+    learn = text_learner(d, seed=0)
+    with learn.no_bar():
+        learn.probe(); learn.thaw_progressively([]); head = learn.refit()
+    assert learn.prior is not None
+    save_model(tmp_path/'model', learn.model, learn.info, d.classes, statistics=statistics_state(learn.statistics), head=dict(kind='solved', alpha=head.alpha), tok=learn.tok)
+    mails = read_texts(sample_path('mails'), valid_pct=0.).items
+    mails[mails.label == mails.label.iloc[0]].assign(label='mail')[['text', 'label', 'split']].to_csv(tmp_path/'new.csv', index=False)
+    table[table.split == 'test'].to_csv(tmp_path/'old.csv', index=False)
+    done = expand_model(tmp_path/'model', tmp_path/'new.csv', tmp_path/'grown', old=tmp_path/'old.csv')
+    c = done.certificate
+    assert c['child']['classes'] == [*d.classes, 'mail'] and c['new_accuracy']['value'] > .9 and c['judged_by']['old'] == (table.split == 'test').sum()
+    assert c['old_accuracy_after']['value'] > c['old_accuracy_before']['value'] - .05
+    assert Model(done.folder).statistics().prior.shape[0] == 3
+
+
+def test_on_the_command_line(work, tmp_path):
+    old = judge_folder(work, KINDS[:2], tmp_path/'old')
+    done = tl('expand', work/'model', '--data', work/KINDS[2], '--old', old, '--out', tmp_path/'grown', '--max-old-drop', '0.5', cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.strip() == str(tmp_path/'grown'), done.stderr
+    assert 'old classes' in done.stderr and 'new classes' in done.stderr
+    done = tl('expand', work/'model', '--data', work/KINDS[2], '--max-old-drop', '0.5', cwd=tmp_path)
+    assert done.returncode == 1 and 'NOT MET: max_old_drop' in done.stderr and (tmp_path/done.stdout.strip()/'certificate.json').is_file()
+    assert done.stdout.startswith('outputs/expand/')
+    done = tl('show', tmp_path/'grown', cwd=tmp_path)
+    assert done.returncode == 0 and f'+ {KINDS[2]}' in done.stdout
+    label = tl('predict', tmp_path/'grown', next((work/'judge'/KINDS[2]).iterdir()), cwd=tmp_path)
+    assert label.returncode == 0 and KINDS[2] in label.stdout.splitlines()[0]
+    for args, says in ((['--data', 'nowhere'], 'nowhere'), (['--remove', 'nothing'], "no class 'nothing'"), ([], 'nothing to do')):
+        done = tl('expand', work/'model', *args, '--out', tmp_path/'bad', cwd=tmp_path)
+        assert done.returncode == 2 and says in done.stderr and 'Traceback' not in done.stderr and not (tmp_path/'bad').exists(), done.stderr
+
+
+def test_two_at_once_and_one_interrupted_leave_whole_folders_only(work, tmp_path):
+    "Of two expansions into one folder one wins; Ctrl-C leaves nothing; the parent keeps its bytes"
+    before = {p.name: p.read_bytes() for p in (work/'model').iterdir()}
+    command = [sys.executable, '-m', 'tl_notebooks', 'expand', str(work/'model'), '--data', str(work/KINDS[2]), '--out', str(tmp_path/'one')]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [p.communicate(timeout=200)[1] for p in both]
+    assert sorted(p.returncode for p in both) == [0, 2], errors
+    Model(tmp_path/'one')
+    hurry = [*command[:-1], str(tmp_path/'never')]
+    p = subprocess.Popen(hurry, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    time.sleep(6); p.send_signal(signal.SIGINT); p.communicate(timeout=60)
+    assert p.returncode == 130 or (p.returncode == 0 and (tmp_path/'never').exists())
+    assert [f.name for f in tmp_path.iterdir() if f.name.startswith('.')] == []
+    assert {p.name: p.read_bytes() for p in (work/'model').iterdir()} == before
