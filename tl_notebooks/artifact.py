@@ -48,7 +48,7 @@ def write_manifest(folder:Path, manifest:dict) -> None:
     text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
     (folder/'manifest.json').write_text(text.replace('"sha256": "' + '0'*64, '"sha256": "' + _manifest_hash(text)), encoding='utf-8')
 
-# %% ../nbs/40_artifact.ipynb #d579af74
+# %% ../nbs/40_artifact.ipynb #2cef11dd
 def save_model(
     folder:str|Path,          # Made by this call; must not exist
     net:TransferNet,
@@ -84,12 +84,16 @@ def save_model(
             weights_sha256=hash_state(state), files=files))
         for p in tmp.iterdir(): p.chmod(0o666 & ~umask()) # safetensors makes files that only their owner may read
         tmp.chmod(0o777 & ~umask())
-        try: os.rename(tmp, folder)
-        except OSError:
-            if not folder.exists(): raise
-            raise InputError(f"model folder `{folder}` was made by another command meanwhile; its content is left as it is. Choose another name.") from None
+        _move(tmp, folder)
     except BaseException: shutil.rmtree(tmp, ignore_errors=True); raise
     return folder
+
+# %% ../nbs/40_artifact.ipynb #cbb5224d
+def _move(tmp:Path, folder:Path) -> None:
+    try: os.rename(tmp, folder)
+    except OSError:
+        if not folder.exists(): raise
+        raise InputError(f"model folder `{folder}` was made by another command meanwhile; its content is left as it is. Choose another name.") from None
 
 # %% ../nbs/40_artifact.ipynb #90ebaba6
 def _save_text_parts(folder:Path, net:TransferNet, tok) -> None:
@@ -202,7 +206,7 @@ def _named(item) -> tuple[str, str]:
     "Name and text of an input: a (name, text) pair, or a text that is its own name"
     return item if isinstance(item, tuple) else (str(item), str(item))
 
-# %% ../nbs/40_artifact.ipynb #6d58ef3d
+# %% ../nbs/40_artifact.ipynb #06dc4800
 @patch
 def probabilities(self:Model, inputs:torch.Tensor) -> torch.Tensor:
     "(n, classes) probabilities of (n, 3, size, size) uint8 images, or of (n, tokens) token numbers"
@@ -239,6 +243,7 @@ def statistics(self:Model) -> ClassStatistics|None:
     path = self.manifest['folder']/'statistics.safetensors'
     return statistics_from(load_file(path)) if 'statistics.safetensors' in self.manifest['files'] else None
 
+# %% ../nbs/40_artifact.ipynb #06182425
 @patch
 def predict(self:Model, inputs:Iterable, bs:int=32) -> Iterator[Prediction]:
     "A `Prediction` per path of a picture, or per text (or (name, text) pair), in order, with a progress bar on stderr; unreadable files give one with `error`"

@@ -264,7 +264,7 @@ def _png(fig) -> str:
     out = io.BytesIO(); fig.savefig(out, format='png', dpi=100)
     return base64.b64encode(out.getvalue()).decode()
 
-# %% ../nbs/50_expand.ipynb #ec4d3a68
+# %% ../nbs/50_expand.ipynb #6e87298c
 @dataclass
 class Expansion:
     "A larger model's folder and its certificate"
@@ -273,6 +273,7 @@ class Expansion:
     @property
     def passed(self) -> bool: return self.certificate['status'] == 'pass'
 
+# %% ../nbs/50_expand.ipynb #8bf075f3
 def expand_model(
     parent:str|Path,             # Model folder, or run folder with one
     data:str|Path|LabelledData='', # New items: as for the use case that made the model, or already read; '': only the changes below
@@ -309,7 +310,7 @@ def expand_model(
     folder = _save(out, model, net, classes, new, s, head, c, matrix)
     return Expansion(folder, c)
 
-# %% ../nbs/50_expand.ipynb #5d5197b9
+# %% ../nbs/50_expand.ipynb #bc9b0c61
 def _free_folder(out:str|Path) -> Path:
     out = Path(out) if out else Path('outputs')/'expand'/new_run_id()/'model'
     if out.exists(): raise InputError(f"`{out}` exists already. Choose another name, or remove it.")
@@ -321,6 +322,7 @@ def _logits(model:Model, nets:Sequence[TransferNet], inputs:Sequence, desc:str) 
     x = model.features(inputs, desc=desc).to(model.device)
     with torch.inference_mode(): return [n.head.eval()(x).cpu().double().numpy() for n in nets]
 
+# %% ../nbs/50_expand.ipynb #17188ad7
 def _certificate(model, net, pairs, classes, known, new, judge, mode, limits, same) -> tuple[dict, np.ndarray]:
     items, labels = _judging(new, judge, known)
     fresh = [(i, l) for i,l in zip(new.test, new.test_labels) if l not in known] if new else []

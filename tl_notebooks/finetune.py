@@ -590,7 +590,7 @@ def thaw_that_fits(self:TransferLearner, thaw:int|None, epochs:int) -> int|None:
     if t < thaw: say(f"the inputs of the last {thaw} groups would pass the limit of {format_bytes(cache_limit())}; thawing {t} instead (TL_NOTEBOOKS_CACHE_LIMIT allows more)")
     return t
 
-# %% ../nbs/20_finetune.ipynb #cc5c9eeb
+# %% ../nbs/20_finetune.ipynb #a6d7de58
 @patch
 def run_stage(self:TransferLearner, stage:Stage, best:float, lr_mult:float=100, **kwargs) -> Stage:
     "Train as `stage` says; keep the outcome if its validation loss is below `best`, otherwise go back"
@@ -605,6 +605,7 @@ def run_stage(self:TransferLearner, stage:Stage, best:float, lr_mult:float=100, 
     if not stage.kept: self.model.load_state_dict(before); self.opt = None
     return stage
 
+# %% ../nbs/20_finetune.ipynb #e4e84229
 @patch
 def thaw_progressively(
     self:TransferLearner,

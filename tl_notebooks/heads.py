@@ -7,11 +7,12 @@ __all__ = ['FLOOR', 'TRUST', 'GRID', 'scale_from', 'scale_of', 'RidgeHead', 'rid
            'merge_statistics', 'keep_classes', 'join_classes', 'move_rows', 'fit_into', 'SolvedHead',
            'solve_statistics', 'sample_scores', 'scale_statistics', 'statistics_state', 'statistics_from']
 
-# %% ../nbs/16_heads.ipynb #a55127a9
+# %% ../nbs/16_heads.ipynb #532c21b6
 from collections.abc import Sequence
 from dataclasses import dataclass
 import numpy as np
 import torch
+from fastcore.basics import patch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from .core import InputError
@@ -149,7 +150,7 @@ def _join(a:np.ndarray, b:np.ndarray, between:np.ndarray) -> np.ndarray:
     if a.ndim == b.ndim == 2: return _factor(np.concatenate([a, b, between[None]]))
     return (_scatter(a, d) + _scatter(b, d) + np.outer(between, between))[np.triu_indices(d)]
 
-# %% ../nbs/16_heads.ipynb #d00a6d68
+# %% ../nbs/16_heads.ipynb #8eedbdd5
 @dataclass
 class ClassStatistics:
     """What a ridge head needs to know of its training features, class by class; float64.
@@ -182,18 +183,22 @@ class ClassStatistics:
     def mean(self) -> np.ndarray: return self.sums.sum(0)/self.n
     @property
     def means(self) -> np.ndarray: return self.sums/np.maximum(self.counts, 1)[:,None]
-    @property
-    def nbytes(self) -> int: return self.sums.nbytes + sum(w.nbytes for w in [*self.within, self.common] if w is not None)
-    @property
-    def scatter(self) -> np.ndarray:
-        "(d, d) scatter of all rows around the overall mean"
-        rows = self.rows
-        return rows.T @ rows + sum(_scatter(w, self.d) for w in [*self.within, self.common] if w is not None and w.ndim == 1)
-    @property
-    def rows(self) -> np.ndarray:
-        "(r, d) of which the products sum to the scatter, but for what is kept as whole matrices"
-        away = (self.means - self.mean)*np.sqrt(self.counts)[:,None]
-        return np.concatenate([away, *(w for w in self.within if w is not None and w.ndim == 2)])
+
+# %% ../nbs/16_heads.ipynb #eb82da1d
+@patch(as_prop=True)
+def nbytes(self:ClassStatistics) -> int: return self.sums.nbytes + sum(w.nbytes for w in [*self.within, self.common] if w is not None)
+
+@patch(as_prop=True)
+def rows(self:ClassStatistics) -> np.ndarray:
+    "(r, d) of which the products sum to the scatter, but for what is kept as whole matrices"
+    away = (self.means - self.mean)*np.sqrt(self.counts)[:,None]
+    return np.concatenate([away, *(w for w in self.within if w is not None and w.ndim == 2)])
+
+@patch(as_prop=True)
+def scatter(self:ClassStatistics) -> np.ndarray:
+    "(d, d) scatter of all rows around the overall mean"
+    rows = self.rows
+    return rows.T @ rows + sum(_scatter(w, self.d) for w in [*self.within, self.common] if w is not None and w.ndim == 1)
 
 # %% ../nbs/16_heads.ipynb #915aa42f
 def merge_statistics(

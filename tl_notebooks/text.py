@@ -9,12 +9,12 @@ __all__ = ['PHRASES', 'SURE', 'padded_length', 'LabelledText', 'Tokens', 'TokenR
            'TextLearner', 'keep_prior', 'contrastive_loss', 'Contrast', 'text_learner', 'learning_curve', 'more_labels',
            'word_effects', 'tfidf_baseline']
 
-# %% ../nbs/31_text.ipynb #e4750a28
+# %% ../nbs/31_text.ipynb #85569bee
 import contextlib
 import functools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -470,7 +470,7 @@ def means(self:_Tail, some:Sequence) -> torch.Tensor:
             for i,r in zip(order[k:k+32], self.features([some[i] for i in order[k:k+32]]).cpu()): out[i] = r
     return torch.stack(out)
 
-# %% ../nbs/31_text.ipynb #843e9cf0
+# %% ../nbs/31_text.ipynb #2b449d7f
 @dataclass
 class Contrast:
     "Cross-validated loss (nats) and accuracy of the probe and after contrastive training, the difference's standard error, and what was kept"
@@ -484,6 +484,7 @@ class Contrast:
     accuracy:float
     seconds:float
 
+# %% ../nbs/31_text.ipynb #88af21aa
 @patch
 def contrast(
     self:TextLearner,      # Probed
@@ -496,7 +497,6 @@ def contrast(
     seed:int=0,
 ) -> Contrast:
     "Contrastive fine-tuning of the last blocks on the labelled texts, kept only if cross-validation prefers it to the probe"
-    from sklearn.model_selection import StratifiedKFold
     start, body, was = time.perf_counter(), self.model.body, (self.model.body.layers, self.model.head)
     if not self.probed: raise InputError("`contrast` starts from a probe; call `probe` first.")
     x, y = self.probe_features[:2]
@@ -509,7 +509,7 @@ def contrast(
     some, words = tail.read(texts), self._word_rows(tail, hints)
     held, base = (np.zeros((len(y), len(self.dls.vocab))) for _ in range(2))
     try:
-        for f,(tr,te) in enumerate(StratifiedKFold(folds, shuffle=True, random_state=seed).split(y, y)):
+        for f,(tr,te) in enumerate(_folds(y, folds, seed)):
             base[te] = _held_out(x[tr], y[tr], x[te], self.prior)
             tail.train([some[i] for i in tr], y[tr], steps, lr, seed + f, f'contrast: fold {f+1} of {folds}')
             z = tail.means(some); held[te] = _held_out(z[tr], y[tr], z[te], _word_prior(tail, words))
@@ -523,11 +523,13 @@ def contrast(
         self.model.cut, self.frozen_prefix.cuts = None, {}
         if self.kept != 'contrast': body._layers = was[0]
         self.freeze()
-    result.seconds = time.perf_counter() - start
-    self.contrast_result = result
-    return result
+    return replace(result, seconds=time.perf_counter() - start)
 
-# %% ../nbs/31_text.ipynb #ce424664
+# %% ../nbs/31_text.ipynb #be87f979
+def _folds(y, folds:int, seed:int):
+    from sklearn.model_selection import StratifiedKFold
+    return StratifiedKFold(folds, shuffle=True, random_state=seed).split(y, y)
+
 def _held_out(x, y, tx, prior) -> np.ndarray:
     "Scores (n, classes) of some texts, from a head on others"
     found = ridge_loo(x, y, int(y.max()) + 1, prior=prior)
@@ -537,7 +539,7 @@ def _compare(base, held, y, folds:int) -> Contrast:
     own = np.arange(len(y)), y
     a, b = (-log_softmax(fit_scale(s, y)*s, 1)[own] for s in (base, held))
     error = float((a - b).std(ddof=1)/len(y)**.5)
-    return Contrast(bool((a - b).mean() > error), len(y), folds, float(a.mean()), float(b.mean()), error,
+    return Contrast(bool((a - b).mean() > 2*error), len(y), folds, float(a.mean()), float(b.mean()), error,
                     float((base.argmax(1) == y).mean()), float((held.argmax(1) == y).mean()), 0.)
 
 @patch
@@ -554,6 +556,7 @@ def _word_rows(self:TextLearner, tail:_Tail, hints) -> list|None:
 def _word_prior(tail:_Tail, words) -> np.ndarray|None:
     return None if words is None else torch.stack([tail.means(w).mean(0) for w in words]).double().numpy()
 
+# %% ../nbs/31_text.ipynb #4230d522
 @patch
 def _keep_contrast(self:TextLearner, tail:_Tail, some, y, words, steps, lr, seed, scale:float) -> None:
     "Train on all labels, solve the head, and let everything that follows know"

@@ -350,7 +350,7 @@ def _unlabelled(rows:list[dict], items:pd.DataFrame) -> list[str]:
         if r['group'] in groups: taken.add(c) # and its copies elsewhere
     return [t for c,t in sorted(free.items()) if c not in taken]
 
-# %% ../nbs/21_texts.ipynb #a50e39db
+# %% ../nbs/21_texts.ipynb #ae0c8cf2
 def read_texts(
     path:str|Path,               # A table, a folder of tables, or a folder with a subfolder of texts per class
     text:str='',                 # Column of the texts; '': found by its name
@@ -374,7 +374,7 @@ def read_texts(
     named = [r for r in plain if r['label']]
     classes, given = sorted({r['label'] for r in named}, key=natural_key), {r['split'] for r in named} - {''}
     made = {s: share for s,share in (('valid', valid_pct), ('test', test_pct)) if s not in given and share}
-    problems = bad + _empty(rows) + _half_split(named) + spelling_problems(classes) + (label_typos(r['label'] for r in named) if check_typos else [])
+    problems = bad + _empty(rows) + ([] if addition else _half_split(named)) + spelling_problems(classes) + (label_typos(r['label'] for r in named) if check_typos else [])
     if max_items: plain = sample_rows(sorted(plain, key=lambda r: (r['text'], r['label'], r['split'], r['group'])), max_items, seed)
     items, found = check_items(_items_of([r for r in plain if r['label']]), classes, 0 if addition else max(2, 1 + len(made), min_per_class or 0), 'text')
     problems, skipping = problems + found, on_bad == 'skip'
