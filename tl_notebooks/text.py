@@ -484,7 +484,7 @@ class Contrast:
     accuracy:float
     seconds:float
 
-# %% ../nbs/31_text.ipynb #88af21aa
+# %% ../nbs/31_text.ipynb #b9c6bedd
 @patch
 def contrast(
     self:TextLearner,      # Probed
@@ -504,7 +504,7 @@ def contrast(
     texts, x, y = [self._train_texts()[i] for i in at], x[at], y[at]
     folds = min(folds, int(torch.bincount(y, minlength=len(self.dls.vocab)).min()))
     if folds < 2: return Contrast(False, len(y), folds, *[float('nan')]*5, time.perf_counter() - start)
-    state = {k: v.detach().clone() for k,v in body.state_dict().items()}
+    state, trained = {k: v.detach().clone() for k,v in body.state_dict().items()}, [(p, p.requires_grad) for p in body.parameters()]
     tail = _Tail(self, thaw)
     some, words = tail.read(texts), self._word_rows(tail, hints)
     held, base = (np.zeros((len(y), len(self.dls.vocab))) for _ in range(2))
@@ -522,7 +522,7 @@ def contrast(
     finally:
         self.model.cut, self.frozen_prefix.cuts = None, {}
         if self.kept != 'contrast': body._layers = was[0]
-        self.freeze()
+        for p,t in trained: p.requires_grad_(t)
     return replace(result, seconds=time.perf_counter() - start)
 
 # %% ../nbs/31_text.ipynb #be87f979
