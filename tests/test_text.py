@@ -273,6 +273,26 @@ def test_contrast_on_labels_that_say_nothing_is_undone_to_the_bit(cache):
         assert torch.equal(learn.get_preds(dl=dl_of_split(learn, few))[0], before)
 
 
+@pytest.mark.parametrize('at', ['fold 2', 'all labels', 'solving'])
+def test_contrast_that_is_interrupted_leaves_the_probe(cache, monkeypatch, at):
+    from tl_notebooks import text
+    few = draw_labels(read_texts(sample_path('reviews'), valid_pct=0.), 6, 0)
+    learn = text_learner(few, seed=0)
+    with learn.no_bar(): learn.probe()
+    state, info, prior = {k: v.clone() for k,v in learn.model.state_dict().items()}, dict(learn.info), learn.prior
+    compare, train = text._compare, text._Tail.train
+    def kept(*args): found = compare(*args); found.kept = True; return found
+    def stopped(self, *args, **kwargs):
+        train(self, *args, **kwargs)
+        if at in args[-1]: raise KeyboardInterrupt
+    def stop(*args, **kwargs): raise KeyboardInterrupt
+    monkeypatch.setattr(text, '_compare', kept); monkeypatch.setattr(text._Tail, 'train', stopped)
+    if at == 'solving': monkeypatch.setattr(text, 'solve_head', stop)
+    with pytest.raises(KeyboardInterrupt): learn.contrast(steps=2)
+    assert learn.model.state_dict().keys() == state.keys() and all(torch.equal(v, state[k]) for k,v in learn.model.state_dict().items())
+    assert (learn.info, learn.kept) == (info, 'probe') and learn.prior is prior and learn.model.body.layers == tuple(info['layers'])
+
+
 def test_contrast_that_is_kept_is_saved_predicts_and_refits(cache, tmp_path, monkeypatch):
     from tl_notebooks import text
     few = draw_labels(read_texts(sample_path('reviews'), valid_pct=0.), 12, 0)

@@ -6,7 +6,7 @@
 __all__ = ['SCHEMA', 'FILES', 'PREPROCESSING', 'MANIFEST', 'write_manifest', 'save_model', 'read_manifest', 'Prediction', 'Model',
            'list_images']
 
-# %% ../nbs/40_artifact.ipynb #80accf4e
+# %% ../nbs/40_artifact.ipynb #e3a6a8fb
 import json
 import os
 import re
@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-import numpy as np
 import torch
 from torch import nn
 from fastcore.basics import patch
@@ -126,7 +125,7 @@ def read_manifest(folder:str|Path) -> dict:
                          "Take the folder from its source again.")
     return m | {'folder': folder}
 
-# %% ../nbs/40_artifact.ipynb #51ac2498
+# %% ../nbs/40_artifact.ipynb #88bffcb8
 def _check_fields(m:dict, path:Path) -> None:
     if m.get('schema') != SCHEMA: raise InputError(f"`{path}`: `schema` is {m.get('schema')!r}; this version reads {SCHEMA!r}.")
     bad = [f"`{k}` is missing or not a {t.__name__}" for k,t in MANIFEST.items() if not isinstance(m.get(k), t)]
@@ -150,7 +149,8 @@ def _head_rows(weights:Path) -> int:
     "Rows of the head, read from the header of a safetensors file"
     try:
         with open(weights, 'rb') as f: header = json.loads(f.read(struct.unpack('<Q', f.read(8))[0]))
-        return sum(v['shape'][0] for k,v in header.items() if re.fullmatch(r'head(\.parts\.\d+)?\.1\.bias', k)) or header['head.1.bias']
+        parts = [v['shape'][0] for k,v in header.items() if re.fullmatch(r'head(\.parts\.\d+)?\.1\.bias', k)]
+        return sum(parts) if parts else header['head.1.bias']['shape'][0]
     except (ValueError, KeyError, struct.error, MemoryError, OverflowError):
         raise InputError(f"`{weights}` has no head of a classifier (tensor `head.1.bias`).") from None
 

@@ -8,16 +8,15 @@ __all__ = ['MODES', 'PAGE', 'class_places', 'NewData', 'read_new', 'need_statist
            'new_figures', 'Limits', 'check_limits', 'latency', 'state_bytes', 'certificate_page', 'Expansion',
            'expand_model', 'merge_models', 'family_tree']
 
-# %% ../nbs/50_expand.ipynb #194c0c25
+# %% ../nbs/50_expand.ipynb #c7868c70
 import base64
 import copy
 import io
 import json
-import os
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +77,7 @@ def new_statistics(model:Model, found:Sequence[str], x:torch.Tensor, labels:Sequ
     words = None if names is None else np.stack([model.features(t).double().mean(0).numpy() for t in names.values()])
     return ClassStatistics.from_features(x, [list(found).index(l) for l in labels], len(found), words)
 
-# %% ../nbs/50_expand.ipynb #e6f732cc
+# %% ../nbs/50_expand.ipynb #8e51b6b7
 def edit_classes(s:ClassStatistics, classes:list[str], remove:Sequence[str]=(), join:dict[str, str]|None=None, rename:dict[str, str]|None=None):
     """Statistics and class names after some changes, each exact.
 
@@ -89,6 +88,7 @@ def edit_classes(s:ClassStatistics, classes:list[str], remove:Sequence[str]=(), 
         if bad := [n for n in names if n not in classes]: raise InputError(f"`{what}`: the model has no class {bad[0]!r}. {did_you_mean(bad[0], classes)}")
     for a,b in join.items():
         if a == b: raise InputError(f"`join`: {a!r} with itself.")
+        if b not in classes: raise InputError(f"`join`: {a!r} with {b!r}, which was itself joined with another; accepted: name that one.")
         s = join_classes(s, classes.index(b), classes.index(a)); classes.remove(a)
     keep = [i for i,c in enumerate(classes) if c not in remove]
     if len(keep) < len(classes): s, classes = keep_classes(s, keep), [classes[i] for i in keep]

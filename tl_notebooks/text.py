@@ -484,7 +484,7 @@ class Contrast:
     accuracy:float
     seconds:float
 
-# %% ../nbs/31_text.ipynb #b9c6bedd
+# %% ../nbs/31_text.ipynb #95472507
 @patch
 def contrast(
     self:TextLearner,      # Probed
@@ -501,14 +501,14 @@ def contrast(
     if not self.probed: raise InputError("`contrast` starts from a probe; call `probe` first.")
     x, y = self.probe_features[:2]
     at = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:most]
-    texts, x, y = [self._train_texts()[i] for i in at], x[at], y[at]
+    texts, x, y = self._train_texts(), x[at], y[at]
     folds = min(folds, int(torch.bincount(y, minlength=len(self.dls.vocab)).min()))
     if folds < 2: return Contrast(False, len(y), folds, *[float('nan')]*5, time.perf_counter() - start)
     state, trained = {k: v.detach().clone() for k,v in body.state_dict().items()}, [(p, p.requires_grad) for p in body.parameters()]
-    tail = _Tail(self, thaw)
-    some, words = tail.read(texts), self._word_rows(tail, hints)
     held, base = (np.zeros((len(y), len(self.dls.vocab))) for _ in range(2))
     try:
+        tail = _Tail(self, thaw)
+        some, words = tail.read([texts[i] for i in at]), self._word_rows(tail, hints)
         for f,(tr,te) in enumerate(_folds(y, folds, seed)):
             base[te] = _held_out(x[tr], y[tr], x[te], self.prior)
             tail.train([some[i] for i in tr], y[tr], steps, lr, seed + f, f'contrast: fold {f+1} of {folds}')
@@ -516,16 +516,16 @@ def contrast(
             body.load_state_dict(state)
         result = _compare(base, held, y.numpy(), folds)
         if result.kept: self._keep_contrast(tail, some, y, words, steps, lr, seed, fit_scale(held, y.numpy()))
+        else: body._layers = was[0]
     except BaseException:
-        body.load_state_dict(state); self.kept, self.model.head = 'probe', was[1]
+        self._undo_contrast(state, *was)
         raise
     finally:
         self.model.cut, self.frozen_prefix.cuts = None, {}
-        if self.kept != 'contrast': body._layers = was[0]
         for p,t in trained: p.requires_grad_(t)
     return replace(result, seconds=time.perf_counter() - start)
 
-# %% ../nbs/31_text.ipynb #be87f979
+# %% ../nbs/31_text.ipynb #c5f5669c
 def _folds(y, folds:int, seed:int):
     from sklearn.model_selection import StratifiedKFold
     return StratifiedKFold(folds, shuffle=True, random_state=seed).split(y, y)
@@ -543,6 +543,12 @@ def _compare(base, held, y, folds:int) -> Contrast:
                     float((base.argmax(1) == y).mean()), float((held.argmax(1) == y).mean()), 0.)
 
 @patch
+def _undo_contrast(self:TextLearner, state:dict, layers:tuple, head:nn.Module) -> None:
+    body, self.model.head, self.model.n_features = self.model.body, head, head[1].in_features
+    body.load_state_dict(state); body._layers = layers
+    self.info |= dict(layers=list(layers), n_features=head[1].in_features)
+
+@patch
 def _train_texts(self:TextLearner) -> list[str]:
     "Training texts in the order of `probe_features`"
     with without_augmentation(self.dls[0]) as dl: return [dl.dataset.items[i] for i in dl.get_idxs()]
@@ -556,20 +562,21 @@ def _word_rows(self:TextLearner, tail:_Tail, hints) -> list|None:
 def _word_prior(tail:_Tail, words) -> np.ndarray|None:
     return None if words is None else torch.stack([tail.means(w).mean(0) for w in words]).double().numpy()
 
-# %% ../nbs/31_text.ipynb #4230d522
+# %% ../nbs/31_text.ipynb #3333274a
 @patch
 def _keep_contrast(self:TextLearner, tail:_Tail, some, y, words, steps, lr, seed, scale:float) -> None:
     "Train on all labels, solve the head, and let everything that follows know"
     tail.train(some, y, steps, lr, seed, 'contrast: all labels')
-    self.prior, self.contrast_scale = _word_prior(tail, words), scale
+    prior = _word_prior(tail, words)
     self.model.body._layers, self.model.cut = (), None
     self.use_layers(tail.layers)
-    x, y, vx, vy = self.layer_means = self.read_layers()
-    x, vx = (pick_layers(t, tail.layers) for t in (x, vx))
-    found = solve_head(self.model, x, y, prior=self.prior)
+    means = self.read_layers()
+    (x, vx), (y, vy) = (pick_layers(t, tail.layers) for t in means[::2]), means[1::2]
+    found = solve_head(self.model, x, y, prior=prior)
     scale_logits(self.model, found.scale/scale)
     found.scale = scale
-    self.probe_features, self.opt, self.kept = (x, y, vx, vy), None, 'contrast'
+    self.layer_means, self.probe_features, self.opt, self.kept = means, (x, y, vx, vy), None, 'contrast'
+    self.prior, self.contrast_scale = prior, scale
     self.statistics = ClassStatistics.from_features(x, y, len(found.weight), self.prior)
     self.probe_result = self._result(found, vx, vy, y, 0.)
 
