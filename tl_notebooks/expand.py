@@ -8,10 +8,8 @@ __all__ = ['MODES', 'PAGE', 'class_places', 'NewData', 'read_new', 'need_statist
            'new_figures', 'Limits', 'check_limits', 'latency', 'state_bytes', 'certificate_page', 'Expansion',
            'expand_model', 'merge_models', 'family_tree']
 
-# %% ../nbs/50_expand.ipynb #c7868c70
-import base64
+# %% ../nbs/50_expand.ipynb #68da64c8
 import copy
-import io
 import json
 import statistics
 import time
@@ -227,13 +225,9 @@ def latency(net:TransferNet, item:torch.Tensor, reps:int=9) -> float:
 
 def state_bytes(net:nn.Module) -> int: return sum(t.numel()*t.element_size() for t in net.state_dict().values())
 
-# %% ../nbs/50_expand.ipynb #754da0ff
-PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Certificate</title><style>
-body{font:16px/1.5 system-ui,sans-serif;color:#1f2933;max-width:56rem;margin:2rem auto;padding:0 1.2rem}h1{font-size:1.5rem;margin-bottom:.2rem}
-h2{font-size:1.1rem;margin-top:2rem;border-bottom:1px solid #e4e7eb}table{border-collapse:collapse;font-size:.92rem}td,th{padding:.25rem .9rem .25rem 0;text-align:left;vertical-align:top}
-.n{text-align:right;font-variant-numeric:tabular-nums}.muted{color:#616e7c}.big{font-size:2rem;font-weight:600}.pass{color:#1b7a3d}.fail{color:#c23030}img{max-width:100%}code{background:#f2f4f7;padding:.1rem .3rem}
-</style></head><body><h1>Certificate of an expansion</h1><div class="muted">{{ c.made }}, mode {{ c.mode }}, {{ c.parent.classes|length }} classes became {{ c.child.classes|length }}</div>
-<p class="big {{ c.status }}">{{ c.status }}</p>
+# %% ../nbs/50_expand.ipynb #339c2f2b
+PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Certificate</title><style>{{ style }}</style></head><body><h1>Certificate of an expansion</h1><div class="muted">{{ c.made }}, mode {{ c.mode }}, {{ c.parent.classes|length }} classes became {{ c.child.classes|length }}</div>
+<p class="big"><span class="{{ c.status }}">{{ c.status }}</span></p>
 {% if c.limits %}<table><tr><th>limit<th class="n">asked<th class="n">found<th></tr>{% for l in c.limits %}<tr><td>{{ l.name }}<td class="n">{{ l.limit }}<td class="n">{{ num(l.value) }}
 <td class="{{ 'pass' if l.passed else 'fail' }}">{{ 'met' if l.passed else 'not met' }}</tr>{% endfor %}</table>{% else %}<p class="muted">No limits were asked for.</p>{% endif %}
 <h2>What did not change</h2><table><tr><td>body of the network<td>{{ 'bit-identical' if c.body_bit_identical else 'changed' }}</tr>
@@ -257,12 +251,8 @@ def certificate_page(c:dict, matrix:np.ndarray|None=None) -> str:
     if c.get('recall_before'): figures.append(plots.plot_intervals({**{f'{k}, before': v for k,v in c['recall_before'].items()}, **{f'{k}, after': v for k,v in c['recall_after'].items()}},
                                               'recall of old classes (95 % interval)', highlight=[f'{k}, before' for k in c['recall_before']]))
     if matrix is not None and matrix.sum(): figures.append(plots.plot_confusion(matrix, c['child']['classes']))
-    return Environment(autoescape=True).from_string(PAGE).render(c=c, figures=[_png(f) for f in figures],
+    return Environment(autoescape=True).from_string(PAGE).render(c=c, style=plots.PAGE_STYLE, figures=[plots.png_base64(f) for f in figures],
         num=lambda v: 'not judged' if v is None else f'{v:.3g}', iv=lambda i: f"{i['value']:.3f} ({i['low']:.3f} … {i['high']:.3f}, n={i['n']})")
-
-def _png(fig) -> str:
-    out = io.BytesIO(); fig.savefig(out, format='png', dpi=100)
-    return base64.b64encode(out.getvalue()).decode()
 
 # %% ../nbs/50_expand.ipynb #6e87298c
 @dataclass

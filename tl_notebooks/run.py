@@ -7,7 +7,7 @@ __all__ = ['TYPES', 'REPORT', 'Param', 'read_params', 'check_params', 'usecases'
            'outputs_root', 'make_run_folder', 'params_from', 'start_run', 'Run', 'mark_failed', 'repeat_command',
            'write_report', 'RunFailed', 'run_usecase', 'drop_progress']
 
-# %% ../nbs/51_run.ipynb #e9731331
+# %% ../nbs/51_run.ipynb #e87144c6
 import ast
 import base64
 import contextlib
@@ -30,6 +30,7 @@ from types import SimpleNamespace
 from fastcore.basics import patch
 from .core import InputError, atomic_write, did_you_mean, hash_file, seed_everything
 from .data import data_path
+from .plots import PAGE_STYLE
 from .records import environment, load_record, new_record, new_run_id, save_record
 
 # %% ../nbs/51_run.ipynb #82740649
@@ -233,15 +234,9 @@ def mark_failed(folder:Path, kind:str, message:str, cell:str='', rec:dict|None=N
     save_record(folder, rec)
     return rec
 
-# %% ../nbs/51_run.ipynb #14ffd0ee
+# %% ../nbs/51_run.ipynb #74df8fb3
 REPORT = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{{ r.usecase }} {{ r.run_id }}</title><style>
-body{font:16px/1.5 system-ui,sans-serif;color:#1f2933;max-width:56rem;margin:2rem auto;padding:0 1.2rem}
-h1{font-size:1.5rem;margin-bottom:.2rem}h2{font-size:1.1rem;margin-top:2.2rem;border-bottom:1px solid #e4e7eb}
-table{border-collapse:collapse;font-size:.92rem}td,th{padding:.25rem .9rem .25rem 0;text-align:left;vertical-align:top}
-.n{text-align:right;font-variant-numeric:tabular-nums}code,pre{background:#f2f4f7;border-radius:4px;padding:.1rem .3rem;font-size:.88rem}
-pre{padding:.7rem;white-space:pre-wrap}figure{margin:1.4rem 0}figcaption{color:#52606d;font-size:.92rem}img{max-width:100%}
-.big{font-size:2.4rem;font-weight:600;color:#2563a8}.muted{color:#616e7c}.bad{color:#c23030}</style></head><body>
+<title>{{ r.usecase }} {{ r.run_id }}</title><style>{{ style }}</style></head><body>
 <h1>{{ r.usecase }}</h1><div class="muted">run {{ r.run_id }}, started {{ r.started }}
 {%- if r.status != 'ok' %}, <b class="bad">{{ r.status }}</b>{% endif %}</div>
 {% if r.error %}<p class="bad">{{ r.error.type }}: {{ r.error.message }}</p>{% endif %}
@@ -267,7 +262,7 @@ same budget: <b>{{ pc(control.value) }}</b> ({{ pc(control.low) }} to {{ pc(cont
 <tr><td>versions<td>{% for k,v in (r.environment.packages or {}).items() %}{{ k }} {{ v }}{{ ', ' if not loop.last }}{% endfor %}</tr>
 <tr><td>seconds<td>{% for k,v in r.timings.items() %}{{ k }} {{ '%.1f'|format(v) }}{{ ', ' if not loop.last }}{% endfor %}</tr></table></body></html>"""
 
-# %% ../nbs/51_run.ipynb #e7e8e2d4
+# %% ../nbs/51_run.ipynb #75d28b91
 def repeat_command(rec:dict) -> str:
     "The command line that asks for the same run again"
     spec = usecase_params(find_usecase(rec['usecase'])) if rec['usecase'] in usecases() else {}
@@ -286,7 +281,7 @@ def write_report(folder:str|Path) -> Path:
                for n,c in rec.get('figures', {}).items()]
     name = next(iter(rec['metrics']), None)
     page = Environment(autoescape=True).from_string(REPORT).render(
-        r={'started': '', 'notes': '', **rec}, figures=figures, name=name, main=rec['metrics'].get(name),
+        r={'started': '', 'notes': '', **rec}, style=PAGE_STYLE, figures=figures, name=name, main=rec['metrics'].get(name),
         control=rec['control'].get(name), command=repeat_command(rec),
         pc=lambda v: f'{100*v:.1f} %', num=lambda v: f'{v:.3f}', mb=lambda v: f'{v/1e6:.0f} MB')
     with atomic_write(folder/'report.html') as f: f.write(page)
