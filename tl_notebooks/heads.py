@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FLOOR', 'TRUST', 'GRID', 'scale_from', 'scale_of', 'RidgeHead', 'ridge_loo', 'fit_scale', 'ClassStatistics',
-           'merge_statistics', 'keep_classes', 'join_classes', 'move_rows', 'fit_into', 'SolvedHead',
-           'solve_statistics', 'sample_scores', 'scale_statistics', 'statistics_state', 'statistics_from']
+           'merge_statistics', 'keep_classes', 'join_classes', 'move_rows', 'fit_into', 'carry_statistics',
+           'SolvedHead', 'solve_statistics', 'sample_scores', 'scale_statistics', 'statistics_state', 'statistics_from']
 
 # %% ../nbs/16_heads.ipynb #532c21b6
 from collections.abc import Sequence
@@ -265,6 +265,33 @@ def fit_into(s:ClassStatistics, nbytes:int=2**29) -> ClassStatistics:
         if size() <= nbytes or within[c] is None: break
         common, within[c] = _plus(common, _scatter(within[c], s.d)[np.triu_indices(s.d)]), None
     return ClassStatistics(s.counts, s.sums, within, common, s.prior)
+
+# %% ../nbs/16_heads.ipynb #b8f2fa49
+def carry_statistics(
+    s:ClassStatistics,
+    x,          # (n, d) features of some items in the old body
+    moved,      # (n, d) of the same items in the new one
+    prior=None, # (k, d) of the names in the new body, where `s` has a prior
+) -> tuple[ClassStatistics, float]:
+    "Statistics as they would be in the new body, by a linear map; and the share of the movement that it explains, by leave-one-out"
+    x, moved = (np.asarray(t, float) for t in (x, moved))
+    if x.shape != moved.shape or x.ndim != 2 or x.shape[1] != s.d: raise InputError(f"features of shape {x.shape} and {moved.shape}; accepted: twice (n, {s.d}).")
+    (mean, std), r = scale_of(x), moved - x
+    z, goal = (x - mean)/std, r.mean(0)
+    w, u = _spectrum(z)
+    if not len(w) or not r.any(): return ClassStatistics(s.counts, s.sums + s.counts[:,None]*goal, s.within, s.common, s.prior if prior is None else prior), 1. - float(r.any())
+    along, best = u.T @ (r - goal), None
+    for a in GRID*w.mean():
+        off = (r - goal - (u*(w/(w + a))) @ along)/np.maximum(1 - 1/len(x) - (u*u) @ (w/(w + a)), 1e-10)[:,None]
+        if best is None or (off**2).sum() < best[0]: best = (off**2).sum(), a
+    back = u @ (along/(w + best[1])[:,None])
+    turn = lambda v: v + ((v/std) @ z.T) @ back # v @ (I + map)
+    sums = turn(s.sums) + s.counts[:,None]*(goal - (turn(mean[None])[0] - mean))
+    within = [v if v is None else turn(v) if v.ndim == 2 else _turned(v, turn, s.d) for v in s.within]
+    common = None if s.common is None else _turned(s.common, turn, s.d)
+    return ClassStatistics(s.counts, sums, within, common, None if prior is None else np.asarray(prior, float)), float(1 - best[0]/(r**2).sum())
+
+def _turned(half:np.ndarray, turn, d:int) -> np.ndarray: return turn(turn(_scatter(half, d)).T)[np.triu_indices(d)]
 
 # %% ../nbs/16_heads.ipynb #82ee7ad9
 @dataclass
