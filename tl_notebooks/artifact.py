@@ -6,7 +6,8 @@
 __all__ = ['SCHEMA', 'FILES', 'PREPROCESSING', 'MANIFEST', 'write_manifest', 'save_model', 'read_manifest', 'Prediction', 'Model',
            'list_images']
 
-# %% ../nbs/40_artifact.ipynb #e3a6a8fb
+# %% ../nbs/40_artifact.ipynb #809b4e43
+import copy
 import json
 import os
 import re
@@ -16,22 +17,25 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+import pandas as pd
 import torch
 from torch import nn
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
-from .core import InputError, did_you_mean, hash_file, hash_state, read_json, umask
+from .core import InputError, did_you_mean, hash_bytes, hash_file, hash_state, read_json, umask
 from .data import SUFFIXES, open_image
-from .finetune import GrownHead, TransferNet, progress
+from .finetune import GrownHead, TransferLearner, TransferNet, progress, small_step
 from .heads import ClassStatistics, statistics_from
 from .records import code_version, environment
-from .text import PadTokens, TokenReader, load_tokenizer, net_from_config
+from .replay import Exemplars, content_of, exemplars_from, exemplars_state, take_exemplars
+from .text import PadTokens, TextLearner, TokenReader, load_tokenizer, net_from_config, text_dls
 from .texts import list_texts
-from .vision import image_net, image_tensor
+from .vision import image_dls, image_net, image_tensor
 
-# %% ../nbs/40_artifact.ipynb #e23e6276
+# %% ../nbs/40_artifact.ipynb #304d7a8a
 SCHEMA = 'tl_notebooks/model/1'
-FILES = ('weights.safetensors', 'statistics.safetensors', 'config.json', 'tokenizer.json', 'tokenizer_config.json', 'certificate.json', 'certificate.html')
+FILES = ('weights.safetensors', 'statistics.safetensors', 'config.json', 'tokenizer.json', 'tokenizer_config.json', 'certificate.json', 'certificate.html', 'memory.safetensors')
 PREPROCESSING = dict(image_classification=('size', 'mean', 'std', 'resize', 'precision'), text_classification=('max_tokens', 'layers', 'precision'))
 MANIFEST = dict(schema=str, task=str, classes=list, backbone=dict, preprocessing=dict, metrics=dict, data=dict,
                 versions=dict, weights_sha256=str, files=dict, sha256=str)
@@ -47,7 +51,7 @@ def write_manifest(folder:Path, manifest:dict) -> None:
     text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
     (folder/'manifest.json').write_text(text.replace('"sha256": "' + '0'*64, '"sha256": "' + _manifest_hash(text)), encoding='utf-8')
 
-# %% ../nbs/40_artifact.ipynb #2cef11dd
+# %% ../nbs/40_artifact.ipynb #fb54ad5b
 def save_model(
     folder:str|Path,          # Made by this call; must not exist
     net:TransferNet,
@@ -61,6 +65,7 @@ def save_model(
     head:dict|None=None,      # How the head came to be: kind ('solved' or 'trained'), …
     lineage:Sequence[dict]=(),# What is known of its ancestors, the parent last
     extra:dict[str, str]|None=None, # Texts of further files, such as certificate.json
+    memory:Exemplars|None=None, # Items that stay with the model
 ) -> Path:
     "Write a model folder, whole or not at all"
     folder = Path(folder)
@@ -71,6 +76,7 @@ def save_model(
         save_file(state, tmp/'weights.safetensors')
         if tok is not None: _save_text_parts(tmp, net, tok)
         if statistics: save_file({k: v.contiguous() for k,v in statistics.items()}, tmp/'statistics.safetensors')
+        if memory: save_file(exemplars_state(memory, classes), tmp/'memory.safetensors')
         for name,text in (extra or {}).items(): (tmp/name).write_text(text, encoding='utf-8')
         env = environment()
         files = {p.name: dict(sha256=hash_file(p), bytes=p.stat().st_size) for p in sorted(tmp.iterdir())}
@@ -193,11 +199,12 @@ def _image_net(m:dict) -> TransferNet:
 def _text_net(m:dict) -> TransferNet:
     return net_from_config(m['folder'], len(m['classes']), m['preprocessing']['layers'])
 
-# %% ../nbs/40_artifact.ipynb #d11b7bf3
+# %% ../nbs/40_artifact.ipynb #841c08c0
 @patch
 def _read(self:Model, item) -> torch.Tensor|str:
     "What the network takes, for one input; or why it cannot be read"
     if self.is_text: return self.reader(_named(item)[1]).as_subclass(torch.Tensor)
+    if isinstance(item, torch.Tensor): return item
     pre = self.manifest['preprocessing']
     try: return image_tensor(open_image(item), pre['size'], pre['resize'])
     except (InputError, OSError) as e: return str(e)
@@ -206,7 +213,7 @@ def _named(item) -> tuple[str, str]:
     "Name and text of an input: a (name, text) pair, or a text that is its own name"
     return item if isinstance(item, tuple) else (str(item), str(item))
 
-# %% ../nbs/40_artifact.ipynb #06dc4800
+# %% ../nbs/40_artifact.ipynb #84a5c761
 @patch
 def probabilities(self:Model, inputs:torch.Tensor) -> torch.Tensor:
     "(n, classes) probabilities of (n, 3, size, size) uint8 images, or of (n, tokens) token numbers"
@@ -243,6 +250,21 @@ def statistics(self:Model) -> ClassStatistics|None:
     path = self.manifest['folder']/'statistics.safetensors'
     return statistics_from(load_file(path)) if 'statistics.safetensors' in self.manifest['files'] else None
 
+@patch
+def exemplars(self:Model) -> Exemplars:
+    "The items that stayed with the model; none where nobody asked for any"
+    if 'memory.safetensors' not in self.manifest['files']: return Exemplars([], [])
+    return exemplars_from(load_file(self.manifest['folder']/'memory.safetensors'), self.classes)
+
+@patch
+def take(self:Model, inputs:Sequence, labels:Sequence[str], per_class:int, seed:int=0) -> Exemplars:
+    "At most `per_class` items of each class, as the network takes them: what `save_model` keeps as `memory`"
+    if not per_class: return take_exemplars([], [], per_class, seed)
+    if self.is_text: return take_exemplars([_named(i)[1] for i in inputs], labels, per_class, seed)
+    read = [self._read(i) for i in progress(inputs, 'memory')]
+    if bad := [r for r in read if isinstance(r, str)]: raise InputError(bad[0])
+    return take_exemplars(read, labels, per_class, seed)
+
 # %% ../nbs/40_artifact.ipynb #06182425
 @patch
 def predict(self:Model, inputs:Iterable, bs:int=32) -> Iterator[Prediction]:
@@ -261,6 +283,46 @@ def _one(self:Model, path:str, p) -> Prediction:
     if isinstance(p, str): return Prediction(path, None, None, {}, p)
     best = int(p.argmax())
     return Prediction(path, self.classes[best], float(p[best]), dict(zip(self.classes, map(float, p))))
+
+# %% ../nbs/40_artifact.ipynb #14254a05
+@patch
+def learner(
+    self:Model,
+    items:Sequence,        # Paths of pictures, pictures (3, size, size) uint8, or texts
+    labels:Sequence[str],
+    valid:Sequence=(),
+    valid_labels:Sequence[str]=(),
+    classes:Sequence[str]|None=None, # In the order of the head's rows; `None`: the model's
+    net:TransferNet|None=None,       # To train, in place; `None`: a copy of the model's
+    bs:int=32,
+    augment:bool=True,     # Of pictures
+    **kwargs,              # For `TransferLearner`
+) -> TransferLearner:
+    "A fastai `Learner` that goes on from this model; the model itself stays as it is"
+    classes, net = list(classes or self.classes), net or copy.deepcopy(self.net)
+    if net.head[-1].out_features != len(classes): raise InputError(f"a head of {net.head[-1].out_features} rows and {len(classes)} classes.")
+    rows = pd.DataFrame(dict(item=[*items, *valid], label=[*labels, *valid_labels], split=['train']*len(items) + ['valid']*len(valid)))
+    if bad := [l for l in rows.label if l not in classes]: raise InputError(f"label {bad[0]!r} is not one of the classes. {did_you_mean(bad[0], classes)}")
+    dls = (self._text_rows if self.is_text else self._image_rows)(rows, classes, bs, augment)
+    net.step = net.step if self.is_text else small_step(torch.zeros(1, 3, *(self.manifest['preprocessing']['size'],)*2))
+    learn = (TextLearner if self.is_text else TransferLearner)(dls, net, **{'path': Path('.'), **kwargs})
+    learn.info, learn.probed = self.manifest['backbone'] | self.manifest['preprocessing'], True # the head's normalisation stays as it is
+    if self.is_text: learn.tok = self.reader.tok
+    return learn
+
+@patch
+def _text_rows(self:Model, rows, classes, bs, augment):
+    return text_dls(SimpleNamespace(items=rows.assign(text=[_named(i)[1] for i in rows['item']]), classes=classes), self.reader.tok, self.manifest['preprocessing']['max_tokens'], bs)
+
+@patch
+def _image_rows(self:Model, rows, classes, bs, augment):
+    pre, kept = self.manifest['preprocessing'], {f'memory {k}': i for k,i in enumerate(rows['item']) if isinstance(i, torch.Tensor)}
+    paths = [f'memory {k}' if isinstance(i, torch.Tensor) else str(Path(i).absolute()) for k,i in enumerate(rows['item'])]
+    hashes = [hash_bytes(content_of(kept[p])) if p in kept else hash_file(p) for p in paths]
+    data = SimpleNamespace(items=rows.assign(path=paths, sha256=hashes), root=Path('/'), classes=classes)
+    dls = image_dls(data, pre['size'], pre['mean'], pre['std'], bs, pre['resize'], augment)
+    dls.train.dataset.tls[0].tfms.fs[0].kept |= kept
+    return dls
 
 # %% ../nbs/40_artifact.ipynb #c4276405
 def list_images(
