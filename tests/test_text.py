@@ -318,6 +318,45 @@ def test_contrast_that_is_kept_is_saved_predicts_and_refits(cache, tmp_path, mon
     assert abs(float(confidence) - found.accuracy) < .2 # its own labels do not make it sure of itself
 
 
+def test_texts_without_a_label_are_for_few_labels_and_a_probe(cache):
+    reviews = read_texts(sample_path('reviews'), valid_pct=0.)
+    states = []
+    for _ in range(2):
+        few = draw_labels(reviews, 8, 0)
+        learn = text_learner(few, seed=0)
+        with learn.no_bar():
+            learn.probe(); before = learn.get_preds(dl=dl_of_split(learn, few))[0]
+            labelled, y = (t.clone() for t in learn.probe_features[:2])
+            found = learn.self_train(few.unlabelled)
+            after, truth = learn.get_preds(dl=dl_of_split(learn, few))
+        states.append({k: v.clone() for k,v in learn.model.state_dict().items()})
+    assert found.kept and found.texts == len(few.unlabelled) and not torch.equal(before, after)
+    assert all(torch.equal(v, states[0][k]) for k,v in states[1].items())
+    rows, of = learn.probe_features[:2]                # the labels stay what they are, first; the others are as many of each class as the labels are
+    assert torch.equal(rows[:16], labelled) and torch.equal(of[:16], y) and learn.statistics.n == len(of) == 16 + 2*round(.4*len(few.unlabelled))
+    assert len({*torch.bincount(of).tolist()}) == 1 and (after.argmax(1) == truth).float().mean() > (before.argmax(1) == truth).float().mean() - .05
+    with pytest.raises(InputError, match='comes before `self_train`'): learn.contrast()
+    learn.refit()
+
+
+def test_texts_without_a_label_that_make_it_worse_or_come_too_late_change_nothing(cache, monkeypatch):
+    from tl_notebooks import text
+    few = draw_labels(read_texts(sample_path('reviews'), valid_pct=0.), 8, 0)
+    learn = text_learner(few, seed=0)
+    with learn.no_bar(): learn.probe()
+    state = {k: v.clone() for k,v in learn.model.state_dict().items()}
+    def astray(x, y, *args): # a head that says the opposite
+        found = real(x, y, *args); found[0].weight *= -1; found[0].bias *= -1
+        return found
+    real = text.self_trained
+    monkeypatch.setattr(text, 'self_trained', astray)
+    with learn.no_bar(): found = learn.self_train(few.unlabelled)
+    monkeypatch.setattr(text, 'FEW', 7)
+    with learn.no_bar(): late = learn.self_train(few.unlabelled)
+    assert not found.kept and found.folds == 3 and not late.kept and late.folds == 0
+    assert all(torch.equal(v, state[k]) for k,v in learn.model.state_dict().items()) and learn.kept == 'probe'
+
+
 def test_twice_is_the_same_to_the_bit(tmp_path):
     code = ("import tl_notebooks, torch\nfrom tl_notebooks.texts import *\nfrom tl_notebooks.text import *\nfrom tl_notebooks.core import hash_state\n"
             "from tl_notebooks.samples import sample_path\nd = read_texts(sample_path('mails'), max_items=80)\n"

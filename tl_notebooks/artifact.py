@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'FILES', 'PREPROCESSING', 'MANIFEST', 'write_manifest', 'save_model', 'read_manifest', 'Prediction', 'Model',
-           'list_images']
+           'memory_of', 'list_images']
 
 # %% ../nbs/40_artifact.ipynb #809b4e43
 import copy
@@ -323,6 +323,16 @@ def _image_rows(self:Model, rows, classes, bs, augment):
     dls = image_dls(data, pre['size'], pre['mean'], pre['std'], bs, pre['resize'], augment)
     dls.train.dataset.tls[0].tfms.fs[0].kept |= kept
     return dls
+
+# %% ../nbs/40_artifact.ipynb #5e8f34f9
+def memory_of(learn:TransferLearner, per_class:int, seed:int=0) -> Exemplars:
+    "At most `per_class` training and validation items of each class, as the network takes them, for `save_model`"
+    items, labels = [], []
+    for ds in (dl.dataset for dl in learn.dls if per_class and dl.n):
+        reader, vocab = ds.tls[0].tfms.fs[0], learn.dls.vocab
+        items += [str(i) if isinstance(i, str) and isinstance(learn, TextLearner) else reader.read(i).as_subclass(torch.Tensor) for i in ds.items]
+        labels += [vocab[int(ds.tls[1][i])] for i in range(len(ds))]
+    return take_exemplars(items, labels, per_class, seed)
 
 # %% ../nbs/40_artifact.ipynb #c4276405
 def list_images(
