@@ -18,7 +18,8 @@ import tl_notebooks  # noqa: F401  before fastai: it guards torchvision
 from tl_notebooks.artifact import Model, read_manifest, save_model
 from tl_notebooks.core import InputError
 from tl_notebooks.data import read_images
-from tl_notebooks.expand import Limits, expand_model, family_tree, merge_models
+from tl_notebooks.certificate import Limits
+from tl_notebooks.expand import Tuning, expand_model, family_tree, merge_models
 from tl_notebooks.heads import ClassStatistics, scale_of, statistics_state
 from tl_notebooks.samples import PARTS, make_parts, sample_path
 from tl_notebooks.text import text_learner
@@ -234,3 +235,102 @@ def test_two_at_once_and_one_interrupted_leave_whole_folders_only(work, tmp_path
     assert p.returncode == 130 or (p.returncode == 0 and (tmp_path/'never').exists())
     assert [f.name for f in tmp_path.iterdir() if f.name.startswith('.')] == []
     assert {p.name: p.read_bytes() for p in (work/'model').iterdir()} == before
+
+
+def items_of(path):
+    d = read_images(path, valid_pct=0., test_pct=0., addition=True)
+    return d.files('train'), list(d.subset('train').label)
+
+
+@pytest.fixture(scope='module')
+def remembering(work):
+    "The first model with three old pictures of each class that stay with it"
+    model = Model(work/'model'); m = model.manifest
+    memory = model.take(*items_of(work/'first'), 6)
+    return save_model(work/'remembering', model.net, m['backbone'] | m['preprocessing'], model.classes, statistics=statistics_state(model.statistics()), head=m['head'], memory=memory)
+
+
+def test_a_bounded_memory_grows_with_the_model(work, remembering, tmp_path):
+    "As many of each class, the same ones in any order of steps; without being asked nothing stays"
+    found = []
+    for order in (KINDS[2:4], KINDS[3:1:-1]):
+        parent = remembering
+        for k in order: parent = expand(work, parent, k, tmp_path/f'{order[0]}-{k}').folder
+        e = Model(parent).exemplars()
+        assert {c: e.labels.count(c) for c in e.labels} == dict.fromkeys(KINDS[:4], 6)
+        found.append({(l, i.numpy().tobytes()) for i,l in zip(e.items, e.labels)})
+    assert found[0] == found[1]
+    files, labels = items_of(work/KINDS[2])
+    seen = {Model(work/'model')._read(f).numpy().tobytes() for f in files}
+    assert all(content in seen for label,content in found[0] if label == KINDS[2])
+    less = expand_model(tmp_path/f'{KINDS[2]}-{KINDS[3]}', out=tmp_path/'less', remove=[KINDS[0]], rename={KINDS[1]: 'other'}, memory=2).folder
+    assert sorted(Model(less).exemplars().labels) == sorted([*['other']*2, *[KINDS[2]]*2, *[KINDS[3]]*2])
+    assert not (expand(work, 'model', KINDS[2], tmp_path/'none').folder/'memory.safetensors').exists()
+    assert not (expand(work, remembering, KINDS[2], tmp_path/'forgets', memory=0).folder/'memory.safetensors').exists()
+
+
+def test_fine_tuning_that_helps_moves_the_last_groups_only(work, remembering, tmp_path):
+    old = judge_folder(work, KINDS[:2], tmp_path/'old')
+    tuning = Tuning(thaw=2, epochs=6, lr=3e-3)
+    done = [expand(work, remembering, KINDS[2], tmp_path/str(i), mode='fine-tune', old=old, tuning=tuning) for i in range(2)]
+    c, before, after = done[0].certificate, Model(remembering), Model(done[0].folder)
+    assert c['mode'] == 'fine-tune' and c['head']['tuning']['loss_after'] < c['head']['tuning']['loss_before'] and not c['body_bit_identical']
+    moved = [any(not torch.equal(p, q) for p,q in zip(g, h)) for g,h in zip(before.net.body.groups, after.net.body.groups)]
+    assert moved == [False]*(len(moved) - 1) + [True]
+    assert Model(done[1].folder).manifest['weights_sha256'] == after.manifest['weights_sha256'] # twice, to the bit
+    assert before.manifest['sha256'] == read_manifest(remembering)['sha256'] and after.classes == list(KINDS[:3])
+    files = [p for k in KINDS[:2] for p in sorted((old/k).iterdir())]
+    assert np.mean([p.label == f.parent.name for p,f in zip(after.predict(files), files)]) == c['old_accuracy_after']['value']
+    assert after.statistics().counts.tolist() == [*before.statistics().counts, len(items_of(work/KINDS[2])[0])]
+    assert any('estimates' in n for n in c['notes']) and 0 <= after.manifest['head']['carried'] <= 1
+    later = expand(work, done[0].folder, KINDS[3], tmp_path/'later').certificate # goes on, and does not forget what it stands on
+    assert any('estimates' in n for n in later['notes'])
+
+
+def test_fine_tuning_that_does_harm_is_undone(work, remembering, tmp_path):
+    done = expand(work, remembering, KINDS[2], tmp_path/'a', mode='fine-tune', tuning=Tuning(thaw=2, epochs=1, lr=50.))
+    exact = expand(work, remembering, KINDS[2], tmp_path/'b')
+    assert Model(done.folder).manifest['weights_sha256'] == Model(exact.folder).manifest['weights_sha256'] and done.certificate['mode'] == 'exact'
+    assert done.certificate['tried'][0]['status'] == 'undone' and any('was undone' in n for n in done.certificate['notes'])
+
+
+def test_auto_takes_the_cheap_way_unless_something_asks_for_more(work, remembering, tmp_path):
+    old = judge_folder(work, KINDS[:2], tmp_path/'old')
+    plain = expand(work, remembering, KINDS[2], tmp_path/'plain', mode='auto', old=old).certificate
+    assert (plain['mode'], [t['mode'] for t in plain['tried']]) == ('exact', ['exact']) and any('auto took exact' in n for n in plain['notes'])
+    bound = expand(work, remembering, KINDS[2], tmp_path/'bound', mode='auto', old=old, limits=Limits(max_logit_change=0.)).certificate
+    assert bound['mode'] == 'keep-scores' and bound['status'] == 'pass' and bound['old_logits_bit_identical']
+    new = tmp_path/'new'; (new/'fastener').mkdir(parents=True) # an old class once more: no head can tell these two apart
+    for p in sorted((work/'first'/KINDS[0]).iterdir()): shutil.copy(p, new/'fastener'/p.name)
+    hard = expand_model(remembering, new, tmp_path/'hard', mode='auto', old=old, test_pct=0., tuning=Tuning(thaw=2, epochs=1)).certificate
+    assert hard['tried'][0]['mode'] == 'fine-tune' and any('pairs of a new class and another are close' in n for n in hard['notes'])
+    without = expand_model(work/'model', new, tmp_path/'without', mode='auto', test_pct=0.).certificate
+    assert [t['mode'] for t in without['tried']] == ['exact'] and any('needs some old items' in n for n in without['notes'])
+
+
+def test_corrected_labels_are_as_if_they_had_always_been_right(work, tmp_path):
+    files, labels = items_of(work/'first')
+    model = Model(work/'model'); m, x = model.manifest, model.features(files)
+    wrong = [KINDS[1 - KINDS.index(l)] if i in (0, 3) else l for i,l in enumerate(labels)]
+    right, off = (ClassStatistics.from_features(x, [KINDS.index(l) for l in ls], 2) for ls in (labels, wrong))
+    save_model(tmp_path/'off', model.net, m['backbone'] | m['preprocessing'], model.classes, statistics=statistics_state(off), head=m['head'])
+    (tmp_path/'fix.csv').write_text('path,was,now\n' + ''.join(f'{files[i]},{wrong[i]},{labels[i]}\n' for i in (0, 3)))
+    done = tl('expand', tmp_path/'off', '--correct', tmp_path/'fix.csv', '--out', tmp_path/'fixed', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    s = Model(tmp_path/'fixed').statistics()
+    assert s.counts.tolist() == right.counts.tolist()
+    np.testing.assert_allclose(s.scatter, right.scatter, atol=1e-6*np.abs(right.scatter).max()); np.testing.assert_allclose(s.means, right.means, atol=1e-6)
+    (tmp_path/'bad.csv').write_text('path,was,now\nx.png,bolt,botl\n')
+    for file, says in (('bad.csv', 'Did you mean' if 'bolt' in KINDS[:2] else 'no class'), ('none.csv', 'cannot be read'), (files[0], 'cannot be read')):
+        done = tl('expand', work/'model', '--correct', tmp_path/file, '--out', tmp_path/'x', cwd=tmp_path)
+        assert done.returncode == 2 and says in done.stderr and 'Traceback' not in done.stderr and not (tmp_path/'x').exists(), done.stderr
+
+
+def test_fine_tuning_needs_old_items_and_says_so(work, tmp_path):
+    with pytest.raises(InputError, match='some old ones'): expand(work, 'model', KINDS[2], tmp_path/'x', mode='fine-tune')
+    with pytest.raises(InputError, match="`replay`: class 'gear'" if KINDS[2] == 'gear' else '`replay`: class'):
+        expand(work, 'model', KINDS[2], tmp_path/'x', mode='fine-tune', tuning=Tuning(replay=work/KINDS[3]))
+    with pytest.raises(InputError, match='`memory` is -1'): expand(work, 'model', KINDS[2], tmp_path/'x', memory=-1)
+    assert not (tmp_path/'x').exists()
+    done = expand(work, 'model', KINDS[2], tmp_path/'y', mode='fine-tune', memory=2, tuning=Tuning(thaw=1, epochs=1, replay=work/'first'))
+    assert Model(done.folder).exemplars().labels.count(KINDS[0]) == 2

@@ -59,7 +59,7 @@ def cmd_predict(args) -> int:
     if failed: print(f"tl predict: {failed} of {len(paths)} files could not be read; the others are done", file=sys.stderr)
     return 1 if failed else 0
 
-# %% ../nbs/70_cli.ipynb #f7f384e2
+# %% ../nbs/70_cli.ipynb #88571c90
 def _pairs(option:str, given:list[str]) -> dict[str, str]:
     "old=new, given several times, as a dictionary"
     out = {}
@@ -71,9 +71,13 @@ def _pairs(option:str, given:list[str]) -> dict[str, str]:
     return out
 
 def cmd_expand(args) -> int:
-    from tl_notebooks.expand import Limits, expand_model
+    from tl_notebooks.certificate import Limits
+    from tl_notebooks.expand import Tuning, expand_model
+    from tl_notebooks.texts import parse_names
+    columns = dict(text=args.text_column or '', label=args.label_column or '', group=args.group_column or '', names=parse_names(args.names or ''))
     done = expand_model(args.model, args.data or '', args.out or '', args.mode, args.old or '', args.remove, _pairs('join', args.join), _pairs('rename', args.rename),
-                        Limits(args.max_old_drop, args.min_new_accuracy, args.max_logit_change), args.test_pct, args.seed, args.on_bad)
+                        Limits(args.max_old_drop, args.min_new_accuracy, args.max_logit_change), args.test_pct, args.seed, args.on_bad, args.correct or '', args.memory,
+                        Tuning(args.thaw, args.epochs, args.lr, args.distil, replay=args.replay or ''), columns)
     c, show = done.certificate, lambda i: f"{i['value']:.3f} ({i['low']:.3f} … {i['high']:.3f}, n={i['n']})"
     say = lambda text: print(f"tl expand: {text}", file=sys.stderr)
     if 'old_difference' in c:
@@ -145,23 +149,34 @@ def make_parser() -> argparse.ArgumentParser:
     cache.set_defaults(func=cmd_cache)
     return ap
 
-# %% ../nbs/70_cli.ipynb #35ab67ba
+# %% ../nbs/70_cli.ipynb #44a3b719
+def _add_tuning(expand) -> None:
+    expand.add_argument('--memory', type=int, metavar='N', help='items of each class that stay with the new model (default: as many as stayed with the old one)')
+    expand.add_argument('--replay', metavar='PATH', help='fine-tune: old items to learn from, beside those that stayed')
+    for name,kind,default,what in (('thaw', int, 3, 'layer groups that train, head included'), ('epochs', int, 8, 'epochs'), ('lr', float, 1e-3, 'learning rate of the head'),
+                                   ('distil', float, 1., "weight of the old model's answers")):
+        expand.add_argument(f'--{name}', type=kind, default=default, metavar='N', help=f'fine-tune: {what} (default: {default})')
+    for name in ('text', 'label', 'group'): expand.add_argument(f'--{name}-column', metavar='NAME', help=f'column of a table with the {name}s (default: found by its name)')
+    expand.add_argument('--names', metavar='LABEL:NAME,…', help='what labels in a table mean, for example 0:negative,1:positive')
+
 def _add_expand(sub) -> None:
     expand = sub.add_parser('expand', help='a larger model from one you have, and its certificate')
     expand.add_argument('model', metavar='MODEL', help='a model folder with statistics, or a run folder with one')
     expand.add_argument('--data', metavar='NEW', help='new items, laid out as for the use case that made the model; classes may be new or known')
-    expand.add_argument('--mode', default='exact', help='exact: the head of joint training; keep-scores: old logits keep their bits (default: exact)')
+    expand.add_argument('--mode', default='exact', help='exact: the head of joint training; keep-scores: old logits keep their bits; fine-tune: the last layers learn too; auto: what it takes (default: exact)')
     expand.add_argument('--out', metavar='DIR', help='the new model folder (default: below outputs/expand)')
     expand.add_argument('--old', metavar='PATH', help='items of old classes to judge by; nothing is learned from them')
     expand.add_argument('--remove', metavar='CLASS', action='append', default=[], help='a class that goes; may be repeated')
     expand.add_argument('--join', metavar='CLASS=CLASS', action='append', default=[], help='a class whose items now belong to another')
     expand.add_argument('--rename', metavar='CLASS=NAME', action='append', default=[], help='a class that gets another name')
+    expand.add_argument('--correct', metavar='CSV', help='labels that were wrong: columns path (or text), was, now')
     for name,what in (('max-old-drop', 'largest loss of accuracy on old classes, such as 0.005'), ('min-new-accuracy', 'smallest accuracy on new classes'),
                       ('max-logit-change', 'largest change of any logit of an old class')):
         expand.add_argument(f'--{name}', type=float, metavar='X', help=f'{what}; where it is not met, the exit code is 1')
     expand.add_argument('--test-pct', type=float, default=.3, help='share of the new items kept for judging, where they are not split (default: 0.3)')
-    expand.add_argument('--seed', type=int, default=0, help='of that split (default: 0)')
+    expand.add_argument('--seed', type=int, default=0, help='of that split, and of training (default: 0)')
     expand.add_argument('--on-bad', choices=['error', 'skip'], default='error', help='items that cannot be used: stop, or leave them out')
+    _add_tuning(expand)
     expand.set_defaults(func=cmd_expand)
     merge = sub.add_parser('merge', help='one model from two that grew from the same body, without their data')
     merge.add_argument('model', metavar='A'); merge.add_argument('other', metavar='B')

@@ -8,7 +8,7 @@ __all__ = ['MODES', 'class_places', 'NewData', 'read_new', 'need_statistics', 'n
            'close_pairs', 'Tuning', 'Rows', 'learning_rows', 'Tried', 'tuned_net', 'balanced_loss', 'Expansion',
            'expand_model', 'merge_models', 'family_tree']
 
-# %% ../nbs/50_expand.ipynb #0407c11f
+# %% ../nbs/50_expand.ipynb #90964757
 import copy
 import json
 import time
@@ -29,7 +29,7 @@ from .data import LabelledData, read_images
 from .evidence import fit_temperature
 from .finetune import FitProgress, GrownHead, Stage, TransferNet, put_head, raw_head, scale_logits
 from .heads import (ClassStatistics, SolvedHead, carry_statistics, fit_into, join_classes, keep_classes, merge_statistics, move_rows, sample_scores,
-    scale_statistics, solve_statistics, statistics_state)
+    scale_statistics, solve_statistics, statistics_state, take_away)
 from .records import code_version, environment, new_run_id
 from .replay import Distil, Exemplars, take_exemplars
 from .text import name_texts
@@ -181,7 +181,7 @@ def close_pairs(s:ClassStatistics, head:SolvedHead, classes:Sequence[str], new:S
             if share > least: out.append(dict(new=classes[i], other=classes[j], confused=float(share), duplicate=bool(share > .35)))
     return sorted(out, key=lambda p: -p['confused'])
 
-# %% ../nbs/50_expand.ipynb #109bb6cf
+# %% ../nbs/50_expand.ipynb #d46fc4b0
 @dataclass
 class Tuning:
     "How `fine-tune` trains"
@@ -200,6 +200,7 @@ class Rows:
     n_new:int
     valid:np.ndarray
     k:int
+    n_kept:int # the last ones, which the old statistics count
     @property
     def new(self) -> np.ndarray: return np.arange(len(self.y)) < self.n_new
     @property
@@ -209,16 +210,16 @@ class Rows:
         return (~self.valid).sum()/np.maximum(n, 1)/max((n > 0).sum(), 1)
     def part(self, mask) -> list: return [i for i,m in zip(self.items, mask) if m]
 
-# %% ../nbs/50_expand.ipynb #e75988e3
-def learning_rows(classes:Sequence[str], new:NewData, old:Exemplars, valid_pct:float, seed:int) -> Rows:
-    "New and old items together"
+# %% ../nbs/50_expand.ipynb #2835bd7d
+def learning_rows(classes:Sequence[str], new:NewData, old:Exemplars, n_kept:int, valid_pct:float, seed:int) -> Rows:
+    "New and old items together; the last `n_kept` of the old ones stayed with the model"
     y = np.array([classes.index(l) for l in [*new.train_labels, *old.labels]], int)
     rng, valid = np.random.default_rng(seed), np.zeros(len(y), bool)
     for source in (np.arange(len(y)) < len(new.train), np.arange(len(y)) >= len(new.train)):
         for c in range(len(classes)):
             at = np.flatnonzero(source & (y == c))
             if len(at) >= 4: valid[rng.permutation(at)[:max(1, round(valid_pct*len(at)))]] = True
-    return Rows([*new.train, *old.items], y, len(new.train), valid, len(classes))
+    return Rows([*new.train, *old.items], y, len(new.train), valid, len(classes), n_kept)
 
 @dataclass
 class Tried:
@@ -233,25 +234,27 @@ def tuned_net(model:Model, s:ClassStatistics, classes:Sequence[str], rows:Rows, 
     prior, fit = s.prior is not None, ~rows.valid
     x, k = model.features(rows.items, desc='items before'), len(classes)
     part = lambda x, at, words: ClassStatistics.from_features(x[at], rows.y[at], k, words)
-    grown = merge_statistics(s, part(x, rows.new & fit, word_features(model, classes) if prior else None))
-    net = copy.deepcopy(solved_net(model, grown, seed)[0])
+    unseen = _without_held_out(s, x, rows)
+    net = copy.deepcopy(solved_net(model, merge_statistics(unseen, part(x, rows.new & fit, word_features(model, classes) if prior else None)), seed)[0])
     start = _held_out(net, x, rows)
-    report = dict(accuracy_before=start[1]) | _train(model, net, classes, rows, tuning, n_teacher, seed)
-    if not report['kept']: return Tried(None, report=report)
+    report = _train(model, net, classes, rows, tuning, n_teacher, seed)
     moved = copy.copy(model); moved.net = net.eval()
     z, words = moved.features(rows.items, desc='items after'), word_features(moved, classes) if prior else None
-    carried, explained = carry_statistics(s, x, z, None if words is None else words[:len(s.counts)])
-    solved = solved_net(moved, merge_statistics(carried, part(z, rows.new & fit, words)), seed)[0]
+    carry = lambda s: carry_statistics(s, x, z, None if words is None else words[:len(s.counts)])
+    solved = solved_net(moved, merge_statistics(carry(unseen)[0], part(z, rows.new & fit, words)), seed)[0]
     own, other = (_held_out(n, z, rows) for n in (net, solved))
-    statistics, report['explained'] = merge_statistics(carried, part(z, rows.new, words)), explained
-    report |= dict(trained_loss=own[0], trained_accuracy=own[1], solved_loss=other[0], solved_accuracy=other[1])
+    report |= dict(loss_before=start[0], accuracy_before=start[1], trained_loss=own[0], trained_accuracy=own[1], solved_loss=other[0], solved_accuracy=other[1])
+    report['loss_after'], report['accuracy_after'] = min(own, other)
+    if report['loss_after'] >= start[0]: return Tried(None, report=report)
+    carried, explained = carry(s)
+    statistics = merge_statistics(carried, part(z, rows.new, words))
     head = dict(kind='trained', trained_accuracy=own[1], solved_accuracy=other[1], rows=statistics.n)
     if other[0] < own[0]: net, head = solved_net(moved, statistics, seed)
     else:
         with torch.no_grad(): scale_logits(net, fit_temperature(net.head(z[rows.valid].to(model.device)).cpu().numpy(), rows.y[rows.valid]))
     return Tried(net.eval(), head | dict(carried=explained), statistics, report)
 
-# %% ../nbs/50_expand.ipynb #d54892a9
+# %% ../nbs/50_expand.ipynb #a254b202
 def balanced_loss(weights:torch.Tensor):
     "Cross-entropy in which an item of class c counts `weights[c]`; unlike torch's own weights, the same in every batch"
     def loss(x, y, reduction='mean'):
@@ -268,10 +271,16 @@ def _train(model:Model, net:TransferNet, classes, rows:Rows, tuning:Tuning, n_te
     stage = Stage(learn.thaw_that_fits(tuning.thaw, tuning.epochs), tuning.epochs, tuning.lr)
     cbs = [FitProgress('fine-tuning'), *([Distil(model.net, n_teacher, tuning.distil)] if tuning.distil and n_teacher else [])]
     with learn.no_bar(), learn.no_logging():
-        before = float(learn.validate()[0])
-        learn.run_stage(stage, before, cbs=cbs)
-    return dict(kept=stage.kept, thaw=stage.thaw, epochs=stage.epochs, parameters=stage.parameters, held_out=int(rows.valid.sum()), old_items=len(rows.y) - rows.n_new,
-                loss_before=before, loss_after=stage.valid_loss, seconds=time.perf_counter() - start)
+        learn.run_stage(stage, float('inf'), cbs=cbs)
+    return dict(thaw=stage.thaw, epochs=stage.epochs, parameters=stage.parameters, held_out=int(rows.valid.sum()), old_items=len(rows.y) - rows.n_new, seconds=time.perf_counter() - start)
+
+def _without_held_out(s:ClassStatistics, x:torch.Tensor, rows:Rows) -> ClassStatistics:
+    "`s` as it would be if the held-out items that stayed with the model had not been learned from"
+    kept = np.arange(len(rows.y)) >= len(rows.y) - rows.n_kept
+    for c in range(len(s.counts)):
+        at = kept & rows.valid & (rows.y == c)
+        if at.any() and s.within[c] is not None and at.sum() < s.counts[c]: s = take_away(s, x[at], c)[0]
+    return s
 
 def _held_out(net:TransferNet, z:torch.Tensor, rows:Rows) -> tuple[float, float]:
     "Cross-entropy and accuracy, mean over classes, of a head on the held-out items' features"
@@ -289,7 +298,7 @@ class Expansion:
     @property
     def passed(self) -> bool: return self.certificate['status'] == 'pass'
 
-# %% ../nbs/50_expand.ipynb #6aeffa41
+# %% ../nbs/50_expand.ipynb #7cd374ab
 @dataclass
 class _Job:
     "All that is needed to make and judge a larger model"
@@ -304,6 +313,7 @@ class _Job:
     limits:Limits
     tuning:Tuning
     seed:int
+    n_kept:int=0                   # of `old`, the last ones: those that stayed with the model
     grown:ClassStatistics|None=None
     solved:SolvedHead|None=None
     pairs:list = field(default_factory=list)
@@ -323,7 +333,7 @@ def _check_job(job:_Job, mode:str, test_pct:float) -> None:
     if mode == 'fine-tune' and not (job.new and job.old): raise InputError("`fine-tune` learns from new items and some old ones, without which nobody would notice what it forgets. "
         + ("Accepted: `replay` with old items, or a model that kept some (`memory`)." if job.new else "There are no new ones."))
 
-# %% ../nbs/50_expand.ipynb #1eefc761
+# %% ../nbs/50_expand.ipynb #0ed653e4
 def expand_model(
     parent:str|Path,             # Model folder, or run folder with one
     data:str|Path|LabelledData='', # New items: as for the use case that made the model, or already read; '': only the changes below
@@ -346,6 +356,7 @@ def expand_model(
     asked = lambda d: isinstance(d, LabelledData) or bool(d)
     _check_request(mode, bool(asked(data) or remove or join or rename or correct), bool(remove or join or correct))
     out, model, tuning = _free_folder(out), Model(parent), tuning or Tuning()
+    if memory is not None: take_exemplars([], [], memory) # whether it is a number that can be meant
     columns = (columns or {}) if model.is_text else {}
     fixes = read_corrections(model, correct) if correct else []
     s, known = edit_classes(correct_labels(need_statistics(model), model, fixes), model.classes, remove, join, rename)
@@ -353,15 +364,15 @@ def expand_model(
     new, judge, replay = read(data, test_pct), read(old, 0.), read(tuning.replay, 0.)
     kept = model.exemplars().renamed({c: None for c in remove} | (join or {})).renamed(rename or {})
     more = Exemplars([*replay.train, *replay.test], [*replay.train_labels, *replay.test_labels]) if replay else Exemplars([], [])
-    job = _Job(model, s, known, class_places(known, new.data.classes if new else [])[0], new, judge, Exemplars(kept.items + more.items, kept.labels + more.labels),
-               not (remove or join), limits or Limits(), tuning, seed)
+    job = _Job(model, s, known, class_places(known, new.data.classes if new else [])[0], new, judge, Exemplars(more.items + kept.items, more.labels + kept.labels),
+               not (remove or join), limits or Limits(), tuning, seed, len(kept))
     _check_job(job, mode, test_pct)
     made = _make(job, mode)
     if memory is None: memory = max((kept.labels.count(c) for c in set(kept.labels)), default=0)
-    stay = _memory(model, kept, new, memory, seed)
+    stay = _memory(model, job.old, new, memory, seed)
     return Expansion(_save(out, job, made, stay), made.certificate)
 
-# %% ../nbs/50_expand.ipynb #c4ab9e74
+# %% ../nbs/50_expand.ipynb #f3cc551a
 @dataclass
 class _Made:
     net:TransferNet
@@ -390,10 +401,11 @@ def _make(job:_Job, mode:str) -> _Made:
         if c['status'] == 'pass' or mode != 'auto': break
     made = made if made and made.certificate['status'] == 'pass' else done[0]
     made.certificate |= dict(tried=tried)
+    made.certificate['notes'] += [f"fine-tuning was undone: on {t['held_out']} held-out items the loss went from {t['loss_before']:.3f} to {t['loss_after']:.3f}." for t in tried if t['status'] == 'undone']
     if mode == 'auto': made.certificate['notes'].append(_why(job, made.certificate, len(done)))
     return made
 
-# %% ../nbs/50_expand.ipynb #e41162bf
+# %% ../nbs/50_expand.ipynb #10c8df3d
 def _ways(job:_Job) -> list[str]:
     "Cheap and faithful ways first; training only where the features confuse a new class with another and old items are there"
     tune = ['fine-tune'] if job.pairs and job.new and job.old and job.limits.max_logit_change is None else []
@@ -409,7 +421,7 @@ def _why(job:_Job, c:dict, n:int) -> str:
 def _made(job:_Job, way:str, tried:list) -> _Made|None:
     "One way, judged; None where fine-tuning was undone"
     if way == 'fine-tune':
-        rows = learning_rows(job.classes, job.new, job.old, job.tuning.valid_pct, job.seed)
+        rows = learning_rows(job.classes, job.new, job.old, job.n_kept, job.tuning.valid_pct, job.seed)
         t = tuned_net(job.model, job.statistics, job.classes, rows, job.tuning, len(job.known) if job.same else 0, job.seed)
         if t.net is None: tried.append(dict(mode=way, status='undone', **t.report)); return None
         net, head, s = t.net, t.head | dict(tuning=t.report), fit_into(t.statistics)
@@ -418,7 +430,7 @@ def _made(job:_Job, way:str, tried:list) -> _Made|None:
     c, matrix = _certificate(job, net, way, head)
     return _Made(net, head, s, c, matrix)
 
-# %% ../nbs/50_expand.ipynb #693df1f3
+# %% ../nbs/50_expand.ipynb #92ecf644
 def _free_folder(out:str|Path) -> Path:
     out = Path(out) if out else Path('outputs')/'expand'/new_run_id()/'model'
     if out.exists(): raise InputError(f"`{out}` exists already. Choose another name, or remove it.")
@@ -434,10 +446,9 @@ def _logits(model:Model, nets:Sequence[TransferNet], inputs:Sequence, desc:str) 
         with torch.inference_mode(): out.append(net.head.eval()(z.to(model.device)).cpu().double().numpy())
     return out
 
-def _memory(model:Model, kept:Exemplars, new:NewData|None, per_class:int, seed:int) -> Exemplars:
-    "What stays with the new model: as many of each class, from what stayed with the parent and the new items"
-    more = model.take(new.train, new.train_labels, per_class, seed) if new and per_class else Exemplars([], [])
-    return take_exemplars(kept.items + more.items, kept.labels + more.labels, per_class, seed)
+def _memory(model:Model, old:Exemplars, new:NewData|None, per_class:int, seed:int) -> Exemplars:
+    "What stays with the new model: as many of each class, from old items that are there and the new ones"
+    return model.take([*old.items, *(new.train if new else [])], [*old.labels, *(new.train_labels if new else [])], per_class, seed)
 
 # %% ../nbs/50_expand.ipynb #d1fce353
 def _certificate(job:_Job, net:TransferNet, mode:str, head:dict) -> tuple[dict, np.ndarray]:

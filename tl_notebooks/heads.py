@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLOOR', 'TRUST', 'GRID', 'scale_from', 'scale_of', 'RidgeHead', 'ridge_loo', 'fit_scale', 'ClassStatistics',
-           'merge_statistics', 'keep_classes', 'join_classes', 'move_rows', 'fit_into', 'carry_statistics',
+           'merge_statistics', 'keep_classes', 'join_classes', 'take_away', 'move_rows', 'fit_into', 'carry_statistics',
            'SolvedHead', 'solve_statistics', 'sample_scores', 'scale_statistics', 'statistics_state', 'statistics_from']
 
 # %% ../nbs/16_heads.ipynb #532c21b6
@@ -226,7 +226,7 @@ def merge_statistics(
 
 def _plus(a, b): return b if a is None else a if b is None else a + b
 
-# %% ../nbs/16_heads.ipynb #ef0564ad
+# %% ../nbs/16_heads.ipynb #c0d00187
 def keep_classes(s:ClassStatistics, keep:Sequence[int]) -> ClassStatistics:
     "Statistics of some of the classes, in the order of `keep`, as if the others had never been there"
     gone = [c for c in range(len(s.counts)) if c not in keep and s.within[c] is None]
@@ -241,11 +241,11 @@ def join_classes(s:ClassStatistics, first:int, second:int) -> ClassStatistics:
     return merge_statistics(ClassStatistics(s.counts[rest], s.sums[rest], [s.within[c] for c in rest], s.common,
                                             None if s.prior is None else s.prior[rest]), other, [rest.index(first)])
 
-def move_rows(s:ClassStatistics, x, was:int, now:int) -> ClassStatistics:
-    "Statistics with rows (n, d) that were counted as class `was` counted as class `now`"
+def take_away(s:ClassStatistics, x, was:int) -> tuple[ClassStatistics, ClassStatistics]: # the rest, what was taken
+    "Statistics without rows (n, d) that were counted as class `was`"
     x, _ = _check(x, np.zeros(len(x), int), 1)
     n, m = int(s.counts[was]), len(x)
-    if s.within[was] is None: raise InputError(f"labels of class {was} cannot be corrected exactly: its scatter was pooled with other classes' to save space.")
+    if s.within[was] is None: raise InputError(f"rows of class {was} cannot be taken away exactly: its scatter was pooled with other classes' to save space.")
     if m >= n: raise InputError(f"{m} rows were to leave class {was}, which has {n}; accepted: fewer. Join the classes instead.")
     some = ClassStatistics.from_features(x, np.zeros(m, int), 1)
     rest = (s.sums[was] - some.sums[0])/(n - m)
@@ -253,7 +253,11 @@ def move_rows(s:ClassStatistics, x, was:int, now:int) -> ClassStatistics:
     scatter = _scatter(s.within[was], s.d) - _scatter(some.within[0], s.d) - np.outer(between, between)
     counts, sums, within = s.counts.copy(), s.sums.copy(), [*s.within]
     counts[was] -= m; sums[was] -= some.sums[0]; within[was] = scatter[np.triu_indices(s.d)]
-    return merge_statistics(ClassStatistics(counts, sums, within, s.common, s.prior), some, [now])
+    return ClassStatistics(counts, sums, within, s.common, s.prior), some
+
+def move_rows(s:ClassStatistics, x, was:int, now:int) -> ClassStatistics:
+    "Statistics with rows (n, d) that were counted as class `was` counted as class `now`"
+    return merge_statistics(*take_away(s, x, was), [now])
 
 # %% ../nbs/16_heads.ipynb #eb15a0db
 def fit_into(s:ClassStatistics, nbytes:int=2**29) -> ClassStatistics:
