@@ -8,7 +8,7 @@ __all__ = ['INITS', 'token_ids', 'fold_word', 'words_of', 'word_pieces', 'Propos
            'pad_ids', 'mean_features', 'last_hidden', 'fit_rows', 'reads_forward', 'LmBatch', 'lm_batch', 'WordHead',
            'WordTraining', 'train_words']
 
-# %% ../nbs/22_words.ipynb #d4ec729f
+# %% ../nbs/22_words.ipynb #57a72d55
 import contextlib
 import copy
 import json
@@ -28,7 +28,7 @@ from tqdm import tqdm
 from .core import InputError, did_you_mean
 from .evidence import mean_interval
 
-# %% ../nbs/22_words.ipynb #48204775
+# %% ../nbs/22_words.ipynb #f4ce6afc
 def _bar(it:Iterable, desc:str, total:int|None=None): return tqdm(it, desc=desc, total=total, delay=2, leave=False, mininterval=.5)
 
 def token_ids(tok, texts:Sequence[str]) -> list[list[int]]:
@@ -42,7 +42,7 @@ def _chunks(corpus:Iterable[str], n:int=1000) -> Iterator[list[str]]:
         if len(some) == n: yield some; some = []
     if some: yield some
 
-# %% ../nbs/22_words.ipynb #10dcf3bd
+# %% ../nbs/22_words.ipynb #630f7a67
 def fold_word(tok, text:str) -> str:
     "`text` as the tokenizer spells it before it splits anything"
     n = tok.backend_tokenizer.normalizer
@@ -57,7 +57,7 @@ def word_pieces(tok, words:Sequence[str]) -> list[list[int]]:
     before = len(token_ids(tok, ['a'])[0])
     return [ids[before:] for ids in token_ids(tok, [f'a {w}' for w in words])]
 
-# %% ../nbs/22_words.ipynb #69d25ba2
+# %% ../nbs/22_words.ipynb #de770508
 @dataclass
 class Proposal:
     "Words worth a token (`table`: word, count, pieces, n_pieces, saves), and what the corpus is like: texts, words, pieces per word (fertility), tokens"
@@ -97,7 +97,7 @@ def propose_words(
 
 def _is_piece(tok, word:str) -> bool: return tok.backend_tokenizer.token_to_id(word) is not None
 
-# %% ../nbs/22_words.ipynb #395df6a4
+# %% ../nbs/22_words.ipynb #7f1b8d18
 def _joins_blanks(tok) -> bool:
     "Whether tokens carry the blank before them"
     b = json.loads(tok.backend_tokenizer.to_str())
@@ -122,7 +122,7 @@ def check_words(tok, words:Sequence[str]) -> list[str]:
     if not out: raise InputError("`words`: none given; accepted: at least one.")
     return out
 
-# %% ../nbs/22_words.ipynb #c6d5bee4
+# %% ../nbs/22_words.ipynb #cf06ef79
 def add_words(
     tok,                 # Not changed
     words:Sequence[str], # Whole words that it splits
@@ -156,7 +156,7 @@ def _restoring_blanks(tok, grown, words:Sequence[str]):
     return PreTrainedTokenizerFast(tokenizer_object=b, **keep | dict(padding_side=tok.padding_side, truncation_side=tok.truncation_side,
                                    model_input_names=tok.model_input_names, model_max_length=tok.model_max_length))
 
-# %% ../nbs/22_words.ipynb #741eb1bb
+# %% ../nbs/22_words.ipynb #b1846242
 def same_tokens(tok, grown, texts:Sequence[str]) -> list[bool]:
     "Which texts have no new word; one of these that is read differently is an error"
     new, out = {*new_ids(tok, grown).values()}, []
@@ -180,7 +180,7 @@ def token_figures(tok, grown, corpus:Iterable[str]) -> dict:
     return dict(texts=len(a), texts_without_new_words=same, tokens_before=mean_interval(a).as_json(), tokens_after=mean_interval(b).as_json(), saved=mean_interval(a - b).as_json(),
                 share_saved=float((a - b).sum()/max(1., a.sum())), fertility_before=float(a.sum()/max(1, words)), fertility_after=float(b.sum()/max(1, words)))
 
-# %% ../nbs/22_words.ipynb #613676ff
+# %% ../nbs/22_words.ipynb #1f27da9c
 INITS = ('mean', 'context', 'random')
 
 def start_rows(
@@ -216,7 +216,7 @@ def grow_embeddings(
                 if v is not None: t[rows.start:rows.stop] = v
     return rows
 
-# %% ../nbs/22_words.ipynb #c7b25026
+# %% ../nbs/22_words.ipynb #60bb8eec
 class NewRows(nn.Module):
     "An embedding whose `rows` are a parameter of their own; all others are as they are"
     def __init__(self, emb:nn.Embedding, rows:range):
@@ -242,7 +242,7 @@ class _Scores(nn.Module):
         self.new, self.bias, self.weight = [new], out.bias, out.weight
     def forward(self, h): return self.new[0].scores(h.flatten(0, -2), self.bias).view(*h.shape[:-1], -1)
 
-# %% ../nbs/22_words.ipynb #19e4cd31
+# %% ../nbs/22_words.ipynb #49078c2a
 @contextlib.contextmanager
 def only_rows(model:nn.Module, rows:range):
     "Inside, nothing of `model` can train but the rows of its embedding that are given; yields a `NewRows`"
@@ -262,7 +262,7 @@ def only_rows(model:nn.Module, rows:range):
         for p,r in asked: p.requires_grad_(r)
         model.train(training)
 
-# %% ../nbs/22_words.ipynb #180d43be
+# %% ../nbs/22_words.ipynb #9050532e
 def pad_ids(ids:Sequence[Sequence[int]], most:int=128) -> torch.Tensor:
     "(n, tokens) numbers, -1 where there is none"
     n = max(1, min(most, max(map(len, ids))))
@@ -281,7 +281,7 @@ def last_hidden(model:nn.Module, ids:torch.Tensor) -> torch.Tensor:
 def _marked(tok, texts:Sequence[str], most:int) -> list[list[int]]:
     return tok(list(texts), truncation=True, max_length=most)['input_ids'] if len(texts) else []
 
-# %% ../nbs/22_words.ipynb #d888b0ff
+# %% ../nbs/22_words.ipynb #3a0eb946
 def fit_rows(
     model:nn.Module,      # Of transformers, already grown; changed in place
     tok,                  # As it was: it makes the features to be met
@@ -323,7 +323,7 @@ def _descend(loss:Callable, params:Sequence[nn.Parameter], steps:int, lr:float, 
         for group in opt.param_groups: group['lr'] = lr*min(1., (s + 1)/max(1, steps//10))*(1 - s/steps)
         opt.zero_grad(); loss().backward(); opt.step()
 
-# %% ../nbs/22_words.ipynb #408cc7c2
+# %% ../nbs/22_words.ipynb #c1ffd590
 def reads_forward(model:nn.Module) -> bool:
     "Whether what a token becomes depends only on those before it"
     ids = torch.arange(5, 13, device=model.get_input_embeddings().weight.device)[None].repeat(2, 1); ids[1,-1] = 20
@@ -352,7 +352,7 @@ def lm_batch(tok, ids:Sequence[Sequence[int]], forward:bool, g:torch.Generator, 
     seen = torch.where(asked & (how < .8), torch.tensor(tok.mask_token_id), torch.where(asked & (how > .9), other, x))
     return LmBatch(seen.to(device), asked.to(device), x[asked].to(device))
 
-# %% ../nbs/22_words.ipynb #72ceb3de
+# %% ../nbs/22_words.ipynb #e4f4d77c
 class WordHead(nn.Module):
     "Scores of all tokens from hidden states, through the embedding's own rows"
     def __init__(self, width:int, new:NewRows, counts:torch.Tensor, plain:bool):
@@ -360,7 +360,7 @@ class WordHead(nn.Module):
         e = new.weight.shape[1]
         self.new, self.move, self.norm, self.bias = [new], nn.Linear(width, e), nn.LayerNorm(e), nn.Parameter(((counts + .1)/(counts + .1).sum()).log())
         if plain: self.move, self.norm, self.bias = nn.Identity(), nn.Identity(), None
-        else: nn.init.eye_(self.move.weight); nn.init.zeros_(self.move.bias); nn.init.constant_(self.norm.weight, float(new.weight.norm(dim=1).mean())/e**.5)
+        else: nn.init.eye_(self.move.weight); nn.init.zeros_(self.move.bias); nn.init.constant_(self.norm.weight, 20/(float(new.weight.norm(dim=1).mean())*e**.5))
     def forward(self, h): return self.new[0].scores(self.norm(self.move(h)), self.bias)
 
 @dataclass
@@ -375,7 +375,7 @@ class WordTraining:
     after_thaw:dict|None
     thaw_gain:dict|None
 
-# %% ../nbs/22_words.ipynb #b4f9f7ca
+# %% ../nbs/22_words.ipynb #cc52958b
 class _Lm:
     "A grown model as a language model, while its new rows are `part`"
     def __init__(self, model, tok, part:NewRows, ids:Sequence, max_tokens:int, forward:bool):
@@ -408,7 +408,7 @@ class _Lm:
 def _width(model, device) -> int:
     with torch.no_grad(): return last_hidden(model, torch.tensor([[5, 6, 7]], device=device)).shape[2]
 
-# %% ../nbs/22_words.ipynb #d0807f3b
+# %% ../nbs/22_words.ipynb #10d17fb4
 def train_words(
     model:nn.Module,           # Of transformers, already grown; changed in place, wholly or not at all
     tok,                       # As it was
@@ -419,7 +419,7 @@ def train_words(
     thaw:Sequence[nn.Parameter]=(), # What may train after the rows; none: the network stays as it is
     steps:int=60,              # Of each stage, of `bs` texts
     thaw_steps:int=60,
-    lr:float=1e-3,             # Of head and thawed parameters the tenth; rows: a tenth of the old rows' spread
+    lr:float=1e-3,             # A third of the head's, ten times that of thawed parameters; new rows have a thirtieth of the old rows' spread
     bs:int=16,
     max_tokens:int=128,
     seed:int=0,
@@ -436,9 +436,9 @@ def train_words(
             lm, spread = _Lm(model, grown, part, ids, max_tokens, forward), float(part.weight.std())
             head = [p for p in lm.head.parameters()] if lm.head is not None else []
             part.rows.requires_grad_(False)
-            if head: lm.train(ids, head, steps, lr, bs, seed, 'word head')
+            if head: lm.train(ids, head, steps, 3*lr, bs, seed, 'word head')
             out['before'] = lm.held(test, seed)
-            lm.train(ids, [part.rows], steps, .1*spread, bs, seed + 1, 'new rows')
+            lm.train(ids, [part.rows], steps, spread/30, bs, seed + 1, 'new rows')
             out['rows'] = lm.held(test, seed)
             if thaw:
                 lm.train(ids, [*thaw, part.rows, *head], thaw_steps, lr/10, bs, seed + 2, 'thawed layers')
