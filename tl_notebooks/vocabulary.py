@@ -6,7 +6,7 @@
 __all__ = ['Corpus', 'read_words', 'sample_texts', 'Growth', 'grow_model', 'train_growth', 'solve_again', 'unchanged_texts',
            'same_but_rows', 'text_speed', 'WordExpansion', 'expand_words']
 
-# %% ../nbs/52_vocabulary.ipynb #c2df167d
+# %% ../nbs/52_vocabulary.ipynb #9af2ed30
 import copy
 import json
 import random
@@ -31,7 +31,7 @@ from .texts import TABLES, TEXT_SUFFIXES, TextData, list_texts, read_texts
 from .words import (INITS, Proposal, WordTraining, add_words, check_words, fit_rows, grow_embeddings, new_ids, propose_words, same_tokens,
     token_figures, train_words)
 
-# %% ../nbs/52_vocabulary.ipynb #22575eb5
+# %% ../nbs/52_vocabulary.ipynb #b50ed488
 class Corpus:
     "Texts of a file or folder, read anew each time: a .txt file has one a line, a table one a row, an .eml file is one"
     def __init__(self, path:str|Path):
@@ -66,7 +66,7 @@ def sample_texts(corpus:Iterable[str], n:int, seed:int=0) -> list[str]:
         elif (k := r.randrange(i + 1)) < n: kept[k] = t
     return kept
 
-# %% ../nbs/52_vocabulary.ipynb #fc09ad5c
+# %% ../nbs/52_vocabulary.ipynb #2a3f0cd3
 @dataclass
 class Growth:
     "A model with new words, as yet only in memory"
@@ -97,7 +97,7 @@ def grow_model(
     fitted = fit_rows(net.body.model, tok, grown, texts, rows, net.body, fit_steps, max_tokens=min(128, model.reader.max_tokens), seed=seed) if init == 'context' else None
     return Growth(child, rows, new_ids(tok, grown), fitted)
 
-# %% ../nbs/52_vocabulary.ipynb #1ad4613d
+# %% ../nbs/52_vocabulary.ipynb #093f7e66
 def train_growth(
     g:Growth,              # Changed in place
     before:Model,
@@ -129,7 +129,7 @@ def solve_again(g:Growth, texts:Sequence[str], y, seed:int=0) -> tuple[ClassStat
     m.net.eval()
     return s, dict(kind='solved', alpha=head.alpha, scale=scale, rows=s.n)
 
-# %% ../nbs/52_vocabulary.ipynb #b24cdc1c
+# %% ../nbs/52_vocabulary.ipynb #7f0f84c5
 def unchanged_texts(before:Model, g:Growth, texts:Sequence[str], most:int=300) -> dict:
     "What became of texts without new words: how many were compared, the greatest change of a feature and of a logit"
     texts = [t for t in dict.fromkeys(texts) if t.strip()]
@@ -143,11 +143,11 @@ def unchanged_texts(before:Model, g:Growth, texts:Sequence[str], most:int=300) -
 def same_but_rows(before:Model, g:Growth) -> bool:
     "Whether the body has every bit that it had, but for the new rows"
     old, new = before.net.body.state_dict(), g.model.net.body.state_dict()
-    cut = lambda k, v: v[:g.rows.start] if v.shape != new[k].shape or v.data_ptr() == emb.data_ptr() else v
-    emb = before.net.body.model.get_input_embeddings().weight
-    return old.keys() == new.keys() and all(torch.equal(cut(k, v), new[k][:g.rows.start] if len(cut(k, v)) < len(new[k]) else new[k]) for k,v in old.items() if v.ndim) 
+    emb, n = before.net.body.model.get_input_embeddings().weight, g.rows.start
+    def same(k, v): return torch.equal(v[:n], new[k][:n]) if v.data_ptr() == emb.data_ptr() else torch.equal(v, new[k])
+    return old.keys() == new.keys() and all(same(k, v) for k,v in old.items())
 
-# %% ../nbs/52_vocabulary.ipynb #8e4fc5d9
+# %% ../nbs/52_vocabulary.ipynb #d24aee14
 def text_speed(before:Model, after:Model, texts:Sequence[str], reps:int=3) -> dict|None:
     "Median milliseconds per text in batches of 32, and for one text alone, of both models in turns"
     texts = sorted(texts, key=len)[:128]
@@ -176,7 +176,7 @@ def _judge(before:Model, g:Growth, texts:Sequence[str], y) -> dict:
                                      difference=evidence.paired_difference(now.right, was.right).as_json())
     return out
 
-# %% ../nbs/52_vocabulary.ipynb #8eba4cb4
+# %% ../nbs/52_vocabulary.ipynb #a2a5cd57
 @dataclass
 class WordExpansion:
     "A model folder with more words, its certificate, and the words that were proposed"
@@ -186,6 +186,7 @@ class WordExpansion:
     @property
     def passed(self) -> bool: return self.certificate['status'] == 'pass'
 
+# %% ../nbs/52_vocabulary.ipynb #7e12a039
 def expand_words(
     parent:str|Path,            # Model folder of a text model, or run folder with one
     out:str|Path='',            # The new model folder, which must not exist; '': below outputs/expand
@@ -204,7 +205,7 @@ def expand_words(
 ) -> WordExpansion:
     "A text model that knows more words, and its certificate; everything that is wrong with the request is an `InputError`"
     out, model = _checked(out, parent, words, corpus, train, thaw)
-    given = Corpus(corpus) if isinstance(corpus, (str, Path)) and corpus else corpus or ()
+    given = corpus if isinstance(corpus, Corpus) else Corpus(corpus) if isinstance(corpus, (str, Path)) and corpus else list(corpus)
     judge, learned = (_labelled(model, d, n, on_bad) for d,n in ((data, 'data'), (learn, 'learn')))
     if not given and judge is None: raise InputError("there are no texts to measure by; accepted: a corpus, labelled texts as `data`, or both.")
     tok, proposal = model.reader.tok, None
@@ -220,7 +221,7 @@ def expand_words(
     c = _certificate(model, g, init or ('context' if some else 'mean'), given or tests, some, tests, y, judge, learned, thaw, limits or Limits())
     return WordExpansion(_save(out, model, g, c, s, head, thaw), c, proposal)
 
-# %% ../nbs/52_vocabulary.ipynb #65b15236
+# %% ../nbs/52_vocabulary.ipynb #6b647f09
 def _checked(out, parent, words, corpus, train, thaw) -> tuple[Path, Model]:
     out = Path(out) if out else Path('outputs')/'expand'/new_run_id()/'model'
     if out.exists(): raise InputError(f"`{out}` exists already. Choose another name, or remove it.")
@@ -250,7 +251,7 @@ def _test_texts(judge:TextData|None, model:Model, learned:TextData|None) -> tupl
     if learned is not None: rows = rows[~rows.sha256.isin({*learned.items.sha256})]
     return rows.text.tolist(), np.array([model.classes.index(l) for l in rows.label], int)
 
-# %% ../nbs/52_vocabulary.ipynb #d2d2bada
+# %% ../nbs/52_vocabulary.ipynb #99eaba31
 def _certificate(model, g, init, corpus, some, tests, y, judge, learned, thaw, limits) -> dict:
     was, now = model.reader.tok, g.model.reader.tok
     words = dict(words=list(g.words), init=init, fitted=g.fitted, training=g.training and vars(g.training), thawed_groups=thaw,
@@ -279,7 +280,7 @@ def _notes(model, w, tests, learned, thaw) -> list[str]:
         if t['kind'] == 'masked token': out.append("the body has no head that guesses words; one was fitted to the corpus first, and is not kept.")
     return out
 
-# %% ../nbs/52_vocabulary.ipynb #e7c3c181
+# %% ../nbs/52_vocabulary.ipynb #599f3b93
 def _save(out:Path, model:Model, g:Growth, c:dict, s:ClassStatistics|None, head:dict|None, thaw:int) -> Path:
     m, net = model.manifest, g.model.net
     c['child']['weights_sha256'] = hash_state({k: v.detach().cpu().contiguous() for k,v in net.state_dict().items()})

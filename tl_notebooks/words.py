@@ -8,7 +8,7 @@ __all__ = ['INITS', 'token_ids', 'fold_word', 'words_of', 'word_pieces', 'Propos
            'pad_ids', 'mean_features', 'last_hidden', 'fit_rows', 'reads_forward', 'LmBatch', 'lm_batch', 'WordHead',
            'WordTraining', 'train_words']
 
-# %% ../nbs/22_words.ipynb #57a72d55
+# %% ../nbs/22_words.ipynb #b541444b
 import contextlib
 import copy
 import json
@@ -23,12 +23,13 @@ import pandas as pd
 import torch
 from torch import nn
 from torch.nn import functional as F
+from fastcore.basics import patch
 from tqdm import tqdm
 
 from .core import InputError, did_you_mean
 from .evidence import mean_interval
 
-# %% ../nbs/22_words.ipynb #f4ce6afc
+# %% ../nbs/22_words.ipynb #f4766e0a
 def _bar(it:Iterable, desc:str, total:int|None=None): return tqdm(it, desc=desc, total=total, delay=2, leave=False, mininterval=.5)
 
 def token_ids(tok, texts:Sequence[str]) -> list[list[int]]:
@@ -42,7 +43,7 @@ def _chunks(corpus:Iterable[str], n:int=1000) -> Iterator[list[str]]:
         if len(some) == n: yield some; some = []
     if some: yield some
 
-# %% ../nbs/22_words.ipynb #630f7a67
+# %% ../nbs/22_words.ipynb #508f83e5
 def fold_word(tok, text:str) -> str:
     "`text` as the tokenizer spells it before it splits anything"
     n = tok.backend_tokenizer.normalizer
@@ -57,7 +58,7 @@ def word_pieces(tok, words:Sequence[str]) -> list[list[int]]:
     before = len(token_ids(tok, ['a'])[0])
     return [ids[before:] for ids in token_ids(tok, [f'a {w}' for w in words])]
 
-# %% ../nbs/22_words.ipynb #de770508
+# %% ../nbs/22_words.ipynb #976ae3d4
 @dataclass
 class Proposal:
     "Words worth a token (`table`: word, count, pieces, n_pieces, saves), and what the corpus is like: texts, words, pieces per word (fertility), tokens"
@@ -97,7 +98,7 @@ def propose_words(
 
 def _is_piece(tok, word:str) -> bool: return tok.backend_tokenizer.token_to_id(word) is not None
 
-# %% ../nbs/22_words.ipynb #7f1b8d18
+# %% ../nbs/22_words.ipynb #1a368f32
 def _joins_blanks(tok) -> bool:
     "Whether tokens carry the blank before them"
     b = json.loads(tok.backend_tokenizer.to_str())
@@ -122,7 +123,7 @@ def check_words(tok, words:Sequence[str]) -> list[str]:
     if not out: raise InputError("`words`: none given; accepted: at least one.")
     return out
 
-# %% ../nbs/22_words.ipynb #cf06ef79
+# %% ../nbs/22_words.ipynb #83a8c936
 def add_words(
     tok,                 # Not changed
     words:Sequence[str], # Whole words that it splits
@@ -156,7 +157,7 @@ def _restoring_blanks(tok, grown, words:Sequence[str]):
     return PreTrainedTokenizerFast(tokenizer_object=b, **keep | dict(padding_side=tok.padding_side, truncation_side=tok.truncation_side,
                                    model_input_names=tok.model_input_names, model_max_length=tok.model_max_length))
 
-# %% ../nbs/22_words.ipynb #b1846242
+# %% ../nbs/22_words.ipynb #5d03e01b
 def same_tokens(tok, grown, texts:Sequence[str]) -> list[bool]:
     "Which texts have no new word; one of these that is read differently is an error"
     new, out = {*new_ids(tok, grown).values()}, []
@@ -180,7 +181,7 @@ def token_figures(tok, grown, corpus:Iterable[str]) -> dict:
     return dict(texts=len(a), texts_without_new_words=same, tokens_before=mean_interval(a).as_json(), tokens_after=mean_interval(b).as_json(), saved=mean_interval(a - b).as_json(),
                 share_saved=float((a - b).sum()/max(1., a.sum())), fertility_before=float(a.sum()/max(1, words)), fertility_after=float(b.sum()/max(1, words)))
 
-# %% ../nbs/22_words.ipynb #1f27da9c
+# %% ../nbs/22_words.ipynb #538214f2
 INITS = ('mean', 'context', 'random')
 
 def start_rows(
@@ -216,7 +217,7 @@ def grow_embeddings(
                 if v is not None: t[rows.start:rows.stop] = v
     return rows
 
-# %% ../nbs/22_words.ipynb #60bb8eec
+# %% ../nbs/22_words.ipynb #e5282c41
 class NewRows(nn.Module):
     "An embedding whose `rows` are a parameter of their own; all others are as they are"
     def __init__(self, emb:nn.Embedding, rows:range):
@@ -242,7 +243,7 @@ class _Scores(nn.Module):
         self.new, self.bias, self.weight = [new], out.bias, out.weight
     def forward(self, h): return self.new[0].scores(h.flatten(0, -2), self.bias).view(*h.shape[:-1], -1)
 
-# %% ../nbs/22_words.ipynb #49078c2a
+# %% ../nbs/22_words.ipynb #efeee9a3
 @contextlib.contextmanager
 def only_rows(model:nn.Module, rows:range):
     "Inside, nothing of `model` can train but the rows of its embedding that are given; yields a `NewRows`"
@@ -262,7 +263,7 @@ def only_rows(model:nn.Module, rows:range):
         for p,r in asked: p.requires_grad_(r)
         model.train(training)
 
-# %% ../nbs/22_words.ipynb #9050532e
+# %% ../nbs/22_words.ipynb #b871ef72
 def pad_ids(ids:Sequence[Sequence[int]], most:int=128) -> torch.Tensor:
     "(n, tokens) numbers, -1 where there is none"
     n = max(1, min(most, max(map(len, ids))))
@@ -281,7 +282,15 @@ def last_hidden(model:nn.Module, ids:torch.Tensor) -> torch.Tensor:
 def _marked(tok, texts:Sequence[str], most:int) -> list[list[int]]:
     return tok(list(texts), truncation=True, max_length=most)['input_ids'] if len(texts) else []
 
-# %% ../nbs/22_words.ipynb #3a0eb946
+# %% ../nbs/22_words.ipynb #3c29c43e
+def _descend(loss:Callable, params:Sequence[nn.Parameter], steps:int, lr:float, desc:str) -> None:
+    "Adam without weight decay, with a rate that rises for a tenth of the steps and then falls to zero"
+    opt = torch.optim.Adam(params, lr=lr)
+    for s in _bar(range(steps), desc, steps):
+        for group in opt.param_groups: group['lr'] = lr*min(1., (s + 1)/max(1, steps//10))*(1 - s/steps)
+        opt.zero_grad(); loss().backward(); opt.step()
+
+# %% ../nbs/22_words.ipynb #cdd29d8c
 def fit_rows(
     model:nn.Module,      # Of transformers, already grown; changed in place
     tok,                  # As it was: it makes the features to be met
@@ -316,14 +325,7 @@ def fit_rows(
         if (after := whole()) > before: after = before; part.rows.data.copy_(best[1])
     return dict(texts=len(texts), before=before, after=after)
 
-def _descend(loss:Callable, params:Sequence[nn.Parameter], steps:int, lr:float, desc:str) -> None:
-    "Adam without weight decay, with a rate that rises for a tenth of the steps and then falls to zero"
-    opt = torch.optim.Adam(params, lr=lr)
-    for s in _bar(range(steps), desc, steps):
-        for group in opt.param_groups: group['lr'] = lr*min(1., (s + 1)/max(1, steps//10))*(1 - s/steps)
-        opt.zero_grad(); loss().backward(); opt.step()
-
-# %% ../nbs/22_words.ipynb #c1ffd590
+# %% ../nbs/22_words.ipynb #4610584a
 def reads_forward(model:nn.Module) -> bool:
     "Whether what a token becomes depends only on those before it"
     ids = torch.arange(5, 13, device=model.get_input_embeddings().weight.device)[None].repeat(2, 1); ids[1,-1] = 20
@@ -352,7 +354,7 @@ def lm_batch(tok, ids:Sequence[Sequence[int]], forward:bool, g:torch.Generator, 
     seen = torch.where(asked & (how < .8), torch.tensor(tok.mask_token_id), torch.where(asked & (how > .9), other, x))
     return LmBatch(seen.to(device), asked.to(device), x[asked].to(device))
 
-# %% ../nbs/22_words.ipynb #e4f4d77c
+# %% ../nbs/22_words.ipynb #dcee4b9f
 class WordHead(nn.Module):
     "Scores of all tokens from hidden states, through the embedding's own rows"
     def __init__(self, width:int, new:NewRows, counts:torch.Tensor, plain:bool):
@@ -375,7 +377,7 @@ class WordTraining:
     after_thaw:dict|None
     thaw_gain:dict|None
 
-# %% ../nbs/22_words.ipynb #cc52958b
+# %% ../nbs/22_words.ipynb #f89b92a2
 class _Lm:
     "A grown model as a language model, while its new rows are `part`"
     def __init__(self, model, tok, part:NewRows, ids:Sequence, max_tokens:int, forward:bool):
@@ -396,19 +398,22 @@ class _Lm:
                 n = b.asked.sum(1).tolist()
                 out += [float(v.mean()) for v in self.losses(b).split(n) if len(v)]
         return np.array(out)
-    def train(self, ids:Sequence, params:Sequence, steps:int, lr:float, bs:int, seed:int, desc:str) -> None:
-        g, order = torch.Generator().manual_seed(seed), sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        for p in params: p.requires_grad_(True)
-        def loss():
-            lo = int(torch.randint(max(1, len(order) - bs + 1), (1,), generator=g)) # of similar length
-            return self.losses(lm_batch(self.tok, [ids[i] for i in order[lo:lo+bs]], self.forward, g, most=self.most, device=self.device)).mean()
-        _descend(loss, params, steps, lr, desc)
-        for p in params: p.requires_grad_(False)
+
+# %% ../nbs/22_words.ipynb #e1e1f0c4
+@patch
+def train(self:_Lm, ids:Sequence, params:Sequence, steps:int, lr:float, bs:int, seed:int, desc:str) -> None:
+    g, order = torch.Generator().manual_seed(seed), sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    for p in params: p.requires_grad_(True)
+    def loss():
+        lo = int(torch.randint(max(1, len(order) - bs + 1), (1,), generator=g)) # of similar length
+        return self.losses(lm_batch(self.tok, [ids[i] for i in order[lo:lo+bs]], self.forward, g, most=self.most, device=self.device)).mean()
+    _descend(loss, params, steps, lr, desc)
+    for p in params: p.requires_grad_(False)
 
 def _width(model, device) -> int:
     with torch.no_grad(): return last_hidden(model, torch.tensor([[5, 6, 7]], device=device)).shape[2]
 
-# %% ../nbs/22_words.ipynb #10d17fb4
+# %% ../nbs/22_words.ipynb #a0fcc8a5
 def train_words(
     model:nn.Module,           # Of transformers, already grown; changed in place, wholly or not at all
     tok,                       # As it was
@@ -448,11 +453,7 @@ def train_words(
         raise
     return _training(out, 'next token' if forward else 'masked token', len(texts), len(held))
 
-def _training(out:dict, kind:str, texts:int, held:int) -> WordTraining:
-    each = {k: mean_interval(v).as_json() for k,v in out.items()}
-    gain = lambda a, b: mean_interval(out[a] - out[b]).as_json() if b in out else None
-    return WordTraining(kind, texts, held, each['before'], each['rows'], gain('before', 'rows'), each.get('thaw'), gain('rows', 'thaw'))
-
+# %% ../nbs/22_words.ipynb #bfa6f77e
 def _pick_texts(tok, grown, texts:Sequence[str], held:Sequence[str], most:int, seed:int) -> tuple[list[str], list[str]]:
     "Texts to train on, at least half with a new word where there are so many, and those to judge by that are not among them"
     texts, r = sorted({t for t in texts if t.strip()}), random.Random(seed)
@@ -464,3 +465,8 @@ def _pick_texts(tok, grown, texts:Sequence[str], held:Sequence[str], most:int, s
     if not with_: raise InputError("no text to train on has a new word; accepted: a corpus that uses them.")
     r.shuffle(with_); r.shuffle(without)
     return sorted(with_[:most] + without[:min(most, len(with_))]), held
+
+def _training(out:dict, kind:str, texts:int, held:int) -> WordTraining:
+    each = {k: mean_interval(v).as_json() for k,v in out.items()}
+    gain = lambda a, b: mean_interval(out[a] - out[b]).as_json() if b in out else None
+    return WordTraining(kind, texts, held, each['before'], each['rows'], gain('before', 'rows'), each.get('thaw'), gain('rows', 'thaw'))
