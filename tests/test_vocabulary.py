@@ -81,7 +81,7 @@ def test_only_whole_new_words_are_read_differently(toks, kind):
     grown = add_words(tok, WORDS)
     ids = new_ids(tok, grown)
     assert parts(tok) == before and [*ids.values()] == [*range(len(tok), len(tok) + len(WORDS))]
-    assert all(grown.get_vocab()[w] == i for w,i in tok.get_vocab().items())
+    assert tok.get_vocab().items() <= grown.get_vocab().items()
     texts, seen = texts_of_all_sorts(800), 0
     for t, old, new in zip(texts, token_ids(tok, texts), token_ids(grown, texts)):
         want = [w for w in re.findall(r'\w+', fold_word(tok, t)) if w in WORDS]
