@@ -6,7 +6,7 @@
 __all__ = ['Corpus', 'read_words', 'sample_texts', 'Growth', 'grow_model', 'train_growth', 'solve_again', 'unchanged_texts',
            'same_but_rows', 'text_speed', 'WordExpansion', 'expand_words']
 
-# %% ../nbs/52_vocabulary.ipynb #9af2ed30
+# %% ../nbs/52_vocabulary.ipynb #1b4320a4
 import copy
 import json
 import random
@@ -31,7 +31,7 @@ from .texts import TABLES, TEXT_SUFFIXES, TextData, list_texts, read_texts
 from .words import (INITS, Proposal, WordTraining, add_words, check_words, fit_rows, grow_embeddings, new_ids, propose_words, same_tokens,
     token_figures, train_words)
 
-# %% ../nbs/52_vocabulary.ipynb #b50ed488
+# %% ../nbs/52_vocabulary.ipynb #afff5663
 class Corpus:
     "Texts of a file or folder, read anew each time: a .txt file has one a line, a table one a row, an .eml file is one"
     def __init__(self, path:str|Path):
@@ -66,7 +66,7 @@ def sample_texts(corpus:Iterable[str], n:int, seed:int=0) -> list[str]:
         elif (k := r.randrange(i + 1)) < n: kept[k] = t
     return kept
 
-# %% ../nbs/52_vocabulary.ipynb #2a3f0cd3
+# %% ../nbs/52_vocabulary.ipynb #47b2f8f5
 @dataclass
 class Growth:
     "A model with new words, as yet only in memory"
@@ -81,7 +81,7 @@ def grow_model(
     words:Sequence[str],
     init:str='context',    # Of `words.INITS`
     texts:Sequence[str]=(),# Of the field, for `context`
-    fit_steps:int=40,
+    fit_steps:int=120,     # For `context`
     seed:int=0,
 ) -> Growth:
     "A copy of a text model that knows more words"
@@ -97,7 +97,7 @@ def grow_model(
     fitted = fit_rows(net.body.model, tok, grown, texts, rows, net.body, fit_steps, max_tokens=min(128, model.reader.max_tokens), seed=seed) if init == 'context' else None
     return Growth(child, rows, new_ids(tok, grown), fitted)
 
-# %% ../nbs/52_vocabulary.ipynb #093f7e66
+# %% ../nbs/52_vocabulary.ipynb #9e06cf46
 def train_growth(
     g:Growth,              # Changed in place
     before:Model,
@@ -129,7 +129,7 @@ def solve_again(g:Growth, texts:Sequence[str], y, seed:int=0) -> tuple[ClassStat
     m.net.eval()
     return s, dict(kind='solved', alpha=head.alpha, scale=scale, rows=s.n)
 
-# %% ../nbs/52_vocabulary.ipynb #7f0f84c5
+# %% ../nbs/52_vocabulary.ipynb #626ecb35
 def unchanged_texts(before:Model, g:Growth, texts:Sequence[str], most:int=300) -> dict:
     "What became of texts without new words: how many were compared, the greatest change of a feature and of a logit"
     texts = [t for t in dict.fromkeys(texts) if t.strip()]
@@ -147,7 +147,7 @@ def same_but_rows(before:Model, g:Growth) -> bool:
     def same(k, v): return torch.equal(v[:n], new[k][:n]) if v.data_ptr() == emb.data_ptr() else torch.equal(v, new[k])
     return old.keys() == new.keys() and all(same(k, v) for k,v in old.items())
 
-# %% ../nbs/52_vocabulary.ipynb #d24aee14
+# %% ../nbs/52_vocabulary.ipynb #a60ab87d
 def text_speed(before:Model, after:Model, texts:Sequence[str], reps:int=3) -> dict|None:
     "Median milliseconds per text in batches of 32, and for one text alone, of both models in turns"
     texts = sorted(texts, key=len)[:128]
@@ -176,7 +176,7 @@ def _judge(before:Model, g:Growth, texts:Sequence[str], y) -> dict:
                                      difference=evidence.paired_difference(now.right, was.right).as_json())
     return out
 
-# %% ../nbs/52_vocabulary.ipynb #a2a5cd57
+# %% ../nbs/52_vocabulary.ipynb #171e58ef
 @dataclass
 class WordExpansion:
     "A model folder with more words, its certificate, and the words that were proposed"
@@ -186,7 +186,7 @@ class WordExpansion:
     @property
     def passed(self) -> bool: return self.certificate['status'] == 'pass'
 
-# %% ../nbs/52_vocabulary.ipynb #7e12a039
+# %% ../nbs/52_vocabulary.ipynb #b6058f81
 def expand_words(
     parent:str|Path,            # Model folder of a text model, or run folder with one
     out:str|Path='',            # The new model folder, which must not exist; '': below outputs/expand
@@ -195,6 +195,7 @@ def expand_words(
     data:str|Path|TextData='',  # Labelled texts to judge by: their test split where they have one
     learn:str|Path|TextData='', # Labelled texts to solve the head from once more; '': it keeps its bits
     init:str='',                # Of `words.INITS`; '': 'context' where there is a corpus, else 'mean'
+    fit_steps:int=120,          # For 'context'
     train:int=0,                # Steps of language-model training of the new rows; 0: none
     thaw:int=0,                 # Groups of the body that train after them, as many steps
     max_words:int=200,
@@ -214,14 +215,14 @@ def expand_words(
         if not words: raise InputError(f"the corpus has no word that occurs {min_count} times and is split; accepted: a larger corpus, a smaller `min_count`, or words.")
     wanted = check_words(tok, read_words(words) if isinstance(words, (str, Path)) else list(words))
     some = sample_texts(given, 5000, seed)
-    g = grow_model(model, wanted, init or ('context' if some else 'mean'), some, seed=seed)
+    g = grow_model(model, wanted, init or ('context' if some else 'mean'), some, fit_steps, seed)
     if train: train_growth(g, model, some, train, thaw, seed)
     tests, y = _test_texts(judge, model, learned)
     s, head = solve_again(g, learned.items.text.tolist(), [model.classes.index(l) for l in learned.items.label], seed) if learned else (None, None)
     c = _certificate(model, g, init or ('context' if some else 'mean'), given or tests, some, tests, y, judge, learned, thaw, limits or Limits())
     return WordExpansion(_save(out, model, g, c, s, head, thaw), c, proposal)
 
-# %% ../nbs/52_vocabulary.ipynb #6b647f09
+# %% ../nbs/52_vocabulary.ipynb #05ac360d
 def _checked(out, parent, words, corpus, train, thaw) -> tuple[Path, Model]:
     out = Path(out) if out else Path('outputs')/'expand'/new_run_id()/'model'
     if out.exists(): raise InputError(f"`{out}` exists already. Choose another name, or remove it.")
@@ -251,7 +252,7 @@ def _test_texts(judge:TextData|None, model:Model, learned:TextData|None) -> tupl
     if learned is not None: rows = rows[~rows.sha256.isin({*learned.items.sha256})]
     return rows.text.tolist(), np.array([model.classes.index(l) for l in rows.label], int)
 
-# %% ../nbs/52_vocabulary.ipynb #99eaba31
+# %% ../nbs/52_vocabulary.ipynb #05c439dc
 def _certificate(model, g, init, corpus, some, tests, y, judge, learned, thaw, limits) -> dict:
     was, now = model.reader.tok, g.model.reader.tok
     words = dict(words=list(g.words), init=init, fitted=g.fitted, training=g.training and vars(g.training), thawed_groups=thaw,
@@ -263,11 +264,12 @@ def _certificate(model, g, init, corpus, some, tests, y, judge, learned, thaw, l
     c |= _judge(model, g, tests, y)
     speed = words['speed']
     c |= dict(vocabulary=words, size=dict(before=state_bytes(model.net), after=state_bytes(g.model.net)), latency_ms=speed and speed['single'], close_pairs=[],
-              notes=_notes(model, words, tests, learned, thaw), limits=check_limits(c, limits), code_version=code_version(), processor=environment()['processor'])
+              notes=_notes(model, c, words, tests, learned, thaw), limits=check_limits(c, limits), code_version=code_version(), processor=environment()['processor'])
     return c | dict(status='pass' if all(l['passed'] for l in c['limits']) else 'fail')
 
-def _notes(model, w, tests, learned, thaw) -> list[str]:
+def _notes(model, c, w, tests, learned, thaw) -> list[str]:
     out = []
+    if c.get('old_difference', {}).get('high', 0) < 0: out.append("accuracy fell by more than chance: the tokens saved are paid for. More steps of fitting, fewer words, or `learn` may help; else the old words are better.")
     if not tests: out.append("no labelled texts to judge by; give some with `data`.")
     if not w['unchanged']['texts']: out.append("no text without new words was at hand, so none could be compared.")
     elif not thaw and not w['unchanged']['features_bit_identical']: out.append("texts without new words have other features than before: this should not be.")
@@ -280,7 +282,7 @@ def _notes(model, w, tests, learned, thaw) -> list[str]:
         if t['kind'] == 'masked token': out.append("the body has no head that guesses words; one was fitted to the corpus first, and is not kept.")
     return out
 
-# %% ../nbs/52_vocabulary.ipynb #599f3b93
+# %% ../nbs/52_vocabulary.ipynb #f3f5e9da
 def _save(out:Path, model:Model, g:Growth, c:dict, s:ClassStatistics|None, head:dict|None, thaw:int) -> Path:
     m, net = model.manifest, g.model.net
     c['child']['weights_sha256'] = hash_state({k: v.detach().cpu().contiguous() for k,v in net.state_dict().items()})
