@@ -94,7 +94,7 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name=
 <p class="big"><span class="{{ c.status }}">{{ c.status }}</span></p>
 {% if c.limits %}<table><tr><th>limit<th class="n">asked<th class="n">found<th></tr>{% for l in c.limits %}<tr><td>{{ l.name }}<td class="n">{{ l.limit }}<td class="n">{{ num(l.value) }}
 <td class="{{ 'pass' if l.passed else 'fail' }}">{{ 'met' if l.passed else 'not met' }}</tr>{% endfor %}</table>{% else %}<p class="muted">No limits were asked for.</p>{% endif %}
-<h2>What did not change</h2><table><tr><td>body of the network<td>{{ 'bit-identical' if c.body_bit_identical else 'changed' }}</tr>
+<h2>What did not change</h2><table><tr><td>body of the network<td>{{ 'bit-identical' if c.body_bit_identical else 'changed' }}{{ ', but for the new rows' if c.vocabulary and c.body_bit_identical }}</tr>
 {% if c.old_difference %}<tr><td>old logits<td>{{ 'bit-identical' if c.old_logits_bit_identical else 'greatest change ' ~ num(c.greatest_change_of_an_old_logit) }}, on {{ c.old_accuracy_before.n }} items</tr>
 <tr><td>accuracy on old classes<td>{{ iv(c.old_accuracy_before) }} before, {{ iv(c.old_accuracy_after) }} after</tr>
 <tr><td>difference, same items<td>{{ iv(c.old_difference) }}, McNemar p = {{ num(c.mcnemar_p) }}</tr>
@@ -102,6 +102,13 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name=
 {% else %}<tr><td>accuracy on old classes<td class="fail">not judged: no items of old classes were given (<code>--old</code>)</tr>{% endif %}
 <tr><td>size<td>{{ '%.1f'|format(c.size.before/1e6) }} MB before, {{ '%.1f'|format(c.size.after/1e6) }} MB after</tr>
 {% if c.latency_ms %}<tr><td>one item<td>{{ '%.1f'|format(c.latency_ms.before) }} ms before, {{ '%.1f'|format(c.latency_ms.after) }} ms after</tr>{% endif %}</table>
+{% if c.vocabulary %}{% set v = c.vocabulary %}<h2>New words</h2><table><tr><td>words<td>{{ v.words|length }}: {{ v.words[:60]|join(', ') }}{{ ', …' if v.words|length > 60 }}</tr>
+<tr><td>new rows<td>{{ v.init }}{% if v.fitted %}, fitted on {{ v.fitted.texts }} texts (distance to the old features {{ num(v.fitted.before) }} before, {{ num(v.fitted.after) }} after){% endif %}</tr>
+<tr><td>head<td>{{ v.head }}</tr><tr><td>texts without new words<td>{% if not v.unchanged.texts %}none at hand{% elif v.unchanged.logits_bit_identical %}bit-identical logits, on {{ v.unchanged.texts }} texts{% else %}greatest change of a logit {{ num(v.unchanged.greatest_logit_change) }}, of a feature {{ num(v.unchanged.greatest_feature_change) }}, on {{ v.unchanged.texts }} texts{% endif %}</tr>
+{% if c.with_new_words %}<tr><td>accuracy, texts with new words<td>{{ iv(c.with_new_words.accuracy_before) }} before, {{ iv(c.with_new_words.accuracy_after) }} after, difference {{ iv(c.with_new_words.difference) }}</tr>{% endif %}
+<tr><td>tokens per text<td>{{ iv(v.tokens.tokens_before) }} before, {{ iv(v.tokens.tokens_after) }} after: {{ '%.1f'|format(100*v.tokens.share_saved) }} % saved</tr><tr><td>pieces per word<td>{{ num(v.tokens.fertility_before) }} before, {{ num(v.tokens.fertility_after) }} after</tr>
+{% if v.speed %}<tr><td>milliseconds per text, in batches<td>{{ num(v.speed.batched.before) }} before, {{ num(v.speed.batched.after) }} after</tr>{% endif %}
+{% if v.training %}<tr><td>loss per {{ v.training.kind }}, nats<td>{{ iv(v.training.before) }} before, {{ iv(v.training.after_rows) }} with new rows trained (gain {{ iv(v.training.rows_gain) }}){% if v.training.after_thaw %}, {{ iv(v.training.after_thaw) }} after the thaw (gain {{ iv(v.training.thaw_gain) }}){% endif %}</tr>{% endif %}</table>{% endif %}
 <h2>What is new</h2><p>{{ c.new_classes|join(', ') or 'no new class' }}{% if c.new_accuracy %}: {{ iv(c.new_accuracy) }} of their test items are right{% endif %}{% if c.harmonic_mean is defined %}; harmonic mean with the old classes {{ num(c.harmonic_mean) }}{% endif %}.</p>
 {% for n in c.notes %}<p class="fail">{{ n }}</p>{% endfor %}
 {% for f in figures %}<p><img alt="" src="data:image/png;base64,{{ f }}"></p>{% endfor %}

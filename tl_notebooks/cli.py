@@ -59,7 +59,7 @@ def cmd_predict(args) -> int:
     if failed: print(f"tl predict: {failed} of {len(paths)} files could not be read; the others are done", file=sys.stderr)
     return 1 if failed else 0
 
-# %% ../nbs/70_cli.ipynb #88571c90
+# %% ../nbs/70_cli.ipynb #cd8d0c47
 def _pairs(option:str, given:list[str]) -> dict[str, str]:
     "old=new, given several times, as a dictionary"
     out = {}
@@ -71,13 +71,14 @@ def _pairs(option:str, given:list[str]) -> dict[str, str]:
     return out
 
 def cmd_expand(args) -> int:
+    if args.words or args.corpus: return _expand_words(args)
     from tl_notebooks.certificate import Limits
     from tl_notebooks.expand import Tuning, expand_model
     from tl_notebooks.texts import parse_names
     columns = dict(text=args.text_column or '', label=args.label_column or '', group=args.group_column or '', names=parse_names(args.names or ''))
     done = expand_model(args.model, args.data or '', args.out or '', args.mode, args.old or '', args.remove, _pairs('join', args.join), _pairs('rename', args.rename),
                         Limits(args.max_old_drop, args.min_new_accuracy, args.max_logit_change), args.test_pct, args.seed, args.on_bad, args.correct or '', args.memory,
-                        Tuning(args.thaw, args.epochs, args.lr, args.distil, replay=args.replay or ''), columns)
+                        Tuning(3 if args.thaw is None else args.thaw, args.epochs, args.lr, args.distil, replay=args.replay or ''), columns)
     c, show = done.certificate, lambda i: f"{i['value']:.3f} ({i['low']:.3f} … {i['high']:.3f}, n={i['n']})"
     say = lambda text: print(f"tl expand: {text}", file=sys.stderr)
     if 'old_difference' in c:
@@ -98,6 +99,25 @@ def cmd_show(args) -> int:
     from tl_notebooks.expand import family_tree
     for line in family_tree(args.model): print(line)
     return 0
+
+# %% ../nbs/70_cli.ipynb #acc020de
+def _expand_words(args) -> int:
+    from tl_notebooks.vocabulary import Limits, expand_words
+    for name in ('remove', 'join', 'rename', 'min_new_accuracy', 'correct', 'replay', 'memory'):
+        if getattr(args, name): raise InputError(f"--{name.replace('_', '-')} is about classes, and new words leave them as they are; accepted: in a command of its own, without --words and --corpus.")
+    if args.mode != 'exact': raise InputError(f"--mode `{args.mode}` is about classes; accepted: none, with --words or --corpus.")
+    done = expand_words(args.model, args.out or '', args.words or '', args.corpus or '', args.old or '', args.data or '', train=args.train, thaw=args.thaw or 0, max_words=args.max_words,
+                        limits=Limits(args.max_old_drop, None, args.max_logit_change), seed=args.seed, on_bad=args.on_bad)
+    c, say = done.certificate, lambda text: print(f"tl expand: {text}", file=sys.stderr)
+    show, v = lambda i: f"{i['value']:.3f} ({i['low']:.3f} … {i['high']:.3f}, n={i['n']})", c['vocabulary']
+    say(f"{len(v['words'])} words; tokens per text {show(v['tokens']['tokens_before'])} before, {show(v['tokens']['tokens_after'])} after")
+    if v['unchanged']['texts']: say(f"{v['unchanged']['texts']} texts without new words: greatest change of a logit {v['unchanged']['greatest_logit_change']:.3g}")
+    if 'old_difference' in c: say(f"accuracy {show(c['old_accuracy_before'])} before, {show(c['old_accuracy_after'])} after")
+    for note in c['notes']: say(note)
+    for l in c['limits']:
+        if not l['passed']: say(f"NOT MET: {l['name']} {l['limit']}, found {'nothing to judge it by' if l['value'] is None else format(l['value'], '.4g')}")
+    print(done.folder)
+    return 0 if done.passed else 1
 
 # %% ../nbs/70_cli.ipynb #0a6a0639
 def cmd_cache(args) -> int:
@@ -149,11 +169,12 @@ def make_parser() -> argparse.ArgumentParser:
     cache.set_defaults(func=cmd_cache)
     return ap
 
-# %% ../nbs/70_cli.ipynb #44a3b719
+# %% ../nbs/70_cli.ipynb #ba7c8f99
 def _add_tuning(expand) -> None:
     expand.add_argument('--memory', type=int, metavar='N', help='items of each class that stay with the new model (default: as many as stayed with the old one)')
     expand.add_argument('--replay', metavar='PATH', help='fine-tune: old items to learn from, beside those that stayed')
-    for name,kind,default,what in (('thaw', int, 3, 'layer groups that train, head included'), ('epochs', int, 8, 'epochs'), ('lr', float, 1e-3, 'learning rate of the head'),
+    expand.add_argument('--thaw', type=int, metavar='N', help='layer groups that train: with fine-tune, head included (default: 3); with new words, of the body (default: 0)')
+    for name,kind,default,what in (('epochs', int, 8, 'epochs'), ('lr', float, 1e-3, 'learning rate of the head'),
                                    ('distil', float, 1., "weight of the old model's answers")):
         expand.add_argument(f'--{name}', type=kind, default=default, metavar='N', help=f'fine-tune: {what} (default: {default})')
     for name in ('text', 'label', 'group'): expand.add_argument(f'--{name}-column', metavar='NAME', help=f'column of a table with the {name}s (default: found by its name)')
@@ -166,6 +187,10 @@ def _add_expand(sub) -> None:
     expand.add_argument('--mode', default='exact', help='exact: the head of joint training; keep-scores: old logits keep their bits; fine-tune: the last layers learn too; auto: what it takes (default: exact)')
     expand.add_argument('--out', metavar='DIR', help='the new model folder (default: below outputs/expand)')
     expand.add_argument('--old', metavar='PATH', help='items of old classes to judge by; nothing is learned from them')
+    expand.add_argument('--words', metavar='FILE', help='text models: new words for the tokenizer, one a line')
+    expand.add_argument('--corpus', metavar='PATH', help='text models: texts of the field, one a line; without --words, the words that save most tokens are found in it')
+    for name,default,what in (('max-words', 200, 'words found in the corpus at most'), ('train', 0, 'steps of language-model training of the new rows')):
+        expand.add_argument(f'--{name}', type=int, default=default, metavar='N', help=f'{what} (default: {default})')
     expand.add_argument('--remove', metavar='CLASS', action='append', default=[], help='a class that goes; may be repeated')
     expand.add_argument('--join', metavar='CLASS=CLASS', action='append', default=[], help='a class whose items now belong to another')
     expand.add_argument('--rename', metavar='CLASS=NAME', action='append', default=[], help='a class that gets another name')
