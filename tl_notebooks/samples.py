@@ -844,12 +844,13 @@ def _ground_grain(r, w, h, view):
 # %% ../nbs/18_samples.ipynb #6247d6b4
 def _lighting(rgb, view, kind, lamps, spots, lit):
     "(h, w, 3) colours under the light of `kind`; at dusk and night with lamps and lit windows"
-    rgb = rgb*np.float32(_LIGHTS[kind][0])
+    bare, rgb = rgb, rgb*np.float32(_LIGHTS[kind][0])
     if kind not in ('night', 'dusk', 'rain') or (kind != 'night' and not lamps): return rgb
     k, (h, w) = 4, rgb.shape[:2] # pixels of the pen for one of these sheets
     sheet, glow = Image.new('L', (w//2, h//2)), Image.new('RGB', (w//2, h//2))
     d, g = ImageDraw.Draw(sheet), ImageDraw.Draw(glow)
     for p in lit: g.polygon([(x/k, y/k) for x,y in p], fill=(150, 120, 60) if kind == 'night' else (60, 45, 20))
+    glow.paste((0, 0, 0), mask=Image.fromarray(((bare[:h//2*2:2, :w//2*2:2, 0] < .55)*255).astype(np.uint8))) # what stands before a window is darker than it
     for z,what,a,b,_ in spots if kind == 'night' else ():
         if what == 'lamp': x, y = view.px(a, b); s = view.scale(a, b)/k; d.ellipse([x/k - 6*s, y/k - 1.8*s, x/k + 6*s, y/k + 1.8*s], fill=190); x, y = view.px(a, b, 6); g.ellipse([x/k + .5*s, y/k - .4*s, x/k + 1.4*s, y/k + .4*s], fill=(255, 220, 150))
     for a,b,y,front,angle in lamps:
