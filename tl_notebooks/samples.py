@@ -799,7 +799,7 @@ def _spots(view, r, half, walk, houses):
             if n <= 0: return
             a, b, angle = where()
             x, z = view.camera(a, b)
-            if not 4.5 + 2.5*(kind == 'car') < z < 62 or abs(view.f*x/z + view.cx - view.w/2) > view.w*.5: continue
+            if not 4.5 + 2.5*(kind == 'car') < z < 62 or abs(view.f*x/z + view.cx - view.w/2) > view.w*.5 or view.px(a, b)[1] > view.h*.98: continue
             if any((a - p)**2 + (b - q)**2 < (room + k)**2 for p,q,k in taken) or _hidden(view, houses, a, b): continue
             taken.append((a, b, room)); out.append((z, kind, a, b, angle + r.normal(0, .04))); n -= 1
     put('car', car, r.integers(1, 8), 2.4); put('cyclist', rider, r.integers(0, 5), .8); put('pedestrian', walker, r.integers(0, 8), .3)
