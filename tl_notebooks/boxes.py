@@ -6,7 +6,7 @@
 __all__ = ['FORMATS', 'BOX_LAYOUTS', 'EDGE', 'ALONE', 'parse_classes', 'near_copies', 'BoxData', 'box_fingerprint', 'read_boxes',
            'as_coco', 'write_coco']
 
-# %% ../nbs/23_boxes.ipynb #4b71c595
+# %% ../nbs/23_boxes.ipynb #f8ff8ceb
 import json
 import math
 import posixpath
@@ -28,7 +28,7 @@ from .data import (MAX_PIXELS, SPLITS, SPLIT_NAMES, SUFFIXES, LabelledData, Prob
     join_groups, leak_problems, list_files, make_splits, name_some, natural_key, problem_report, read_pictures, read_utf8,
     sample_rows, spelling_problems, summarise)
 
-# %% ../nbs/23_boxes.ipynb #76ea35ef
+# %% ../nbs/23_boxes.ipynb #8950e509
 class _Tree:
     "The files below a root, and its pictures by folder and stem"
     def __init__(self, root:Path):
@@ -53,7 +53,7 @@ def _text_labels(t:_Tree) -> list[str]:
     home = [f for f in txt if {*map(str.lower, PurePosixPath(f).parts[:-1])} & {'labels', 'label_2'}]
     return home or [f for f in txt if PurePosixPath(f).stem in t.by_stem] # beside such a folder may be others, as of calibration
 
-# %% ../nbs/23_boxes.ipynb #0047b55e
+# %% ../nbs/23_boxes.ipynb #7bc4750d
 def _pair(file:str, t:_Tree, name:str='') -> str|None: # `name`: what the label calls its picture
     "The picture that a file of labels stands for, if one can be told"
     p, found = PurePosixPath(file), t.by_stem.get(PurePosixPath(name or file).stem, [])
@@ -65,7 +65,7 @@ def _pair(file:str, t:_Tree, name:str='') -> str|None: # `name`: what the label 
     if name: near = [f for f in near if PurePosixPath(f).name == PurePosixPath(name).name] or near
     return near[0] if len(near) == 1 else None
 
-# %% ../nbs/23_boxes.ipynb #c4b4c318
+# %% ../nbs/23_boxes.ipynb #bac1e270
 FORMATS = ('coco', 'voc', 'yolo', 'kitti')
 BOX_LAYOUTS = ("COCO (.json beside or above the pictures), Pascal VOC (an .xml per picture), YOLO (a .txt per picture, and data.yaml or classes.txt) "
                "or KITTI (label_2 beside image_2)")
@@ -88,19 +88,20 @@ def _sniff(t:_Tree) -> dict[str, list[str]]: # format → its files, in order
     out = {'coco': [f for f in t.files if f.lower().endswith('.json') and _is_coco(_head(t.root, f, -1))],
            'voc': [f for f in t.files if f.lower().endswith('.xml') and b'<annotation' in _head(t.root, f)]}
     labels = _text_labels(t)
-    kinds = {f: _line_kind(_head(t.root, f).lstrip().split(b'\n')[0]) for f in labels[::max(1, len(labels)//500)]}
+    def kinds_of(files): return {f: _line_kind(_head(t.root, f).lstrip().split(b'\n')[0]) for f in files}
+    kinds = kinds_of(labels[::max(1, len(labels)//500)])
     for kind in ('yolo', 'kitti'): out[kind] = labels if kind in kinds.values() else []
-    if out['yolo'] and out['kitti']: out |= {k: [f for f in labels if kinds.get(f) == k] for k in ('yolo', 'kitti')}
+    if out['yolo'] and out['kitti']: kinds = kinds_of(labels); out |= {k: [f for f in labels if kinds.get(f) == k] for k in ('yolo', 'kitti')}
     if labels and not out['yolo'] + out['kitti']: out['kitti' if any('label_2/' in f for f in labels) else 'yolo'] = labels # nothing in any picture
     return {k: v for k,v in out.items() if v}
 
-# %% ../nbs/23_boxes.ipynb #55571426
+# %% ../nbs/23_boxes.ipynb #e0320cbf
 def _choose(t:_Tree, place, format:str, annotations:str) -> tuple[str, list[str]]: # format, files
     "The format that a folder is to be read in, and its files; an `InputError` where that is not certain"
     found = _sniff(t)
     if format != 'auto':
         xml = [f for f in t.files if f.lower().endswith('.xml')] # damaged ones too, now that it is known
-        found = {format: xml if format == 'voc' else _text_labels(t) if format in ('yolo', 'kitti') else found.get('coco', [])}
+        found = {format: xml if format == 'voc' else found.get(format) or (_text_labels(t) if format != 'coco' else [])}
     if annotations: found = {k: w for k,v in found.items() if (w := [f for f in v if annotations in (f, PurePosixPath(f).name)])}
     found = {k: v for k,v in found.items() if v}
     if len(found) == 1: return next(iter(found.items()))
@@ -109,7 +110,7 @@ def _choose(t:_Tree, place, format:str, annotations:str) -> tuple[str, list[str]
     sought = f' called {annotations!r}' if annotations else '' if format == 'auto' else f' of {format}'
     raise InputError(f"`{place}` holds {len(t.images):,} pictures, but no annotations{sought}. Accepted: {BOX_LAYOUTS}.")
 
-# %% ../nbs/23_boxes.ipynb #caab79db
+# %% ../nbs/23_boxes.ipynb #ead76413
 @dataclass
 class _Found:
     "What annotations say, before anything is checked"
@@ -131,7 +132,7 @@ def _number(v) -> float:
 
 def _numbers(v, n:int=4) -> list[float]: return [*map(_number, v)] if isinstance(v, (list, tuple)) and len(v) == n else [math.nan]*n
 
-# %% ../nbs/23_boxes.ipynb #18ab99f8
+# %% ../nbs/23_boxes.ipynb #efdc2f01
 def _inside(base:str, name, place:str) -> str|Problem: # path relative to the root
     "Where `name`, written in the folder `base`, leads; a problem if that is out of the root"
     if not isinstance(name, str) or not name.strip() or '\0' in name: return Problem('bad row', place, f'the name of the picture is {name!r}')
@@ -148,7 +149,7 @@ def _folder_split(path:str) -> str:
     "The split that one of a path's folders stands for: valid/images/7.jpg, val2017/7.jpg"
     return next((s for part in PurePosixPath(path).parts[:-1] if (s := SPLIT_NAMES.get(re.sub(r'\d+$', '', part.lower())))), '')
 
-# %% ../nbs/23_boxes.ipynb #ed855994
+# %% ../nbs/23_boxes.ipynb #1e1aee2e
 def _load_json(root:Path, file:str) -> dict[str, list[dict]]:
     "The three lists of a COCO file"
     try: d = json.loads(read_utf8(root/file))
@@ -171,7 +172,7 @@ def _base(t:_Tree, file:str, names:Sequence) -> str:
 
 def _twice(values:Iterable) -> set: return {v for v,n in Counter(v for v in values if isinstance(v, (int, str))).items() if n > 1}
 
-# %% ../nbs/23_boxes.ipynb #7de3ae7d
+# %% ../nbs/23_boxes.ipynb #31032409
 def _coco_pictures(t:_Tree, file:str, images:list[dict], out:_Found) -> dict: # id → path
     "Take the pictures of a COCO file in"
     base, ids = _base(t, file, [i.get('file_name') for i in images]), {}
@@ -190,7 +191,7 @@ def _coco_pictures(t:_Tree, file:str, images:list[dict], out:_Found) -> dict: # 
         if id in double: ids.setdefault(id, path)
     return ids
 
-# %% ../nbs/23_boxes.ipynb #1298372d
+# %% ../nbs/23_boxes.ipynb #cc4b1b08
 def _coco_boxes(file:str, d:dict, ids:dict, out:_Found) -> None:
     "Take the boxes of a COCO file in"
     names = {c.get('id'): str(c.get('name', '')) for c in reversed(d['categories'])}
@@ -220,7 +221,7 @@ def _read_coco(t:_Tree, files:list[str], place) -> _Found:
         _coco_boxes(f, d, _coco_pictures(t, f, d['images'], out), out)
     return out
 
-# %% ../nbs/23_boxes.ipynb #5051efb9
+# %% ../nbs/23_boxes.ipynb #d89531ac
 def _parse_xml(t:_Tree, file:str):
     "A file's root element, or a `Problem`"
     try: root = fromstring((t.root/file).read_bytes(), forbid_dtd=True)
@@ -253,7 +254,7 @@ def _read_voc(t:_Tree, files:list[str], place) -> _Found:
     else: out.boxes = [(p, l, x1 - 1, y1 - 1, *rest) for p,l,x1,y1,*rest in out.boxes]
     return out
 
-# %% ../nbs/23_boxes.ipynb #108a287f
+# %% ../nbs/23_boxes.ipynb #77e18f11
 def _yolo_names(t:_Tree, place) -> tuple[dict[int, str], dict]: # number → name; the rest of data.yaml
     "Names of classes from data.yaml or classes.txt"
     found = {}
@@ -281,7 +282,7 @@ def _yolo_box(v:list[str]) -> list[float]:
     x, y, w, h = n[:4]
     return [x - w/2, y - h/2, x + w/2, y + h/2]
 
-# %% ../nbs/23_boxes.ipynb #45b38c97
+# %% ../nbs/23_boxes.ipynb #2bb1c53d
 def _label_lines(t:_Tree, files:list[str], out:_Found) -> Iterable[tuple[str, str, list[str]]]: # picture, place, fields of a line
     "The lines of files that stand for one picture each; takes in the pictures"
     for f in files:
@@ -319,7 +320,7 @@ def _yaml_splits(t:_Tree, more:dict, out:_Found) -> None:
                     for p in hit: out.pictures[p]['split'] = split
                     break
 
-# %% ../nbs/23_boxes.ipynb #37a47d01
+# %% ../nbs/23_boxes.ipynb #52339ebf
 def _read_kitti(t:_Tree, files:list[str], place) -> _Found:
     "KITTI: label_2/*.txt"
     out, skipped = _Found(), 0
@@ -332,7 +333,7 @@ def _read_kitti(t:_Tree, files:list[str], place) -> _Found:
 
 _READERS = dict(coco=_read_coco, voc=_read_voc, yolo=_read_yolo, kitti=_read_kitti)
 
-# %% ../nbs/23_boxes.ipynb #68e2a008
+# %% ../nbs/23_boxes.ipynb #efdd14fd
 def _listed_splits(t:_Tree, out:_Found) -> None:
     "Give pictures their split, by lists or folders"
     listed = {}
@@ -346,7 +347,7 @@ def _listed_splits(t:_Tree, out:_Found) -> None:
             if listed.setdefault(found[0], split) != split: out.bad.append(Problem('leak', found[0], f'listed for {listed[found[0]]} and for {split}'))
     for p,v in out.pictures.items(): v['split'] = listed.get(p, '') if listed else v['split'] or _folder_split(p)
 
-# %% ../nbs/23_boxes.ipynb #d92b5c47
+# %% ../nbs/23_boxes.ipynb #d83f6cdb
 def parse_classes(
     classes:str|dict|Sequence[str], # 'car=Vehiculo,car=Camion', {'car': ['Vehiculo', 'Camion']}, or names that stay as they are
 ) -> dict[str, str]:                # theirs → ours, in the order in which ours are to stand
@@ -361,7 +362,7 @@ def parse_classes(
         if out.setdefault(theirs, ours) != ours: raise InputError(f"`classes`: {theirs!r} cannot become both {out[theirs]!r} and {ours!r}.")
     return out
 
-# %% ../nbs/23_boxes.ipynb #89251196
+# %% ../nbs/23_boxes.ipynb #27d7a1e1
 def _map_classes(found:_Found, classes, place) -> tuple[pd.DataFrame, list[str], list[str]]: # boxes, our classes, notes
     "The boxes that are wanted, under our names"
     cols = ['path', 'label', 'x1', 'y1', 'x2', 'y2', 'crowd', 'difficult', 'place']
@@ -378,7 +379,7 @@ def _map_classes(found:_Found, classes, place) -> tuple[pd.DataFrame, list[str],
     if none := [c for c in have if not n[c]]: notes.append(f'there is no box of {name_some(none)}')
     return boxes, sorted(n, key=natural_key), notes
 
-# %% ../nbs/23_boxes.ipynb #b7a22b2d
+# %% ../nbs/23_boxes.ipynb #91b010d4
 EDGE = 1. # pixels that a box may stick out by before it is a problem
 
 def _check_boxes(boxes:pd.DataFrame, clip:bool) -> tuple[pd.DataFrame, list[Problem], list[str]]: # cut boxes, problems, notes
@@ -406,10 +407,10 @@ def _check_boxes(boxes:pd.DataFrame, clip:bool) -> tuple[pd.DataFrame, list[Prob
     if tiny := int((good & ((cut[:, 2:] - cut[:, :2]) < 2).any(1)).sum()): notes.append(f'boxes less than 2 pixels wide or high, kept: {tiny:,}')
     return boxes.assign(good=good & ~double), bad, notes
 
-# %% ../nbs/23_boxes.ipynb #a18788cc
+# %% ../nbs/23_boxes.ipynb #9f336ce1
 ALONE = ('empty box', 'double box') # problems that a box may be left out for without its picture
 
-# %% ../nbs/23_boxes.ipynb #21262317
+# %% ../nbs/23_boxes.ipynb #fe3bcea7
 def _groups(paths:Iterable[str], group:str) -> list[str]:
     "What each picture is a copy or a part of, by its name; '' where the name does not tell"
     if group in ('', 'none'): return ['' for _ in paths]
@@ -418,7 +419,7 @@ def _groups(paths:Iterable[str], group:str) -> list[str]:
     if find.groups < 1: raise InputError(f"`group` is {group!r}; accepted: auto, none, or a regular expression in which brackets mark what stays together, such as '(.+)_frame'.")
     return [(m[1] or '') if (m := find.search(PurePosixPath(p).name)) else '' for p in paths]
 
-# %% ../nbs/23_boxes.ipynb #9160a723
+# %% ../nbs/23_boxes.ipynb #8953d6df
 _TURNS = [lambda a, k=k, m=m: np.rot90(a[..., ::-1] if m else a, k, (-2, -1)) for m in (0, 1) for k in range(4)]
 
 def _thumb(im:Image.Image) -> dict: return {'thumb': np.asarray(im.convert('L').resize((32, 32), Image.Resampling.BOX))}
@@ -457,7 +458,7 @@ def _clusters(n:int, p:np.ndarray, q:np.ndarray) -> list[str]:
     paired = {*p.tolist(), *q.tolist()}
     return [f'copies {find(i)}' if i in paired else '' for i in range(n)]
 
-# %% ../nbs/23_boxes.ipynb #1264131e
+# %% ../nbs/23_boxes.ipynb #29bbbbbf
 @dataclass
 class BoxData(LabelledData):
     """Pictures with boxes. `items`: path, split, group, sha256, width, height (pixels, upright), mode; sorted by path.
@@ -497,7 +498,7 @@ class BoxData(LabelledData):
         return summarise(self, f'{len(self.items):,} pictures with {len(self.boxes):,} boxes of {len(self.classes)} classes{size}, fingerprint {self.fingerprint[:12]}')
     def as_json(self) -> dict: return super().as_json() | {'n_boxes': len(self.boxes)}
 
-# %% ../nbs/23_boxes.ipynb #4619a177
+# %% ../nbs/23_boxes.ipynb #7c4aa95d
 _BOX = ['label', 'x1', 'y1', 'x2', 'y2', 'crowd', 'difficult']
 
 def box_fingerprint(items:pd.DataFrame, boxes:pd.DataFrame) -> str:
@@ -506,7 +507,7 @@ def box_fingerprint(items:pd.DataFrame, boxes:pd.DataFrame) -> str:
     both = fingerprint(items, ('path', 'split', 'sha256')), fingerprint(rows, ('path', *_BOX))
     return fingerprint(pd.DataFrame({'part': both}), ('part',))
 
-# %% ../nbs/23_boxes.ipynb #b42fa746
+# %% ../nbs/23_boxes.ipynb #4f814aff
 def _split_problems(rows:list[dict]) -> list[Problem]:
     "Splits that only some pictures have, or that lack train"
     given, lack = {r['split'] for r in rows} - {''}, [r['path'] for r in rows if not r['split']]
@@ -540,7 +541,7 @@ def _stated_sizes(items:pd.DataFrame, found:_Found) -> list[Problem]:
             out.append(Problem('other size', r.path, f"has {r.width} × {r.height} pixels, {v['at']} says {v['width']:g} × {v['height']:g}"))
     return out
 
-# %% ../nbs/23_boxes.ipynb #6cfc0118
+# %% ../nbs/23_boxes.ipynb #8f416773
 def _list_boxes(path, format:str, annotations:str, group:str, classes) -> tuple[_Tree, _Found, list[dict], pd.DataFrame, list[str]]:
     "What annotations say and where their pictures are: files, findings, rows path, split, group, boxes, classes"
     if format not in ('auto', *FORMATS): raise InputError(f"`format` is {format!r}. {did_you_mean(format, ('auto', *FORMATS))}")
@@ -565,7 +566,7 @@ def _list_boxes(path, format:str, annotations:str, group:str, classes) -> tuple[
     rows = [dict(path=f, split=found.pictures[f]['split'], group=g, label=l) for f,g,l in zip(here, _groups(here, group), _rarest(here, boxes))]
     return t, found, rows, boxes, classes
 
-# %% ../nbs/23_boxes.ipynb #8493de96
+# %% ../nbs/23_boxes.ipynb #61669c4f
 def _measure(items:pd.DataFrame, found:_Found, boxes:pd.DataFrame, clip:bool) -> tuple[pd.DataFrame, list[Problem], list[str]]: # boxes, problems, notes
     "Boxes in pixels of the pictures that could be read, checked"
     boxes = boxes.merge(items[['path', 'width', 'height']], on='path', how='inner')
@@ -604,7 +605,7 @@ def _notes(items:pd.DataFrame, boxes:pd.DataFrame, classes:Sequence[str]) -> lis
         elif lack := [c for c in classes if (s, c) not in have]: out.append(f'{s} has no box of {name_some(lack)}')
     return out
 
-# %% ../nbs/23_boxes.ipynb #8e74cf0e
+# %% ../nbs/23_boxes.ipynb #fee70f89
 def read_boxes(
     path:str|Path,               # Folder with pictures and annotations, a COCO .json, or a data.yaml
     classes:str|dict|Sequence='',# ours=theirs,…: which classes, and under which names; '': all of them
@@ -645,7 +646,7 @@ def _report(problems:Sequence[Problem], path, n:int, skipping:bool) -> str:
             'one class': "Annotate something, or name other classes.", 'missing': "Correct the name, or remove the entry."}
     return problem_report(problems, path, n, skipping, unit='pictures', todo=todo)
 
-# %% ../nbs/23_boxes.ipynb #dc7bd906
+# %% ../nbs/23_boxes.ipynb #e58a33e8
 def as_coco(data:BoxData, split:str='') -> dict: # '': all of them
     "COCO's lists of pictures, boxes and categories; ids count from 1, classes in order"
     if split: data.subset(split) # checks the name

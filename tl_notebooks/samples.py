@@ -539,6 +539,7 @@ class _Pen:
 def _hull(points):
     "Corners of the convex hull, in order"
     p, out = sorted({(round(x), round(y)) for x,y in points}), []
+    if len(p) < 3: return [p[0], *p] # too far away to be more
     for sweep in (p, p[::-1]):
         half = []
         for q in sweep:
