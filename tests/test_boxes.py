@@ -215,6 +215,24 @@ def test_damaged_json_is_named_with_its_line(text, part, tmp_path):
     assert part in str(e.value)
 
 
+@pytest.mark.parametrize('odd', [[1], {'id': 1}, None, True, 'x', 1e400, 10**400])
+def test_odd_values_anywhere_are_a_problem_and_no_crash(odd, tmp_path):
+    root = coco(tmp_path)
+    for part, field in [(p, f) for p in ('images', 'annotations', 'categories') for f in ('id', 'file_name', 'width', 'image_id', 'category_id', 'bbox', 'iscrowd', 'name')]:
+        d = coco_dict(); d[part][0][field] = odd
+        (root/'labels.json').write_text(json.dumps(d))
+        try: read(root)
+        except InputError: pass
+
+
+@pytest.mark.parametrize('images', [[], [dict(id=1, file_name='no.png')]])
+def test_nothing_left_is_said(images, tmp_path):
+    pictures(tmp_path, 1)
+    (tmp_path/'a.json').write_text(json.dumps(dict(images=images, annotations=[], categories=[])))
+    for on_bad in ('error', 'skip'):
+        with pytest.raises(InputError, match='there is no box at all'): read(tmp_path, on_bad=on_bad)
+
+
 YOLO_BAD = {'0 0.5 0.5 nan 0.1': ('bad box', 'line 2'), '0 0.5 0.5 0.1': ('bad box', 'line 2'), '9 0.5 0.5 0.1 0.1': ('no class', "'9' is the number of no class"),
             'car 0.5 0.5 0.1 0.1': ('no class', "'car'"), '0 0.5 0.5 -0.1 0.1': ('bad box', 'swapped corners'), '0 0.98 0.5 0.2 0.1': ('outside box', 'line 2')}
 

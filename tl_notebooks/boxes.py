@@ -6,7 +6,7 @@
 __all__ = ['FORMATS', 'BOX_LAYOUTS', 'EDGE', 'ALONE', 'parse_classes', 'near_copies', 'BoxData', 'box_fingerprint', 'read_boxes',
            'as_coco', 'write_coco']
 
-# %% ../nbs/23_boxes.ipynb #f8ff8ceb
+# %% ../nbs/23_boxes.ipynb #2d08a3e4
 import json
 import math
 import posixpath
@@ -28,7 +28,7 @@ from .data import (MAX_PIXELS, SPLITS, SPLIT_NAMES, SUFFIXES, LabelledData, Prob
     join_groups, leak_problems, list_files, make_splits, name_some, natural_key, problem_report, read_pictures, read_utf8,
     sample_rows, spelling_problems, summarise)
 
-# %% ../nbs/23_boxes.ipynb #8950e509
+# %% ../nbs/23_boxes.ipynb #c2cdc9a8
 class _Tree:
     "The files below a root, and its pictures by folder and stem"
     def __init__(self, root:Path):
@@ -53,7 +53,7 @@ def _text_labels(t:_Tree) -> list[str]:
     home = [f for f in txt if {*map(str.lower, PurePosixPath(f).parts[:-1])} & {'labels', 'label_2'}]
     return home or [f for f in txt if PurePosixPath(f).stem in t.by_stem] # beside such a folder may be others, as of calibration
 
-# %% ../nbs/23_boxes.ipynb #7bc4750d
+# %% ../nbs/23_boxes.ipynb #05cc937a
 def _pair(file:str, t:_Tree, name:str='') -> str|None: # `name`: what the label calls its picture
     "The picture that a file of labels stands for, if one can be told"
     p, found = PurePosixPath(file), t.by_stem.get(PurePosixPath(name or file).stem, [])
@@ -65,7 +65,7 @@ def _pair(file:str, t:_Tree, name:str='') -> str|None: # `name`: what the label 
     if name: near = [f for f in near if PurePosixPath(f).name == PurePosixPath(name).name] or near
     return near[0] if len(near) == 1 else None
 
-# %% ../nbs/23_boxes.ipynb #bac1e270
+# %% ../nbs/23_boxes.ipynb #b64a7e6d
 FORMATS = ('coco', 'voc', 'yolo', 'kitti')
 BOX_LAYOUTS = ("COCO (.json beside or above the pictures), Pascal VOC (an .xml per picture), YOLO (a .txt per picture, and data.yaml or classes.txt) "
                "or KITTI (label_2 beside image_2)")
@@ -95,7 +95,7 @@ def _sniff(t:_Tree) -> dict[str, list[str]]: # format → its files, in order
     if labels and not out['yolo'] + out['kitti']: out['kitti' if any('label_2/' in f for f in labels) else 'yolo'] = labels # nothing in any picture
     return {k: v for k,v in out.items() if v}
 
-# %% ../nbs/23_boxes.ipynb #e0320cbf
+# %% ../nbs/23_boxes.ipynb #347debb9
 def _choose(t:_Tree, place, format:str, annotations:str) -> tuple[str, list[str]]: # format, files
     "The format that a folder is to be read in, and its files; an `InputError` where that is not certain"
     found = _sniff(t)
@@ -110,7 +110,7 @@ def _choose(t:_Tree, place, format:str, annotations:str) -> tuple[str, list[str]
     sought = f' called {annotations!r}' if annotations else '' if format == 'auto' else f' of {format}'
     raise InputError(f"`{place}` holds {len(t.images):,} pictures, but no annotations{sought}. Accepted: {BOX_LAYOUTS}.")
 
-# %% ../nbs/23_boxes.ipynb #ead76413
+# %% ../nbs/23_boxes.ipynb #1ba72611
 @dataclass
 class _Found:
     "What annotations say, before anything is checked"
@@ -132,7 +132,7 @@ def _number(v) -> float:
 
 def _numbers(v, n:int=4) -> list[float]: return [*map(_number, v)] if isinstance(v, (list, tuple)) and len(v) == n else [math.nan]*n
 
-# %% ../nbs/23_boxes.ipynb #efdc2f01
+# %% ../nbs/23_boxes.ipynb #92d6b76f
 def _inside(base:str, name, place:str) -> str|Problem: # path relative to the root
     "Where `name`, written in the folder `base`, leads; a problem if that is out of the root"
     if not isinstance(name, str) or not name.strip() or '\0' in name: return Problem('bad row', place, f'the name of the picture is {name!r}')
@@ -149,7 +149,7 @@ def _folder_split(path:str) -> str:
     "The split that one of a path's folders stands for: valid/images/7.jpg, val2017/7.jpg"
     return next((s for part in PurePosixPath(path).parts[:-1] if (s := SPLIT_NAMES.get(re.sub(r'\d+$', '', part.lower())))), '')
 
-# %% ../nbs/23_boxes.ipynb #1e1aee2e
+# %% ../nbs/23_boxes.ipynb #cb07c41a
 def _load_json(root:Path, file:str) -> dict[str, list[dict]]:
     "The three lists of a COCO file"
     try: d = json.loads(read_utf8(root/file))
@@ -172,7 +172,7 @@ def _base(t:_Tree, file:str, names:Sequence) -> str:
 
 def _twice(values:Iterable) -> set: return {v for v,n in Counter(v for v in values if isinstance(v, (int, str))).items() if n > 1}
 
-# %% ../nbs/23_boxes.ipynb #31032409
+# %% ../nbs/23_boxes.ipynb #bb0a57c6
 def _coco_pictures(t:_Tree, file:str, images:list[dict], out:_Found) -> dict: # id → path
     "Take the pictures of a COCO file in"
     base, ids = _base(t, file, [i.get('file_name') for i in images]), {}
@@ -186,15 +186,14 @@ def _coco_pictures(t:_Tree, file:str, images:list[dict], out:_Found) -> dict: # 
         w, h = (0 if math.isnan(v := _number(i.get(k))) else v for k in ('width', 'height'))
         if not isinstance(id, (int, str)): out.bad.append(Problem('bad row', path, f'entry {n + 1} of images in `{file}` has no id'))
         elif id in double: out.bad.append(Problem('used twice', path, f'{place} is that of several pictures'))
-        else: ids[id] = path
         out.picture(path, place, own or split or _folder_split(path), w, h)
-        if id in double: ids.setdefault(id, path)
+        if isinstance(id, (int, str)): ids.setdefault(id, path)
     return ids
 
-# %% ../nbs/23_boxes.ipynb #cc4b1b08
+# %% ../nbs/23_boxes.ipynb #328b415d
 def _coco_boxes(file:str, d:dict, ids:dict, out:_Found) -> None:
     "Take the boxes of a COCO file in"
-    names = {c.get('id'): str(c.get('name', '')) for c in reversed(d['categories'])}
+    names = {c.get('id'): str(c.get('name', '')) for c in reversed(d['categories']) if isinstance(c.get('id'), (int, str))}
     double = {'category': _twice(c.get('id') for c in d['categories']), 'annotation': _twice(a.get('id') for a in d['annotations'])}
     out.classes |= dict.fromkeys(str(c.get('name', '')) for c in d['categories'])
     for n,a in enumerate(d['annotations'], 1):
@@ -205,7 +204,7 @@ def _coco_boxes(file:str, d:dict, ids:dict, out:_Found) -> None:
         if 'bbox' not in a and a.get('keypoints') is None and a.get('caption') is not None: continue
         if not isinstance(c, (int, str)) or c not in names: out.bad.append(Problem('no class', path, f'{at}: there is no category id {c!r}')); continue
         if c in double['category']: out.bad.append(Problem('used twice', path, f'{at}: category id {c!r} is that of several classes'))
-        if a.get('id') in double['annotation']: out.bad.append(Problem('used twice', path, f'{at} is that of several boxes'))
+        if isinstance(a.get('id'), (int, str)) and a['id'] in double['annotation']: out.bad.append(Problem('used twice', path, f'{at} is that of several boxes'))
         x, y, w, h = _numbers(a.get('bbox'))
         out.boxes.append((path, names[c], x, y, x + w, y + h, bool(a.get('iscrowd')), bool(a.get('difficult')), at))
 
@@ -221,7 +220,7 @@ def _read_coco(t:_Tree, files:list[str], place) -> _Found:
         _coco_boxes(f, d, _coco_pictures(t, f, d['images'], out), out)
     return out
 
-# %% ../nbs/23_boxes.ipynb #d89531ac
+# %% ../nbs/23_boxes.ipynb #e1c9c480
 def _parse_xml(t:_Tree, file:str):
     "A file's root element, or a `Problem`"
     try: root = fromstring((t.root/file).read_bytes(), forbid_dtd=True)
@@ -254,7 +253,7 @@ def _read_voc(t:_Tree, files:list[str], place) -> _Found:
     else: out.boxes = [(p, l, x1 - 1, y1 - 1, *rest) for p,l,x1,y1,*rest in out.boxes]
     return out
 
-# %% ../nbs/23_boxes.ipynb #77e18f11
+# %% ../nbs/23_boxes.ipynb #586b160a
 def _yolo_names(t:_Tree, place) -> tuple[dict[int, str], dict]: # number → name; the rest of data.yaml
     "Names of classes from data.yaml or classes.txt"
     found = {}
@@ -282,7 +281,7 @@ def _yolo_box(v:list[str]) -> list[float]:
     x, y, w, h = n[:4]
     return [x - w/2, y - h/2, x + w/2, y + h/2]
 
-# %% ../nbs/23_boxes.ipynb #2bb1c53d
+# %% ../nbs/23_boxes.ipynb #e31b37c0
 def _label_lines(t:_Tree, files:list[str], out:_Found) -> Iterable[tuple[str, str, list[str]]]: # picture, place, fields of a line
     "The lines of files that stand for one picture each; takes in the pictures"
     for f in files:
@@ -320,7 +319,7 @@ def _yaml_splits(t:_Tree, more:dict, out:_Found) -> None:
                     for p in hit: out.pictures[p]['split'] = split
                     break
 
-# %% ../nbs/23_boxes.ipynb #52339ebf
+# %% ../nbs/23_boxes.ipynb #db5bbfba
 def _read_kitti(t:_Tree, files:list[str], place) -> _Found:
     "KITTI: label_2/*.txt"
     out, skipped = _Found(), 0
@@ -333,7 +332,7 @@ def _read_kitti(t:_Tree, files:list[str], place) -> _Found:
 
 _READERS = dict(coco=_read_coco, voc=_read_voc, yolo=_read_yolo, kitti=_read_kitti)
 
-# %% ../nbs/23_boxes.ipynb #efdd14fd
+# %% ../nbs/23_boxes.ipynb #41685d17
 def _listed_splits(t:_Tree, out:_Found) -> None:
     "Give pictures their split, by lists or folders"
     listed = {}
@@ -347,7 +346,7 @@ def _listed_splits(t:_Tree, out:_Found) -> None:
             if listed.setdefault(found[0], split) != split: out.bad.append(Problem('leak', found[0], f'listed for {listed[found[0]]} and for {split}'))
     for p,v in out.pictures.items(): v['split'] = listed.get(p, '') if listed else v['split'] or _folder_split(p)
 
-# %% ../nbs/23_boxes.ipynb #d83f6cdb
+# %% ../nbs/23_boxes.ipynb #ff06a98b
 def parse_classes(
     classes:str|dict|Sequence[str], # 'car=Vehiculo,car=Camion', {'car': ['Vehiculo', 'Camion']}, or names that stay as they are
 ) -> dict[str, str]:                # theirs → ours, in the order in which ours are to stand
@@ -362,7 +361,7 @@ def parse_classes(
         if out.setdefault(theirs, ours) != ours: raise InputError(f"`classes`: {theirs!r} cannot become both {out[theirs]!r} and {ours!r}.")
     return out
 
-# %% ../nbs/23_boxes.ipynb #27d7a1e1
+# %% ../nbs/23_boxes.ipynb #641750d2
 def _map_classes(found:_Found, classes, place) -> tuple[pd.DataFrame, list[str], list[str]]: # boxes, our classes, notes
     "The boxes that are wanted, under our names"
     cols = ['path', 'label', 'x1', 'y1', 'x2', 'y2', 'crowd', 'difficult', 'place']
@@ -379,7 +378,7 @@ def _map_classes(found:_Found, classes, place) -> tuple[pd.DataFrame, list[str],
     if none := [c for c in have if not n[c]]: notes.append(f'there is no box of {name_some(none)}')
     return boxes, sorted(n, key=natural_key), notes
 
-# %% ../nbs/23_boxes.ipynb #91b010d4
+# %% ../nbs/23_boxes.ipynb #ab7b2a32
 EDGE = 1. # pixels that a box may stick out by before it is a problem
 
 def _check_boxes(boxes:pd.DataFrame, clip:bool) -> tuple[pd.DataFrame, list[Problem], list[str]]: # cut boxes, problems, notes
@@ -407,10 +406,10 @@ def _check_boxes(boxes:pd.DataFrame, clip:bool) -> tuple[pd.DataFrame, list[Prob
     if tiny := int((good & ((cut[:, 2:] - cut[:, :2]) < 2).any(1)).sum()): notes.append(f'boxes less than 2 pixels wide or high, kept: {tiny:,}')
     return boxes.assign(good=good & ~double), bad, notes
 
-# %% ../nbs/23_boxes.ipynb #9f336ce1
+# %% ../nbs/23_boxes.ipynb #1866aba1
 ALONE = ('empty box', 'double box') # problems that a box may be left out for without its picture
 
-# %% ../nbs/23_boxes.ipynb #fe3bcea7
+# %% ../nbs/23_boxes.ipynb #c8a779b7
 def _groups(paths:Iterable[str], group:str) -> list[str]:
     "What each picture is a copy or a part of, by its name; '' where the name does not tell"
     if group in ('', 'none'): return ['' for _ in paths]
@@ -419,7 +418,7 @@ def _groups(paths:Iterable[str], group:str) -> list[str]:
     if find.groups < 1: raise InputError(f"`group` is {group!r}; accepted: auto, none, or a regular expression in which brackets mark what stays together, such as '(.+)_frame'.")
     return [(m[1] or '') if (m := find.search(PurePosixPath(p).name)) else '' for p in paths]
 
-# %% ../nbs/23_boxes.ipynb #8953d6df
+# %% ../nbs/23_boxes.ipynb #08bef483
 _TURNS = [lambda a, k=k, m=m: np.rot90(a[..., ::-1] if m else a, k, (-2, -1)) for m in (0, 1) for k in range(4)]
 
 def _thumb(im:Image.Image) -> dict: return {'thumb': np.asarray(im.convert('L').resize((32, 32), Image.Resampling.BOX))}
@@ -430,6 +429,7 @@ def near_copies(
     chunk:int=512,
 ) -> list[str]:        # (n,) the same text for copies of one another, '' for pictures without
     "Which pictures are copies of one another, up to size, format, brightness, contrast, turning by 90° and mirroring"
+    if not len(thumbs): return []
     a = np.asarray(thumbs, 'float32').reshape(-1, 32, 32)
     sd = a.std((1, 2), keepdims=True)
     z = (a - a.mean((1, 2), keepdims=True))/np.maximum(sd, 1)
@@ -458,7 +458,7 @@ def _clusters(n:int, p:np.ndarray, q:np.ndarray) -> list[str]:
     paired = {*p.tolist(), *q.tolist()}
     return [f'copies {find(i)}' if i in paired else '' for i in range(n)]
 
-# %% ../nbs/23_boxes.ipynb #29bbbbbf
+# %% ../nbs/23_boxes.ipynb #a674778f
 @dataclass
 class BoxData(LabelledData):
     """Pictures with boxes. `items`: path, split, group, sha256, width, height (pixels, upright), mode; sorted by path.
@@ -498,7 +498,7 @@ class BoxData(LabelledData):
         return summarise(self, f'{len(self.items):,} pictures with {len(self.boxes):,} boxes of {len(self.classes)} classes{size}, fingerprint {self.fingerprint[:12]}')
     def as_json(self) -> dict: return super().as_json() | {'n_boxes': len(self.boxes)}
 
-# %% ../nbs/23_boxes.ipynb #7c4aa95d
+# %% ../nbs/23_boxes.ipynb #1aaebb81
 _BOX = ['label', 'x1', 'y1', 'x2', 'y2', 'crowd', 'difficult']
 
 def box_fingerprint(items:pd.DataFrame, boxes:pd.DataFrame) -> str:
@@ -507,7 +507,7 @@ def box_fingerprint(items:pd.DataFrame, boxes:pd.DataFrame) -> str:
     both = fingerprint(items, ('path', 'split', 'sha256')), fingerprint(rows, ('path', *_BOX))
     return fingerprint(pd.DataFrame({'part': both}), ('part',))
 
-# %% ../nbs/23_boxes.ipynb #4f814aff
+# %% ../nbs/23_boxes.ipynb #1cf0ff3f
 def _split_problems(rows:list[dict]) -> list[Problem]:
     "Splits that only some pictures have, or that lack train"
     given, lack = {r['split'] for r in rows} - {''}, [r['path'] for r in rows if not r['split']]
@@ -541,7 +541,7 @@ def _stated_sizes(items:pd.DataFrame, found:_Found) -> list[Problem]:
             out.append(Problem('other size', r.path, f"has {r.width} × {r.height} pixels, {v['at']} says {v['width']:g} × {v['height']:g}"))
     return out
 
-# %% ../nbs/23_boxes.ipynb #8f416773
+# %% ../nbs/23_boxes.ipynb #a763b75a
 def _list_boxes(path, format:str, annotations:str, group:str, classes) -> tuple[_Tree, _Found, list[dict], pd.DataFrame, list[str]]:
     "What annotations say and where their pictures are: files, findings, rows path, split, group, boxes, classes"
     if format not in ('auto', *FORMATS): raise InputError(f"`format` is {format!r}. {did_you_mean(format, ('auto', *FORMATS))}")
@@ -566,7 +566,7 @@ def _list_boxes(path, format:str, annotations:str, group:str, classes) -> tuple[
     rows = [dict(path=f, split=found.pictures[f]['split'], group=g, label=l) for f,g,l in zip(here, _groups(here, group), _rarest(here, boxes))]
     return t, found, rows, boxes, classes
 
-# %% ../nbs/23_boxes.ipynb #61669c4f
+# %% ../nbs/23_boxes.ipynb #dfbca322
 def _measure(items:pd.DataFrame, found:_Found, boxes:pd.DataFrame, clip:bool) -> tuple[pd.DataFrame, list[Problem], list[str]]: # boxes, problems, notes
     "Boxes in pixels of the pictures that could be read, checked"
     boxes = boxes.merge(items[['path', 'width', 'height']], on='path', how='inner')
@@ -605,7 +605,7 @@ def _notes(items:pd.DataFrame, boxes:pd.DataFrame, classes:Sequence[str]) -> lis
         elif lack := [c for c in classes if (s, c) not in have]: out.append(f'{s} has no box of {name_some(lack)}')
     return out
 
-# %% ../nbs/23_boxes.ipynb #fee70f89
+# %% ../nbs/23_boxes.ipynb #4e1e037f
 def read_boxes(
     path:str|Path,               # Folder with pictures and annotations, a COCO .json, or a data.yaml
     classes:str|dict|Sequence='',# ours=theirs,…: which classes, and under which names; '': all of them
@@ -646,7 +646,7 @@ def _report(problems:Sequence[Problem], path, n:int, skipping:bool) -> str:
             'one class': "Annotate something, or name other classes.", 'missing': "Correct the name, or remove the entry."}
     return problem_report(problems, path, n, skipping, unit='pictures', todo=todo)
 
-# %% ../nbs/23_boxes.ipynb #e58a33e8
+# %% ../nbs/23_boxes.ipynb #c6e786e4
 def as_coco(data:BoxData, split:str='') -> dict: # '': all of them
     "COCO's lists of pictures, boxes and categories; ids count from 1, classes in order"
     if split: data.subset(split) # checks the name
