@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['FORMATS', 'SUFFIXES', 'MAX_PIXELS', 'KINDS', 'LAYOUTS', 'SPLITS', 'SPLIT_NAMES', 'CSV_HEADER', 'BadImage',
            'open_image', 'Problem', 'problem_report', 'data_path', 'natural_key', 'name_some', 'list_folder',
-           'read_utf8', 'read_csv', 'split_items', 'join_groups', 'fingerprint', 'LabelledData', 'ImageData',
-           'summarise', 'spelling_problems', 'make_splits', 'sample_rows', 'check_items', 'short_classes', 'data_notes',
-           'check_share', 'check_whole', 'check_args', 'read_images']
+           'list_files', 'read_utf8', 'read_csv', 'split_items', 'join_groups', 'fingerprint', 'LabelledData',
+           'ImageData', 'summarise', 'read_pictures', 'spelling_problems', 'leak_problems', 'make_splits',
+           'sample_rows', 'check_items', 'short_classes', 'data_notes', 'check_share', 'check_whole', 'check_args',
+           'read_images']
 
 # %% ../nbs/11_data.ipynb #bcc0b18a
 import contextlib
@@ -23,7 +24,7 @@ import sys
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PureWindowsPath
@@ -148,6 +149,14 @@ KINDS = { # kind: (can be left out, what to do about it)
     'bad row':      (True,  "Correct or remove these rows."),
     'two labels':   (True,  "One picture or text cannot be two things. Keep the right one; `skip` leaves out every copy."),
     'leak':         (True,  "What was trained on cannot be a test. `skip` keeps the copy in test (or else valid)."),
+    'no boxes':     (True,  "No annotation speaks of these pictures. Annotate them, move them elsewhere, or say that there is nothing in them (an entry without boxes, an empty file)."),
+    'bad box':      (True,  "A box needs four finite numbers, its first corner above and left of its second. `skip` leaves out the whole picture: without this box it would teach that nothing is there."),
+    'outside box':  (True,  "Boxes lie within their picture. Correct them, or pass `clip=True` to cut them at the edge. `skip` leaves out the whole picture."),
+    'empty box':    (True,  "A box without area shows nothing. Correct or remove it; `skip` leaves out this box only."),
+    'double box':   (True,  "One thing has one box. Remove the copies; `skip` keeps the first."),
+    'no class':     (True,  "Every box belongs to a class that the annotations list. `skip` leaves out the whole picture."),
+    'used twice':   (True,  "An id, a picture or a class stands for one thing. `skip` leaves out every picture that is in doubt."),
+    'other size':   (True,  "The boxes were drawn on a picture of another size. Use that picture, or correct the size that is stated."),
     'folder':       (False, "Make the folder readable."),
     'layout':       (False, "Rearrange the folders, or describe the data by a CSV with the columns path,label."),
     'spelling':     (False, "Use one spelling for each class."),
@@ -342,6 +351,18 @@ def list_folder(root:Path, suffixes:frozenset=SUFFIXES) -> tuple[list[dict], lis
             r, classes[_rel(root/s/d, root)], odd = _list_class(root/s/d, root, split, suffixes)
             rows += r; bad += odd
     return rows, bad + _nested(classes)
+
+# %% ../nbs/11_data.ipynb #4169f507
+def list_files(root:Path) -> tuple[list[str], list[Problem]]: # paths relative to `root`, in order; problems
+    "Every file below `root` (which is resolved already), without hidden ones and without what links lead out to"
+    out, bad, todo = [], [], [root]
+    while todo:
+        here = todo.pop()
+        dirs, files, odd = _ls(here, root)
+        todo += [here/d for d in dirs]
+        out += [_rel(here/f, root) for f in files]
+        bad += odd
+    return sorted(out), bad
 
 # %% ../nbs/11_data.ipynb #dd484a02
 CSV_HEADER = "a header with path,label and, if wanted, split,group"
@@ -606,23 +627,31 @@ def _as_json(d:LabelledData) -> dict:
             'skipped': [{'kind': p.kind, 'path': _printable(p.path), 'detail': _printable(p.detail)} for p in d.problems]}
 
 # %% ../nbs/11_data.ipynb #6fcf110f
-def _read_one(root:Path, path:str, max_pixels:int) -> dict|Problem:
+def _read_one(root:Path, path:str, max_pixels:int, more:Callable|None=None) -> dict|Problem:
     "Content hash, pixel hash, size (upright) and stored mode of one image, or what is wrong with it"
     try:
         data = _read_bytes(root/path, max_pixels)
         im, mode = _decode(data, max_pixels)
     except BadImage as e: return Problem(e.kind, path, e.detail)
     pixels = hashlib.blake2b(repr(im.size).encode() + im.tobytes(), digest_size=16).hexdigest()
-    return {'sha256': hashlib.sha256(data).hexdigest(), 'content': pixels, 'width': im.width, 'height': im.height, 'mode': mode}
+    return {'sha256': hashlib.sha256(data).hexdigest(), 'content': pixels, 'width': im.width, 'height': im.height, 'mode': mode,
+            **(more(im) if more else {})}
 
-def _read_all(root:Path, rows:list[dict], max_pixels:int, progress:bool) -> tuple[pd.DataFrame, list[Problem]]:
-    "Read every row's file; the table of good ones, and the problems"
+def read_pictures(
+    root:Path,
+    rows:list[dict],          # With at least `path`, relative to `root`
+    max_pixels:int=MAX_PIXELS,
+    progress:bool=True,
+    more:Callable|None=None,  # RGB picture → dict of further columns
+) -> tuple[pd.DataFrame, list[Problem]]: # Good rows with sha256, content, width, height, mode; problems
+    "Read every row's file once"
     with ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 2))) as pool:
-        found = pool.map(lambda r: _read_one(root, r['path'], max_pixels), rows)
+        found = pool.map(lambda r: _read_one(root, r['path'], max_pixels, more), rows)
         found = list(tqdm(found, 'reading images', len(rows), leave=False, delay=2,
                           mininterval=.5, file=sys.stderr, disable=not progress))
     good = [{**r, **f} for r,f in zip(rows, found) if isinstance(f, dict)]
     cols = ['path','label','split','group','sha256','content','width','height','mode']
+    cols += [c for c in (good[0] if good else ()) if c not in cols]
     return pd.DataFrame(good, columns=cols), [f for f in found if isinstance(f, Problem)]
 
 # %% ../nbs/11_data.ipynb #47c6de7a
@@ -650,10 +679,13 @@ def _two_labels(items:pd.DataFrame, what:str='picture') -> list[Problem]:
             out.append(Problem('two labels', r.path, f'labelled {r.label!r}; same {what} as `{o.path}`, labelled {o.label!r}'))
     return out
 
-def _leaks(items:pd.DataFrame, what:str='picture') -> list[Problem]:
-    "One problem per item whose content or group also occurs in a split that must not be trained on"
+def leak_problems(
+    items:pd.DataFrame,     # With the columns path, split and those of `reasons`
+    reasons:dict[str, str], # Column whose equal values (where not empty) may not be in two splits → what that means
+) -> list[Problem]:
+    "One problem per item that agrees with one of a split that must not be trained on"
     out, items = {}, items[items.split.isin(SPLITS)] # any other name is a problem of its own
-    for by, what in (('content', f'same {what}'), ('group', 'same group')):
+    for by, what in reasons.items():
         for part in _clashes(items, by, 'split'):
             keep = part.iloc[part.split.map(SPLITS.index).argmax()]
             for r in part[part.split != keep.split].itertuples():
@@ -699,7 +731,7 @@ def check_items(items:pd.DataFrame, classes:list[str], least:int, what:str='pict
     "Items without contradictions and leaks, with the column `unit` (what must stay together), and the problems"
     items = items.assign(split=items.split.replace('', 'train'))
     two = _two_labels(items, what); items = items[~items.path.isin({p.path for p in two})]
-    leaks = _leaks(items, what); items = items[~items.path.isin({p.path for p in leaks})].reset_index(drop=True)
+    leaks = leak_problems(items, {'content': f'same {what}', 'group': 'same group'}); items = items[~items.path.isin({p.path for p in leaks})].reset_index(drop=True)
     items['unit'] = join_groups(items.content.tolist(), items.group.tolist())
     return items, two + leaks + _enough(items, classes, least, what)
 
@@ -759,7 +791,7 @@ def read_images(
     given, classes = {r['split'] for r in rows} - {''}, sorted({r['label'] for r in rows}, key=natural_key)
     made = {s: share for s,share in (('valid',valid_pct), ('test',test_pct)) if s not in given and share}
     if max_items: rows = sample_rows(rows, max_items, seed)
-    items, unread = _read_all(root, rows, max_pixels, progress)
+    items, unread = read_pictures(root, rows, max_pixels, progress)
     items, found = check_items(items, classes, 0 if addition else max(2 + bool(made), min_per_class or 0))
     problems, skipping = bad + spelling_problems(classes) + unread + found, on_bad == 'skip'
     if any(not (skipping and p.can_skip) for p in problems): raise InputError(problem_report(problems, path, len(rows), skipping))
