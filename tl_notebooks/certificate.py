@@ -89,7 +89,7 @@ def latency(net:TransferNet, item:torch.Tensor, reps:int=9) -> float:
 
 def state_bytes(net:nn.Module) -> int: return sum(t.numel()*t.element_size() for t in net.state_dict().values())
 
-# %% ../nbs/41_certificate.ipynb #339c2f2b
+# %% ../nbs/41_certificate.ipynb #a0c09c19
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Certificate</title><style>{{ style }}</style></head><body><h1>Certificate of an expansion</h1><div class="muted">{{ c.made }}, mode {{ c.mode }}, {{ c.parent.classes|length }} classes became {{ c.child.classes|length }}</div>
 <p class="big"><span class="{{ c.status }}">{{ c.status }}</span></p>
 {% if c.limits %}<table><tr><th>limit<th class="n">asked<th class="n">found<th></tr>{% for l in c.limits %}<tr><td>{{ l.name }}<td class="n">{{ l.limit }}<td class="n">{{ num(l.value) }}
@@ -111,6 +111,9 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name=
 {% if v.training %}<tr><td>loss per {{ v.training.kind }}, nats<td>{{ iv(v.training.before) }} before, {{ iv(v.training.after_rows) }} with new rows trained (gain {{ iv(v.training.rows_gain) }}){% if v.training.after_thaw %}, {{ iv(v.training.after_thaw) }} after the thaw (gain {{ iv(v.training.thaw_gain) }}){% endif %}</tr>{% endif %}</table>{% endif %}
 <h2>What is new</h2><p>{{ c.new_classes|join(', ') or 'no new class' }}{% if c.new_accuracy %}: {{ iv(c.new_accuracy) }} of their test items are right{% endif %}{% if c.harmonic_mean is defined %}; harmonic mean with the old classes {{ num(c.harmonic_mean) }}{% endif %}.</p>
 {% for n in c.notes %}<p class="fail">{{ n }}</p>{% endfor %}
+{% if c.tried and c.tried|length > 1 %}<h2>What was tried</h2><table><tr><th>mode<th><th class="n">old classes<th class="n">new classes<th class="n">held-out loss<th class="n">seconds</tr>{% for t in c.tried %}<tr><td>{{ t.mode }}<td>{{ t.status }}
+<td class="n">{% if t.old_difference is defined %}{{ '%+.3f'|format(t.old_difference) }}{% endif %}<td class="n">{% if t.new_accuracy is defined %}{{ num(t.new_accuracy) }}{% endif %}
+<td class="n">{% if t.loss_after is defined %}{{ num(t.loss_before) }} → {{ num(t.loss_after) }}{% endif %}<td class="n">{{ '%.1f'|format(t.seconds) }}</tr>{% endfor %}</table>{% endif %}
 {% for f in figures %}<p><img alt="" src="data:image/png;base64,{{ f }}"></p>{% endfor %}
 <h2>From what</h2><table><tr><td>parent<td><code>{{ c.parent.sha256 }}</code></tr><tr><td>new data<td>{% if c.data %}<code>{{ c.data.path }}</code>, fingerprint <code>{{ (c.data.fingerprint or '')[:16] }}</code>{% else %}none{% endif %}</tr>
 <tr><td>judged by<td>{{ c.judged_by.old }} items of old classes, {{ c.judged_by.new }} of new ones</tr><tr><td>code<td><code>{{ c.code_version }}</code></tr></table></body></html>"""
