@@ -6,7 +6,7 @@
 __all__ = ['Corpus', 'read_words', 'sample_texts', 'Growth', 'grow_model', 'train_growth', 'solve_again', 'unchanged_texts',
            'same_but_rows', 'text_speed', 'WordExpansion', 'expand_words']
 
-# %% ../nbs/52_vocabulary.ipynb #1b4320a4
+# %% ../nbs/52_vocabulary.ipynb #67f7d87b
 import copy
 import json
 import random
@@ -31,7 +31,7 @@ from .texts import TABLES, TEXT_SUFFIXES, TextData, list_texts, read_texts
 from .words import (INITS, Proposal, WordTraining, add_words, check_words, fit_rows, grow_embeddings, new_ids, propose_words, same_tokens,
     token_figures, train_words)
 
-# %% ../nbs/52_vocabulary.ipynb #afff5663
+# %% ../nbs/52_vocabulary.ipynb #e640b75e
 class Corpus:
     "Texts of a file or folder, read anew each time: a .txt file has one a line, a table one a row, an .eml file is one"
     def __init__(self, path:str|Path):
@@ -66,7 +66,7 @@ def sample_texts(corpus:Iterable[str], n:int, seed:int=0) -> list[str]:
         elif (k := r.randrange(i + 1)) < n: kept[k] = t
     return kept
 
-# %% ../nbs/52_vocabulary.ipynb #47b2f8f5
+# %% ../nbs/52_vocabulary.ipynb #2b55f5dd
 @dataclass
 class Growth:
     "A model with new words, as yet only in memory"
@@ -97,7 +97,7 @@ def grow_model(
     fitted = fit_rows(net.body.model, tok, grown, texts, rows, net.body, fit_steps, max_tokens=min(128, model.reader.max_tokens), seed=seed) if init == 'context' else None
     return Growth(child, rows, new_ids(tok, grown), fitted)
 
-# %% ../nbs/52_vocabulary.ipynb #9e06cf46
+# %% ../nbs/52_vocabulary.ipynb #015236de
 def train_growth(
     g:Growth,              # Changed in place
     before:Model,
@@ -129,7 +129,7 @@ def solve_again(g:Growth, texts:Sequence[str], y, seed:int=0) -> tuple[ClassStat
     m.net.eval()
     return s, dict(kind='solved', alpha=head.alpha, scale=scale, rows=s.n)
 
-# %% ../nbs/52_vocabulary.ipynb #626ecb35
+# %% ../nbs/52_vocabulary.ipynb #b3cc3267
 def unchanged_texts(before:Model, g:Growth, texts:Sequence[str], most:int=300) -> dict:
     "What became of texts without new words: how many were compared, the greatest change of a feature and of a logit"
     texts = [t for t in dict.fromkeys(texts) if t.strip()]
@@ -147,7 +147,7 @@ def same_but_rows(before:Model, g:Growth) -> bool:
     def same(k, v): return torch.equal(v[:n], new[k][:n]) if v.data_ptr() == emb.data_ptr() else torch.equal(v, new[k])
     return old.keys() == new.keys() and all(same(k, v) for k,v in old.items())
 
-# %% ../nbs/52_vocabulary.ipynb #a60ab87d
+# %% ../nbs/52_vocabulary.ipynb #37773d12
 def text_speed(before:Model, after:Model, texts:Sequence[str], reps:int=3) -> dict|None:
     "Median milliseconds per text in batches of 32, and for one text alone, of both models in turns"
     texts = sorted(texts, key=len)[:128]
@@ -176,7 +176,7 @@ def _judge(before:Model, g:Growth, texts:Sequence[str], y) -> dict:
                                      difference=evidence.paired_difference(now.right, was.right).as_json())
     return out
 
-# %% ../nbs/52_vocabulary.ipynb #171e58ef
+# %% ../nbs/52_vocabulary.ipynb #c08b3ca3
 @dataclass
 class WordExpansion:
     "A model folder with more words, its certificate, and the words that were proposed"
@@ -186,7 +186,7 @@ class WordExpansion:
     @property
     def passed(self) -> bool: return self.certificate['status'] == 'pass'
 
-# %% ../nbs/52_vocabulary.ipynb #b6058f81
+# %% ../nbs/52_vocabulary.ipynb #44d34481
 def expand_words(
     parent:str|Path,            # Model folder of a text model, or run folder with one
     out:str|Path='',            # The new model folder, which must not exist; '': below outputs/expand
@@ -222,7 +222,7 @@ def expand_words(
     c = _certificate(model, g, init or ('context' if some else 'mean'), given or tests, some, tests, y, judge, learned, thaw, limits or Limits())
     return WordExpansion(_save(out, model, g, c, s, head, thaw), c, proposal)
 
-# %% ../nbs/52_vocabulary.ipynb #05ac360d
+# %% ../nbs/52_vocabulary.ipynb #73ccad5f
 def _checked(out, parent, words, corpus, train, thaw) -> tuple[Path, Model]:
     out = Path(out) if out else Path('outputs')/'expand'/new_run_id()/'model'
     if out.exists(): raise InputError(f"`{out}` exists already. Choose another name, or remove it.")
@@ -252,7 +252,7 @@ def _test_texts(judge:TextData|None, model:Model, learned:TextData|None) -> tupl
     if learned is not None: rows = rows[~rows.sha256.isin({*learned.items.sha256})]
     return rows.text.tolist(), np.array([model.classes.index(l) for l in rows.label], int)
 
-# %% ../nbs/52_vocabulary.ipynb #05c439dc
+# %% ../nbs/52_vocabulary.ipynb #7cb6d145
 def _certificate(model, g, init, corpus, some, tests, y, judge, learned, thaw, limits) -> dict:
     was, now = model.reader.tok, g.model.reader.tok
     words = dict(words=list(g.words), init=init, fitted=g.fitted, training=g.training and vars(g.training), thawed_groups=thaw,
@@ -282,7 +282,7 @@ def _notes(model, c, w, tests, learned, thaw) -> list[str]:
         if t['kind'] == 'masked token': out.append("the body has no head that guesses words; one was fitted to the corpus first, and is not kept.")
     return out
 
-# %% ../nbs/52_vocabulary.ipynb #f3f5e9da
+# %% ../nbs/52_vocabulary.ipynb #f6cea026
 def _save(out:Path, model:Model, g:Growth, c:dict, s:ClassStatistics|None, head:dict|None, thaw:int) -> Path:
     m, net = model.manifest, g.model.net
     c['child']['weights_sha256'] = hash_state({k: v.detach().cpu().contiguous() for k,v in net.state_dict().items()})
@@ -290,6 +290,6 @@ def _save(out:Path, model:Model, g:Growth, c:dict, s:ClassStatistics|None, head:
     s = s or (None if thaw else model.statistics())
     out.parent.mkdir(parents=True, exist_ok=True)
     return save_model(out, net, m['backbone'] | m['preprocessing'], m['classes'], {'accuracy': c['old_accuracy_after']} if 'old_accuracy_after' in c else {},
-                      {k: c['data'][k] for k in ('fingerprint', 'counts')} if c['data'] else m['data'], parent=m['sha256'], statistics=s and statistics_state(s), tok=g.model.reader.tok,
+                      {k: c['data'][k] for k in ('fingerprint', 'counts')} if c['data'] else m['data'], parent=m['sha256'], statistics=s and statistics_state(s), tok=g.model.reader.tok, memory=model.exemplars(),
                       head=head or m.get('head'), lineage=[*m.get('lineage', []), ancestor],
                       extra={'certificate.json': json.dumps(c, indent=1, ensure_ascii=False, allow_nan=False) + '\n', 'certificate.html': certificate_page(c)})
