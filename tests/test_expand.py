@@ -271,7 +271,7 @@ def test_a_bounded_memory_grows_with_the_model(work, remembering, tmp_path):
 
 def test_fine_tuning_that_helps_moves_the_last_groups_only(work, remembering, tmp_path):
     old = judge_folder(work, KINDS[:2], tmp_path/'old')
-    tuning = Tuning(thaw=2, epochs=6, lr=3e-3)
+    tuning = Tuning(thaw=2, epochs=6, lr=3e-3, sure=0.)
     done = [expand(work, remembering, KINDS[2], tmp_path/str(i), mode='fine-tune', old=old, tuning=tuning) for i in range(2)]
     c, before, after = done[0].certificate, Model(remembering), Model(done[0].folder)
     assert c['mode'] == 'fine-tune' and c['head']['tuning']['loss_after'] < c['head']['tuning']['loss_before'] and not c['body_bit_identical']

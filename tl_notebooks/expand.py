@@ -8,7 +8,7 @@ __all__ = ['MODES', 'class_places', 'NewData', 'read_new', 'need_statistics', 'n
            'close_pairs', 'Tuning', 'Rows', 'learning_rows', 'Tried', 'tuned_net', 'balanced_loss', 'Expansion',
            'expand_model', 'merge_models', 'family_tree']
 
-# %% ../nbs/50_expand.ipynb #90964757
+# %% ../nbs/50_expand.ipynb #5a099421
 import copy
 import json
 import time
@@ -24,14 +24,14 @@ from torch import nn
 
 from .artifact import Model, save_model
 from .certificate import Judged, Limits, certificate_page, check_limits, latency, new_figures, old_figures, state_bytes
-from .core import InputError, did_you_mean, hash_state, seed_everything
+from .core import InputError, did_you_mean, hash_bytes, hash_state, seed_everything
 from .data import LabelledData, read_images
 from .evidence import fit_temperature
 from .finetune import FitProgress, GrownHead, Stage, TransferNet, put_head, raw_head, scale_logits
 from .heads import (ClassStatistics, SolvedHead, carry_statistics, fit_into, join_classes, keep_classes, merge_statistics, move_rows, sample_scores,
     scale_statistics, solve_statistics, statistics_state, take_away)
 from .records import code_version, environment, new_run_id
-from .replay import Distil, Exemplars, take_exemplars
+from .replay import Distil, Exemplars, content_of, take_exemplars
 from .text import name_texts
 from .texts import read_texts
 
@@ -181,7 +181,7 @@ def close_pairs(s:ClassStatistics, head:SolvedHead, classes:Sequence[str], new:S
             if share > least: out.append(dict(new=classes[i], other=classes[j], confused=float(share), duplicate=bool(share > .35)))
     return sorted(out, key=lambda p: -p['confused'])
 
-# %% ../nbs/50_expand.ipynb #d46fc4b0
+# %% ../nbs/50_expand.ipynb #15b36824
 @dataclass
 class Tuning:
     "How `fine-tune` trains"
@@ -190,6 +190,7 @@ class Tuning:
     lr:float=1e-3          # Of the head; the earliest group that trains gets a hundredth
     distil:float=1.        # Weight of the old model's answers in the loss; 0: none
     valid_pct:float=.2     # Share of each class that is held out to judge by
+    sure:float=2.          # Standard errors by which the held-out loss must fall
     replay:str|Path|LabelledData='' # Old items to learn from, beside those that stayed with the model
 
 @dataclass
@@ -210,16 +211,15 @@ class Rows:
         return (~self.valid).sum()/np.maximum(n, 1)/max((n > 0).sum(), 1)
     def part(self, mask) -> list: return [i for i,m in zip(self.items, mask) if m]
 
-# %% ../nbs/50_expand.ipynb #2835bd7d
-def learning_rows(classes:Sequence[str], new:NewData, old:Exemplars, n_kept:int, valid_pct:float, seed:int) -> Rows:
+# %% ../nbs/50_expand.ipynb #1096fced
+def learning_rows(model:Model, classes:Sequence[str], new:NewData, old:Exemplars, n_kept:int, valid_pct:float) -> Rows:
     "New and old items together; the last `n_kept` of the old ones stayed with the model"
-    y = np.array([classes.index(l) for l in [*new.train_labels, *old.labels]], int)
-    rng, valid = np.random.default_rng(seed), np.zeros(len(y), bool)
-    for source in (np.arange(len(y)) < len(new.train), np.arange(len(y)) >= len(new.train)):
-        for c in range(len(classes)):
-            at = np.flatnonzero(source & (y == c))
-            if len(at) >= 4: valid[rng.permutation(at)[:max(1, round(valid_pct*len(at)))]] = True
-    return Rows([*new.train, *old.items], y, len(new.train), valid, len(classes), n_kept)
+    items, y = [*new.train, *old.items], np.array([classes.index(l) for l in [*new.train_labels, *old.labels]], int)
+    chance = np.array([int(hash_bytes(b'held out ', content_of(i if model.is_text else model._read(i)))[:12], 16)/16**12 for i in items])
+    valid, fresh = np.zeros(len(y), bool), np.arange(len(y)) < len(new.train)
+    for at in (np.flatnonzero((fresh == f) & (y == c)) for f in (True, False) for c in range(len(classes))):
+        if len(at) >= 4: valid[at] = (chance[at] < valid_pct) | (chance[at] == chance[at].min())
+    return Rows(items, y, len(new.train), valid, len(classes), n_kept)
 
 @dataclass
 class Tried:
@@ -243,18 +243,20 @@ def tuned_net(model:Model, s:ClassStatistics, classes:Sequence[str], rows:Rows, 
     carry = lambda s: carry_statistics(s, x, z, None if words is None else words[:len(s.counts)])
     solved = solved_net(moved, merge_statistics(carry(unseen)[0], part(z, rows.new & fit, words)), seed)[0]
     own, other = (_held_out(n, z, rows) for n in (net, solved))
-    report |= dict(loss_before=start[0], accuracy_before=start[1], trained_loss=own[0], trained_accuracy=own[1], solved_loss=other[0], solved_accuracy=other[1])
-    report['loss_after'], report['accuracy_after'] = min(own, other)
-    if report['loss_after'] >= start[0]: return Tried(None, report=report)
+    best = min(own, other, key=lambda h: h.loss)
+    gain = start.losses - best.losses
+    report |= dict(loss_before=start.loss, accuracy_before=start.accuracy, loss_after=best.loss, accuracy_after=best.accuracy, error=float(gain.std(ddof=1)/len(gain)**.5) if len(gain) > 1 else 0.,
+                   trained_loss=own.loss, trained_accuracy=own.accuracy, solved_loss=other.loss, solved_accuracy=other.accuracy)
+    if not gain.mean() > tuning.sure*report['error']: return Tried(None, report=report)
     carried, explained = carry(s)
     statistics = merge_statistics(carried, part(z, rows.new, words))
-    head = dict(kind='trained', trained_accuracy=own[1], solved_accuracy=other[1], rows=statistics.n)
-    if other[0] < own[0]: net, head = solved_net(moved, statistics, seed)
+    head = dict(kind='trained', trained_accuracy=own.accuracy, solved_accuracy=other.accuracy, rows=statistics.n)
+    if best is other: net, head = solved_net(moved, statistics, seed)
     else:
         with torch.no_grad(): scale_logits(net, fit_temperature(net.head(z[rows.valid].to(model.device)).cpu().numpy(), rows.y[rows.valid]))
     return Tried(net.eval(), head | dict(carried=explained), statistics, report)
 
-# %% ../nbs/50_expand.ipynb #a254b202
+# %% ../nbs/50_expand.ipynb #1d112690
 def balanced_loss(weights:torch.Tensor):
     "Cross-entropy in which an item of class c counts `weights[c]`; unlike torch's own weights, the same in every batch"
     def loss(x, y, reduction='mean'):
@@ -282,12 +284,19 @@ def _without_held_out(s:ClassStatistics, x:torch.Tensor, rows:Rows) -> ClassStat
         if at.any() and s.within[c] is not None and at.sum() < s.counts[c]: s = take_away(s, x[at], c)[0]
     return s
 
-def _held_out(net:TransferNet, z:torch.Tensor, rows:Rows) -> tuple[float, float]:
-    "Cross-entropy and accuracy, mean over classes, of a head on the held-out items' features"
+@dataclass
+class _HeldOut:
+    "Losses of the held-out items, weighted so that each class has its share, and their balanced accuracy"
+    losses:np.ndarray
+    accuracy:float
+    @property
+    def loss(self) -> float: return float(self.losses.mean())
+
+def _held_out(net:TransferNet, z:torch.Tensor, rows:Rows) -> _HeldOut:
     with torch.inference_mode(): logits = net.head.eval()(z[rows.valid].to(next(net.head.parameters()).device)).cpu().double().numpy()
-    y, w = (y := rows.y[rows.valid]), rows.weights[y]
-    loss = -log_softmax(logits, 1)[np.arange(len(y)), y]
-    return float((w*loss).mean()), float((w*(logits.argmax(1) == y)).sum()/w.sum())
+    y, n = (y := rows.y[rows.valid]), np.bincount(y, minlength=rows.k)
+    w = len(y)/np.maximum(n, 1)[y]/max((n > 0).sum(), 1)
+    return _HeldOut(-w*log_softmax(logits, 1)[np.arange(len(y)), y], float((w*(logits.argmax(1) == y)).mean()))
 
 # %% ../nbs/50_expand.ipynb #6e87298c
 @dataclass
@@ -405,7 +414,7 @@ def _make(job:_Job, mode:str) -> _Made:
     if mode == 'auto': made.certificate['notes'].append(_why(job, made.certificate, len(done)))
     return made
 
-# %% ../nbs/50_expand.ipynb #10c8df3d
+# %% ../nbs/50_expand.ipynb #9c972c25
 def _ways(job:_Job) -> list[str]:
     "Cheap and faithful ways first; training only where the features confuse a new class with another and old items are there"
     tune = ['fine-tune'] if job.pairs and job.new and job.old and job.limits.max_logit_change is None else []
@@ -421,7 +430,7 @@ def _why(job:_Job, c:dict, n:int) -> str:
 def _made(job:_Job, way:str, tried:list) -> _Made|None:
     "One way, judged; None where fine-tuning was undone"
     if way == 'fine-tune':
-        rows = learning_rows(job.classes, job.new, job.old, job.n_kept, job.tuning.valid_pct, job.seed)
+        rows = learning_rows(job.model, job.classes, job.new, job.old, job.n_kept, job.tuning.valid_pct)
         t = tuned_net(job.model, job.statistics, job.classes, rows, job.tuning, len(job.known) if job.same else 0, job.seed)
         if t.net is None: tried.append(dict(mode=way, status='undone', **t.report)); return None
         net, head, s = t.net, t.head | dict(tuning=t.report), fit_into(t.statistics)
