@@ -8,7 +8,7 @@ __all__ = ['MODES', 'class_places', 'NewData', 'read_new', 'need_statistics', 'n
            'close_pairs', 'Tuning', 'Rows', 'learning_rows', 'Tried', 'tuned_net', 'balanced_loss', 'Expansion',
            'expand_model', 'merge_models', 'family_tree']
 
-# %% ../nbs/50_expand.ipynb #5a099421
+# %% ../nbs/50_expand.ipynb #d1ec5221
 import copy
 import json
 import time
@@ -26,8 +26,7 @@ from .artifact import Model, save_model
 from .certificate import Judged, Limits, certificate_page, check_limits, latency, new_figures, old_figures, state_bytes
 from .core import InputError, did_you_mean, hash_bytes, hash_state, seed_everything
 from .data import LabelledData, read_images
-from .evidence import fit_temperature
-from .finetune import FitProgress, GrownHead, Stage, TransferNet, put_head, raw_head, scale_logits
+from .finetune import FitProgress, GrownHead, Stage, TransferNet, put_head, raw_head
 from .heads import (ClassStatistics, SolvedHead, carry_statistics, fit_into, join_classes, keep_classes, merge_statistics, move_rows, sample_scores,
     scale_statistics, solve_statistics, statistics_state, take_away)
 from .records import code_version, environment, new_run_id
@@ -211,7 +210,7 @@ class Rows:
         return (~self.valid).sum()/np.maximum(n, 1)/max((n > 0).sum(), 1)
     def part(self, mask) -> list: return [i for i,m in zip(self.items, mask) if m]
 
-# %% ../nbs/50_expand.ipynb #1096fced
+# %% ../nbs/50_expand.ipynb #b60c816c
 def learning_rows(model:Model, classes:Sequence[str], new:NewData, old:Exemplars, n_kept:int, valid_pct:float) -> Rows:
     "New and old items together; the last `n_kept` of the old ones stayed with the model"
     items, y = [*new.train, *old.items], np.array([classes.index(l) for l in [*new.train_labels, *old.labels]], int)
@@ -243,17 +242,13 @@ def tuned_net(model:Model, s:ClassStatistics, classes:Sequence[str], rows:Rows, 
     carry = lambda s: carry_statistics(s, x, z, None if words is None else words[:len(s.counts)])
     solved = solved_net(moved, merge_statistics(carry(unseen)[0], part(z, rows.new & fit, words)), seed)[0]
     own, other = (_held_out(n, z, rows) for n in (net, solved))
-    best = min(own, other, key=lambda h: h.loss)
-    gain = start.losses - best.losses
-    report |= dict(loss_before=start.loss, accuracy_before=start.accuracy, loss_after=best.loss, accuracy_after=best.accuracy, error=float(gain.std(ddof=1)/len(gain)**.5) if len(gain) > 1 else 0.,
-                   trained_loss=own.loss, trained_accuracy=own.accuracy, solved_loss=other.loss, solved_accuracy=other.accuracy)
+    gain = start.losses - other.losses
+    report |= dict(loss_before=start.loss, accuracy_before=start.accuracy, loss_after=other.loss, accuracy_after=other.accuracy, error=float(gain.std(ddof=1)/len(gain)**.5) if len(gain) > 1 else 0.,
+                   trained_loss=own.loss, trained_accuracy=own.accuracy)
     if not gain.mean() > tuning.sure*report['error']: return Tried(None, report=report)
     carried, explained = carry(s)
     statistics = merge_statistics(carried, part(z, rows.new, words))
-    head = dict(kind='trained', trained_accuracy=own.accuracy, solved_accuracy=other.accuracy, rows=statistics.n)
-    if best is other: net, head = solved_net(moved, statistics, seed)
-    else:
-        with torch.no_grad(): scale_logits(net, fit_temperature(net.head(z[rows.valid].to(model.device)).cpu().numpy(), rows.y[rows.valid]))
+    net, head = solved_net(moved, statistics, seed)
     return Tried(net.eval(), head | dict(carried=explained), statistics, report)
 
 # %% ../nbs/50_expand.ipynb #1d112690
@@ -414,16 +409,16 @@ def _make(job:_Job, mode:str) -> _Made:
     if mode == 'auto': made.certificate['notes'].append(_why(job, made.certificate, len(done)))
     return made
 
-# %% ../nbs/50_expand.ipynb #9c972c25
+# %% ../nbs/50_expand.ipynb #5c1ed427
 def _ways(job:_Job) -> list[str]:
-    "Cheap and faithful ways first; training only where the features confuse a new class with another and old items are there"
+    "Cheap and faithful ways first; training last, and only where the features confuse a new class with another and old items are there"
     tune = ['fine-tune'] if job.pairs and job.new and job.old and job.limits.max_logit_change is None else []
     keep = ['keep-scores'] if job.added and job.same else []
-    return keep + ['exact'] if keep and job.limits.max_logit_change is not None else [*tune, 'exact', *keep]
+    return keep + ['exact'] if keep and job.limits.max_logit_change is not None else ['exact', *keep, *tune]
 
 def _why(job:_Job, c:dict, n:int) -> str:
     pairs = f"{len(job.pairs)} pairs of a new class and another are close" if job.pairs else "no new class is close to another in this body's features"
-    more = '' if not job.pairs or job.old else "; training might help, and needs some old items (`memory` of the parent, or `replay`)"
+    more = '' if not job.pairs or c['mode'] == 'fine-tune' else "; `fine-tune` might help" + ('' if job.old else ", and needs some old items (`memory` of the parent, or `replay`)")
     judged = f"; {n} ways were judged by the same items, so the limits were met with that many tries" if n > 1 else ''
     return f"auto took {c['mode']}: {pairs}{more}{judged}."
 
