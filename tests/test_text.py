@@ -335,7 +335,7 @@ def test_texts_without_a_label_are_for_few_labels_and_a_probe(cache):
     rows, of = learn.probe_features[:2]                # the labels stay what they are, first; the others are as many of each class as the labels are
     assert torch.equal(rows[:16], labelled) and torch.equal(of[:16], y) and learn.statistics.n == len(of) == 16 + 2*round(.4*len(few.unlabelled))
     assert len({*torch.bincount(of).tolist()}) == 1 and (after.argmax(1) == truth).float().mean() > (before.argmax(1) == truth).float().mean() - .05
-    with pytest.raises(InputError, match='comes before `self_train`'): learn.contrast()
+    with pytest.raises(InputError, match="comes before `self_train`"): learn.contrast()
     learn.refit()
 
 

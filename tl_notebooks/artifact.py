@@ -51,7 +51,7 @@ def write_manifest(folder:Path, manifest:dict) -> None:
     text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
     (folder/'manifest.json').write_text(text.replace('"sha256": "' + '0'*64, '"sha256": "' + _manifest_hash(text)), encoding='utf-8')
 
-# %% ../nbs/40_artifact.ipynb #fb54ad5b
+# %% ../nbs/40_artifact.ipynb #9cf17c6e
 def save_model(
     folder:str|Path,          # Made by this call; must not exist
     net:TransferNet,
@@ -70,8 +70,7 @@ def save_model(
     "Write a model folder, whole or not at all"
     folder = Path(folder)
     if folder.exists(): raise InputError(f"model folder `{folder}` exists already. Choose another name, or remove it.")
-    state = {k: v.detach().cpu().contiguous() for k,v in net.state_dict().items()}
-    tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}.'))
+    state, tmp = {k: v.detach().cpu().contiguous() for k,v in net.state_dict().items()}, Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}.'))
     try:
         save_file(state, tmp/'weights.safetensors')
         if tok is not None: _save_text_parts(tmp, net, tok)
@@ -213,7 +212,7 @@ def _named(item) -> tuple[str, str]:
     "Name and text of an input: a (name, text) pair, or a text that is its own name"
     return item if isinstance(item, tuple) else (str(item), str(item))
 
-# %% ../nbs/40_artifact.ipynb #84a5c761
+# %% ../nbs/40_artifact.ipynb #51fec02e
 @patch
 def probabilities(self:Model, inputs:torch.Tensor) -> torch.Tensor:
     "(n, classes) probabilities of (n, 3, size, size) uint8 images, or of (n, tokens) token numbers"
@@ -244,6 +243,7 @@ def features(self:Model, inputs:Sequence, bs:int=32, desc:str='features') -> tor
         with torch.inference_mode(): out.append(self.net.features(self._normal(batch)).cpu())
     return torch.cat(out) if out else torch.zeros(0, self.net.n_features)
 
+# %% ../nbs/40_artifact.ipynb #8ae05331
 @patch
 def statistics(self:Model) -> ClassStatistics|None:
     "What the head can be solved from, if the folder has it"

@@ -169,7 +169,7 @@ def make_parser() -> argparse.ArgumentParser:
     cache.set_defaults(func=cmd_cache)
     return ap
 
-# %% ../nbs/70_cli.ipynb #ba7c8f99
+# %% ../nbs/70_cli.ipynb #d321c74e
 def _add_tuning(expand) -> None:
     expand.add_argument('--memory', type=int, metavar='N', help='items of each class that stay with the new model (default: as many as stayed with the old one)')
     expand.add_argument('--replay', metavar='PATH', help='fine-tune: old items to learn from, beside those that stayed')
@@ -180,6 +180,7 @@ def _add_tuning(expand) -> None:
     for name in ('text', 'label', 'group'): expand.add_argument(f'--{name}-column', metavar='NAME', help=f'column of a table with the {name}s (default: found by its name)')
     expand.add_argument('--names', metavar='LABEL:NAME,…', help='what labels in a table mean, for example 0:negative,1:positive')
 
+# %% ../nbs/70_cli.ipynb #d8143af1
 def _add_expand(sub) -> None:
     expand = sub.add_parser('expand', help='a larger model from one you have, and its certificate')
     expand.add_argument('model', metavar='MODEL', help='a model folder with statistics, or a run folder with one')

@@ -251,7 +251,7 @@ def tuned_net(model:Model, s:ClassStatistics, classes:Sequence[str], rows:Rows, 
     net, head = solved_net(moved, statistics, seed)
     return Tried(net.eval(), head | dict(carried=explained), statistics, report)
 
-# %% ../nbs/50_expand.ipynb #1d112690
+# %% ../nbs/50_expand.ipynb #09565d09
 def balanced_loss(weights:torch.Tensor):
     "Cross-entropy in which an item of class c counts `weights[c]`; unlike torch's own weights, the same in every batch"
     def loss(x, y, reduction='mean'):
@@ -271,6 +271,7 @@ def _train(model:Model, net:TransferNet, classes, rows:Rows, tuning:Tuning, n_te
         learn.run_stage(stage, float('inf'), cbs=cbs)
     return dict(thaw=stage.thaw, epochs=stage.epochs, parameters=stage.parameters, held_out=int(rows.valid.sum()), old_items=len(rows.y) - rows.n_new, seconds=time.perf_counter() - start)
 
+# %% ../nbs/50_expand.ipynb #41c19da6
 def _without_held_out(s:ClassStatistics, x:torch.Tensor, rows:Rows) -> ClassStatistics:
     "`s` as it would be if the held-out items that stayed with the model had not been learned from"
     kept = np.arange(len(rows.y)) >= len(rows.y) - rows.n_kept

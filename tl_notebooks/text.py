@@ -484,7 +484,7 @@ class Contrast:
     accuracy:float
     seconds:float
 
-# %% ../nbs/31_text.ipynb #0dfca9bf
+# %% ../nbs/31_text.ipynb #77265788
 @patch
 def contrast(
     self:TextLearner,      # Probed
@@ -498,8 +498,7 @@ def contrast(
 ) -> Contrast:
     "Contrastive fine-tuning of the last blocks on the labelled texts, kept only if cross-validation prefers it to the probe"
     start, body, was = time.perf_counter(), self.model.body, (self.model.body.layers, self.model.head)
-    if not self.probed: raise InputError("`contrast` starts from a probe; call `probe` first.")
-    if self.kept == 'self-trained': raise InputError("`contrast` comes before `self_train`; call `probe` again first.")
+    if not self.probed or self.kept == 'self-trained': raise InputError("`contrast` starts from a probe, and comes before `self_train`; call `probe` first.")
     x, y = self.probe_features[:2]
     at = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:most]
     texts, x, y = self._train_texts(), x[at], y[at]
