@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'FILES', 'PREPROCESSING', 'MANIFEST', 'write_manifest', 'save_model', 'read_manifest', 'Prediction', 'Model',
-           'memory_of', 'list_images']
+           'memory_of', 'free_folder', 'list_images']
 
-# %% ../nbs/40_artifact.ipynb #809b4e43
+# %% ../nbs/40_artifact.ipynb #8275f7b2
 import copy
 import json
 import os
@@ -18,18 +18,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
-from .core import InputError, did_you_mean, hash_bytes, hash_file, hash_state, read_json, umask
+from .core import InputError, did_you_mean, hash_bytes, hash_file, hash_state, progress, read_json, umask
 from .data import SUFFIXES, open_image
-from .finetune import GrownHead, TransferLearner, TransferNet, progress, small_step
-from .heads import ClassStatistics, statistics_from
-from .records import code_version, environment
+from .finetune import GrownHead, TransferLearner, TransferNet, small_step
+from .heads import ClassStatistics, statistics_from, statistics_state
+from .records import code_version, environment, new_run_id
 from .replay import Exemplars, content_of, exemplars_from, exemplars_state, take_exemplars
-from .text import PadTokens, TextLearner, TokenReader, load_tokenizer, net_from_config, text_dls
+from .text import PadTokens, TextLearner, TokenReader, load_tokenizer, name_texts, net_from_config, text_dls
 from .texts import list_texts
 from .vision import image_dls, image_net, image_tensor
 
@@ -243,12 +244,18 @@ def features(self:Model, inputs:Sequence, bs:int=32, desc:str='features') -> tor
         with torch.inference_mode(): out.append(self.net.features(self._normal(batch)).cpu())
     return torch.cat(out) if out else torch.zeros(0, self.net.n_features)
 
-# %% ../nbs/40_artifact.ipynb #8ae05331
+# %% ../nbs/40_artifact.ipynb #1a2e3ee1
 @patch
 def statistics(self:Model) -> ClassStatistics|None:
     "What the head can be solved from, if the folder has it"
     path = self.manifest['folder']/'statistics.safetensors'
     return statistics_from(load_file(path)) if 'statistics.safetensors' in self.manifest['files'] else None
+
+@patch
+def word_features(self:Model, names:Sequence[str]) -> np.ndarray|None:
+    "(classes, n_features) features of what classes are called, for a text model; None where a name has no letters"
+    texts = name_texts(names)
+    return None if texts is None else np.stack([self.features(t).double().mean(0).numpy() for t in texts.values()])
 
 @patch
 def exemplars(self:Model) -> Exemplars:
@@ -333,6 +340,41 @@ def memory_of(learn:TransferLearner, per_class:int, seed:int=0) -> Exemplars:
         items += [str(i) if isinstance(i, str) and isinstance(learn, TextLearner) else reader.read(i).as_subclass(torch.Tensor) for i in ds.items]
         labels += [vocab[int(ds.tls[1][i])] for i in range(len(ds))]
     return take_exemplars(items, labels, per_class, seed)
+
+# %% ../nbs/40_artifact.ipynb #e9dcf9f8
+def free_folder(out:str|Path) -> Path:
+    "Where a grown model goes: `out`, or a new place below outputs/expand; what stands there already is an `InputError`"
+    out = Path(out) if out else Path('outputs')/'expand'/new_run_id()/'model'
+    if out.exists(): raise InputError(f"`{out}` exists already. Choose another name, or remove it.")
+    if out.parent.exists() and not out.parent.is_dir(): raise InputError(f"`{out.parent}` is not a folder.")
+    return out
+
+@patch
+def save_child(
+    self:Model,
+    out:Path,               # From `free_folder`
+    net:TransferNet,
+    classes:Sequence[str],
+    statistics:ClassStatistics|None,
+    head:dict,
+    certificate:dict|None=None, # Gets the hash of the child's weights
+    page:str='',            # The certificate as a page
+    metrics:dict|None=None,
+    data:dict|None=None,    # `None`: the parent's
+    tok=None,               # `None`: the parent's
+    memory:Exemplars|None=None,
+    **more,                 # For this model's entry in the lineage
+) -> Path:
+    "Write the folder of a model that grew from this one, whole or not at all"
+    m, extra = self.manifest, {}
+    if certificate:
+        certificate['child']['weights_sha256'] = hash_state({k: v.detach().cpu().contiguous() for k,v in net.state_dict().items()})
+        extra = {'certificate.json': json.dumps(certificate, indent=1, ensure_ascii=False, allow_nan=False) + '\n', 'certificate.html': page}
+    entry = dict(sha256=m['sha256'], classes=m['classes'], data=m['data'], head=m.get('head') or {}, versions={'tl_notebooks': m['versions'].get('tl_notebooks')}) | more
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return save_model(out, net, m['backbone'] | m['preprocessing'], classes, metrics, m['data'] if data is None else {k: data[k] for k in ('fingerprint', 'counts') if k in data},
+                      parent=m['sha256'], statistics=statistics and statistics_state(statistics), tok=tok or (self.reader.tok if self.is_text else None), head=head,
+                      lineage=[*m.get('lineage', []), entry], extra=extra, memory=memory)
 
 # %% ../nbs/40_artifact.ipynb #c4276405
 def list_images(

@@ -59,7 +59,7 @@ def cmd_predict(args) -> int:
     if failed: print(f"tl predict: {failed} of {len(paths)} files could not be read; the others are done", file=sys.stderr)
     return 1 if failed else 0
 
-# %% ../nbs/70_cli.ipynb #cd8d0c47
+# %% ../nbs/70_cli.ipynb #80f1a1fa
 def _pairs(option:str, given:list[str]) -> dict[str, str]:
     "old=new, given several times, as a dictionary"
     out = {}
@@ -70,25 +70,35 @@ def _pairs(option:str, given:list[str]) -> dict[str, str]:
         out[a] = b
     return out
 
+def _say(text:str) -> None: print(f"tl expand: {text}", file=sys.stderr)
+
+def _interval(i:dict) -> str: return f"{i['value']:.3f} ({i['low']:.3f} … {i['high']:.3f}, n={i['n']})"
+
+def _certified(done) -> int:
+    "The end of every expansion: notes, limits that were not met, and the folder"
+    for note in done.certificate['notes']: _say(note)
+    for l in done.certificate['limits']:
+        if not l['passed']: _say(f"NOT MET: {l['name']} {l['limit']}, found {'nothing to judge it by' if l['value'] is None else format(l['value'], '.4g')}")
+    print(done.folder)
+    return 0 if done.passed else 1
+
+def _columns(args) -> dict:
+    from tl_notebooks.texts import parse_names
+    return dict(text=args.text_column or '', label=args.label_column or '', group=args.group_column or '', names=parse_names(args.names or ''))
+
+# %% ../nbs/70_cli.ipynb #2024b4e5
 def cmd_expand(args) -> int:
     if args.words or args.corpus: return _expand_words(args)
     from tl_notebooks.certificate import Limits
     from tl_notebooks.expand import Tuning, expand_model
-    from tl_notebooks.texts import parse_names
-    columns = dict(text=args.text_column or '', label=args.label_column or '', group=args.group_column or '', names=parse_names(args.names or ''))
     done = expand_model(args.model, args.data or '', args.out or '', args.mode, args.old or '', args.remove, _pairs('join', args.join), _pairs('rename', args.rename),
                         Limits(args.max_old_drop, args.min_new_accuracy, args.max_logit_change), args.test_pct, args.seed, args.on_bad, args.correct or '', args.memory,
-                        Tuning(3 if args.thaw is None else args.thaw, args.epochs, args.lr, args.distil, replay=args.replay or ''), columns)
-    c, show = done.certificate, lambda i: f"{i['value']:.3f} ({i['low']:.3f} … {i['high']:.3f}, n={i['n']})"
-    say = lambda text: print(f"tl expand: {text}", file=sys.stderr)
+                        Tuning(3 if args.thaw is None else args.thaw, args.epochs, args.lr, args.distil, replay=args.replay or ''), _columns(args))
+    c, show, say = done.certificate, _interval, _say
     if 'old_difference' in c:
         say(f"old classes {show(c['old_accuracy_before'])} before, {show(c['old_accuracy_after'])} after; greatest change of an old logit {c['greatest_change_of_an_old_logit']:.3g}")
     if 'new_accuracy' in c: say(f"new classes {show(c['new_accuracy'])}")
-    for note in c['notes']: say(note)
-    for l in c['limits']:
-        if not l['passed']: say(f"NOT MET: {l['name']} {l['limit']}, found {'nothing to judge it by' if l['value'] is None else format(l['value'], '.4g')}")
-    print(done.folder)
-    return 0 if done.passed else 1
+    return _certified(done)
 
 def cmd_merge(args) -> int:
     from tl_notebooks.expand import merge_models
@@ -100,24 +110,21 @@ def cmd_show(args) -> int:
     for line in family_tree(args.model): print(line)
     return 0
 
-# %% ../nbs/70_cli.ipynb #acc020de
+# %% ../nbs/70_cli.ipynb #534d0f20
 def _expand_words(args) -> int:
-    from tl_notebooks.vocabulary import Limits, expand_words
+    from tl_notebooks.certificate import Limits
+    from tl_notebooks.vocabulary import expand_words
     for name in ('remove', 'join', 'rename', 'min_new_accuracy', 'correct', 'replay', 'memory'):
         if getattr(args, name): raise InputError(f"--{name.replace('_', '-')} is about classes, and new words leave them as they are; accepted: in a command of its own, without --words and --corpus.")
     if args.mode != 'exact': raise InputError(f"--mode `{args.mode}` is about classes; accepted: none, with --words or --corpus.")
     done = expand_words(args.model, args.out or '', args.words or '', args.corpus or '', args.old or '', args.data or '', train=args.train, thaw=args.thaw or 0, max_words=args.max_words,
-                        limits=Limits(args.max_old_drop, None, args.max_logit_change), seed=args.seed, on_bad=args.on_bad)
-    c, say = done.certificate, lambda text: print(f"tl expand: {text}", file=sys.stderr)
-    show, v = lambda i: f"{i['value']:.3f} ({i['low']:.3f} … {i['high']:.3f}, n={i['n']})", c['vocabulary']
+                        limits=Limits(args.max_old_drop, None, args.max_logit_change), seed=args.seed, on_bad=args.on_bad, columns=_columns(args))
+    c, show, say = done.certificate, _interval, _say
+    v = c['vocabulary']
     say(f"{len(v['words'])} words; tokens per text {show(v['tokens']['tokens_before'])} before, {show(v['tokens']['tokens_after'])} after")
     if v['unchanged']['texts']: say(f"{v['unchanged']['texts']} texts without new words: greatest change of a logit {v['unchanged']['greatest_logit_change']:.3g}")
     if 'old_difference' in c: say(f"accuracy {show(c['old_accuracy_before'])} before, {show(c['old_accuracy_after'])} after")
-    for note in c['notes']: say(note)
-    for l in c['limits']:
-        if not l['passed']: say(f"NOT MET: {l['name']} {l['limit']}, found {'nothing to judge it by' if l['value'] is None else format(l['value'], '.4g')}")
-    print(done.folder)
-    return 0 if done.passed else 1
+    return _certified(done)
 
 # %% ../nbs/70_cli.ipynb #0a6a0639
 def cmd_cache(args) -> int:

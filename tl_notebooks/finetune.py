@@ -4,25 +4,24 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'NORMS', 'merge_groups', 'TransferNet', 'autocast', 'small_step', 'measure_precision',
-           'choose_precision', 'compile_body', 'NormEval', 'Probe', 'progress', 'FitProgress', 'FrozenPrefix',
-           'FlipMaps', 'TransferLearner', 'solve_head', 'put_head', 'raw_head', 'GrownHead', 'without_augmentation',
-           'Stage', 'refresh_norms', 'scale_logits']
+           'choose_precision', 'compile_body', 'NormEval', 'Probe', 'FitProgress', 'FrozenPrefix', 'FlipMaps',
+           'TransferLearner', 'solve_head', 'put_head', 'raw_head', 'GrownHead', 'without_augmentation', 'Stage',
+           'refresh_norms', 'scale_logits']
 
-# %% ../nbs/20_finetune.ipynb #b565b3fe
+# %% ../nbs/20_finetune.ipynb #aa1a93a5
 import contextlib
 import copy
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 from .activations import (DTYPES, Activations, ActivationStore, CachedDL, CannotCache, Cut, Items, Prefix, activations_dir, cache_limit,
     channels_last, fill, find_cut, format_bytes, free_disk, hash_prefix, make_room, room, row_name, run_suffix, say)
-from .core import InputError, cache_dir, hash_json, write_json
+from .core import InputError, cache_dir, hash_json, progress, write_json
 from .heads import ClassStatistics, RidgeHead, ridge_loo, scale_of, solve_statistics
 from .records import code_version, environment, processor_name
 from fastai.callback.core import Callback, GatherPredsCallback
@@ -165,7 +164,7 @@ class NormEval(Callback):
     def before_train(self):
         for m in self.fixed: m.eval()
 
-# %% ../nbs/20_finetune.ipynb #fb5bada1
+# %% ../nbs/20_finetune.ipynb #5ff618bc
 @dataclass
 class Probe:
     "What a probe found; accuracies are shares of images"
@@ -175,10 +174,6 @@ class Probe:
     valid_loss: float      # cross-entropy on the validation images
     seconds: float         # the passes over both, and solving
     n: int                 # training images
-
-def progress(it:Iterable, desc:str, total:int|None=None):
-    "`it` with a bar on stderr that appears when the work takes more than two seconds, with the time left"
-    return tqdm(it, desc=desc, total=total, delay=2, leave=False, mininterval=0.5)
 
 # %% ../nbs/20_finetune.ipynb #92699755
 class FitProgress(Callback):

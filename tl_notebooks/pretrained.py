@@ -7,7 +7,7 @@ __all__ = ['Entry', 'catalogue', 'find_entry', 'Source', 'sources', 'read_state'
            'misfit', 'fit_state', 'locate', 'load_image_model', 'load_text_model', 'load_box_model', 'models_table',
            'format_models']
 
-# %% ../nbs/10_pretrained.ipynb #eb7d52a1
+# %% ../nbs/10_pretrained.ipynb #46a31703
 import functools
 import importlib.resources
 import importlib.util
@@ -18,7 +18,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlparse
 

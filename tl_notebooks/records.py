@@ -6,14 +6,14 @@
 __all__ = ['PACKAGES', 'SCHEMA', 'STATUSES', 'FIELDS', 'environment', 'processor_name', 'code_version', 'new_record',
            'new_run_id', 'check_record', 'save_record', 'load_record', 'flatten', 'diff_records']
 
-# %% ../nbs/13_records.ipynb #52b60e2e
+# %% ../nbs/13_records.ipynb #22f78d14
 import importlib.metadata
 import os
 import platform
 import re
 import time
 from pathlib import Path
-from .core import InputError, hash_bytes, hash_file, read_json, write_json
+from .core import InputError, hash_bytes, read_json, write_json
 
 # %% ../nbs/13_records.ipynb #5ca785fe
 PACKAGES = ('torch', 'torchvision', 'timm', 'transformers', 'fastai', 'numpy', 'papermill', 'safetensors', 'pillow')

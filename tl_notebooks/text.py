@@ -9,7 +9,7 @@ __all__ = ['PHRASES', 'SURE', 'FEW', 'padded_length', 'LabelledText', 'Tokens', 
            'TextLearner', 'keep_prior', 'contrastive_loss', 'Contrast', 'pseudo_labels', 'self_trained', 'text_learner',
            'learning_curve', 'more_labels', 'word_effects', 'tfidf_baseline']
 
-# %% ../nbs/31_text.ipynb #e00177f4
+# %% ../nbs/31_text.ipynb #79bf7400
 import contextlib
 import functools
 import time
@@ -24,8 +24,8 @@ from scipy.special import log_softmax
 from torch import nn
 
 from .activations import Activations, CannotCache
-from .core import InputError, hash_bytes, seed_everything
-from .finetune import Probe, Stage, TransferLearner, TransferNet, choose_precision, progress, scale_logits, solve_head, without_augmentation
+from .core import InputError, hash_bytes, progress, seed_everything
+from .finetune import Probe, Stage, TransferLearner, TransferNet, choose_precision, scale_logits, solve_head, without_augmentation
 from .heads import ClassStatistics, RidgeHead, fit_scale, ridge_loo
 from .pretrained import load_text_model
 from .texts import TextData, draw_labels, read_texts # noqa: F401  what a learner starts from

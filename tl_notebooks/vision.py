@@ -6,7 +6,7 @@
 __all__ = ['RESIZES', 'image_tensor', 'ImageReader', 'image_dls', 'test_dl', 'ImageBody', 'timm_body', 'torchvision_body',
            'image_net', 'image_learner']
 
-# %% ../nbs/30_vision.ipynb #01d87f43
+# %% ../nbs/30_vision.ipynb #9e987eb1
 import contextlib
 import os
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import nn
 from PIL import Image
-from .core import InputError, hash_file, seed_everything
+from .core import InputError, hash_file, progress, seed_everything
 from .data import ImageData, open_image
-from .finetune import TransferLearner, TransferNet, choose_precision, compile_body, merge_groups, progress, small_step
+from .finetune import TransferLearner, TransferNet, choose_precision, compile_body, merge_groups, small_step
 from .pretrained import find_entry, load_image_model
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize

@@ -6,9 +6,8 @@
 __all__ = ['Corpus', 'read_words', 'sample_texts', 'Growth', 'grow_model', 'train_growth', 'solve_again', 'unchanged_texts',
            'same_but_rows', 'text_speed', 'WordExpansion', 'expand_words']
 
-# %% ../nbs/52_vocabulary.ipynb #67f7d87b
+# %% ../nbs/52_vocabulary.ipynb #a2574126
 import copy
-import json
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,13 +19,13 @@ import torch
 from torch import nn
 
 from . import evidence
-from .artifact import Model, save_model
+from .artifact import Model, free_folder
 from .certificate import Judged, Limits, certificate_page, check_limits, latency, old_figures, state_bytes
-from .core import InputError, did_you_mean, hash_state
+from .core import InputError, did_you_mean
 from .finetune import TransferNet, put_head
-from .heads import ClassStatistics, fit_into, scale_statistics, solve_statistics, statistics_state
-from .records import code_version, environment, new_run_id
-from .text import TokenReader, name_texts, text_groups
+from .heads import ClassStatistics, fit_into, scale_statistics, solve_statistics
+from .records import code_version, environment
+from .text import TokenReader, text_groups
 from .texts import TABLES, TEXT_SUFFIXES, TextData, list_texts, read_texts
 from .words import (INITS, Proposal, WordTraining, add_words, check_words, fit_rows, grow_embeddings, new_ids, propose_words, same_tokens,
     token_figures, train_words)
@@ -97,7 +96,7 @@ def grow_model(
     fitted = fit_rows(net.body.model, tok, grown, texts, rows, net.body, fit_steps, max_tokens=min(128, model.reader.max_tokens), seed=seed) if init == 'context' else None
     return Growth(child, rows, new_ids(tok, grown), fitted)
 
-# %% ../nbs/52_vocabulary.ipynb #015236de
+# %% ../nbs/52_vocabulary.ipynb #c4f93346
 def train_growth(
     g:Growth,              # Changed in place
     before:Model,
@@ -120,8 +119,7 @@ def solve_again(g:Growth, texts:Sequence[str], y, seed:int=0) -> tuple[ClassStat
     "Solve the head from the features that labelled texts have now; the statistics, and what is known of the head"
     m = g.model
     k, old = len(m.classes), m.statistics()
-    names = name_texts(m.classes) if old is not None and old.prior is not None else None
-    prior = names and np.stack([m.features(t).double().mean(0).numpy() for t in names.values()])
+    prior = m.word_features(m.classes) if old is not None and old.prior is not None else None
     s = fit_into(ClassStatistics.from_features(m.features(texts, desc='labelled texts'), np.asarray(y), k, prior))
     head = solve_statistics(s)
     m.net.head = TransferNet(nn.Identity(), s.d, k).head.to(m.device)
@@ -186,7 +184,7 @@ class WordExpansion:
     @property
     def passed(self) -> bool: return self.certificate['status'] == 'pass'
 
-# %% ../nbs/52_vocabulary.ipynb #44d34481
+# %% ../nbs/52_vocabulary.ipynb #7309c9ce
 def expand_words(
     parent:str|Path,            # Model folder of a text model, or run folder with one
     out:str|Path='',            # The new model folder, which must not exist; '': below outputs/expand
@@ -203,11 +201,12 @@ def expand_words(
     limits:Limits|None=None,    # That the certificate must meet
     seed:int=0,
     on_bad:str='error',
+    columns:dict|None=None,     # For `texts.read_texts`, with `data` and `learn`: text, label, group, names
 ) -> WordExpansion:
     "A text model that knows more words, and its certificate; everything that is wrong with the request is an `InputError`"
     out, model = _checked(out, parent, words, corpus, train, thaw)
     given = corpus if isinstance(corpus, Corpus) else Corpus(corpus) if isinstance(corpus, (str, Path)) and corpus else list(corpus)
-    judge, learned = (_labelled(model, d, n, on_bad) for d,n in ((data, 'data'), (learn, 'learn')))
+    judge, learned = (_labelled(model, d, n, on_bad, columns or {}) for d,n in ((data, 'data'), (learn, 'learn')))
     if not given and judge is None: raise InputError("there are no texts to measure by; accepted: a corpus, labelled texts as `data`, or both.")
     tok, proposal = model.reader.tok, None
     if not words:
@@ -222,12 +221,9 @@ def expand_words(
     c = _certificate(model, g, init or ('context' if some else 'mean'), given or tests, some, tests, y, judge, learned, thaw, limits or Limits())
     return WordExpansion(_save(out, model, g, c, s, head, thaw), c, proposal)
 
-# %% ../nbs/52_vocabulary.ipynb #73ccad5f
+# %% ../nbs/52_vocabulary.ipynb #38056c98
 def _checked(out, parent, words, corpus, train, thaw) -> tuple[Path, Model]:
-    out = Path(out) if out else Path('outputs')/'expand'/new_run_id()/'model'
-    if out.exists(): raise InputError(f"`{out}` exists already. Choose another name, or remove it.")
-    if out.parent.exists() and not out.parent.is_dir(): raise InputError(f"`{out.parent}` is not a folder.")
-    model = Model(parent)
+    out, model = free_folder(out), Model(parent)
     if not model.is_text: raise InputError(f"`{parent}` is a model for pictures; accepted: text models, as `tl run reviews` and `tl run mail` make them.")
     if not words and not corpus: raise InputError("neither words nor a corpus to find them in; accepted: one of them, or both.")
     for name,v in (('train', train), ('thaw', thaw)):
@@ -236,10 +232,10 @@ def _checked(out, parent, words, corpus, train, thaw) -> tuple[Path, Model]:
     if thaw and not train: raise InputError("`thaw` goes on where training of the new rows ends; accepted: with `train` above 0.")
     return out, model
 
-def _labelled(model:Model, data, name:str, on_bad:str) -> TextData|None:
+def _labelled(model:Model, data, name:str, on_bad:str, columns:dict) -> TextData|None:
     "Labelled texts of the model's classes"
     if not isinstance(data, TextData) and not data: return None
-    d = data if isinstance(data, TextData) else read_texts(data, valid_pct=0., test_pct=0., on_bad=on_bad, addition=True)
+    d = data if isinstance(data, TextData) else read_texts(data, valid_pct=0., test_pct=0., on_bad=on_bad, addition=True, **columns)
     if bad := [c for c in d.classes if c not in model.classes]: raise InputError(f"`{name}`: class {bad[0]!r} is not one of the model's. {did_you_mean(bad[0], model.classes)}")
     if name == 'learn' and (lack := [c for c in model.classes if c not in d.classes]): raise InputError(f"`learn` has no text of class {lack[0]!r}, so the head cannot be solved from it; accepted: texts of all classes.")
     if name == 'learn': d = copy.copy(d); d.items = d.items[d.items.split != 'test'] # those are never learned from
@@ -282,14 +278,8 @@ def _notes(model, c, w, tests, learned, thaw) -> list[str]:
         if t['kind'] == 'masked token': out.append("the body has no head that guesses words; one was fitted to the corpus first, and is not kept.")
     return out
 
-# %% ../nbs/52_vocabulary.ipynb #f6cea026
+# %% ../nbs/52_vocabulary.ipynb #b294726a
 def _save(out:Path, model:Model, g:Growth, c:dict, s:ClassStatistics|None, head:dict|None, thaw:int) -> Path:
-    m, net = model.manifest, g.model.net
-    c['child']['weights_sha256'] = hash_state({k: v.detach().cpu().contiguous() for k,v in net.state_dict().items()})
-    ancestor = dict(sha256=m['sha256'], classes=m['classes'], data=m['data'], head=m.get('head') or {}, versions={'tl_notebooks': m['versions'].get('tl_notebooks')})
-    s = s or (None if thaw else model.statistics())
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return save_model(out, net, m['backbone'] | m['preprocessing'], m['classes'], {'accuracy': c['old_accuracy_after']} if 'old_accuracy_after' in c else {},
-                      {k: c['data'][k] for k in ('fingerprint', 'counts')} if c['data'] else m['data'], parent=m['sha256'], statistics=s and statistics_state(s), tok=g.model.reader.tok, memory=model.exemplars(),
-                      head=head or m.get('head'), lineage=[*m.get('lineage', []), ancestor],
-                      extra={'certificate.json': json.dumps(c, indent=1, ensure_ascii=False, allow_nan=False) + '\n', 'certificate.html': certificate_page(c)})
+    metrics = {'accuracy': c['old_accuracy_after']} if 'old_accuracy_after' in c else {}
+    return model.save_child(out, g.model.net, model.classes, s or (None if thaw else model.statistics()), head or model.manifest.get('head') or {}, c, certificate_page(c), metrics, c['data'],
+                            g.model.reader.tok, model.exemplars())

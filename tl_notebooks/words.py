@@ -8,7 +8,7 @@ __all__ = ['INITS', 'token_ids', 'fold_word', 'words_of', 'word_pieces', 'Propos
            'pad_ids', 'mean_features', 'last_hidden', 'fit_rows', 'reads_forward', 'LmBatch', 'lm_batch', 'WordHead',
            'WordTraining', 'train_words']
 
-# %% ../nbs/22_words.ipynb #b541444b
+# %% ../nbs/22_words.ipynb #315caa70
 import contextlib
 import copy
 import json
@@ -24,14 +24,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from fastcore.basics import patch
-from tqdm import tqdm
 
-from .core import InputError, did_you_mean
+from .core import InputError, did_you_mean, progress
 from .evidence import mean_interval
 
-# %% ../nbs/22_words.ipynb #f4766e0a
-def _bar(it:Iterable, desc:str, total:int|None=None): return tqdm(it, desc=desc, total=total, delay=2, leave=False, mininterval=.5)
-
+# %% ../nbs/22_words.ipynb #89400286
 def token_ids(tok, texts:Sequence[str]) -> list[list[int]]:
     "Token numbers of each text, all of it, without the marks at its ends"
     return tok(list(texts), add_special_tokens=False, truncation=False, padding=False, verbose=False)['input_ids'] if len(texts) else []
@@ -43,7 +40,7 @@ def _chunks(corpus:Iterable[str], n:int=1000) -> Iterator[list[str]]:
         if len(some) == n: yield some; some = []
     if some: yield some
 
-# %% ../nbs/22_words.ipynb #508f83e5
+# %% ../nbs/22_words.ipynb #7b662ebb
 def fold_word(tok, text:str) -> str:
     "`text` as the tokenizer spells it before it splits anything"
     n = tok.backend_tokenizer.normalizer
@@ -58,7 +55,7 @@ def word_pieces(tok, words:Sequence[str]) -> list[list[int]]:
     before = len(token_ids(tok, ['a'])[0])
     return [ids[before:] for ids in token_ids(tok, [f'a {w}' for w in words])]
 
-# %% ../nbs/22_words.ipynb #976ae3d4
+# %% ../nbs/22_words.ipynb #fd182488
 @dataclass
 class Proposal:
     "Words worth a token (`table`: word, count, pieces, n_pieces, saves), and what the corpus is like: texts, words, pieces per word (fertility), tokens"
@@ -84,7 +81,7 @@ def propose_words(
     for name,v,low in (('max_words', most, 1), ('min_count', min_count, 1), ('min_length', min_length, 1), ('min_pieces', min_pieces, 2)):
         if not isinstance(v, int) or v < low: raise InputError(f"`{name}` is {v!r}; accepted: a whole number from {low}.")
     counts, texts, tokens = Counter(), 0, 0
-    for some in _chunks(_bar(corpus, 'reading the corpus')):
+    for some in _chunks(progress(corpus, 'reading the corpus')):
         texts, tokens = texts + len(some), tokens + sum(map(len, token_ids(tok, some)))
         for t in some: counts.update(words_of(tok, t))
     if not counts: raise InputError(f"the corpus has {texts} texts and no word with a letter; accepted: texts of the field whose words are wanted.")
@@ -98,7 +95,7 @@ def propose_words(
 
 def _is_piece(tok, word:str) -> bool: return tok.backend_tokenizer.token_to_id(word) is not None
 
-# %% ../nbs/22_words.ipynb #1a368f32
+# %% ../nbs/22_words.ipynb #bc864937
 def _joins_blanks(tok) -> bool:
     "Whether tokens carry the blank before them"
     b = json.loads(tok.backend_tokenizer.to_str())
@@ -123,7 +120,7 @@ def check_words(tok, words:Sequence[str]) -> list[str]:
     if not out: raise InputError("`words`: none given; accepted: at least one.")
     return out
 
-# %% ../nbs/22_words.ipynb #83a8c936
+# %% ../nbs/22_words.ipynb #6425fecf
 def add_words(
     tok,                 # Not changed
     words:Sequence[str], # Whole words that it splits
@@ -157,7 +154,7 @@ def _restoring_blanks(tok, grown, words:Sequence[str]):
     return PreTrainedTokenizerFast(tokenizer_object=b, **keep | dict(padding_side=tok.padding_side, truncation_side=tok.truncation_side,
                                    model_input_names=tok.model_input_names, model_max_length=tok.model_max_length))
 
-# %% ../nbs/22_words.ipynb #5d03e01b
+# %% ../nbs/22_words.ipynb #768783f5
 def same_tokens(tok, grown, texts:Sequence[str]) -> list[bool]:
     "Which texts have no new word; one of these that is read differently is an error"
     new, out = {*new_ids(tok, grown).values()}, []
@@ -172,7 +169,7 @@ def _same(text:str, a:list[int], b:list[int], new:set[int]) -> bool:
 def token_figures(tok, grown, corpus:Iterable[str]) -> dict:
     "Tokens per text and per word before and after, with intervals; read in one pass"
     before, after, same, words, new = [], [], 0, 0, {*new_ids(tok, grown).values()}
-    for some in _chunks(_bar(corpus, 'counting tokens')):
+    for some in _chunks(progress(corpus, 'counting tokens')):
         old, now = token_ids(tok, some), token_ids(grown, some)
         before += map(len, old); after += map(len, now)
         same += sum(_same(*p, new) for p in zip(some, old, now)); words += sum(len(words_of(tok, t)) for t in some)
@@ -181,7 +178,7 @@ def token_figures(tok, grown, corpus:Iterable[str]) -> dict:
     return dict(texts=len(a), texts_without_new_words=same, tokens_before=mean_interval(a).as_json(), tokens_after=mean_interval(b).as_json(), saved=mean_interval(a - b).as_json(),
                 share_saved=float((a - b).sum()/max(1., a.sum())), fertility_before=float(a.sum()/max(1, words)), fertility_after=float(b.sum()/max(1, words)))
 
-# %% ../nbs/22_words.ipynb #538214f2
+# %% ../nbs/22_words.ipynb #1f18de67
 INITS = ('mean', 'context', 'random')
 
 def start_rows(
@@ -217,7 +214,7 @@ def grow_embeddings(
                 if v is not None: t[rows.start:rows.stop] = v
     return rows
 
-# %% ../nbs/22_words.ipynb #e5282c41
+# %% ../nbs/22_words.ipynb #a3a6bac1
 class NewRows(nn.Module):
     "An embedding whose `rows` are a parameter of their own; all others are as they are"
     def __init__(self, emb:nn.Embedding, rows:range):
@@ -243,7 +240,7 @@ class _Scores(nn.Module):
         self.new, self.bias, self.weight = [new], out.bias, out.weight
     def forward(self, h): return self.new[0].scores(h.flatten(0, -2), self.bias).view(*h.shape[:-1], -1)
 
-# %% ../nbs/22_words.ipynb #efeee9a3
+# %% ../nbs/22_words.ipynb #95eecabf
 @contextlib.contextmanager
 def only_rows(model:nn.Module, rows:range):
     "Inside, nothing of `model` can train but the rows of its embedding that are given; yields a `NewRows`"
@@ -263,7 +260,7 @@ def only_rows(model:nn.Module, rows:range):
         for p,r in asked: p.requires_grad_(r)
         model.train(training)
 
-# %% ../nbs/22_words.ipynb #b871ef72
+# %% ../nbs/22_words.ipynb #62e8a90c
 def pad_ids(ids:Sequence[Sequence[int]], most:int=128) -> torch.Tensor:
     "(n, tokens) numbers, -1 where there is none"
     n = max(1, min(most, max(map(len, ids))))
@@ -282,15 +279,15 @@ def last_hidden(model:nn.Module, ids:torch.Tensor) -> torch.Tensor:
 def _marked(tok, texts:Sequence[str], most:int) -> list[list[int]]:
     return tok(list(texts), truncation=True, max_length=most)['input_ids'] if len(texts) else []
 
-# %% ../nbs/22_words.ipynb #3c29c43e
+# %% ../nbs/22_words.ipynb #027932e2
 def _descend(loss:Callable, params:Sequence[nn.Parameter], steps:int, lr:float, desc:str) -> None:
     "Adam without weight decay, with a rate that rises for a tenth of the steps and then falls to zero"
     opt = torch.optim.Adam(params, lr=lr)
-    for s in _bar(range(steps), desc, steps):
+    for s in progress(range(steps), desc, steps):
         for group in opt.param_groups: group['lr'] = lr*min(1., (s + 1)/max(1, steps//10))*(1 - s/steps)
         opt.zero_grad(); loss().backward(); opt.step()
 
-# %% ../nbs/22_words.ipynb #cdd29d8c
+# %% ../nbs/22_words.ipynb #a19bd867
 def fit_rows(
     model:nn.Module,      # Of transformers, already grown; changed in place
     tok,                  # As it was: it makes the features to be met
@@ -325,7 +322,7 @@ def fit_rows(
         if (after := whole()) > before: after = before; part.rows.data.copy_(best[1])
     return dict(texts=len(texts), before=before, after=after)
 
-# %% ../nbs/22_words.ipynb #4610584a
+# %% ../nbs/22_words.ipynb #75db37f4
 def reads_forward(model:nn.Module) -> bool:
     "Whether what a token becomes depends only on those before it"
     ids = torch.arange(5, 13, device=model.get_input_embeddings().weight.device)[None].repeat(2, 1); ids[1,-1] = 20
@@ -354,7 +351,7 @@ def lm_batch(tok, ids:Sequence[Sequence[int]], forward:bool, g:torch.Generator, 
     seen = torch.where(asked & (how < .8), torch.tensor(tok.mask_token_id), torch.where(asked & (how > .9), other, x))
     return LmBatch(seen.to(device), asked.to(device), x[asked].to(device))
 
-# %% ../nbs/22_words.ipynb #dcee4b9f
+# %% ../nbs/22_words.ipynb #d1e7866d
 class WordHead(nn.Module):
     "Scores of all tokens from hidden states, through the embedding's own rows"
     def __init__(self, width:int, new:NewRows, counts:torch.Tensor, plain:bool):
@@ -377,7 +374,7 @@ class WordTraining:
     after_thaw:dict|None
     thaw_gain:dict|None
 
-# %% ../nbs/22_words.ipynb #f89b92a2
+# %% ../nbs/22_words.ipynb #5dab7488
 class _Lm:
     "A grown model as a language model, while its new rows are `part`"
     def __init__(self, model, tok, part:NewRows, ids:Sequence, max_tokens:int, forward:bool):
@@ -399,7 +396,7 @@ class _Lm:
                 out += [float(v.mean()) for v in self.losses(b).split(n) if len(v)]
         return np.array(out)
 
-# %% ../nbs/22_words.ipynb #e1e1f0c4
+# %% ../nbs/22_words.ipynb #fdd44a73
 @patch
 def train(self:_Lm, ids:Sequence, params:Sequence, steps:int, lr:float, bs:int, seed:int, desc:str) -> None:
     g, order = torch.Generator().manual_seed(seed), sorted(range(len(ids)), key=lambda i: len(ids[i]))
@@ -413,7 +410,7 @@ def train(self:_Lm, ids:Sequence, params:Sequence, steps:int, lr:float, bs:int, 
 def _width(model, device) -> int:
     with torch.no_grad(): return last_hidden(model, torch.tensor([[5, 6, 7]], device=device)).shape[2]
 
-# %% ../nbs/22_words.ipynb #a0fcc8a5
+# %% ../nbs/22_words.ipynb #174666d2
 def train_words(
     model:nn.Module,           # Of transformers, already grown; changed in place, wholly or not at all
     tok,                       # As it was
@@ -453,7 +450,7 @@ def train_words(
         raise
     return _training(out, 'next token' if forward else 'masked token', len(texts), len(held))
 
-# %% ../nbs/22_words.ipynb #bfa6f77e
+# %% ../nbs/22_words.ipynb #5e4e41ff
 def _pick_texts(tok, grown, texts:Sequence[str], held:Sequence[str], most:int, seed:int) -> tuple[list[str], list[str]]:
     "Texts to train on, at least half with a new word where there are so many, and those to judge by that are not among them"
     texts, r = sorted({t for t in texts if t.strip()}), random.Random(seed)
