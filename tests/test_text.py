@@ -448,8 +448,9 @@ def test_reviews_from_the_box(tmp_path):
     folder = Path(done.stdout.strip().splitlines()[-1]); rec = record(folder)
     assert rec['status'] == 'ok' and next(iter(rec['metrics'])) == 'accuracy' and rec['data']['n_unlabelled'] > 100
     assert rec['data']['counts']['train'] == {'negative': 8, 'positive': 8} and set(rec['learning_curve']['labels alone']) >= {'2', '8', '64'}
-    assert rec['contrast']['folds'] == 3 and rec['contrast']['texts'] == 16 and rec['kept'] in ('probe', 'contrast')
-    assert Model(folder).statistics().n == 16
+    assert rec['contrast']['folds'] == 3 and rec['contrast']['texts'] == 16
+    own = rec['self_training']; assert own['texts'] > 100 and own['folds'] == (0 if rec['kept'] == 'contrast' else 3) and (rec['kept'] == 'self-trained') == own['kept']
+    assert Model(folder).statistics().n == 16 + (2*round(.4*own['texts']) if own['kept'] else 0)
     assert {p.stem for p in (folder/'figures').iterdir()} >= {'accuracy', 'learning_curve', 'words', 'confusion', 'reliability', 'counts'}
     assert 'test texts' in (folder/'report.html').read_text() and rec['baselines']['tfidf']['accuracy']['n'] == rec['metrics']['accuracy']['n']
     data = read_texts(sample_path('reviews'), valid_pct=0., test_pct=rec['params']['test_pct'])

@@ -12,7 +12,7 @@ from conftest import record, tl
 
 import tl_notebooks  # noqa: F401  before fastai and transformers: it guards torchvision
 
-from tl_notebooks import vocabulary
+from tl_notebooks import artifact, vocabulary
 from tl_notebooks.artifact import Model, read_manifest, save_model
 from tl_notebooks.certificate import Limits
 from tl_notebooks.core import InputError, seed_everything
@@ -224,7 +224,7 @@ def test_a_thaw_says_what_it_costs(work, tmp_path):
 def test_an_interrupt_leaves_nothing(work, tmp_path, monkeypatch, where):
     root, model = work
     def stop(*args, **kwargs): raise KeyboardInterrupt
-    monkeypatch.setattr(vocabulary, where, stop)
+    monkeypatch.setattr(artifact if where == 'save_model' else vocabulary, where, stop)
     before = (model('bert')/'weights.safetensors').read_bytes()
     with pytest.raises(KeyboardInterrupt): expand_words(model('bert'), tmp_path/'x', root/'words.txt', root/'corpus.txt', train=1)
     assert [*tmp_path.iterdir()] == [] and (model('bert')/'weights.safetensors').read_bytes() == before

@@ -8,7 +8,7 @@ __all__ = ['MODES', 'class_places', 'NewData', 'read_new', 'need_statistics', 'n
            'close_pairs', 'Tuning', 'Rows', 'learning_rows', 'Tried', 'tuned_net', 'balanced_loss', 'Expansion',
            'expand_model', 'merge_models', 'family_tree']
 
-# %% ../nbs/50_expand.ipynb #3c9340e5
+# %% ../nbs/50_expand.ipynb #acb8c1f2
 import copy
 import time
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from torch import nn
 
 from .artifact import Model, free_folder
 from .certificate import Judged, Limits, certificate_page, check_limits, latency, new_figures, old_figures, state_bytes
-from .core import InputError, did_you_mean, hash_bytes, hash_state, seed_everything
+from .core import InputError, did_you_mean, hash_bytes, hash_state, seeded
 from .data import LabelledData, read_images
 from .finetune import FitProgress, GrownHead, Stage, TransferNet, put_head, raw_head
 from .heads import (ClassStatistics, SolvedHead, carry_statistics, fit_into, join_classes, keep_classes, merge_statistics, move_rows, sample_scores,
@@ -242,7 +242,7 @@ def tuned_net(model:Model, s:ClassStatistics, classes:Sequence[str], rows:Rows, 
     net, head = solved_net(moved, statistics, seed)
     return Tried(net.eval(), head | dict(carried=explained), statistics, report)
 
-# %% ../nbs/50_expand.ipynb #09565d09
+# %% ../nbs/50_expand.ipynb #c731f09f
 def balanced_loss(weights:torch.Tensor):
     "Cross-entropy in which an item of class c counts `weights[c]`; unlike torch's own weights, the same in every batch"
     def loss(x, y, reduction='mean'):
@@ -254,12 +254,13 @@ def _train(model:Model, net:TransferNet, classes, rows:Rows, tuning:Tuning, n_te
     "Train `net` in place; what happened on the held-out items"
     names, start = [classes[i] for i in rows.y], time.perf_counter()
     of = lambda mask: (rows.part(mask), [n for n,m in zip(names, mask) if m])
-    seed_everything(seed)
-    learn = model.learner(*of(~rows.valid), *of(rows.valid), classes=classes, net=net, loss_func=balanced_loss(torch.tensor(rows.weights, dtype=torch.float32, device=model.device)))
-    stage = Stage(learn.thaw_that_fits(tuning.thaw, tuning.epochs), tuning.epochs, tuning.lr)
+    stage = Stage(tuning.thaw, tuning.epochs, tuning.lr)
     cbs = [FitProgress('fine-tuning'), *([Distil(model.net, n_teacher, tuning.distil)] if tuning.distil and n_teacher else [])]
-    with learn.no_bar(), learn.no_logging():
-        learn.run_stage(stage, float('inf'), cbs=cbs)
+    weights = torch.tensor(rows.weights, dtype=torch.float32, device=model.device)
+    with seeded(seed): # the order of items is drawn when the learner is made
+        learn = model.learner(*of(~rows.valid), *of(rows.valid), classes=classes, net=net, loss_func=balanced_loss(weights))
+        stage.thaw = learn.thaw_that_fits(stage.thaw, stage.epochs)
+        with learn.no_bar(), learn.no_logging(): learn.run_stage(stage, float('inf'), cbs=cbs)
     return dict(thaw=stage.thaw, epochs=stage.epochs, parameters=stage.parameters, held_out=int(rows.valid.sum()), old_items=len(rows.y) - rows.n_new, seconds=time.perf_counter() - start)
 
 # %% ../nbs/50_expand.ipynb #41c19da6

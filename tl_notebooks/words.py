@@ -214,7 +214,7 @@ def grow_embeddings(
                 if v is not None: t[rows.start:rows.stop] = v
     return rows
 
-# %% ../nbs/22_words.ipynb #a3a6bac1
+# %% ../nbs/22_words.ipynb #f06c71a5
 class NewRows(nn.Module):
     "An embedding whose `rows` are a parameter of their own; all others are as they are"
     def __init__(self, emb:nn.Embedding, rows:range):
@@ -225,7 +225,7 @@ class NewRows(nn.Module):
     def weight(self) -> torch.Tensor: return self.emb[0].weight
     def forward(self, ids):
         k = ids - self.at.start
-        new = self.rows[k.clamp(0, len(self.at) - 1)]*self.scale
+        new = F.embedding(k.clamp(0, len(self.at) - 1), self.rows)*self.scale # indexing would add up gradients in an order of its own in every run
         return torch.where(((k >= 0) & (k < len(self.at)))[...,None], new, self.emb[0](ids).detach())
     def scores(self, h, bias=None):
         "(n, vocabulary) products of (n, width) with all rows"
