@@ -14,7 +14,7 @@ import os
 import sys
 from .core import InputError
 
-# %% ../nbs/70_cli.ipynb #b6e2dfb0
+# %% ../nbs/70_cli.ipynb #13a8bb79
 def cmd_run(args) -> int:
     from tl_notebooks.run import find_usecase, run_usecase, usecase_params
     if args.list:
@@ -33,7 +33,7 @@ def cmd_run(args) -> int:
         if name in given: raise InputError(f"`{name}` is given twice: as --{name} and as -p {name}=….")
         given[name] = value
     logging.getLogger('asyncio').setLevel(logging.CRITICAL) # after Ctrl-C, tracebacks of an event loop that nobody waits for
-    print(run_usecase(args.usecase, given, args.out or ''))
+    print(run_usecase(args.usecase, given, args.out or '', args.timeout))
     return 0
 
 # %% ../nbs/70_cli.ipynb #06f1911a
@@ -142,7 +142,7 @@ def cmd_cache(args) -> int:
         print(f"{len(stores)} stores, {format_bytes(sum(s.size for s in stores))} of {format_bytes(cache_limit())} in {activations_dir()}")
     return 0
 
-# %% ../nbs/70_cli.ipynb #06e407e1
+# %% ../nbs/70_cli.ipynb #4982b994
 def make_parser() -> argparse.ArgumentParser:
     "The command line of `tl`"
     ap = argparse.ArgumentParser(prog='tl', description='Expand the model you have: transfer learning in notebooks.',
@@ -156,6 +156,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument('--out', metavar='DIR', help='where run folders go (default: outputs)')
     run.add_argument('--seed', metavar='N', help='of everything random (default: 0)')
     run.add_argument('-p', metavar='name=value', action='append', default=[], help='a parameter of the notebook; may be repeated')
+    run.add_argument('--timeout', type=float, metavar='SECONDS', help='stop a notebook that takes longer; the run has then failed')
     run.add_argument('--list', action='store_true', help='list the parameters with their defaults and end')
     run.set_defaults(func=cmd_run)
     models = sub.add_parser('models', help='the pretrained models, and which can be used on this machine now')
