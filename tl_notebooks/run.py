@@ -414,7 +414,7 @@ def _last_cell(notebook:Path) -> tuple[str, str]: # where, source
     source = ''.join(c.get('source', ''))
     return ('', '') if n is None else (f'; at work was the cell that begins with `{source.strip().splitlines()[0][:80] if source.strip() else ""}`', source)
 
-# %% ../nbs/51_run.ipynb #260f11ac
+# %% ../nbs/51_run.ipynb #65c725d6
 _executing = threading.Lock()
 
 def _execute(notebook:Path, folder:Path, params:dict) -> None:
@@ -427,7 +427,7 @@ def _with_papermill(notebook:Path, folder:Path, params:dict) -> None:
     main = threading.current_thread() is threading.main_thread()
     if main: old = signal.signal(signal.SIGTERM, signal.default_int_handler) # a batch system's stop is an interrupt too
     os.environ |= dict(TL_RUN_DIR=str(folder), TL_RUN_NOTEBOOK=str(Path(notebook).absolute()))
-    try: papermill.execute_notebook(str(notebook), str(folder/'notebook.ipynb'), parameters=params, kernel_name='python3',
+    try: papermill.execute_notebook(str(notebook), str(folder/'notebook.ipynb'), parameters=params, kernel_name='python3', language='python',
                                     cwd=str(Path.cwd()), progress_bar=sys.stderr.isatty(), stderr_file=sys.stderr, extra_arguments=['--IPKernelApp.log_level=50'])
     finally:
         for name in ('TL_RUN_DIR', 'TL_RUN_NOTEBOOK'): os.environ.pop(name, None)
