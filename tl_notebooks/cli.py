@@ -119,14 +119,14 @@ def cmd_show(args) -> int:
     for line in family_tree(args.model): print(line)
     return 0
 
-# %% ../nbs/70_cli.ipynb #78bdaa5c
+# %% ../nbs/70_cli.ipynb #1ca5e9cf
 def _json(obj) -> str: return json.dumps(obj, ensure_ascii=False, default=str)
 
 def cmd_runs(args) -> int:
     from tl_notebooks.history import format_runs, runs_table
     table = runs_table(args.dir or '', args.usecase or '', args.where, args.sort or '', args.reverse)
     if args.format == 'csv': table.to_csv(sys.stdout, index=False, lineterminator='\n')
-    elif args.format == 'json': print(table.to_json(orient='records', force_ascii=False))
+    elif args.format == 'json': print(_json(json.loads(table.to_json(orient='records'))))
     else:
         for line in format_runs(table): print(line)
     return 0
@@ -137,6 +137,7 @@ def cmd_diff(args) -> int:
     print(_json(found.as_json()) if args.format == 'json' else found)
     return 0
 
+# %% ../nbs/70_cli.ipynb #58d98038
 def cmd_reproduce(args) -> int:
     from tl_notebooks.reproduce import check_run, reproduce_run
     say = lambda text: print(f'tl reproduce: {text}', file=sys.stderr)

@@ -7,7 +7,7 @@ __all__ = ['DEPTH', 'OPERATORS', 'GROUPS', 'Entry', 'find_runs', 'full_name', 'p
            'runs_table', 'format_runs', 'show_run', 'read_list', 'diff_data', 'pair_predictions', 'diff_metrics',
            'RunDiff', 'diff_runs', 'needed_models', 'Verdict', 'plan_prune', 'prune']
 
-# %% ../nbs/54_history.ipynb #98147c84
+# %% ../nbs/54_history.ipynb #a38a93c6
 import difflib
 import html
 import json
@@ -22,10 +22,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from .core import InputError, did_you_mean
-from .evidence import mcnemar, paired_difference
 from .records import diff_records, flatten, hash_cells, load_record, notebook_cells, outputs_root, run_state
 
-# %% ../nbs/54_history.ipynb #d16e77f4
+# %% ../nbs/54_history.ipynb #a34c04dd
 @dataclass
 class Entry:
     "A folder below `outputs`: a run with its record, or what else it is"
@@ -42,8 +41,10 @@ class Entry:
 def _entry(folder:Path) -> Entry:
     try:
         rec = load_record(folder)
-        return Entry(folder, run_state(folder, rec), rec)
-    except (InputError, OSError, TypeError, AttributeError, KeyError) as e: return Entry(folder, 'damaged', problem=str(e))
+        e = Entry(folder, run_state(folder, rec), rec)
+        e.flat(), (rec.get('error') or {}).get('type') # whatever else is wrong with it shows here
+        return e
+    except (InputError, OSError, TypeError, AttributeError, KeyError, ValueError) as e: return Entry(folder, 'damaged', problem=str(e))
 
 # %% ../nbs/54_history.ipynb #28db152f
 DEPTH = 4 # folders below the one that is given
@@ -216,7 +217,7 @@ def diff_data(a:pd.DataFrame|None, b:pd.DataFrame|None) -> dict|None: # of paths
     return dict(added=came.path[~came.sha256.isin(moved)].tolist(), removed=gone.path[~gone.sha256.isin(moved)].tolist(), renamed=came.path[came.sha256.isin(moved)].tolist(),
                 changed=sorted({*differs('sha256'), *differs('boxes')}), relabelled=differs('label'), moved=differs('split'))
 
-# %% ../nbs/54_history.ipynb #81bce359
+# %% ../nbs/54_history.ipynb #047fa79b
 def pair_predictions(a:pd.DataFrame|None, b:pd.DataFrame|None) -> pd.DataFrame|None: # label, right_a, right_b
     "The test items of two runs that have the same content and the same label"
     if a is None or b is None: return None
@@ -228,6 +229,7 @@ def _tested(both:pd.DataFrame, name:str) -> dict|None:
     "McNemar's test of a metric that is a share of the items in `both`"
     part = both if name == 'accuracy' else both[both.label == name.removeprefix('recall/')] if name.startswith('recall/') else both[:0]
     if not len(part): return None
+    from tl_notebooks.evidence import mcnemar, paired_difference # it takes a second, which a table need not wait for
     x, y = part.right_a.to_numpy(), part.right_b.to_numpy()
     i = paired_difference(y, x)
     return dict(n=len(part), only_a=int((x & ~y).sum()), only_b=int((~x & y).sum()), p=mcnemar(x, y), value=i.value, low=i.low, high=i.high)

@@ -105,7 +105,7 @@ def new_run_id() -> str:
     "A name that sorts by time; whoever makes the folder makes sure that no other has it"
     return time.strftime('%Y%m%d-%H%M%S-') + os.urandom(2).hex()
 
-# %% ../nbs/13_records.ipynb #6c547013
+# %% ../nbs/13_records.ipynb #1bc7a616
 def check_record(rec:dict, where:str='record') -> dict:
     "Return `rec` if it is a complete record; otherwise an `InputError` that lists all that is wrong with it"
     bad = [f"`{k}` is missing" for k in FIELDS if k not in rec]
@@ -118,8 +118,10 @@ def check_record(rec:dict, where:str='record') -> dict:
         for name,m in rec[group].items():
             if not isinstance(m, dict) or not {'value', 'low', 'high', 'n'} <= set(m):
                 bad.append(f"`{group}.{name}` lacks value, low, high or n")
+            elif not all(isinstance(m[k], (int, float)) for k in ('value', 'low', 'high', 'n')): bad.append(f"`{group}.{name}` holds what is no number")
             elif not m['low'] <= m['value'] <= m['high']:
                 bad.append(f"`{group}.{name}`: {m['value']} lies outside its interval {m['low']} … {m['high']}")
+    if isinstance(rec.get('timings'), dict) and not all(isinstance(v, (int, float)) for v in rec['timings'].values()): bad.append("`timings` holds what is no number")
     if rec.get('status') == 'ok' and not rec.get('metrics'): bad.append("`metrics` is empty in a run that ended well")
     if bad: raise InputError(f"{where} is not a usable run record: {'; '.join(bad)}.")
     return rec

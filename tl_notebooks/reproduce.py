@@ -85,7 +85,7 @@ def check_data(folder:Path, rec:dict, data:str='') -> Finding:
     numbers = ', '.join(f'{len(v):,} {k}' for k,v in found.items() if v)
     return Finding('data', then, hash_json([then, found])[:16], 'cannot', f"{numbers} ({'; '.join(names)}{'; …' if sum(map(len, found.values())) > len(names) else ''})")
 
-# %% ../nbs/61_reproduce.ipynb #eba330f7
+# %% ../nbs/61_reproduce.ipynb #02a0b290
 def check_weights(rec:dict) -> Finding|None:
     "Whether the weights that a run began from are what they were; None where it names none"
     p, m = rec['params'], rec['model']
@@ -107,6 +107,7 @@ def check_machine(rec:dict, threads:bool) -> list[Finding]:
     out.append(Finding('threads', str(n), str(n), 'same') if threads and n else _compared('threads', n, os.cpu_count()))
     return out + [_compared(k, then.get(k), now[k]) for k in ('processor', 'machine', 'system') if k in then or k == 'processor'] + ([_compared('gpu', then['gpu'] or 'none', now['gpu'] or 'none')] if 'gpu' in then else [])
 
+# %% ../nbs/61_reproduce.ipynb #c75e5e2b
 def check_run(run:str|Path, data:str='') -> tuple[list[Finding], Path]: # findings, the notebook to take
     "Everything a run depends on, then and now; runs nothing"
     folder, rec = _folder_of(run), load_record(run)
@@ -118,7 +119,7 @@ def _folder_of(run:str|Path) -> Path:
     path = Path(run)
     return path if path.is_dir() else path.parent
 
-# %% ../nbs/61_reproduce.ipynb #f7d2bed1
+# %% ../nbs/61_reproduce.ipynb #f446e1fa
 TOLERANCE = .005
 VERDICTS = ('bit-identical', 'within tolerance', 'different')
 
@@ -142,8 +143,9 @@ def _metric_outcomes(a:dict, b:dict, tolerance:float) -> Iterator[Outcome]:
             yield Outcome(name, f"{x['value']:.6g}", f"{y['value']:.6g}", VERDICTS[0] if x == y else VERDICTS[1] if x['n'] == y['n'] and abs(x['value'] - y['value']) <= tolerance else VERDICTS[2],
                           '' if x == y else f'greatest difference of figure and interval {far:.2g}')
 
-def _prediction_outcome(a:Path, b:Path, tolerance:float) -> Outcome:
+def _prediction_outcome(a:Path, b:Path, tolerance:float) -> Outcome|None:
     x, y = (read_list(f, 'predictions') for f in (a, b))
+    if x is None and y is None: return None
     if x is None or y is None: return Outcome('predictions', 'none kept' if x is None else 'kept', 'none kept' if y is None else 'kept', 'unknown')
     then, now = (hash_file(f/'predictions.csv')[:16] for f in (a, b))
     if len(x) != len(y) or (x[['sha256', 'label']] != y[['sha256', 'label']]).any(axis=None): return Outcome('predictions', then, now, VERDICTS[2], 'other test items')
@@ -151,7 +153,7 @@ def _prediction_outcome(a:Path, b:Path, tolerance:float) -> Outcome:
     changed, far = int((x.predicted != y.predicted).sum()), float((x.probability - y.probability).abs().max())
     return Outcome('predictions', then, now, VERDICTS[1] if changed <= tolerance*len(x) else VERDICTS[2], f'{changed} of {len(x)} decided otherwise, greatest difference of a probability {far:.2g}')
 
-# %% ../nbs/61_reproduce.ipynb #f4e52e49
+# %% ../nbs/61_reproduce.ipynb #7eeabbbd
 def _weights_outcome(a:Path, b:Path, x:dict, y:dict, tolerance:float) -> Outcome|None:
     then, now = (r['model'].get('artifact_sha256') or '' for r in (x, y))
     if not then and not now: return None
@@ -174,6 +176,7 @@ def _distance(a:Path, b:Path) -> float: # infinite where names or shapes differ
             over += float(((x - y)**2).sum()); under += float((x**2).sum())
     return math.sqrt(over/under) if under else math.inf*bool(over)
 
+# %% ../nbs/61_reproduce.ipynb #35d25f8f
 def compare_runs(a:str|Path, b:str|Path, tolerance:float=TOLERANCE) -> list[Outcome]:
     "What two runs gave, thing by thing"
     a, b = _folder_of(a), _folder_of(b)
@@ -187,7 +190,7 @@ def verdict_on(outcomes:Sequence[Outcome]) -> str:
     "The worst of the outcomes that are known"
     return VERDICTS[max((VERDICTS.index(o.verdict) for o in outcomes if o.verdict in VERDICTS), default=2)]
 
-# %% ../nbs/61_reproduce.ipynb #08c353dd
+# %% ../nbs/61_reproduce.ipynb #9f42d84f
 @dataclass
 class Reproduction:
     "A run that was run again"
@@ -204,6 +207,7 @@ def same_params(rec:dict, spec:dict, data:str='') -> dict:
     if params.get('precision') == 'auto' and rec['model'].get('precision') in spec['precision'].choices: params['precision'] = rec['model']['precision']
     return params
 
+# %% ../nbs/61_reproduce.ipynb #f412d3f2
 def reproduce_run(
     run:str|Path,      # A run folder, also one that was copied elsewhere
     out:str='',        # Where the new run folder goes; `outputs` unless told
