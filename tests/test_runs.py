@@ -3,7 +3,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from conftest import ROOT, record, tl
+from conftest import record, tl
 from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
@@ -26,7 +25,8 @@ from tl_notebooks.run import RunFailed, make_run_folder, run_usecase
 
 PARAMETERS = "data: str = ''\nseed: int = 0       # {0..1000}\nshift: float = 0.0  # of the threshold {-1..1}\nthreads: int = 0    # {0..64}\n"
 START = "from tl_notebooks.run import start_run\nrun = start_run('toy', globals())\np = run.p"
-WORK = """import numpy as np
+WORK = """import os
+import numpy as np
 from safetensors.numpy import save_file
 from tl_notebooks import evidence
 from tl_notebooks.core import hash_file
@@ -34,8 +34,8 @@ from tl_notebooks.data import open_image, read_images
 with run.phase('reading'):
     images = read_images(p.data, valid_pct=0., test_pct=.5, seed=0, progress=False)
 run.keep_data(images, p.data)
-light = np.array([np.asarray(open_image(f)).mean()/255 for f in images.files('test')])
-noise = 0
+light = np.array([np.asarray(open_image(f))[...,0].mean()/255 for f in images.files('test')])
+noise = float(os.environ.get('NOISE', 0))      # what a machine of another kind would add
 """
 END = """w = np.array([p.shift + np.random.rand() + noise])
 dark = 1/(1 + np.exp(40*(light - .5 - p.shift) + noise))
@@ -55,12 +55,12 @@ def notebook(path, *cells):
     return str(path)
 
 
-def paint(folder, n=16, seed=0):
+def paint(folder, n=24, seed=0):
     "Dark and light pictures, some of which are neither"
     rng = np.random.default_rng(seed)
-    for label, low, high in (('dark', 0, 160), ('light', 100, 255)):
+    for label, low, high in (('dark', 0, 160), ('light', 90, 255)):
         (folder/label).mkdir(parents=True)
-        for i in range(n): Image.fromarray(rng.integers(low, high, (1, 1, 3)).astype('uint8')).resize((8, 8)).save(folder/label/f'{i:02}.png')
+        for i in range(n): Image.new('RGB', (8, 8), (int(rng.integers(low, high)), i, i)).save(folder/label/f'{i:02}.png')
     return folder
 
 
@@ -73,7 +73,7 @@ def home(toy, tmp_path_factory):
     "Pictures, and two runs on them that differ in one parameter"
     home = tmp_path_factory.mktemp('home')
     data = paint(home/'data')
-    return home, data, *(run_usecase(toy, {'data': str(data), 'shift': s, 'seed': 3}, str(home/'outputs')) for s in (0., .1))
+    return home, data, *(run_usecase(toy, {'data': str(data), 'shift': s, 'seed': 3}, str(home/'outputs')) for s in (0., .12))
 
 
 # ---- the table
@@ -199,14 +199,13 @@ def test_a_copied_run_comes_out_bit_identical_without_its_notebook_at_hand(home,
     assert all(o.verdict == 'bit-identical' for o in compare_runs(a, folder))
 
 
-@pytest.mark.parametrize('noise,verdict,code', [('1e-9', 'within tolerance', 0), ('3', 'different', 1)])
-def test_what_comes_out_otherwise_is_said(home, tmp_path, noise, verdict, code):
-    "A notebook that draws from the machine's own noise"
-    nb = notebook(tmp_path/'toy.ipynb', WORK, f"import time; noise = (time.time_ns() % 1000 + 1)/1000*{noise}", END)
-    a = run_usecase(nb, {'data': str(home[1])}, str(tmp_path/'o'))
-    if code:
-        assert tl('reproduce', a, '--out', 'o2', cwd=tmp_path).returncode == code
-    else: assert reproduce_run(a, str(tmp_path/'o2')).verdict == verdict
+@pytest.mark.parametrize('noise,verdict', [('1e-9', 'within tolerance'), ('9', 'different')])
+def test_what_comes_out_otherwise_is_said(home, tmp_path, monkeypatch, noise, verdict):
+    monkeypatch.setenv('NOISE', noise)
+    done = reproduce_run(home[2], str(tmp_path))
+    found = {o.name: o.verdict for o in done.outcomes}
+    assert (done.verdict, found["the model's weights"], found['data']) == (verdict, verdict, 'bit-identical')
+    assert found['predictions'] == verdict and (found['accuracy'] == 'different') == (verdict == 'different')
 
 
 def test_why_it_cannot_or_may_not_is_said_before_anything_runs(home, tmp_path):
@@ -291,11 +290,14 @@ def test_a_clock_that_jumps_back_leaves_times_and_names_in_order(tmp_path, toy, 
 
 def test_a_notebook_that_never_ends_is_stopped_with_its_kernel(tmp_path):
     nb = notebook(tmp_path/'deaf.ipynb', "import os, signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n(run.folder/'pid').write_text(str(os.getpid()))", 'while True: time.sleep(1)')
-    done = tl('run', nb, '--out', 'r', '--timeout', 9, cwd=tmp_path, timeout=90)
-    folder = Path(done.stdout.strip().splitlines()[-1])
-    rec = record(folder)
-    assert done.returncode == 1 and 'stopped after 9 seconds' in done.stderr and 'Traceback' not in done.stderr
-    assert (rec['status'], rec['error']['type'], rec['error']['cell']) == ('failed', 'Timeout', 'while True: time.sleep(1)')
+    for seconds in (8, 32, 128):      # a busy machine may not have come to the endless cell
+        done = tl('run', nb, '--out', 'r', '--timeout', seconds, cwd=tmp_path, timeout=300)
+        folder = Path(done.stdout.strip().splitlines()[-1])
+        rec = record(folder)
+        assert done.returncode == 1 and f'stopped after {seconds} seconds' in done.stderr and 'Traceback' not in done.stderr
+        assert (rec['status'], rec['error']['type']) == ('failed', 'Timeout')
+        if (folder/'pid').exists(): break
+    assert rec['error']['cell'] == 'while True: time.sleep(1)'
     assert not psutil.pid_exists(int((folder/'pid').read_text())) and (folder/'notebook.ipynb').is_file() and not (folder/'.reserve').exists()
 
 

@@ -7,7 +7,7 @@ __all__ = ['DEPTH', 'OPERATORS', 'GROUPS', 'Entry', 'find_runs', 'full_name', 'p
            'runs_table', 'format_runs', 'show_run', 'read_list', 'diff_data', 'pair_predictions', 'diff_metrics',
            'RunDiff', 'diff_runs', 'needed_models', 'Verdict', 'plan_prune', 'prune']
 
-# %% ../nbs/54_history.ipynb #a38a93c6
+# %% ../nbs/54_history.ipynb #120b6fdf
 import difflib
 import html
 import json
@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from .core import InputError, did_you_mean
-from .records import diff_records, flatten, hash_cells, load_record, notebook_cells, outputs_root, run_state
+from .records import SILENT, diff_records, flatten, hash_cells, load_record, notebook_cells, outputs_root, run_state
 
 # %% ../nbs/54_history.ipynb #a34c04dd
 @dataclass
@@ -382,7 +382,7 @@ class Verdict:
     goes:bool
     why:str
 
-# %% ../nbs/54_history.ipynb #2e05eec4
+# %% ../nbs/54_history.ipynb #657a54d7
 def plan_prune(
     root:str|Path='',
     keep_best:int|None=None, # Of each use case
@@ -407,6 +407,7 @@ def plan_prune(
 def _verdict_on(e:Entry, why:str|None, failed:bool, needed:dict[str, Path]) -> Verdict:
     if e.record is None: return Verdict(e, False, f'{e.state}: not touched')
     if e.state == 'running': return Verdict(e, False, 'is at work')
+    if e.state == 'vanished' and run_state(e.folder, e.record, 7*SILENT) == 'running': return Verdict(e, False, 'may be at work on another machine; goes once it was silent for a week')
     if e.state != 'ok' and not failed: return Verdict(e, False, f'{e.state}: goes with --failed')
     if e.state == 'ok' and why: return Verdict(e, False, why)
     for h in _model_hashes(e.folder):

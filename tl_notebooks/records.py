@@ -139,14 +139,14 @@ def load_record(run:str|Path) -> dict:
     if path.is_dir(): path = path/'record.json'
     return check_record(read_json(path, 'run record'), f'`{path}`')
 
-# %% ../nbs/13_records.ipynb #74000d62
+# %% ../nbs/13_records.ipynb #156fed10
 SILENT = 24*3600 # seconds without a write after which a run of another machine counts as gone
 
-def run_state(folder:str|Path, rec:dict) -> str: # one of STATUSES, or 'vanished'
+def run_state(folder:str|Path, rec:dict, silent:float=SILENT) -> str: # one of STATUSES, or 'vanished'
     "The state of a run as it is now"
     if rec['status'] != 'running': return rec['status']
     alive = is_alive(rec.get('process'))
-    if alive is None: alive = time.time() - max((p.stat().st_mtime for p in Path(folder).glob('*')), default=0) < SILENT
+    if alive is None: alive = time.time() - max((p.stat().st_mtime for p in Path(folder).glob('*')), default=0) < silent
     return 'running' if alive else 'vanished'
 
 def outputs_root() -> Path:

@@ -7,7 +7,7 @@ __all__ = ['EFFECTS', 'TOLERANCE', 'VERDICTS', 'Finding', 'find_notebook', 'extr
            'check_machine', 'check_run', 'Outcome', 'compare_runs', 'verdict_on', 'Reproduction', 'same_params',
            'reproduce_run']
 
-# %% ../nbs/61_reproduce.ipynb #b6ed3a37
+# %% ../nbs/61_reproduce.ipynb #c1d9a55d
 import json
 import math
 import os
@@ -17,11 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .artifact import read_manifest
 from .core import InputError, did_you_mean, hash_file, hash_json, write_json
 from .data import compare_files
 from .history import read_list
-from .pretrained import find_entry, load_image_model, load_text_model
 from .records import code_version, environment, hash_cells, load_record, notebook_cells, save_record
 from .run import run_usecase, usecase_params, usecases
 
@@ -85,13 +83,15 @@ def check_data(folder:Path, rec:dict, data:str='') -> Finding:
     numbers = ', '.join(f'{len(v):,} {k}' for k,v in found.items() if v)
     return Finding('data', then, hash_json([then, found])[:16], 'cannot', f"{numbers} ({'; '.join(names)}{'; …' if sum(map(len, found.values())) > len(names) else ''})")
 
-# %% ../nbs/61_reproduce.ipynb #02a0b290
+# %% ../nbs/61_reproduce.ipynb #79028f27
 def check_weights(rec:dict) -> Finding|None:
     "Whether the weights that a run began from are what they were; None where it names none"
     p, m = rec['params'], rec['model']
+    if not (p.get('model') and m.get('parent')) and not (p.get('backbone') and m.get('weights_sha256')): return None
+    from tl_notebooks.artifact import read_manifest # these take seconds, which a run that names no weights need not wait for
+    from tl_notebooks.pretrained import find_entry, load_image_model, load_text_model
     try:
         if p.get('model') and m.get('parent'): return _compared('parent model', m['parent'][:16], read_manifest(p['model'])['sha256'][:16], 'cannot')
-        if not p.get('backbone') or not m.get('weights_sha256'): return None
         image = Path(p['backbone']).is_dir() is False and find_entry(p['backbone']).task == 'image'
         info = (load_image_model if image else load_text_model)(p['backbone'], p.get('weights') or None)[-1]
         return _compared('pretrained weights', m['weights_sha256'][:16], info['weights_sha256'][:16], 'cannot', f"{info['source']}: {info['file']}")
