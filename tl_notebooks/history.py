@@ -46,7 +46,7 @@ def _entry(folder:Path) -> Entry:
         return e
     except (InputError, OSError, TypeError, AttributeError, KeyError, ValueError) as e: return Entry(folder, 'damaged', problem=str(e))
 
-# %% ../nbs/54_history.ipynb #28db152f
+# %% ../nbs/54_history.ipynb #81e5c24c
 DEPTH = 4 # folders below the one that is given
 
 def find_runs(root:str|Path='') -> list[Entry]: # oldest first, what is no run last
@@ -62,7 +62,8 @@ def find_runs(root:str|Path='') -> list[Entry]: # oldest first, what is no run l
         except OSError as e: out.append(Entry(folder, 'damaged', problem=f'cannot be opened: {e.strerror}')); return
         folders = [p for p in inside if p.is_dir() and not p.is_symlink()]
         if depth and (depth == DEPTH or not folders or any(p.name == 'manifest.json' for p in inside)):
-            out.append(Entry(folder, 'foreign', problem='a model, and no run' if (folder/'manifest.json').exists() else 'no record.json in it'))
+            kind = next((k for f,k in (('manifest.json', 'a model'), ('sweep.json', 'a sweep')) if (folder/f).exists()), '')
+            out.append(Entry(folder, 'foreign', problem=f'{kind}, and no run' if kind else 'no record.json in it'))
         else:
             for p in folders: visit(p, depth + 1)
     visit(root, 0)

@@ -131,12 +131,13 @@ def usecase_params(notebook:str|Path) -> dict[str, Param]:
         raise InputError(f"`{notebook}` has {len(tagged)} cells tagged `parameters`; accepted: one. Without it papermill runs on defaults.")
     return read_params(''.join(tagged[0]['source']))
 
-# %% ../nbs/51_run.ipynb #7c6b363a
+# %% ../nbs/51_run.ipynb #fbd684b7
 RESERVE = 64*1024 # bytes
 
 def _new_folder(home:Path, tries:int=1000) -> Path:
-    "A folder below `home` that this call made"
+    "A folder below `home` that this call made; `TL_RUN_ID` is the name of one run that somebody has chosen, not of those that it may start"
     home.mkdir(parents=True, exist_ok=True)
+    if name := os.environ.pop('TL_RUN_ID', ''): (home/name).mkdir(); return home/name
     for _ in range(tries):
         folder = home/new_run_id()
         with contextlib.suppress(FileExistsError): folder.mkdir(); return folder
