@@ -207,7 +207,7 @@ def same_params(rec:dict, spec:dict, data:str='') -> dict:
     if params.get('precision') == 'auto' and rec['model'].get('precision') in spec['precision'].choices: params['precision'] = rec['model']['precision']
     return params
 
-# %% ../nbs/61_reproduce.ipynb #f412d3f2
+# %% ../nbs/61_reproduce.ipynb #545aa27b
 def reproduce_run(
     run:str|Path,      # A run folder, also one that was copied elsewhere
     out:str='',        # Where the new run folder goes; `outputs` unless told
@@ -227,7 +227,8 @@ def reproduce_run(
                                                                          + ("" if 'notebook' in cannot else "Accepted: what it was then; or --anyway, to see how far apart they come out."))
     with tempfile.TemporaryDirectory() as tmp:
         if notebook.parent.resolve() == folder.resolve(): notebook = extract_notebook(notebook, Path(tmp)/f"{rec['usecase']}.ipynb")
-        new = run_usecase(str(notebook), same_params(rec, usecase_params(notebook), data), out)
+        shared = dict(processes=rec['processes']) if rec.get('processes', 1) > 1 else {} # a batch that several processes shared
+        new = run_usecase(str(notebook), same_params(rec, usecase_params(notebook), data), out, **shared)
     outcomes = compare_runs(folder, new, tolerance)
     done = Reproduction(new, verdict_on(outcomes), outcomes)
     save_record(new, load_record(new) | {'reproduces': dict(run_id=rec['run_id'], verdict=done.verdict, tolerance=tolerance,
