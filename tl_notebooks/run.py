@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'REPORT', 'Param', 'read_params', 'check_params', 'usecases', 'find_usecase', 'usecase_params',
-           'outputs_root', 'make_run_folder', 'params_from', 'start_run', 'Run', 'mark_failed', 'repeat_command',
-           'write_report', 'RunFailed', 'run_usecase', 'drop_progress']
+           'outputs_root', 'make_run_folder', 'params_from', 'start_run', 'Run', 'held', 'hold', 'mark_failed',
+           'repeat_command', 'write_report', 'RunFailed', 'run_usecase', 'drop_progress', 'find_run', 'resume_run']
 
-# %% ../nbs/51_run.ipynb #e87144c6
+# %% ../nbs/51_run.ipynb #70cc8775
 import ast
 import base64
 import contextlib
@@ -28,10 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from fastcore.basics import patch
-from .core import InputError, atomic_write, did_you_mean, hash_file, seed_everything
+from .core import InputError, atomic_write, did_you_mean, hash_file, read_json, seed_everything, write_json
 from .data import data_path
 from .plots import PAGE_STYLE
-from .records import environment, load_record, new_record, new_run_id, save_record
+from .records import code_version, environment, load_record, new_record, new_run_id, save_record
 
 # %% ../nbs/51_run.ipynb #82740649
 TYPES = dict(int='a whole number', float='a number', str='text', bool='true or false')
@@ -163,7 +163,7 @@ def start_run(
     folder = Path(folder) if folder else make_run_folder(usecase, params, notebook, params.get('out', ''))
     return Run(folder, params)
 
-# %% ../nbs/51_run.ipynb #cc0ea506
+# %% ../nbs/51_run.ipynb #84470dfc
 class Run:
     "A run in progress: parameters as attributes of `p`, and the folder that everything goes to"
     def __init__(self, folder:Path, params:dict):
@@ -174,12 +174,16 @@ class Run:
         seed_everything(self.record['seed'], params.get('threads') or os.cpu_count())
         self.record['environment'] = environment()
         self.captions = {}
+        hold(self.folder)
+        _checkpoints(self.folder/'checkpoints')
         _attach(self)
         self.save()
 
-    def save(self) -> None: save_record(self.folder, self.record)
+    def save(self) -> None:
+        _same_data(self)
+        save_record(self.folder, self.record)
 
-# %% ../nbs/51_run.ipynb #c07d85fe
+# %% ../nbs/51_run.ipynb #9505689f
 @patch
 @contextlib.contextmanager
 def phase(self:Run, name:str):
@@ -209,7 +213,49 @@ def finish(self:Run) -> str:
     self.record.pop('error', None)
     self.save()
     write_report(self.folder)
+    _checkpoints(None)
+    shutil.rmtree(self.folder/'checkpoints', ignore_errors=True)
     return str(self.folder)
+
+# %% ../nbs/51_run.ipynb #8e4fe118
+def _checkpoints(folder:Path|None) -> None:
+    "From now on, training in this process keeps its checkpoints there; None: no longer"
+    if folder: os.environ['TL_RUN_CHECKPOINTS'] = f'{os.getpid()}:{folder.absolute()}'
+    else: os.environ.pop('TL_RUN_CHECKPOINTS', None)
+    if module := sys.modules.get('tl_notebooks.checkpoint'): module.keep_checkpoints(folder)
+
+def _same_data(run:'Run') -> None:
+    "In a run that goes on: an InputError where the data is not what it was"
+    was = next((r['data'] for r in reversed(run.record.get('resumed', [])) if r['data']), None)
+    now = run.record['data'].get('fingerprint')
+    if was and now and was != now:
+        raise InputError(f"run `{run.folder}` cannot go on: its data had fingerprint {was[:16]}, and now has {now[:16]}. Put the data back as it was, or start a new run.")
+
+# %% ../nbs/51_run.ipynb #7cd255f2
+_holding = {} # folder → open file with a shared lock
+
+@contextlib.contextmanager
+def held(folder:Path, alone:bool=False, wait:float=5.):
+    "Inside, the folder is known to be in use; `alone`: an InputError where another process has it and does not end within `wait` seconds"
+    import fcntl
+    f, end = os.open(folder, os.O_RDONLY), time.monotonic() + wait
+    try:
+        while alone and str(folder) not in _holding:
+            try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB); break
+            except BlockingIOError:
+                if time.monotonic() > end: raise InputError(f"run `{folder}` is in use by another process. Wait until it is done, stop it, or close its notebook.") from None
+                time.sleep(.1)
+            except OSError: break # a file system without locks
+        with contextlib.suppress(OSError): fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield f
+    finally: os.close(f)
+
+def hold(folder:Path) -> None:
+    "Say, for as long as this process lives, that a run's folder is in use"
+    import fcntl
+    if str(folder) in _holding: return
+    _holding[str(folder)] = f = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(OSError): fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 # %% ../nbs/51_run.ipynb #e7891042
 def _attach(run:Run) -> None:
@@ -287,7 +333,7 @@ def write_report(folder:str|Path) -> Path:
     with atomic_write(folder/'report.html') as f: f.write(page)
     return folder/'report.html'
 
-# %% ../nbs/51_run.ipynb #a612b5d7
+# %% ../nbs/51_run.ipynb #5d36c779
 class RunFailed(RuntimeError):
     "A run that started and did not end well; `folder` holds its record and the notebook up to the cell that failed"
     def __init__(self, folder:Path, status:str, message:str):
@@ -305,21 +351,29 @@ def run_usecase(
     params = check_params(spec, params or {})
     if params.get('data'): data_path(params['data'])
     folder = make_run_folder(notebook.stem, params, notebook, out or params.get('out', '')).absolute()
-    try: _execute(notebook, folder, {k: v for k,v in params.items() if v != spec[k].default})
+    (folder/'checkpoints').mkdir()
+    shutil.copyfile(notebook, folder/'checkpoints'/'notebook.ipynb') # what `resume_run` goes on with, whatever becomes of the original
+    write_json(folder/'checkpoints'/'run.json', dict(cwd=str(Path.cwd())))
+    with held(folder): return _run_in(folder, notebook, {k: v for k,v in params.items() if v != spec[k].default})
+
+def _run_in(folder:Path, notebook:Path, params:dict, cwd:Path|None=None) -> Path:
+    "Execute `notebook` in a run folder, and see to it that the record tells how that ended"
+    try: _execute(notebook, folder, params, cwd)
     except KeyboardInterrupt:
         mark_failed(folder, 'KeyboardInterrupt', 'stopped by the user')
-        raise RunFailed(folder, 'interrupted', 'interrupted; what was done so far stays in the run folder') from None
+        raise RunFailed(folder, 'interrupted', f'interrupted; what was done so far stays in the run folder, and `tl resume {folder}` goes on') from None
     except Exception as e: _after_failure(folder, e)
     if load_record(folder)['status'] != 'ok':
         mark_failed(folder, 'Incomplete', 'the notebook ended without finishing its run')
         raise RunFailed(folder, 'failed', f'`{notebook.name}` ended without `run.finish()`')
     return folder
 
-# %% ../nbs/51_run.ipynb #e406980e
+# %% ../nbs/51_run.ipynb #7d614da7
 def _after_failure(folder:Path, e:Exception) -> None:
     "Turn what papermill raised into `InputError` (folder removed) or `RunFailed` (record marked)"
     kind, message = getattr(e, 'ename', type(e).__name__), getattr(e, 'evalue', str(e))
     rec = load_record(folder)
+    if kind == 'InputError' and rec.get('resumed'): raise InputError(message) from None
     if kind == 'InputError' and not rec['model']:
         shutil.rmtree(folder)
         with contextlib.suppress(OSError): folder.parent.rmdir()
@@ -330,15 +384,15 @@ def _after_failure(folder:Path, e:Exception) -> None:
     save_record(folder, rec)
     raise RunFailed(folder, rec['status'], f"{where} failed: {kind}: {message}") from None
 
-# %% ../nbs/51_run.ipynb #3aba01a8
-def _execute(notebook:Path, folder:Path, params:dict) -> None:
-    "Execute `notebook` into `folder/notebook.ipynb` with papermill, in the caller's working directory"
+# %% ../nbs/51_run.ipynb #16e54c48
+def _execute(notebook:Path, folder:Path, params:dict, cwd:Path|None=None) -> None:
+    "Execute `notebook` into `folder/notebook.ipynb` with papermill, in the caller's working directory unless told"
     import papermill
     main = threading.current_thread() is threading.main_thread()
     if main: old = signal.signal(signal.SIGTERM, signal.default_int_handler) # a batch system's stop is an interrupt too
     os.environ['TL_RUN_DIR'] = str(folder)
     try: papermill.execute_notebook(str(notebook), str(folder/'notebook.ipynb'), parameters=params, kernel_name='python3',
-                                    cwd=str(Path.cwd()), progress_bar=sys.stderr.isatty(), stderr_file=sys.stderr, extra_arguments=['--IPKernelApp.log_level=50'])
+                                    cwd=str(cwd or Path.cwd()), progress_bar=sys.stderr.isatty(), stderr_file=sys.stderr, extra_arguments=['--IPKernelApp.log_level=50'])
     finally:
         os.environ.pop('TL_RUN_DIR', None)
         if main: signal.signal(signal.SIGTERM, old)
@@ -353,3 +407,33 @@ def drop_progress(notebook:Path) -> None:
         if c.cell_type == 'code':
             c.outputs = [o for o in c.outputs if not (o.output_type == 'stream' and o.name == 'stderr' and '\r' in o.text)]
     with atomic_write(notebook) as f: nbformat.write(nb, f)
+
+# %% ../nbs/51_run.ipynb #ee8506db
+def find_run(run:str|Path) -> Path:
+    "The folder of a run, by its path or, below `outputs`, by its name"
+    if (Path(run)/'record.json').is_file(): return Path(run).absolute()
+    known = {p.parent.name: p.parent for p in outputs_root().glob('*/*/record.json')}
+    if str(run) in known: return known[str(run)].absolute()
+    raise InputError(f"run `{run}`: there is no record in such a folder, and no run of that name in `{outputs_root()}`. {did_you_mean(str(run), known)}")
+
+# %% ../nbs/51_run.ipynb #30563f82
+def resume_run(
+    run:str|Path, # A run's folder, or its name below `outputs`
+) -> Path:        # The run folder
+    "Go on with a run that did not end well; raises `InputError` (the run stays as it was) or `RunFailed`"
+    folder = find_run(run)
+    with held(folder, alone=True):
+        rec = load_record(folder)
+        if rec['status'] == 'ok': raise InputError(f"run `{folder}` is finished; nothing is left to go on with. `{repeat_command(rec)}` does the same again.")
+        notebook = folder/'checkpoints'/'notebook.ipynb'
+        if not notebook.is_file(): notebook = find_usecase(rec['usecase'])
+        for what,was,now in (('notebook', rec['notebook_sha256'][:16], hash_file(notebook)[:16]), ('code', rec['code_version'], code_version())):
+            if was != now: raise InputError(f"run `{folder}` cannot go on: its {what} was {was}, and now is {now}. Put back what it was, or start a new run: {repeat_command(rec)}")
+        spec = usecase_params(notebook)
+        params = check_params(spec, rec['params'])
+        cwd = Path(read_json(folder/'checkpoints'/'run.json')['cwd']) if (folder/'checkpoints'/'run.json').is_file() else Path.cwd() # paths may have been relative
+        again = dict(at=time.strftime('%Y-%m-%dT%H:%M:%S%z'), status=rec['status'], data=rec['data'].get('fingerprint'))
+        save_record(folder, new_record(rec['usecase'], rec['run_id'], params, rec['notebook_sha256'])
+                    | {k: rec[k] for k in ('started',) if k in rec} | dict(resumed=[*rec.get('resumed', []), again]))
+        try: return _run_in(folder, notebook, {k: v for k,v in params.items() if v != spec[k].default}, cwd if cwd.is_dir() else None)
+        except InputError: save_record(folder, rec); raise
