@@ -5,27 +5,39 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'RUN', 'write_state', 'read_state', 'take_chance', 'set_chance', 'take_optimiser', 'set_optimiser',
            'take_counters', 'moved', 'set_counters', 'take_fit', 'set_fit', 'data_print', 'about_fit', 'machine',
-           'refuse_other', 'tell', 'Slot', 'Checkpoint', 'keep_checkpoints', 'drop_checkpoints', 'resumable_steps']
+           'refuse_other', 'tell', 'Slot', 'Checkpoint', 'keep_checkpoints', 'drop_checkpoints', 'resumable_steps',
+           'work', 'train_in_processes', 'Processes']
 
-# %% ../nbs/26_checkpoint.ipynb #7e9e0821
+# %% ../nbs/26_checkpoint.ipynb #22663431
 import contextlib
+import importlib.util
+import io
 import json
 import os
+import pickle
 import random
 import re
 import shutil
+import socket
+import subprocess
 import sys
+import tempfile
+import threading
 import time
+import traceback
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import cloudpickle
 import numpy as np
 import torch
 from torch import nn
-from fastai.callback.core import Callback
-from fastai.learner import Recorder, defaults
-from fastai.torch_core import get_model, num_distrib
+from tqdm import tqdm
+from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.progress import ProgressCallback
+from fastai.learner import Recorder, defaults, replacing_yield
+from fastai.torch_core import get_model, num_distrib, rank_distrib
 from fastcore.basics import patch
 from fastcore.foundation import L
 from safetensors import SafetensorError, safe_open
@@ -373,13 +385,6 @@ def drop_checkpoints() -> None:
     if RUN.folder: shutil.rmtree(RUN.folder, ignore_errors=True)
     RUN.folder = None
 
-# %% ../nbs/26_checkpoint.ipynb #045b0ebc
-def _left_word() -> None:
-    pid, _, folder = os.environ.get('TL_RUN_CHECKPOINTS', '').partition(':')
-    if folder and pid == str(os.getpid()): keep_checkpoints(folder)
-
-_left_word()
-
 # %% ../nbs/26_checkpoint.ipynb #cea664b4
 def resumable_steps(
     n:int,              # Steps in all
@@ -409,3 +414,157 @@ def resumable_steps(
             else: cost = time.perf_counter() - start
             wrote = time.perf_counter()
     finally: slot.release()
+
+# %% ../nbs/26_checkpoint.ipynb #4e89bd35
+def _share_of(learn):
+    "A callback that lets the processes of a group share each batch of `learn`'s fit"
+    from fastai.distributed import DistributedDL, DistributedTrainer # wants accelerate
+    from fastcore.basics import chunked
+    class Share(DistributedDL):
+        "What one process gets of each batch of `dl`"
+        def __init__(self, dl, device):
+            super().__init__(dl, device=device)
+            self.bs, self.counts, self.drop_last = dl.bs//self.world_size, [], False
+        def __len__(self): return len(self.dl)
+        def get_idxs(self):
+            box, b, n = [[int(i) for i in self.dl.get_idxs()]], self.dl.bs, self.world_size
+            torch.distributed.broadcast_object_list(box, 0)
+            idxs, mine = box[0][:len(box[0])//b*b] if self.dl.drop_last else box[0], []
+            parts = [idxs[k:k+b] for k in range(0, len(idxs), b)]
+            split = [[p[r*-(-len(p)//n):(r + 1)*-(-len(p)//n)] for r in range(n)] for p in parts]
+            self.counts = [[len(x) for x in s] for s in split]
+            return [i for s,p in zip(split, parts) for i in s[self.rank] or p[:1]] # a last batch may be too small for all; then an item without weight
+        def create_batches(self, samps):
+            if self.dl.dataset is not None: self.dl.it = iter(self.dl.dataset)
+            yield from map(self.dl.do_batch, chunked((x for x in map(self.dl.do_item, samps) if x is not None), self.bs))
+    class Joint(DistributedTrainer):
+        def _wrap_dl(self, dl): return dl if isinstance(dl, Share) else Share(dl, self.learn.model.device)
+        def after_pred(self):
+            if not self.training: self.learn.pred, self.learn.yb = _joined(self.learn.pred, self.learn.yb, self.learn.dl.counts[self.learn.iter])
+        def after_loss(self):
+            counts = self.learn.dl.counts[self.learn.iter]
+            if not self.training or len(set(counts)) == 1: return
+            weight = counts[rank_distrib()]*len(counts)/sum(counts) # the mean of the processes is then the mean over the batch
+            self.learn.loss_grad, self.learn.loss = self.learn.loss_grad*weight, self.learn.loss*weight
+    cpu = next(learn.model.parameters()).device.type == 'cpu'
+    return Joint(sync_bn=not cpu and getattr(learn, 'norm', 'train') == 'train', cpu=cpu)
+
+def _joined(pred, yb, counts) -> tuple:
+    "Predictions and targets of the whole validation batch, in its order"
+    def of(t):
+        t = t.as_subclass(torch.Tensor).contiguous()
+        own = torch.cat([t, t[:1].expand(max(counts) - len(t), *t.shape[1:])]) if len(t) < max(counts) else t
+        parts = [torch.empty_like(own) for _ in counts]
+        torch.distributed.all_gather(parts, own)
+        return torch.cat([p[:c] for p,c in zip(parts, counts)]).as_subclass(type(t))
+    return of(pred), tuple(map(of, yb))
+
+# %% ../nbs/26_checkpoint.ipynb #25ea176d
+class _Pickler(cloudpickle.Pickler):
+    def reducer_override(self, obj):
+        if isinstance(obj, (tqdm, io.TextIOBase, ProgressCallback, Checkpoint, Processes)): return type(None), ()
+        return super().reducer_override(obj)
+
+def _pack(learn) -> bytes:
+    file, counted = io.BytesIO(), take_chance(learn.dls.loaders)
+    with contextlib.contextmanager(replacing_yield)(learn, 'logger', None): _Pickler(file).dump((learn, counted))
+    return file.getvalue()
+
+def _watch(parent:int) -> None:
+    "End with the process that started this one"
+    while os.getppid() == parent: time.sleep(1)
+    os._exit(1)
+
+def work() -> None:
+    "What each process does: train as told in a folder, and leave there what became of it"
+    folder, parent, rank = Path(sys.argv[1]), int(sys.argv[2]), rank_distrib()
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
+    try:
+        learn, chance = pickle.loads((folder/'learner').read_bytes())
+        _settle(learn, chance, rank)
+        rows = []
+        learn.logger = lambda row: rows.append([x if _plain(x) else str(x) for x in row])
+        learn._with_events(learn._do_fit, 'fit', CancelFitException, learn._end_cleanup)
+        tensors, values = take_fit(learn, [[type(cb).__name__, {}] for cb in learn.cbs])
+        if rank == 0: write_state(folder/'done', tensors, values | dict(rows=rows, last=learn.epoch))
+        torch.distributed.destroy_process_group()
+    except BaseException: (folder/f'error {rank}').write_text(traceback.format_exc()); raise
+
+# %% ../nbs/26_checkpoint.ipynb #8e938384
+def _settle(learn, chance, rank:int) -> None:
+    "Make the learner this process's own: its device, its part of each batch, and chance of its own in all that is not the order of items"
+    learn.cbs = L(cb for cb in learn.cbs if cb is not None)
+    if next(learn.model.parameters()).device.type == 'cuda':
+        torch.cuda.set_device(rank); device = torch.device('cuda', rank)
+        learn.model.to(device); learn.dls.to(device)
+        for s in _state_of(learn.opt).values(): s.update({k: x.to(device) for k,x in s.items() if isinstance(x, torch.Tensor) and x.device.type == 'cuda'})
+    if rank: learn.remove_cbs([cb for cb in learn.cbs if type(cb).__name__ == 'FitProgress'])
+    if (frozen := getattr(learn, 'frozen_prefix', None)) is not None: frozen.run = False # the network runs as a whole
+    learn.add_cb(_share_of(learn))
+    set_chance(*chance, learn.dls.loaders)
+    if rank: seed = int(torch.randint(2**31, ())) + rank; torch.manual_seed(seed); np.random.seed(seed); random.seed(seed)
+
+def _environment(n:int, rank:int, threads:int, port:int, cpu:bool) -> dict:
+    env = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=n, LOCAL_WORLD_SIZE=n, MASTER_ADDR='127.0.0.1', MASTER_PORT=port, OMP_NUM_THREADS=threads, PYTHONPATH=os.pathsep.join(p for p in sys.path if p))
+    if cpu: env |= dict(ACCELERATE_USE_CPU='true', **({'GLOO_SOCKET_IFNAME': 'lo'} if sys.platform == 'linux' else {}))
+    return {**os.environ, **{k: str(v) for k,v in env.items()}}
+
+def train_in_processes(learn, n:int) -> tuple[dict, dict]: # as `read_state` gives them
+    "Let `n` new processes do the fit that `learn` is about to begin"
+    cpu = next(learn.model.parameters()).device.type == 'cpu'
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    threads, procs = max(1, torch.get_num_threads()//n), []
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as d:
+        (Path(d)/'learner').write_bytes(_pack(learn))
+        try:
+            for r in range(n): procs.append(subprocess.Popen([sys.executable, '-c', 'from tl_notebooks.checkpoint import work; work()', d, str(os.getpid())],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=_environment(n, r, threads, port, cpu)))
+            while any(p.poll() is None for p in procs) and not any(p.poll() for p in procs): time.sleep(.05)
+        finally:
+            for p in procs: p.poll() is None and p.kill()
+            for p in procs: p.wait()
+        if (found := read_state(Path(d)/'done')) and not any(p.returncode for p in procs): return found
+        said = sorted(Path(d).glob('error *'))
+        raise RuntimeError(f"training in {n} processes failed:\n{said[0].read_text()[-3000:] if said else [p.returncode for p in procs]}")
+
+# %% ../nbs/26_checkpoint.ipynb #a29d8e77
+class Processes(Callback):
+    """Divides each batch of a fit between `n` processes, on as many GPUs or on the CPU's threads; None: as many as `TL_PROCESSES` says, else one.
+
+    A batch's items must be a multiple of `n`; the loss must be a mean over items. The cache of frozen layers takes no part.
+    """
+    order = 95 # after Checkpoint, which may have the fit already
+    def __init__(self, n:int|None=None):
+        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1): raise InputError(f"`n` is {n!r}; accepted: a number of processes, from 1.")
+        self.n = n
+
+    def __call__(self, event_name):
+        if event_name == 'before_fit': self.before_fit()
+
+    def before_fit(self):
+        n, learn = self.n or int(os.environ.get('TL_PROCESSES') or 1), self.learn
+        if n == 1 or num_distrib() > 1 or learn.lock.locked() or '_with_events' in vars(learn): return
+        if any(type(cb).__name__ == 'LRFinder' for cb in learn.cbs): return
+        _refuse_processes(learn, n)
+        tensors, values = train_in_processes(learn, n)
+        states = {name: s for name,s in values['counters']}
+        set_fit(learn, tensors, values | dict(counters=[[type(cb).__name__, {} if hasattr(cb, 'resume_state') else states.get(type(cb).__name__, {})] for cb in learn.cbs]))
+        for row in values['rows']: learn.logger(L(row))
+        learn.epoch = values['last']
+        raise CancelFitException
+
+def _refuse_processes(learn, n:int) -> None:
+    if importlib.util.find_spec('accelerate') is None: raise InputError("training in several processes wants accelerate. Accepted: `pip install tl_notebooks[distributed]`, or one process.")
+    gpus = torch.cuda.device_count() if next(learn.model.parameters()).device.type == 'cuda' else None
+    if gpus is not None and n > gpus: raise InputError(f"{n} processes, and {gpus} GPUs; accepted: at most one process per GPU.")
+    bad = [d.bs for d in learn.dls.loaders[:2] if d.bs is None or d.bs % n]
+    if bad: raise InputError(f"batches of {bad[0]} items cannot be divided evenly between {n} processes. Choose a batch size that is a multiple of {n}.")
+
+# %% ../nbs/26_checkpoint.ipynb #52378ac8
+def _left_word() -> None:
+    pid, _, folder = os.environ.get('TL_RUN_CHECKPOINTS', '').partition(':')
+    if folder and pid == str(os.getpid()): keep_checkpoints(folder)
+    if os.environ.get('TL_PROCESSES', '1') != '1' and num_distrib() == 0 and Processes not in defaults.callbacks: defaults.callbacks.append(Processes)
+
+_left_word()

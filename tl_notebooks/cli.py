@@ -15,7 +15,7 @@ import os
 import sys
 from .core import InputError
 
-# %% ../nbs/70_cli.ipynb #b6e2dfb0
+# %% ../nbs/70_cli.ipynb #4fb7f806
 def cmd_run(args) -> int:
     from tl_notebooks.run import find_usecase, run_usecase, usecase_params
     if args.list:
@@ -34,7 +34,7 @@ def cmd_run(args) -> int:
         if name in given: raise InputError(f"`{name}` is given twice: as --{name} and as -p {name}=….")
         given[name] = value
     logging.getLogger('asyncio').setLevel(logging.CRITICAL) # after Ctrl-C, tracebacks of an event loop that nobody waits for
-    print(run_usecase(args.usecase, given, args.out or ''))
+    print(run_usecase(args.usecase, given, args.out or '', processes=args.processes))
     return 0
 
 # %% ../nbs/70_cli.ipynb #6686c8f0
@@ -150,7 +150,7 @@ def cmd_cache(args) -> int:
         print(f"{len(stores)} stores, {format_bytes(sum(s.size for s in stores))} of {format_bytes(cache_limit())} in {activations_dir()}")
     return 0
 
-# %% ../nbs/70_cli.ipynb #c40d138d
+# %% ../nbs/70_cli.ipynb #66f12c55
 def make_parser() -> argparse.ArgumentParser:
     "The command line of `tl`"
     ap = argparse.ArgumentParser(prog='tl', description='Expand the model you have: transfer learning in notebooks.',
@@ -164,6 +164,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument('--out', metavar='DIR', help='where run folders go (default: outputs)')
     run.add_argument('--seed', metavar='N', help='of everything random (default: 0)')
     run.add_argument('-p', metavar='name=value', action='append', default=[], help='a parameter of the notebook; may be repeated')
+    run.add_argument('--processes', type=int, default=1, metavar='N', help='processes that share each batch in training, on as many GPUs or on the CPU (default: 1)')
     run.add_argument('--list', action='store_true', help='list the parameters with their defaults and end')
     run.set_defaults(func=cmd_run)
     resume = sub.add_parser('resume', help='go on with a run that was killed, stopped or failed, after its last epoch; to the same bits')

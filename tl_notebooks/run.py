@@ -308,13 +308,13 @@ same budget: <b>{{ pc(control.value) }}</b> ({{ pc(control.low) }} to {{ pc(cont
 <tr><td>versions<td>{% for k,v in (r.environment.packages or {}).items() %}{{ k }} {{ v }}{{ ', ' if not loop.last }}{% endfor %}</tr>
 <tr><td>seconds<td>{% for k,v in r.timings.items() %}{{ k }} {{ '%.1f'|format(v) }}{{ ', ' if not loop.last }}{% endfor %}</tr></table></body></html>"""
 
-# %% ../nbs/51_run.ipynb #75d28b91
+# %% ../nbs/51_run.ipynb #e5dc3fa2
 def repeat_command(rec:dict) -> str:
     "The command line that asks for the same run again"
     spec = usecase_params(find_usecase(rec['usecase'])) if rec['usecase'] in usecases() else {}
     given = {k: v for k,v in rec['params'].items() if k not in ('data', 'seed', 'out') and (k not in spec or spec[k].default != v)}
     parts = ['tl', 'run', rec['usecase'], *(['--data', rec['params']['data']] if rec['params'].get('data') else []),
-             '--seed', str(rec['seed'])]
+             '--seed', str(rec['seed']), *(['--processes', str(rec['processes'])] if rec.get('processes', 1) > 1 else [])]
     for k,v in given.items(): parts += ['-p', f'{k}={v}']
     return shlex.join(parts)
 
@@ -333,7 +333,7 @@ def write_report(folder:str|Path) -> Path:
     with atomic_write(folder/'report.html') as f: f.write(page)
     return folder/'report.html'
 
-# %% ../nbs/51_run.ipynb #5d36c779
+# %% ../nbs/51_run.ipynb #5b399d0f
 class RunFailed(RuntimeError):
     "A run that started and did not end well; `folder` holds its record and the notebook up to the cell that failed"
     def __init__(self, folder:Path, status:str, message:str):
@@ -344,17 +344,25 @@ def run_usecase(
     name:str,            # A use case, or the path of a notebook like one
     params:dict|None=None,# name → value, as text or typed
     out:str='',          # Where run folders go; `outputs` unless told
+    processes:int=1,     # That share each batch in training, see `checkpoint.Processes`
 ) -> Path:               # The run folder
     "Run a use case's notebook with checked parameters; raises `InputError` (nothing written) or `RunFailed`"
     notebook = find_usecase(name)
     spec = usecase_params(notebook)
     params = check_params(spec, params or {})
     if params.get('data'): data_path(params['data'])
+    _check_processes(processes)
     folder = make_run_folder(notebook.stem, params, notebook, out or params.get('out', '')).absolute()
     (folder/'checkpoints').mkdir()
     shutil.copyfile(notebook, folder/'checkpoints'/'notebook.ipynb') # what `resume_run` goes on with, whatever becomes of the original
     write_json(folder/'checkpoints'/'run.json', dict(cwd=str(Path.cwd())))
+    if processes > 1: save_record(folder, load_record(folder) | dict(processes=processes))
     with held(folder): return _run_in(folder, notebook, {k: v for k,v in params.items() if v != spec[k].default})
+
+def _check_processes(n:int) -> None:
+    if n < 1: raise InputError(f"`processes` is {n}; accepted: a whole number from 1.")
+    if n > 1 and importlib.util.find_spec('accelerate') is None:
+        raise InputError(f"`processes` is {n}, and training in several processes wants accelerate. Accepted: `pip install tl_notebooks[distributed]`, or 1.")
 
 def _run_in(folder:Path, notebook:Path, params:dict, cwd:Path|None=None) -> Path:
     "Execute `notebook` in a run folder, and see to it that the record tells how that ended"
@@ -384,17 +392,17 @@ def _after_failure(folder:Path, e:Exception) -> None:
     save_record(folder, rec)
     raise RunFailed(folder, rec['status'], f"{where} failed: {kind}: {message}") from None
 
-# %% ../nbs/51_run.ipynb #16e54c48
+# %% ../nbs/51_run.ipynb #7446ae85
 def _execute(notebook:Path, folder:Path, params:dict, cwd:Path|None=None) -> None:
     "Execute `notebook` into `folder/notebook.ipynb` with papermill, in the caller's working directory unless told"
     import papermill
     main = threading.current_thread() is threading.main_thread()
     if main: old = signal.signal(signal.SIGTERM, signal.default_int_handler) # a batch system's stop is an interrupt too
-    os.environ['TL_RUN_DIR'] = str(folder)
+    os.environ |= {'TL_RUN_DIR': str(folder), 'TL_PROCESSES': str(load_record(folder).get('processes', 1))}
     try: papermill.execute_notebook(str(notebook), str(folder/'notebook.ipynb'), parameters=params, kernel_name='python3',
                                     cwd=str(cwd or Path.cwd()), progress_bar=sys.stderr.isatty(), stderr_file=sys.stderr, extra_arguments=['--IPKernelApp.log_level=50'])
     finally:
-        os.environ.pop('TL_RUN_DIR', None)
+        for name in ('TL_RUN_DIR', 'TL_PROCESSES'): os.environ.pop(name, None)
         if main: signal.signal(signal.SIGTERM, old)
         drop_progress(folder/'notebook.ipynb')
 
@@ -416,7 +424,7 @@ def find_run(run:str|Path) -> Path:
     if str(run) in known: return known[str(run)].absolute()
     raise InputError(f"run `{run}`: there is no record in such a folder, and no run of that name in `{outputs_root()}`. {did_you_mean(str(run), known)}")
 
-# %% ../nbs/51_run.ipynb #30563f82
+# %% ../nbs/51_run.ipynb #b5621648
 def resume_run(
     run:str|Path, # A run's folder, or its name below `outputs`
 ) -> Path:        # The run folder
@@ -434,6 +442,6 @@ def resume_run(
         cwd = Path(read_json(folder/'checkpoints'/'run.json')['cwd']) if (folder/'checkpoints'/'run.json').is_file() else Path.cwd() # paths may have been relative
         again = dict(at=time.strftime('%Y-%m-%dT%H:%M:%S%z'), status=rec['status'], data=rec['data'].get('fingerprint'))
         save_record(folder, new_record(rec['usecase'], rec['run_id'], params, rec['notebook_sha256'])
-                    | {k: rec[k] for k in ('started',) if k in rec} | dict(resumed=[*rec.get('resumed', []), again]))
+                    | {k: rec[k] for k in ('started', 'processes') if k in rec} | dict(resumed=[*rec.get('resumed', []), again]))
         try: return _run_in(folder, notebook, {k: v for k,v in params.items() if v != spec[k].default}, cwd if cwd.is_dir() else None)
         except InputError: save_record(folder, rec); raise
