@@ -121,6 +121,20 @@ def of_texts(place, data):
     return dict(contrast={k: v for k,v in vars(contrast).items() if k != 'seconds'}, learn=outcome(learn), body=len(body))
 
 
+def cache(place, data):
+    "Activations of pictures, computed and kept; then every row is read back from the disk"
+    import torch
+    from tl_notebooks.activations import ActivationStore, fill
+    ids = [f'item {i}' for i in range(400)]
+    def compute(at): time.sleep(.001*len(at)); return [torch.stack([torch.full((32, 1024), float(i)) for i in at])]
+    store = ActivationStore(dict(test=1), (32, 1024), root=place/'activations')
+    assert fill([store], ids, compute, batch=4) and not store.bad
+    rows = ActivationStore(dict(test=1), (32, 1024), root=place/'activations')
+    rows.refresh()
+    assert not rows.missing(ids)
+    return rows.rows(ids).sum((1, 2)).tolist()
+
+
 def child(kind, place, data, cache, ready):
     os.environ |= {'TL_NOTEBOOKS_CACHE': str(cache), 'TL_NOTEBOOKS_CHECKPOINTS': '1'}
     settle()
