@@ -312,7 +312,7 @@ class Checkpoint(Callback):
             elif self.share == 1: self._write(0)
         except BaseException: self.slot.release(); raise
 
-# %% ../nbs/26_checkpoint.ipynb #8821166f
+# %% ../nbs/26_checkpoint.ipynb #b3846f0a
 @patch
 def _go_on(self:Checkpoint, path:Path, tensors:dict, values:dict) -> None:
     "Put the fit where the checkpoint says, and pass over the epochs before"
@@ -331,6 +331,7 @@ def _go_on(self:Checkpoint, path:Path, tensors:dict, values:dict) -> None:
         return real(f, event_type, *args, **kwargs)
     if first: learn._with_events = with_events
 
+# %% ../nbs/26_checkpoint.ipynb #db9d84b3
 @patch
 def _write(self:Checkpoint, epochs:int, over:bool=False) -> None:
     start, recorder = time.perf_counter(), getattr(self.learn, 'recorder', None)
@@ -415,7 +416,7 @@ def resumable_steps(
             wrote = time.perf_counter()
     finally: slot.release()
 
-# %% ../nbs/26_checkpoint.ipynb #4e89bd35
+# %% ../nbs/26_checkpoint.ipynb #2b57c538
 def _share_of(learn):
     "A callback that lets the processes of a group share each batch of `learn`'s fit"
     from fastai.distributed import DistributedDL, DistributedTrainer # wants accelerate
@@ -449,6 +450,7 @@ def _share_of(learn):
     cpu = next(learn.model.parameters()).device.type == 'cpu'
     return Joint(sync_bn=not cpu and getattr(learn, 'norm', 'train') == 'train', cpu=cpu)
 
+# %% ../nbs/26_checkpoint.ipynb #688adbf1
 def _joined(pred, yb, counts) -> tuple:
     "Predictions and targets of the whole validation batch, in its order"
     def of(t):

@@ -333,7 +333,7 @@ def write_report(folder:str|Path) -> Path:
     with atomic_write(folder/'report.html') as f: f.write(page)
     return folder/'report.html'
 
-# %% ../nbs/51_run.ipynb #5b399d0f
+# %% ../nbs/51_run.ipynb #debf167b
 class RunFailed(RuntimeError):
     "A run that started and did not end well; `folder` holds its record and the notebook up to the cell that failed"
     def __init__(self, folder:Path, status:str, message:str):
@@ -359,6 +359,7 @@ def run_usecase(
     if processes > 1: save_record(folder, load_record(folder) | dict(processes=processes))
     with held(folder): return _run_in(folder, notebook, {k: v for k,v in params.items() if v != spec[k].default})
 
+# %% ../nbs/51_run.ipynb #eb146bb8
 def _check_processes(n:int) -> None:
     if n < 1: raise InputError(f"`processes` is {n}; accepted: a whole number from 1.")
     if n > 1 and importlib.util.find_spec('accelerate') is None:
