@@ -6,7 +6,7 @@
 __all__ = ['SCHEMA', 'RUN', 'write_state', 'read_state', 'take_chance', 'set_chance', 'take_optimiser', 'set_optimiser',
            'take_counters', 'moved', 'set_counters', 'take_fit', 'set_fit', 'data_print', 'about_fit', 'machine',
            'refuse_other', 'tell', 'Slot', 'Checkpoint', 'keep_checkpoints', 'drop_checkpoints', 'resumable_steps',
-           'work', 'train_in_processes', 'Processes']
+           'shared', 'work', 'train_in_processes', 'Processes']
 
 # %% ../nbs/26_checkpoint.ipynb #22663431
 import contextlib
@@ -46,7 +46,7 @@ from .activations import CannotCache, Items, describe
 from .core import InputError, atomic_write, hash_json, hash_state
 from .records import code_version
 
-# %% ../nbs/26_checkpoint.ipynb #9d3bcb92
+# %% ../nbs/26_checkpoint.ipynb #fa360cb4
 SCHEMA = 'tl_notebooks/checkpoint/1'
 
 def _check(tensors:dict, values:str) -> str:
@@ -61,8 +61,8 @@ def write_state(path:str|Path, tensors:dict[str, torch.Tensor], values:dict) -> 
     "Keep tensors and JSON-ready values in one file, whole or not at all"
     tensors, seen = {n: t.detach().cpu().contiguous() for n,t in tensors.items()}, set()
     for n,t in tensors.items(): # tied weights are written once each
-        if t.data_ptr() in seen: tensors[n] = t.clone()
-        seen.add(t.data_ptr())
+        if (at := t.untyped_storage().data_ptr()) in seen: tensors[n] = t.clone()
+        seen.add(at)
     text = json.dumps(values, default=lambda o: o.tolist() if hasattr(o, 'tolist') else str(o))
     with atomic_write(path, 'wb') as f: f.write(save(tensors, dict(schema=SCHEMA, values=text, check=_check(tensors, text))))
 
@@ -156,16 +156,15 @@ def set_counters(cbs:Sequence, kept:list) -> None:
             elif isinstance(had, dict) and isinstance(v, dict): had.update(v)
             else: setattr(cb, k, v)
 
-# %% ../nbs/26_checkpoint.ipynb #35a9edee
+# %% ../nbs/26_checkpoint.ipynb #5d63ab58
 def _take_recorder(r) -> tuple[dict, dict]:
     t = {'recorder/losses': torch.stack([torch.as_tensor(x).detach().cpu().as_subclass(torch.Tensor) for x in r.losses]) if r.losses else torch.zeros(0),
          'recorder/smooth': torch.as_tensor(r.smooth_loss.val).detach().cpu().as_subclass(torch.Tensor)}
     return t, dict(lrs=[float(x) for x in r.lrs], iters=list(r.iters), values=[list(x) for x in r.values], count=r.smooth_loss.count, rows=getattr(r, 'rows', []))
 
 def _set_recorder(r, t:dict, v:dict) -> None:
-    device = next(r.learn.model.parameters()).device
     r.lrs, r.iters, r.values, r.rows = v['lrs'], v['iters'], [L(x) for x in v['values']], v['rows']
-    r.losses, r.smooth_loss.val, r.smooth_loss.count = list(t['recorder/losses']), t['recorder/smooth'].to(device), v['count']
+    r.losses, r.smooth_loss.val, r.smooth_loss.count = list(t['recorder/losses']), t['recorder/smooth'], v['count']
     if r.losses: r.learn.smooth_loss = r.smooth_loss.value
     if r.values: r.learn.final_record = r.values[-1].copy()
 
@@ -416,7 +415,7 @@ def resumable_steps(
             wrote = time.perf_counter()
     finally: slot.release()
 
-# %% ../nbs/26_checkpoint.ipynb #2b57c538
+# %% ../nbs/26_checkpoint.ipynb #7d5407ad
 def _share_of(learn):
     "A callback that lets the processes of a group share each batch of `learn`'s fit"
     from fastai.distributed import DistributedDL, DistributedTrainer # wants accelerate
@@ -439,6 +438,9 @@ def _share_of(learn):
             if self.dl.dataset is not None: self.dl.it = iter(self.dl.dataset)
             yield from map(self.dl.do_batch, chunked((x for x in map(self.dl.do_item, samps) if x is not None), self.bs))
     class Joint(DistributedTrainer):
+        def before_fit(self):
+            super().before_fit()
+            if hasattr(self.learn, 'frozen_prefix'): self.learn.frozen_prefix.run = False # for this fit the network runs as a whole
         def _wrap_dl(self, dl): return dl if isinstance(dl, Share) else Share(dl, self.learn.model.device)
         def after_pred(self):
             if not self.training: self.learn.pred, self.learn.yb = _joined(self.learn.pred, self.learn.yb, self.learn.dl.counts[self.learn.iter])
@@ -461,7 +463,22 @@ def _joined(pred, yb, counts) -> tuple:
         return torch.cat([p[:c] for p,c in zip(parts, counts)]).as_subclass(type(t))
     return of(pred), tuple(map(of, yb))
 
-# %% ../nbs/26_checkpoint.ipynb #25ea176d
+# %% ../nbs/26_checkpoint.ipynb #3565cfe3
+@contextlib.contextmanager
+def shared(learn):
+    "Inside, this process trains its share of each batch, together with the others of its group; alone, it trains as ever"
+    if num_distrib() < 2: yield learn; return
+    frozen, joint = getattr(learn, 'frozen_prefix', None), _share_of(learn)
+    if frozen is not None: frozen.__dict__['usable'] = lambda *args, **kwargs: False
+    if rank := rank_distrib():
+        seed = int(torch.randint(2**31, ())) + rank
+        torch.manual_seed(seed); np.random.seed(seed); random.seed(seed)
+    try:
+        with learn.added_cbs(joint): yield learn
+    finally:
+        if frozen is not None: frozen.__dict__.pop('usable', None)
+
+# %% ../nbs/26_checkpoint.ipynb #fd9b1291
 class _Pickler(cloudpickle.Pickler):
     def reducer_override(self, obj):
         if isinstance(obj, (tqdm, io.TextIOBase, ProgressCallback, Checkpoint, Processes)): return type(None), ()
@@ -487,25 +504,22 @@ def work() -> None:
         _settle(learn, chance, rank)
         rows = []
         learn.logger = lambda row: rows.append([x if _plain(x) else str(x) for x in row])
-        learn._with_events(learn._do_fit, 'fit', CancelFitException, learn._end_cleanup)
+        with shared(learn): learn._with_events(learn._do_fit, 'fit', CancelFitException, learn._end_cleanup)
         tensors, values = take_fit(learn, [[type(cb).__name__, {}] for cb in learn.cbs])
         if rank == 0: write_state(folder/'done', tensors, values | dict(rows=rows, last=learn.epoch))
         torch.distributed.destroy_process_group()
     except BaseException: (folder/f'error {rank}').write_text(traceback.format_exc()); raise
 
-# %% ../nbs/26_checkpoint.ipynb #8e938384
+# %% ../nbs/26_checkpoint.ipynb #902e36a6
 def _settle(learn, chance, rank:int) -> None:
-    "Make the learner this process's own: its device, its part of each batch, and chance of its own in all that is not the order of items"
+    "Make the learner this process's own: its device, and the state of chance"
     learn.cbs = L(cb for cb in learn.cbs if cb is not None)
     if next(learn.model.parameters()).device.type == 'cuda':
         torch.cuda.set_device(rank); device = torch.device('cuda', rank)
         learn.model.to(device); learn.dls.to(device)
         for s in _state_of(learn.opt).values(): s.update({k: x.to(device) for k,x in s.items() if isinstance(x, torch.Tensor) and x.device.type == 'cuda'})
     if rank: learn.remove_cbs([cb for cb in learn.cbs if type(cb).__name__ == 'FitProgress'])
-    if (frozen := getattr(learn, 'frozen_prefix', None)) is not None: frozen.run = False # the network runs as a whole
-    learn.add_cb(_share_of(learn))
     set_chance(*chance, learn.dls.loaders)
-    if rank: seed = int(torch.randint(2**31, ())) + rank; torch.manual_seed(seed); np.random.seed(seed); random.seed(seed)
 
 def _environment(n:int, rank:int, threads:int, port:int, cpu:bool) -> dict:
     env = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=n, LOCAL_WORLD_SIZE=n, MASTER_ADDR='127.0.0.1', MASTER_PORT=port, OMP_NUM_THREADS=threads, PYTHONPATH=os.pathsep.join(p for p in sys.path if p))
