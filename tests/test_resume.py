@@ -36,7 +36,7 @@ def small_bert(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize('kind,kills', [('by_hand', 8), ('in_a_run', 8), ('of_texts', 4), ('cache', 4)])
+@pytest.mark.parametrize('kind,kills', [('by_hand', 6), ('in_a_run', 6), ('of_texts', 3), ('cache', 3)])
 def test_killed_at_random_moments_the_same_bits(server, few_pictures, small_bert, tmp_path, kind, kills):
     data = small_bert if kind == 'of_texts' else few_pictures
     whole, others, n, _ = killed.kill_at_random(server, kind, tmp_path, data, kills, seed=kills)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'RUN', 'write_state', 'read_state', 'take_chance', 'set_chance', 'take_optimiser', 'set_optimiser',
            'take_counters', 'moved', 'set_counters', 'take_fit', 'set_fit', 'data_print', 'about_fit', 'machine',
-           'refuse_other', 'tell', 'Slot', 'Checkpoint', 'keep_checkpoints', 'drop_checkpoints', 'resumable_steps',
-           'shared', 'work', 'train_in_processes', 'Processes']
+           'refuse_other', 'tell', 'Slot', 'open_slot', 'Checkpoint', 'shared', 'work', 'train_in_processes',
+           'Processes', 'keep_checkpoints', 'drop_checkpoints', 'resumable_steps']
 
 # %% ../nbs/26_checkpoint.ipynb #22663431
 import contextlib
@@ -276,7 +276,14 @@ class Slot:
             tell(f"`{p}` is damaged; going on from the one before")
         return None
 
-# %% ../nbs/26_checkpoint.ipynb #c4835ecb
+# %% ../nbs/26_checkpoint.ipynb #059741fb
+def open_slot(folder:Path, must:bool) -> Slot|None:
+    try: return Slot(folder)
+    except InputError as e:
+        if must: raise
+        tell(f'{e} Training goes on without.')
+
+# %% ../nbs/26_checkpoint.ipynb #6a07428d
 class Checkpoint(Callback):
     """Keeps all that a fit goes on from after an epoch; a fit that finds such goes on from there.
 
@@ -302,7 +309,9 @@ class Checkpoint(Callback):
         if self.learn.lock.locked(): return # a validation, which fastai begins like a fit
         self.learn.__dict__.pop('_with_events', None)
         if (place := self._place()) is None: self.slot = None; return
-        self.slot, self.over, self.about, self.began = Slot(place), False, about_fit(self.learn), take_counters(self.learn.cbs)
+        self.slot = open_slot(place, must=bool(self.folder))
+        if self.slot is None: return
+        self.over, self.about, self.began = False, about_fit(self.learn), take_counters(self.learn.cbs)
         self.share, self.wrote = (self.most if self.folder else RUN.most), time.perf_counter()
         self.cost = 3*sum(x.nbytes for x in get_model(self.learn.model).state_dict().values() if isinstance(x, torch.Tensor))/2e8 # seconds, until one was written
         if hasattr(self.learn, 'recorder'): self.learn.recorder.rows = []
@@ -359,61 +368,6 @@ def after_fit(self:Checkpoint):
     self.learn.__dict__.pop('_with_events', None)
     if not self.over and self._due(): self._write(self.learn.epoch + 1, over=True)
     if self.slot: self.slot.release(); self.slot = None
-
-# %% ../nbs/26_checkpoint.ipynb #c12eecb1
-class _Run:
-    "Where the fits of this process keep their checkpoints, and how many there were"
-    folder, most, n = None, .05, 0
-    def next(self) -> Path|None:
-        if self.folder is None or self.most == 0: return None
-        self.n += 1
-        return self.folder/str(self.n)
-
-RUN = _Run()
-
-def keep_checkpoints(folder:str|Path|None) -> None:
-    "From now on, all training in this process keeps checkpoints in `folder`, and goes on from those that are there; None: no longer"
-    text = os.environ.get('TL_NOTEBOOKS_CHECKPOINTS', '0.05')
-    try: most = float(text)
-    except ValueError: most = -1
-    if not 0 <= most <= 1: raise InputError(f"TL_NOTEBOOKS_CHECKPOINTS is {text!r}; accepted: the share of the time that writing checkpoints may take, 0 to 1; 0: none.")
-    RUN.folder, RUN.most, RUN.n = folder and Path(folder), most, 0
-    if Checkpoint not in defaults.callbacks: defaults.callbacks.append(Checkpoint)
-
-def drop_checkpoints() -> None:
-    "Remove the checkpoints of a run that is over"
-    if RUN.folder: shutil.rmtree(RUN.folder, ignore_errors=True)
-    RUN.folder = None
-
-# %% ../nbs/26_checkpoint.ipynb #cea664b4
-def resumable_steps(
-    n:int,              # Steps in all
-    opt,                # torch optimiser of what trains
-) -> Iterator[int]:
-    "0 … n-1; in a run, a loop that was killed goes on with parameters, optimiser and chance as they were"
-    if (place := RUN.next()) is None: yield from range(n); return
-    slot, params, wrote = Slot(place), _params_of(opt), time.perf_counter()
-    about = {'steps': n, 'optimiser': type(opt).__name__, 'network': hash_json([list(p.shape) for p in params])[:16], 'code': code_version(),
-             'rates': [{k: v for k,v in g.items() if isinstance(v, (int, float))} for g in opt.param_groups]}
-    try:
-        first, cost = 0, 3*sum(p.nbytes for p in params)/2e8
-        if found := slot.last():
-            path, t, v = found
-            refuse_other(path, v['about'], about)
-            with torch.no_grad():
-                for i,p in enumerate(params): p.copy_(t[f'param/{i}'])
-            set_optimiser(opt, t, v['opt']); set_chance(t, v['chance'])
-            first = v['steps']
-        for s in range(first, n):
-            yield s
-            start = time.perf_counter()
-            if (start - wrote)*RUN.most < cost and RUN.most < 1: continue
-            (t, opt_values), (chance, chance_values) = take_optimiser(opt), take_chance()
-            try: slot.write(s + 1, {f'param/{i}': p for i,p in enumerate(params)} | t | chance, dict(about=about, steps=s + 1, opt=opt_values, chance=chance_values))
-            except OSError as e: tell(f"cannot be kept in `{slot.folder}` ({e.strerror or e}); training goes on without"); cost = float('inf')
-            else: cost = time.perf_counter() - start
-            wrote = time.perf_counter()
-    finally: slot.release()
 
 # %% ../nbs/26_checkpoint.ipynb #7d5407ad
 def _share_of(learn):
@@ -577,10 +531,66 @@ def _refuse_processes(learn, n:int) -> None:
     bad = [d.bs for d in learn.dls.loaders[:2] if d.bs is None or d.bs % n]
     if bad: raise InputError(f"batches of {bad[0]} items cannot be divided evenly between {n} processes. Choose a batch size that is a multiple of {n}.")
 
-# %% ../nbs/26_checkpoint.ipynb #52378ac8
+# %% ../nbs/26_checkpoint.ipynb #98fba5f5
+class _Run:
+    "Where the fits of this process keep their checkpoints, and how many there were"
+    folder, most, n = None, .05, 0
+    def next(self) -> Path|None:
+        if self.folder is None or self.most == 0: return None
+        self.n += 1
+        return self.folder/str(self.n)
+
+RUN = _Run()
+
+def keep_checkpoints(folder:str|Path|None) -> None:
+    "From now on, all training in this process keeps checkpoints in `folder`, and goes on from those that are there; None: no longer"
+    text = os.environ.get('TL_NOTEBOOKS_CHECKPOINTS', '0.05')
+    try: most = float(text)
+    except ValueError: most = -1
+    if not 0 <= most <= 1: raise InputError(f"TL_NOTEBOOKS_CHECKPOINTS is {text!r}; accepted: the share of the time that writing checkpoints may take, 0 to 1; 0: none.")
+    RUN.folder, RUN.most, RUN.n = folder and Path(folder), most, 0
+    for cb in (Checkpoint, Processes): # the second does nothing unless `tl run --processes` says so
+        if cb not in defaults.callbacks: defaults.callbacks.append(cb)
+
+def drop_checkpoints() -> None:
+    "Remove the checkpoints of a run that is over"
+    if RUN.folder: shutil.rmtree(RUN.folder, ignore_errors=True)
+    RUN.folder = None
+
+# %% ../nbs/26_checkpoint.ipynb #045b0ebc
 def _left_word() -> None:
     pid, _, folder = os.environ.get('TL_RUN_CHECKPOINTS', '').partition(':')
     if folder and pid == str(os.getpid()): keep_checkpoints(folder)
-    if os.environ.get('TL_PROCESSES', '1') != '1' and num_distrib() == 0 and Processes not in defaults.callbacks: defaults.callbacks.append(Processes)
 
 _left_word()
+
+# %% ../nbs/26_checkpoint.ipynb #274c3584
+def resumable_steps(
+    n:int,              # Steps in all
+    opt,                # torch optimiser of what trains
+) -> Iterator[int]:
+    "0 … n-1; in a run, a loop that was killed goes on with parameters, optimiser and chance as they were"
+    if (place := RUN.next()) is None: yield from range(n); return
+    if (slot := open_slot(place, must=False)) is None: yield from range(n); return
+    params, wrote = _params_of(opt), time.perf_counter()
+    about = {'steps': n, 'optimiser': type(opt).__name__, 'network': hash_json([list(p.shape) for p in params])[:16], 'code': code_version(),
+             'rates': [{k: v for k,v in g.items() if isinstance(v, (int, float))} for g in opt.param_groups]}
+    try:
+        first, cost = 0, 3*sum(p.nbytes for p in params)/2e8
+        if found := slot.last():
+            path, t, v = found
+            refuse_other(path, v['about'], about)
+            with torch.no_grad():
+                for i,p in enumerate(params): p.copy_(t[f'param/{i}'])
+            set_optimiser(opt, t, v['opt']); set_chance(t, v['chance'])
+            first = v['steps']
+        for s in range(first, n):
+            yield s
+            start = time.perf_counter()
+            if (start - wrote)*RUN.most < cost and RUN.most < 1: continue
+            (t, opt_values), (chance, chance_values) = take_optimiser(opt), take_chance()
+            try: slot.write(s + 1, {f'param/{i}': p for i,p in enumerate(params)} | t | chance, dict(about=about, steps=s + 1, opt=opt_values, chance=chance_values))
+            except OSError as e: tell(f"cannot be kept in `{slot.folder}` ({e.strerror or e}); training goes on without"); cost = float('inf')
+            else: cost = time.perf_counter() - start
+            wrote = time.perf_counter()
+    finally: slot.release()
