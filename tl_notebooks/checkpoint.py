@@ -214,13 +214,13 @@ def _schedule(learn) -> list:
     scheds = [{k: [at(f, x) for x in (0., .1, .3, .6, 1.)] for k,f in cb.scheds.items()} for cb in learn.cbs if isinstance(getattr(cb, 'scheds', None), dict)]
     return [scheds, [{k: x for k,x in h.items() if isinstance(x, (int, float))} for h in learn.opt.hypers]]
 
-# %% ../nbs/26_checkpoint.ipynb #651b3c37
+# %% ../nbs/26_checkpoint.ipynb #e85555d5
 def about_fit(learn) -> dict:
     "What a checkpoint must have been made with, by name: numbers as they are, all else as fingerprints"
     model, dls, frozen = get_model(learn.model), learn.dls.loaders, getattr(learn, 'frozen_prefix', None)
     named = lambda f: re.sub(r' at 0x[0-9a-f]+', '', f'{getattr(f, "__qualname__", None) or f!r}')
     h = lambda x: hash_json(x)[:16]
-    return {'epochs': learn.n_epoch, 'batch size': [getattr(d, 'bs', None) for d in dls], 'batches': [len(d) if d.n is not None else None for d in dls],
+    return {'epochs': learn.n_epoch, 'batch size': [getattr(d, 'bs', None) for d in dls], 'batches': [len(d) if getattr(d, 'n', 0) is not None else None for d in dls],
             'data': [data_print(d) for d in dls], 'transforms': h([_transforms(d) for d in dls[:1]]),
             'network': h([[n, list(x.shape), str(x.dtype)] for n,x in model.state_dict().items() if isinstance(x, torch.Tensor)]),
             'trained layers': h([p.requires_grad for p in model.parameters()]), 'precision': getattr(model, 'precision', None), 'loss': named(learn.loss_func),
