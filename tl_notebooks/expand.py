@@ -202,7 +202,7 @@ class Rows:
         return (~self.valid).sum()/np.maximum(n, 1)/max((n > 0).sum(), 1)
     def part(self, mask) -> list: return [i for i,m in zip(self.items, mask) if m]
 
-# %% ../nbs/50_expand.ipynb #039b52c5
+# %% ../nbs/50_expand.ipynb #bb9a4523
 def learning_rows(model:Model, classes:Sequence[str], new:NewData, old:Exemplars, n_kept:int, valid_pct:float) -> Rows:
     "New and old items together; the last `n_kept` of the old ones stayed with the model"
     items, y = [*new.train, *old.items], np.array([classes.index(l) for l in [*new.train_labels, *old.labels]], int)
@@ -236,7 +236,8 @@ def tuned_net(model:Model, s:ClassStatistics, classes:Sequence[str], rows:Rows, 
     gain = start.losses - other.losses
     report |= dict(loss_before=start.loss, accuracy_before=start.accuracy, loss_after=other.loss, accuracy_after=other.accuracy, error=float(gain.std(ddof=1)/len(gain)**.5) if len(gain) > 1 else 0.,
                    trained_loss=own.loss, trained_accuracy=own.accuracy)
-    if not gain.mean() > tuning.sure*report['error']: return Tried(None, report=report)
+    report |= dict(old_gain=float(gain[~rows.new[rows.valid]].mean()) if (~rows.new[rows.valid]).any() else 0.)
+    if not gain.mean() > tuning.sure*report['error'] or report['old_gain'] < 0 or other.accuracy < start.accuracy: return Tried(None, report=report)
     carried, explained = carry(s, slice(None))
     statistics = merge_statistics(carried, part(z, rows.new, words))
     net, head = solved_net(moved, statistics, seed)
@@ -371,7 +372,7 @@ def expand_model(
     stay = _memory(model, job.old, new, memory, seed)
     return Expansion(_save(out, job, made, stay), made.certificate)
 
-# %% ../nbs/50_expand.ipynb #fa77d28c
+# %% ../nbs/50_expand.ipynb #db35ced9
 @dataclass
 class _Made:
     net:TransferNet
@@ -400,7 +401,7 @@ def _make(job:_Job, mode:str) -> _Made:
         if c['status'] == 'pass' or mode != 'auto': break
     made = made if made and made.certificate['status'] == 'pass' else done[0]
     made.certificate |= dict(tried=tried)
-    made.certificate['notes'] += [f"fine-tuning was undone: on {t['held_out']} held-out items the loss went from {t['loss_before']:.3f} to {t['loss_after']:.3f}." for t in tried if t['status'] == 'undone']
+    made.certificate['notes'] += [f"fine-tuning was undone: on {t['held_out']} held-out items the loss went from {t['loss_before']:.3f} to {t['loss_after']:.3f}, the accuracy from {t['accuracy_before']:.3f} to {t['accuracy_after']:.3f}." for t in tried if t['status'] == 'undone']
     if mode == 'auto': made.certificate['notes'].append(_why(job, made.certificate, len(done)))
     return made
 

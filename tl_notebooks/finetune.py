@@ -175,13 +175,15 @@ class Probe:
     seconds: float         # the passes over both, and solving
     n: int                 # training images
 
-# %% ../nbs/20_finetune.ipynb #92699755
+# %% ../nbs/20_finetune.ipynb #ffc568cc
 class FitProgress(Callback):
     "One bar on stderr over all training batches of a fit, with the time left and the last validation loss"
     order = 60 # after the Recorder
     def __init__(self, desc:str='training'): self.desc = desc
     def before_fit(self):
         self.bar = progress(None, self.desc, self.n_epoch*len(self.dls.train))
+    def before_train(self):
+        if self.epoch and not self.bar.n: self.bar.initial = self.bar.n = self.epoch*len(self.dls.train) # a fit that goes on
     def after_batch(self):
         if self.training: self.bar.update()
     def after_epoch(self):
@@ -342,7 +344,7 @@ def _fill(self:FrozenPrefix, items, names, run, stores, lacking, cuts, views) ->
     self.report.append(dict(cut=[c.place or 'pooled' for c in cuts], items=len(names), views=views, computed=lacking, bytes=need,
                             dtype=[str(s.dtype).split('.')[1] for s,_ in stores[:k]], seconds=round(time.perf_counter() - start, 3)))
 
-# %% ../nbs/20_finetune.ipynb #06242ba6
+# %% ../nbs/20_finetune.ipynb #ce8a6c50
 @patch
 def before_fit(self:FrozenPrefix):
     if not self.fitting: return
@@ -355,6 +357,15 @@ def before_fit(self:FrozenPrefix):
         found = [self.opened(dl, [n], views if dl is train else 1) for dl in dls]
         if all(found): self.fit_dls = {id(dl.dataset): f[0] for dl,f in zip(dls, found)}
     if not self.fit_dls and self.usable(train, cache=False): self._go_live(n, train)
+
+@patch
+def resume_state(self:FrozenPrefix) -> list[int]:
+    "Passes over the data so far, of which the next one's stored views depend: what a checkpoint must know"
+    return [c.epoch for c in self.fit_dls.values()]
+
+@patch
+def resume_from(self:FrozenPrefix, epochs:list[int]) -> None:
+    for c,e in zip(self.fit_dls.values(), epochs): c.epoch = e
 
 @patch
 def _go_live(self:FrozenPrefix, n:int, dl) -> None:

@@ -7,12 +7,14 @@ __all__ = ['FLOOR', 'TRUST', 'GRID', 'scale_from', 'scale_of', 'RidgeHead', 'rid
            'merge_statistics', 'keep_classes', 'join_classes', 'take_away', 'move_rows', 'fit_into', 'carry_statistics',
            'SolvedHead', 'solve_statistics', 'sample_scores', 'scale_statistics', 'statistics_state', 'statistics_from']
 
-# %% ../nbs/16_heads.ipynb #532c21b6
+# %% ../nbs/16_heads.ipynb #bfa86e02
 from collections.abc import Sequence
 from dataclasses import dataclass
 import numpy as np
 import torch
 from fastcore.basics import patch
+from scipy.linalg import eigvalsh_tridiagonal, solveh_banded
+from scipy.linalg.lapack import dormqr, dsytrd, dsytrd_lwork
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from .core import InputError
@@ -226,7 +228,7 @@ def merge_statistics(
 
 def _plus(a, b): return b if a is None else a if b is None else a + b
 
-# %% ../nbs/16_heads.ipynb #c0d00187
+# %% ../nbs/16_heads.ipynb #72b60432
 def keep_classes(s:ClassStatistics, keep:Sequence[int]) -> ClassStatistics:
     "Statistics of some of the classes, in the order of `keep`, as if the others had never been there"
     gone = [c for c in range(len(s.counts)) if c not in keep and s.within[c] is None]
@@ -250,10 +252,18 @@ def take_away(s:ClassStatistics, x, was:int) -> tuple[ClassStatistics, ClassStat
     some = ClassStatistics.from_features(x, np.zeros(m, int), 1)
     rest = (s.sums[was] - some.sums[0])/(n - m)
     between = (rest - some.means[0])*np.sqrt((n - m)*m/n)
-    scatter = _scatter(s.within[was], s.d) - _scatter(some.within[0], s.d) - np.outer(between, between)
     counts, sums, within = s.counts.copy(), s.sums.copy(), [*s.within]
-    counts[was] -= m; sums[was] -= some.sums[0]; within[was] = scatter[np.triu_indices(s.d)]
+    counts[was] -= m; sums[was] -= some.sums[0]; within[was] = _less(s.within[was], some.within[0], between, n - m)
     return ClassStatistics(counts, sums, within, s.common, s.prior), some
+
+def _less(a:np.ndarray, b:np.ndarray, between:np.ndarray, n:int) -> np.ndarray:
+    "Kept scatter `a` without `b` and what lies between the means: that of `n` rows, so never negative and of no higher rank than n − 1"
+    d, rows = len(between), a.ndim == b.ndim == 2
+    q = np.linalg.qr(np.concatenate([a, b, between[None]]).T)[0] if rows else np.eye(d) # the space in which anything happens
+    scatter = lambda v: (v @ q).T @ (v @ q) if v.ndim == 2 else _scatter(v, d)
+    w, v = np.linalg.eigh(scatter(a) - scatter(b) - scatter(between[None]))
+    top = (w > 0) & (np.arange(len(w)) > len(w) - n)
+    return _factor((np.sqrt(w[top])[:,None]*(q @ v[:,top]).T))
 
 def move_rows(s:ClassStatistics, x, was:int, now:int) -> ClassStatistics:
     "Statistics with rows (n, d) that were counted as class `was` counted as class `now`"
@@ -297,7 +307,7 @@ def carry_statistics(
 
 def _turned(half:np.ndarray, turn, d:int) -> np.ndarray: return turn(turn(_scatter(half, d)).T)[np.triu_indices(d)]
 
-# %% ../nbs/16_heads.ipynb #82ee7ad9
+# %% ../nbs/16_heads.ipynb #704f4041
 @dataclass
 class SolvedHead:
     "weight (k, d) and bias (k,) on raw features;  alpha: ridge strength;  freedom: degrees of freedom of the fit;  std (d,): what features are divided by; float64"
@@ -314,38 +324,51 @@ def solve_statistics(
     "The ridge head on standardised features from statistics alone"
     if alpha is not None and not alpha > 0: raise InputError(f"`alpha` is {alpha}; accepted: a number above 0.")
     if (s.counts > 0).sum() < 2: raise InputError(f"statistics of {int((s.counts > 0).sum())} class; a head needs at least two classes.")
-    w, v, moment, std, back = _solve_space(s)
+    w, along, solve, back, std = _solve_space(s)
     if not len(w): raise InputError(f"all {s.n} rows of features are the same; there is nothing to tell classes by.")
-    along, total = v.T @ moment, 4*(s.counts*(1 - s.counts/s.n)).sum()
+    total = 4*(s.counts*(1 - s.counts/s.n)).sum()
     def gcv(a):
-        fit = along**2/(w + a)[:,None]
-        free = 1 - ((w/(w + a)).sum() + 1)/s.n
-        return (total - 2*fit.sum() + (fit*(w/(w + a))[:,None]).sum())/max(free, 1e-9)**2
+        y, free = solve(a), 1 - ((w/(w + a)).sum() + 1)/s.n
+        return (total - (along*y).sum() - a*(y*y).sum())/max(free, 1e-9)**2
     a, goal = float(alpha or min(GRID*w.mean(), key=gcv)), 2*s.counts/s.n - 1
-    weight = back((v @ (along/(w + a)[:,None])).T)/std
+    weight = back(solve(a)).T/std
     return SolvedHead(weight, goal - weight @ s.mean, a, float((w/(w + a)).sum()) + 1, std)
 
-# %% ../nbs/16_heads.ipynb #e8007a5a
+# %% ../nbs/16_heads.ipynb #be52fcf6
+def _eigenrows(z:np.ndarray, moment:np.ndarray) -> tuple:
+    "See `_solve_space`, for rows z (n, d) with n < d"
+    w, u = np.linalg.eigh(z @ z.T)
+    keep = w > max(w[-1], 0)*max(z.shape)*np.finfo(float).eps
+    w, v = w[keep], z.T @ (u[:,keep]/np.sqrt(w[keep]))
+    return w, v.T @ moment, lambda a: (v.T @ moment)/(w + a)[:,None], lambda y: v @ y
+
+def _tridiagonal(gram:np.ndarray, moment:np.ndarray) -> tuple:
+    "See `_solve_space`, for a (d, d) second moment"
+    if len(gram) < 3:
+        w, v = np.linalg.eigh(gram)
+        return _eigenrows(np.sqrt(np.maximum(w, 0))[:,None]*v.T, moment)
+    c, diag, off, tau, _ = dsytrd(np.asfortranarray(gram), lower=1, lwork=int(dsytrd_lwork(len(gram), lower=1)[0]), overwrite_a=1)
+    q = np.asfortranarray(c[1:,:-1])
+    def turn(v, trans): return np.concatenate([v[:1], dormqr('L', trans, q, tau, np.asfortranarray(v[1:]), 64*v.shape[1])[0]])
+    along, w = turn(moment, 'T'), eigvalsh_tridiagonal(diag, off)
+    keep = w > max(w[-1], 0)*len(gram)*np.finfo(float).eps
+    return w[keep], along, lambda a: solveh_banded(np.array([np.r_[0, off], diag + a]), along), lambda y: turn(y, 'N')
+
+# %% ../nbs/16_heads.ipynb #905b4642
 def _solve_space(s:ClassStatistics) -> tuple:
-    "Eigenvalues (r,) and vectors (d, r) of the standardised second moment, the moments with the targets (d, k), deviations (d,), and what takes a weight back to features"
+    """Eigenvalues (r,) of the standardised second moment, the moments with the targets in other coordinates, `solve(alpha)` there,
+    what takes its answer (·, k) back to standardised features (d, k), and the deviations (d,)"""
     rows = s.rows if s.common is None and all(w.ndim == 2 for w in s.within) else None
-    if rows is not None and len(rows) >= s.d: rows = None
-    scatter = s.scatter if rows is None else None
-    std = scale_from(s.mean, (np.diag(scatter) if rows is None else (rows**2).sum(0))/s.n)
+    std = scale_from(s.mean, (np.diag(scatter := s.scatter) if rows is None else (rows**2).sum(0))/s.n)
+    z = None if rows is None else rows/std
+    gram = scatter/np.outer(std, std) if z is None else z.T @ z if len(z) >= s.d else None
     moment = (2*(s.sums - s.counts[:,None]*s.mean)/std).T
-    z, gram = (None, scatter/np.outer(std, std)) if rows is None else (rows/std, None)
     d = None if s.prior is None else _prior_rows((s.prior - s.prior.mean(0))/std, z, gram)
     if d is not None: moment = np.concatenate([moment, d @ moment])
-    back = (lambda w: w) if d is None else (lambda w: w[:,:s.d] + w[:,s.d:] @ d)
-    if rows is None:
-        both = np.eye(s.d) if d is None else np.concatenate([np.eye(s.d), d])
-        w, v = np.linalg.eigh(gram if d is None else both @ gram @ both.T)
-    else:
-        z = z if d is None else np.concatenate([z, z @ d.T], 1)
-        w, u = np.linalg.eigh(z @ z.T)
-        v = z.T @ (u/np.sqrt(np.maximum(w, 1e-300)))
-    keep = w > max(w[-1], 0)*max(s.n, len(moment))*np.finfo(float).eps
-    return w[keep], v[:,keep], moment, std, back
+    both = None if d is None else np.concatenate([np.eye(s.d), d])
+    if gram is not None: w, along, solve, back = _tridiagonal(gram if d is None else both @ gram @ both.T, moment)
+    else: w, along, solve, back = _eigenrows(z if d is None else np.concatenate([z, z @ d.T], 1), moment)
+    return w, along, solve, back if d is None else lambda y: both.T @ back(y), std
 
 def _prior_rows(d:np.ndarray, z, gram) -> np.ndarray|None:
     "The prior's directions (k, d) on standardised features, as long as `_with_prior` makes them, from rows `z` or their second moment"

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'RESERVE', 'REPORT', 'Param', 'read_params', 'check_params', 'usecases', 'find_usecase', 'usecase_params',
-           'make_run_folder', 'params_from', 'start_run', 'Run', 'mark_failed', 'repeat_command', 'write_report',
-           'RunFailed', 'run_usecase', 'drop_progress']
+           'make_run_folder', 'params_from', 'start_run', 'Run', 'held', 'hold', 'mark_failed', 'repeat_command',
+           'write_report', 'RunFailed', 'run_usecase', 'drop_progress', 'find_run', 'resume_run']
 
-# %% ../nbs/51_run.ipynb #ef282013
+# %% ../nbs/51_run.ipynb #2b701649
 import ast
 import base64
 import contextlib
@@ -31,11 +31,11 @@ import numpy as np
 import pandas as pd
 import psutil
 from fastcore.basics import patch
-from .core import InputError, atomic_write, did_you_mean, hash_file, seed_everything
+from .core import InputError, atomic_write, did_you_mean, hash_file, read_json, seed_everything, write_json
 from .data import data_path, list_items, list_sources
 from .plots import PAGE_STYLE
-from tl_notebooks.records import (environment, hash_cells, load_record, new_record, new_run_id, notebook_cells, outputs_root, save_record,
-    this_process)
+from .records import (code_version, environment, hash_cells, load_record, new_record, new_run_id, notebook_cells, outputs_root,
+    save_record, this_process)
 
 # %% ../nbs/51_run.ipynb #82740649
 TYPES = dict(int='a whole number', float='a number', str='text', bool='true or false')
@@ -175,7 +175,7 @@ def start_run(
     folder = Path(folder) if folder else make_run_folder(usecase, params, notebook, params.get('out', ''))
     return Run(folder, params)
 
-# %% ../nbs/51_run.ipynb #a8f8eda1
+# %% ../nbs/51_run.ipynb #baa20782
 class Run:
     "A run in progress: parameters as attributes of `p`, and the folder that everything goes to"
     def __init__(self, folder:Path, params:dict):
@@ -186,10 +186,14 @@ class Run:
         seed_everything(self.record['seed'], params.get('threads') or os.cpu_count())
         self.record['environment'] = environment()
         self.captions, self.began = {}, time.perf_counter()
+        hold(self.folder)
+        _checkpoints(self.folder/'checkpoints')
         _attach(self)
         self.save()
 
-    def save(self) -> None: save_record(self.folder, self.record)
+    def save(self) -> None:
+        _same_data(self)
+        save_record(self.folder, self.record)
 
 # %% ../nbs/51_run.ipynb #cab735dc
 @patch
@@ -216,7 +220,7 @@ def predictions(
 def _table(self:Run, name:str, table:pd.DataFrame) -> None:
     with atomic_write(self.folder/f'{name}.csv') as f: table.to_csv(f, index=False, lineterminator='\n')
 
-# %% ../nbs/51_run.ipynb #bb5c492b
+# %% ../nbs/51_run.ipynb #11399c4c
 @patch
 @contextlib.contextmanager
 def phase(self:Run, name:str):
@@ -247,7 +251,49 @@ def finish(self:Run) -> str:
     self.save()
     (self.folder/'.reserve').unlink(missing_ok=True)
     write_report(self.folder)
+    _checkpoints(None)
+    shutil.rmtree(self.folder/'checkpoints', ignore_errors=True)
     return str(self.folder)
+
+# %% ../nbs/51_run.ipynb #8e4fe118
+def _checkpoints(folder:Path|None) -> None:
+    "From now on, training in this process keeps its checkpoints there; None: no longer"
+    if folder: os.environ['TL_RUN_CHECKPOINTS'] = f'{os.getpid()}:{folder.absolute()}'
+    else: os.environ.pop('TL_RUN_CHECKPOINTS', None)
+    if module := sys.modules.get('tl_notebooks.checkpoint'): module.keep_checkpoints(folder)
+
+def _same_data(run:'Run') -> None:
+    "In a run that goes on: an InputError where the data is not what it was"
+    was = next((r['data'] for r in reversed(run.record.get('resumed', [])) if r['data']), None)
+    now = run.record['data'].get('fingerprint')
+    if was and now and was != now:
+        raise InputError(f"run `{run.folder}` cannot go on: its data had fingerprint {was[:16]}, and now has {now[:16]}. Put the data back as it was, or start a new run.")
+
+# %% ../nbs/51_run.ipynb #7cd255f2
+_holding = {} # folder → open file with a shared lock
+
+@contextlib.contextmanager
+def held(folder:Path, alone:bool=False, wait:float=5.):
+    "Inside, the folder is known to be in use; `alone`: an InputError where another process has it and does not end within `wait` seconds"
+    import fcntl
+    f, end = os.open(folder, os.O_RDONLY), time.monotonic() + wait
+    try:
+        while alone and str(folder) not in _holding:
+            try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB); break
+            except BlockingIOError:
+                if time.monotonic() > end: raise InputError(f"run `{folder}` is in use by another process. Wait until it is done, stop it, or close its notebook.") from None
+                time.sleep(.1)
+            except OSError: break # a file system without locks
+        with contextlib.suppress(OSError): fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield f
+    finally: os.close(f)
+
+def hold(folder:Path) -> None:
+    "Say, for as long as this process lives, that a run's folder is in use"
+    import fcntl
+    if str(folder) in _holding: return
+    _holding[str(folder)] = f = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(OSError): fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 # %% ../nbs/51_run.ipynb #98bdbb65
 def _attach(run:Run) -> None:
@@ -305,13 +351,13 @@ same budget: <b>{{ pc(control.value) }}</b> ({{ pc(control.low) }} to {{ pc(cont
 <tr><td>versions<td>{% for k,v in (r.environment.packages or {}).items() %}{{ k }} {{ v }}{{ ', ' if not loop.last }}{% endfor %}</tr>
 <tr><td>seconds<td>{% for k,v in r.timings.items() %}{{ k }} {{ '%.1f'|format(v) }}{{ ', ' if not loop.last }}{% endfor %}</tr></table></body></html>"""
 
-# %% ../nbs/51_run.ipynb #75d28b91
+# %% ../nbs/51_run.ipynb #e5dc3fa2
 def repeat_command(rec:dict) -> str:
     "The command line that asks for the same run again"
     spec = usecase_params(find_usecase(rec['usecase'])) if rec['usecase'] in usecases() else {}
     given = {k: v for k,v in rec['params'].items() if k not in ('data', 'seed', 'out') and (k not in spec or spec[k].default != v)}
     parts = ['tl', 'run', rec['usecase'], *(['--data', rec['params']['data']] if rec['params'].get('data') else []),
-             '--seed', str(rec['seed'])]
+             '--seed', str(rec['seed']), *(['--processes', str(rec['processes'])] if rec.get('processes', 1) > 1 else [])]
     for k,v in given.items(): parts += ['-p', f'{k}={v}']
     return shlex.join(parts)
 
@@ -330,7 +376,7 @@ def write_report(folder:str|Path) -> Path:
     with atomic_write(folder/'report.html') as f: f.write(page)
     return folder/'report.html'
 
-# %% ../nbs/51_run.ipynb #e2add2ab
+# %% ../nbs/51_run.ipynb #7f91f99a
 class RunFailed(RuntimeError):
     "A run that started and did not end well; `folder` holds its record and the notebook up to the cell that failed"
     def __init__(self, folder:Path, status:str, message:str):
@@ -342,6 +388,7 @@ def run_usecase(
     params:dict|None=None,# name → value, as text or typed
     out:str='',          # Where run folders go; `outputs` unless told
     timeout:float|None=None, # Seconds after which the notebook is stopped and the run has failed
+    processes:int=1,     # That share each batch in training, see `checkpoint.Processes`
 ) -> Path:               # The run folder
     "Run a use case's notebook with checked parameters; raises `InputError` (nothing written) or `RunFailed`"
     if timeout is not None and not 0 < timeout < 1e9: raise InputError(f"`timeout` is {timeout:g}; accepted: seconds, more than 0.")
@@ -349,12 +396,27 @@ def run_usecase(
     spec = usecase_params(notebook)
     params = check_params(spec, params or {})
     if params.get('data'): data_path(params['data'])
+    _check_processes(processes)
     folder = make_run_folder(notebook.stem, params, notebook, out or params.get('out', '')).absolute()
+    (folder/'checkpoints').mkdir()
+    shutil.copyfile(notebook, folder/'checkpoints'/'notebook.ipynb') # what `resume_run` goes on with, whatever becomes of the original
+    write_json(folder/'checkpoints'/'run.json', dict(cwd=str(Path.cwd())))
+    if processes > 1: save_record(folder, load_record(folder) | dict(processes=processes))
+    with held(folder): return _run_in(folder, notebook, {k: v for k,v in params.items() if v != spec[k].default}, timeout=timeout)
+
+# %% ../nbs/51_run.ipynb #d8415387
+def _check_processes(n:int) -> None:
+    if n < 1: raise InputError(f"`processes` is {n}; accepted: a whole number from 1.")
+    if n > 1 and importlib.util.find_spec('accelerate') is None:
+        raise InputError(f"`processes` is {n}, and training in several processes wants accelerate. Accepted: `pip install tl_notebooks[distributed]`, or 1.")
+
+def _run_in(folder:Path, notebook:Path, params:dict, cwd:Path|None=None, timeout:float|None=None) -> Path:
+    "Execute `notebook` in a run folder, and see to it that the record tells how that ended"
     try:
-        with _deadline(folder, timeout) as late: _execute(notebook, folder, {k: v for k,v in params.items() if v != spec[k].default})
+        with _deadline(folder, timeout) as late: _execute(notebook, folder, params, cwd)
     except KeyboardInterrupt:
         mark_failed(folder, 'KeyboardInterrupt', 'stopped by the user')
-        raise RunFailed(folder, 'interrupted', 'interrupted; what was done so far stays in the run folder') from None
+        raise RunFailed(folder, 'interrupted', f'interrupted; what was done so far stays in the run folder, and `tl resume {folder}` goes on') from None
     except Exception as e: _after_failure(folder, e, timeout if late.is_set() else None)
     if load_record(folder)['status'] != 'ok':
         mark_failed(folder, 'Incomplete', 'the notebook ended without finishing its run')
@@ -384,12 +446,13 @@ def _deadline(folder:Path, seconds:float|None):
     try: yield late
     finally: done.set()
 
-# %% ../nbs/51_run.ipynb #2de1e551
+# %% ../nbs/51_run.ipynb #8a4b79b7
 def _after_failure(folder:Path, e:Exception, timeout:float|None=None) -> None:
     "Turn what papermill raised into `InputError` (folder removed) or `RunFailed` (record marked)"
     kind, message = getattr(e, 'ename', type(e).__name__), getattr(e, 'evalue', str(e))
     rec = load_record(folder)
     if timeout or kind == 'DeadKernelError': _after_death(folder, rec, timeout)
+    if kind == 'InputError' and rec.get('resumed'): raise InputError(message) from None
     if kind == 'InputError' and not rec['model']:
         shutil.rmtree(folder)
         with contextlib.suppress(OSError): folder.parent.rmdir()
@@ -415,23 +478,24 @@ def _last_cell(notebook:Path) -> tuple[str, str]: # where, source
     source = ''.join(c.get('source', ''))
     return ('', '') if n is None else (f'; at work was the cell that begins with `{source.strip().splitlines()[0][:80] if source.strip() else ""}`', source)
 
-# %% ../nbs/51_run.ipynb #65c725d6
+# %% ../nbs/51_run.ipynb #dd8efd4f
 _executing = threading.Lock()
 
-def _execute(notebook:Path, folder:Path, params:dict) -> None:
-    "Execute `notebook` into `folder/notebook.ipynb` with papermill, in the caller's working directory"
-    with _executing: _with_papermill(notebook, folder, params)
+def _execute(notebook:Path, folder:Path, params:dict, cwd:Path|None=None) -> None:
+    "Execute `notebook` into `folder/notebook.ipynb` with papermill, in the caller's working directory unless told"
+    with _executing: _with_papermill(notebook, folder, params, cwd or Path.cwd())
 
-def _with_papermill(notebook:Path, folder:Path, params:dict) -> None:
+def _with_papermill(notebook:Path, folder:Path, params:dict, cwd:Path) -> None:
     import papermill
     save_record(folder, load_record(folder) | {'process': this_process()})
     main = threading.current_thread() is threading.main_thread()
     if main: old = signal.signal(signal.SIGTERM, signal.default_int_handler) # a batch system's stop is an interrupt too
-    os.environ |= dict(TL_RUN_DIR=str(folder), TL_RUN_NOTEBOOK=str(Path(notebook).absolute()))
+    told = dict(TL_RUN_DIR=str(folder), TL_RUN_NOTEBOOK=str(Path(notebook).absolute()), TL_PROCESSES=str(load_record(folder).get('processes', 1)))
+    os.environ |= told
     try: papermill.execute_notebook(str(notebook), str(folder/'notebook.ipynb'), parameters=params, kernel_name='python3', language='python',
-                                    cwd=str(Path.cwd()), progress_bar=sys.stderr.isatty(), stderr_file=sys.stderr, extra_arguments=['--IPKernelApp.log_level=50'])
+                                    cwd=str(cwd), progress_bar=sys.stderr.isatty(), stderr_file=sys.stderr, extra_arguments=['--IPKernelApp.log_level=50'])
     finally:
-        for name in ('TL_RUN_DIR', 'TL_RUN_NOTEBOOK'): os.environ.pop(name, None)
+        for name in told: os.environ.pop(name, None)
         if main: signal.signal(signal.SIGTERM, old)
         with contextlib.suppress(OSError): drop_progress(folder/'notebook.ipynb')
 
@@ -444,3 +508,33 @@ def drop_progress(notebook:Path) -> None:
         if c.cell_type == 'code':
             c.outputs = [o for o in c.outputs if not (o.output_type == 'stream' and o.name == 'stderr' and '\r' in o.text)]
     with atomic_write(notebook) as f: nbformat.write(nb, f)
+
+# %% ../nbs/51_run.ipynb #ee8506db
+def find_run(run:str|Path) -> Path:
+    "The folder of a run, by its path or, below `outputs`, by its name"
+    if (Path(run)/'record.json').is_file(): return Path(run).absolute()
+    known = {p.parent.name: p.parent for p in outputs_root().glob('*/*/record.json')}
+    if str(run) in known: return known[str(run)].absolute()
+    raise InputError(f"run `{run}`: there is no record in such a folder, and no run of that name in `{outputs_root()}`. {did_you_mean(str(run), known)}")
+
+# %% ../nbs/51_run.ipynb #b5621648
+def resume_run(
+    run:str|Path, # A run's folder, or its name below `outputs`
+) -> Path:        # The run folder
+    "Go on with a run that did not end well; raises `InputError` (the run stays as it was) or `RunFailed`"
+    folder = find_run(run)
+    with held(folder, alone=True):
+        rec = load_record(folder)
+        if rec['status'] == 'ok': raise InputError(f"run `{folder}` is finished; nothing is left to go on with. `{repeat_command(rec)}` does the same again.")
+        notebook = folder/'checkpoints'/'notebook.ipynb'
+        if not notebook.is_file(): notebook = find_usecase(rec['usecase'])
+        for what,was,now in (('notebook', rec['notebook_sha256'][:16], hash_file(notebook)[:16]), ('code', rec['code_version'], code_version())):
+            if was != now: raise InputError(f"run `{folder}` cannot go on: its {what} was {was}, and now is {now}. Put back what it was, or start a new run: {repeat_command(rec)}")
+        spec = usecase_params(notebook)
+        params = check_params(spec, rec['params'])
+        cwd = Path(read_json(folder/'checkpoints'/'run.json')['cwd']) if (folder/'checkpoints'/'run.json').is_file() else Path.cwd() # paths may have been relative
+        again = dict(at=time.strftime('%Y-%m-%dT%H:%M:%S%z'), status=rec['status'], data=rec['data'].get('fingerprint'))
+        save_record(folder, new_record(rec['usecase'], rec['run_id'], params, rec['notebook_sha256'])
+                    | {k: rec[k] for k in ('started', 'processes') if k in rec} | dict(resumed=[*rec.get('resumed', []), again]))
+        try: return _run_in(folder, notebook, {k: v for k,v in params.items() if v != spec[k].default}, cwd if cwd.is_dir() else None)
+        except InputError: save_record(folder, rec); raise

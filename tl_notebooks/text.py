@@ -9,7 +9,7 @@ __all__ = ['PHRASES', 'SURE', 'FEW', 'padded_length', 'LabelledText', 'Tokens', 
            'TextLearner', 'keep_prior', 'contrastive_loss', 'Contrast', 'pseudo_labels', 'self_trained', 'text_learner',
            'learning_curve', 'more_labels', 'word_effects', 'tfidf_baseline']
 
-# %% ../nbs/31_text.ipynb #79bf7400
+# %% ../nbs/31_text.ipynb #7e125cb9
 import contextlib
 import functools
 import time
@@ -24,6 +24,7 @@ from scipy.special import log_softmax
 from torch import nn
 
 from .activations import Activations, CannotCache
+from .checkpoint import resumable_steps
 from .core import InputError, hash_bytes, progress, seed_everything
 from .finetune import Probe, Stage, TransferLearner, TransferNet, choose_precision, scale_logits, solve_head, without_augmentation
 from .heads import ClassStatistics, RidgeHead, fit_scale, ridge_loo
@@ -444,7 +445,7 @@ def _padded(rows:Sequence[torch.Tensor], value) -> torch.Tensor:
     n = padded_length(max(map(len, rows)))
     return torch.stack([nn.functional.pad(r, (*(0,)*(2*r.ndim - 2), 0, n - len(r)), value=value) for r in rows])
 
-# %% ../nbs/31_text.ipynb #41937eb0
+# %% ../nbs/31_text.ipynb #8e45224d
 @patch
 def train(self:_Tail, some:Sequence, y:torch.Tensor, steps:int, lr:float, seed:int, desc:str, bs:int=32) -> None:
     "Train the blocks with `contrastive_loss`, each class about as often as the others; a batch's texts are of similar length, which saves padding and keeps length from telling classes apart"
@@ -453,7 +454,7 @@ def train(self:_Tail, some:Sequence, y:torch.Tensor, steps:int, lr:float, seed:i
     with torch.random.fork_rng(devices=[self.device] if self.device.type == 'cuda' else []):
         torch.manual_seed(seed); self.net.train()
         for p in self.params: p.requires_grad_(True)
-        for s in progress(range(steps), desc, steps):
+        for s in progress(resumable_steps(steps, opt), desc, steps):
             for g in opt.param_groups: g['lr'] = lr*min(1, (s + 1)/max(1, steps//10))*(1 - s/steps)
             near = order[(lo := int(torch.randint(max(1, len(y) - 2*bs), (1,)))):lo + 2*bs]
             at = near[torch.multinomial(share[near], min(bs, len(near)))]

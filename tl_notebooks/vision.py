@@ -6,7 +6,7 @@
 __all__ = ['RESIZES', 'image_tensor', 'ImageReader', 'image_dls', 'test_dl', 'ImageBody', 'timm_body', 'torchvision_body',
            'image_net', 'image_learner']
 
-# %% ../nbs/30_vision.ipynb #9e987eb1
+# %% ../nbs/30_vision.ipynb #a2ed7c59
 import contextlib
 import os
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from PIL import Image
+from . import checkpoint as _resume # noqa: F401  in a run, learners keep checkpoints
 from .core import InputError, hash_file, progress, seed_everything
 from .data import ImageData, open_image
 from .finetune import TransferLearner, TransferNet, choose_precision, compile_body, merge_groups, small_step

@@ -1,0 +1,179 @@
+"What test_resume.py lets be killed: small training in processes of their own, with every source of chance that training has."
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+
+def settle():
+    import torch
+    from tl_notebooks.core import seed_everything
+    torch.set_num_interop_threads(1)
+    seed_everything(0, 1)
+
+
+def outcome(learn, chance=True):
+    "Weights, what the recorder saw, the optimiser, and where the generators stand"
+    from tl_notebooks.checkpoint import take_chance, take_optimiser
+    from tl_notebooks.core import hash_json, hash_state
+    r, (moments, counters) = learn.recorder, take_optimiser(learn.opt)
+    out = dict(weights=hash_state(learn.model.state_dict()), values=[list(v) for v in r.values], losses=[float(x) for x in r.losses], lrs=[float(x) for x in r.lrs],
+               hps={k: [float(x) for x in v] for k,v in r.hps.items()}, moments=hash_state(moments), counters=hash_json(counters), trained=[p.requires_grad for p in learn.model.parameters()])
+    if chance: tensors, values = take_chance(learn.dls.loaders); out |= dict(chance=hash_state(tensors), spare=values)
+    return out
+
+
+def noisy(x):
+    "Augmentation that draws from all three generators"
+    import numpy as np
+    import torch
+    return x + .1*torch.randn(4) + .1*random.gauss(0, 1) + .1*float(np.random.normal())
+
+
+def quiet(learn):
+    from fastai.callback.progress import ProgressCallback
+    learn.remove_cbs(learn._grab_cbs(ProgressCallback)); learn.logger = lambda row: None
+    return learn
+
+
+def plain_learner(n=120):
+    import torch
+    from torch import nn
+    from fastai.data.core import DataLoaders
+    from fastai.data.load import DataLoader
+    from fastai.learner import Learner
+    from fastai.losses import CrossEntropyLossFlat
+    from fastai.metrics import accuracy
+    class Data(list):
+        def __getitem__(self, i): x, y = super().__getitem__(i); return noisy(x), y
+    items = [(torch.randn(4) + i % 3, torch.tensor(i % 3)) for i in range(n)]
+    dls = DataLoaders(DataLoader(Data(items[:-20]), bs=8, shuffle=True), DataLoader(items[-20:], bs=8))
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(.3), nn.Linear(8, 3))
+    learn = Learner(dls, net, CrossEntropyLossFlat(), metrics=accuracy)
+    return quiet(learn)
+
+
+def by_hand(place, data):
+    "One cycle with `Checkpoint(folder)`; nothing but the folder connects one process with the next"
+    from tl_notebooks.checkpoint import Checkpoint
+    import fastai.callback.schedule # noqa: F401
+    learn = plain_learner()
+    learn.fit_one_cycle(8, 1e-2, cbs=Checkpoint(place/'checkpoints'))
+    return outcome(learn)
+
+
+def unlike(place, data):
+    "The same, from another start"
+    import torch
+    torch.manual_seed(1)
+    return by_hand(place, data)
+
+
+def picture_learner(data, **kwargs):
+    import torch
+    from torch import nn
+    from tl_notebooks.data import read_images
+    from tl_notebooks.finetune import TransferLearner, TransferNet
+    from tl_notebooks.vision import image_dls
+    class Body(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU())
+            self.b = nn.Sequential(nn.Conv2d(8, 12, 3, 2), nn.BatchNorm2d(12), nn.ReLU(), nn.Dropout(.2))
+            self.c = nn.Conv2d(12, 16, 3, 2)
+            self.groups = [list(m.parameters()) for m in (self.a, self.b, self.c)]
+        def forward(self, x): return self.c(self.b(self.a(x))).mean((2, 3))
+    images = read_images(data, seed=0)
+    dls = image_dls(images, 32, bs=8, device=torch.device('cpu'))
+    return quiet(TransferLearner(dls, TransferNet(Body(), 16, len(images.classes)), views=3, **kwargs))
+
+
+def in_a_run(place, data):
+    "Progressive thaw and a control, with cached and augmented views, as a run's notebook does it"
+    from tl_notebooks.checkpoint import keep_checkpoints
+    from tl_notebooks.finetune import FlipMaps, Stage
+    keep_checkpoints(place/'checkpoints')
+    learn = picture_learner(data)
+    learn.thaw_progressively([Stage(1, 2, 1e-2), Stage(2, 3, 1e-2), Stage(None, 2, 1e-3)], cbs=FlipMaps())
+    scratch = picture_learner(data, norm='train')
+    scratch.fit_one_cycle(3, 1e-2)
+    stages = [{k: v for k,v in vars(s).items() if k != 'seconds'} for s in learn.stages]
+    return dict(learn=outcome(learn), scratch=outcome(scratch), stages=stages, kept=learn.kept)
+
+
+def of_texts(place, data):
+    "Contrast, which has a loop of its own, and progressive thaw of a text network"
+    from tl_notebooks.checkpoint import keep_checkpoints
+    from tl_notebooks.finetune import Stage
+    from tl_notebooks.samples import sample_path
+    from tl_notebooks.text import text_learner
+    from tl_notebooks.texts import read_texts
+    keep_checkpoints(place/'checkpoints')
+    texts = read_texts(sample_path('reviews'), valid_pct=.1, test_pct=.75)
+    learn = quiet(text_learner(texts, str(data), max_tokens=32, bs=16, precision='fp32', seed=0))
+    learn.probe()
+    contrast = learn.contrast(2, steps=8, lr=1e-3, seed=0)
+    body = learn.model.body.state_dict()
+    learn.thaw_progressively([Stage(2, 3, 1e-2)], keep_best=False, lr_mult=2)
+    return dict(contrast={k: v for k,v in vars(contrast).items() if k != 'seconds'}, learn=outcome(learn), body=len(body))
+
+
+def cache(place, data):
+    "Activations of pictures, computed and kept; then every row is read back from the disk"
+    import torch
+    from tl_notebooks.activations import ActivationStore, fill
+    ids = [f'item {i}' for i in range(400)]
+    def compute(at): time.sleep(.001*len(at)); return [torch.stack([torch.full((32, 1024), float(i)) for i in at])]
+    store = ActivationStore(dict(test=1), (32, 1024), root=place/'activations')
+    assert fill([store], ids, compute, batch=4) and not store.bad
+    rows = ActivationStore(dict(test=1), (32, 1024), root=place/'activations')
+    rows.refresh()
+    assert not rows.missing(ids)
+    return rows.rows(ids).sum((1, 2)).tolist()
+
+
+def child(kind, place, data, cache, ready):
+    os.environ |= {'TL_NOTEBOOKS_CACHE': str(cache), 'TL_NOTEBOOKS_CHECKPOINTS': '1'}
+    settle()
+    os.dup2(os.open(place/'stderr', os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    os.dup2(2, 1)
+    ready.send(True)
+    found = globals()[kind](place, data)
+    (place/'outcome.tmp').write_text(json.dumps(found, sort_keys=True))
+    os.replace(place/'outcome.tmp', place/'outcome.json')
+
+
+def server():
+    "A process that has imported everything and computed nothing: its children begin at once"
+    ctx = multiprocessing.get_context('forkserver')
+    ctx.set_forkserver_preload(['killed', 'tl_notebooks.vision', 'tl_notebooks.text', 'transformers.models.bert.modeling_bert'])
+    return ctx
+
+
+def run_and_kill(ctx, kind, place, data, cache, after=None):
+    "Seconds that a child took; it is killed after `after` seconds (None: not at all). Whether it was"
+    place.mkdir(exist_ok=True, parents=True)
+    here, there = ctx.Pipe()
+    p = ctx.Process(target=child, args=(kind, place, data, cache, there)); p.start(); there.close()
+    here.recv(); start = time.perf_counter()
+    p.join(after)
+    killed = p.exitcode is None
+    if killed: os.kill(p.pid, signal.SIGKILL); p.join()
+    else: assert p.exitcode == 0, (place/'stderr').read_text()[-3000:]
+    return time.perf_counter() - start, killed
+
+
+def kill_at_random(ctx, kind, base:Path, data, kills:int, seed:int=0, most:int=4):
+    "Outcome without an interruption, and after each series of kills, until there were `kills`; the seconds of the first"
+    rng = random.Random(seed)
+    seconds, _ = run_and_kill(ctx, kind, base/'whole', data, base/'cache whole')
+    whole, others, n, series = (base/'whole'/'outcome.json').read_text(), [], 0, 0
+    while n < kills:
+        series += 1; place = base/f'series {series}'
+        for _ in range(min(most, kills - n)): n += run_and_kill(ctx, kind, place, data, place/'cache', rng.uniform(0, seconds))[1]
+        run_and_kill(ctx, kind, place, data, place/'cache')
+        others.append((place/'outcome.json').read_text())
+    return whole, others, n, seconds
