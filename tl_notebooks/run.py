@@ -127,7 +127,7 @@ def usecase_params(notebook:str|Path) -> dict[str, Param]:
         raise InputError(f"`{notebook}` has {len(tagged)} cells tagged `parameters`; accepted: one. Without it papermill runs on defaults.")
     return read_params(''.join(tagged[0]['source']))
 
-# %% ../nbs/51_run.ipynb #f4323aca
+# %% ../nbs/51_run.ipynb #23049949
 def outputs_root() -> Path:
     "`outputs` of the checkout around the current folder, otherwise of the current folder"
     here = Path.cwd()
@@ -137,7 +137,7 @@ def outputs_root() -> Path:
 
 def make_run_folder(usecase:str, params:dict, notebook:Path, out:str='') -> Path:
     "A new run folder with a record that says `running`"
-    run_id = new_run_id()
+    run_id = os.environ.pop('TL_RUN_ID', '') or new_run_id() # for one run, not for those that it may start
     folder = (Path(out).expanduser() if out else outputs_root())/usecase/run_id
     try: (folder/'figures').mkdir(parents=True)
     except OSError as e: raise InputError(f"run folder `{folder}` cannot be made ({e.strerror}). Choose another with --out DIR.") from None
