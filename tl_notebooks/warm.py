@@ -237,26 +237,44 @@ def _free_name(home:Path, name:str) -> str:
     "`name`, or with a number where an earlier attempt has left a folder"
     return next(n for n in itertools.chain([name], (f'{name}.{k}' for k in itertools.count(2))) if not (home/n).exists())
 
-# %% ../nbs/58_warm.ipynb #5a1cb925
+# %% ../nbs/58_warm.ipynb #e6a16c70
+def _left_behind(home:Path, name:str) -> str:
+    "Name of the newest attempt at a run if it can be gone on with, or nothing"
+    tried = [n for n in itertools.takewhile(lambda n: (home/n).exists(), itertools.chain([name], (f'{name}.{k}' for k in itertools.count(2))))][-1:]
+    for n in tried:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            status = json.loads((home/n/'record.json').read_text(encoding='utf-8'))['status']
+            if status in ('running', 'interrupted') and (home/n/'checkpoints'/'notebook.ipynb').is_file(): return n
+    return ''
+
+def _attempt(job:dict, name:str, *args:str) -> tuple[int, list[str]]:
+    "Exit code of a `tl` command in a process of its own, and what it said"
+    _report(job['topic'], dict(key=job['key'], run=name))
+    argv, env = _python(job['modules'], 'tl_notebooks', *args)
+    threads = {f'{n}_NUM_THREADS': str(job['threads']) for n in ('OMP', 'MKL', 'OPENBLAS')} if job['threads'] else {}
+    log = Path(job['sweep'])/'logs'/f'{name}.log'
+    with open(log, 'a', encoding='utf-8') as err:
+        _running[name] = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=err, cwd=job['cwd'],
+                                          env={**os.environ, **env, **threads, 'TL_RUN_ID': name}, start_new_session=True)
+        try: code = _running[name].wait()
+        finally: _running.pop(name)
+    return code, [l.removeprefix('tl run: ') for l in log.read_text(encoding='utf-8', errors='replace').splitlines() if l.strip()]
+
+# %% ../nbs/58_warm.ipynb #ca8db138
 def run_job(job:dict) -> dict: # status, folder, error, seconds
     "One run of a sweep, on a worker; a run that fails is an answer and no exception"
     if not (Path(job['sweep'])/'sweep.json').is_file():
         return dict(status='failed', error=f"the worker on {os.uname().nodename} does not see `{job['sweep']}`; the folder of a sweep must be on a file system that all workers share.")
     if job['topic'] in _stopped: return dict(status='planned')
-    start, name = time.perf_counter(), _free_name(Path(job['root'])/job['usecase'], job['name'])
-    _report(job['topic'], dict(key=job['key'], run=name))
-    argv, env = _python(job['modules'], 'tl_notebooks', 'run', job['notebook'], '--out', job['root'], *(a for n,v in job['params'].items() for a in ('-p', f'{n}={v}')))
-    threads = {f'{n}_NUM_THREADS': str(job['threads']) for n in ('OMP', 'MKL', 'OPENBLAS')} if job['threads'] else {}
-    log = Path(job['sweep'])/'logs'/f'{name}.log'
-    with open(log, 'w', encoding='utf-8') as err:
-        p = _running[name] = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=err, text=True, cwd=job['cwd'],
-                                              env={**os.environ, **env, **threads, 'TL_RUN_ID': name}, start_new_session=True)
-        try: out, _ = p.communicate()
-        finally: _running.pop(name)
-    status = {0: 'ok', 130: 'interrupted'}.get(p.returncode, 'failed')
-    lines = [l for l in log.read_text(encoding='utf-8', errors='replace').splitlines() if l.strip()]
-    error = f'its process was ended by signal {-p.returncode}' + ('; was there too little memory?' if p.returncode == -9 else '') if p.returncode < 0 else next((l.removeprefix('tl run: ') for l in reversed(lines)), '')
-    return dict(status=status, error='' if status == 'ok' else error, seconds=round(time.perf_counter() - start, 2))
+    start, home = time.perf_counter(), Path(job['root'])/job['usecase']
+    name = left = _left_behind(home, job['name'])
+    code, lines = _attempt(job, left, 'resume', str(home/left)) if left else (2, [])
+    if code == 2: # nothing to go on with, or it cannot
+        name = _free_name(home, job['name'])
+        code, lines = _attempt(job, name, 'run', job['notebook'], '--out', job['root'], *(a for n,v in job['params'].items() for a in ('-p', f'{n}={v}')))
+    status = {0: 'ok', 130: 'interrupted'}.get(code, 'failed')
+    error = '' if status == 'ok' else f'its process was ended by signal {-code}' + ('; was there too little memory?' if code == -9 else '') if code < 0 else lines[-1] if lines else f'exit code {code}'
+    return dict(status=status, error=error, seconds=round(time.perf_counter() - start, 2))
 
 def _report(topic:str, message:dict) -> None:
     from distributed import get_worker
