@@ -222,7 +222,7 @@ def plot_learning_curve(
     ax.grid(color=GRID); ax.legend(frameon=False, fontsize=9, loc='best' if not log else 'lower right')
     return fig
 
-# %% ../nbs/14_plots.ipynb #08d29a28
+# %% ../nbs/14_plots.ipynb #bc3e75eb
 def _positions(values:Sequence) -> tuple[list[float], list[tuple[float, str]]]:
     "Where values stand on an axis from 0 to 1, and its marks"
     show = lambda v: f'{v:.4g}' if isinstance(v, float) else shorten(str(v), 14)
@@ -252,8 +252,9 @@ def plot_sweep(
     axes[0].get_gridspec().set_height_ratios([3.4, .9 + .3*len(some)])
     columns = [_positions([r['params'][n] for r in rows]) for n in names] + [_positions([float(r['value']) for r in rows])]
     _parallel(axes[0], [*names, metric], columns, [r['value'] for r in rows], lower)
-    label = lambda r: ' '.join(f'{k}={v:.4g}' if isinstance(v, float) else f'{k}={v}' for k,v in r['params'].items()) or 'defaults'
-    _interval_rows(axes[1], [(shorten(label(r), 44), r) for r in some])
+    show = lambda v: f'{v:.4g}' if isinstance(v, float) else str(v)
+    label = lambda r: t if len(t := ' '.join(f'{k}={show(v)}' for k,v in r['params'].items()) or 'defaults') <= 40 else ' · '.join(map(show, r['params'].values()))
+    _interval_rows(axes[1], [(shorten(label(r), 40), r) for r in some])
     axes[1].set_xlabel(f'{metric} (95 % interval)' + (f'; the best {top} of {len(rows)}' if len(rows) > top else ''))
     return fig
 
