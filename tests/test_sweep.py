@@ -1,6 +1,7 @@
 "Many runs over many workers: the same bits on any number of them, and no death or interruption loses or repeats a run."
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -71,6 +72,28 @@ def test_workers_do_not_change_a_bit(two_workers, usecase, tmp_path):
     assert len(b) == 2 and all(a[k] == b[k] for k in b)
     run = tl('run', usecase, '-p', 'lr=0.2', '-p', 'threads=1', '--out', tmp_path, cwd=tmp_path)
     assert record(run.stdout.strip())['metrics'] == b[json.dumps({'lr': .2, 'threads': 1})]
+
+
+def test_a_scheduler_of_ones_own_and_two_runs_at_once_in_one_worker(two_workers, usecase, tmp_path):
+    start = lambda module, *args: subprocess.Popen([sys.executable, '-m', f'distributed.cli.{module}', *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    address = f'tcp://127.0.0.1:{free_port()}'
+    nobody = tl('sweep', usecase, '-p', 'lr=0.1', '--scheduler', address, '--out', tmp_path, cwd=tmp_path, env={'DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT': '1s'})
+    assert nobody.returncode == 2 and f'no scheduler answers at `{address}`' in nobody.stderr
+    both = [start('dask_scheduler', '--host', '127.0.0.1', '--port', address.rpartition(':')[2], '--no-dashboard'),
+            start('dask_worker', address, '--host', '127.0.0.1', '--nthreads', '2', '--no-dashboard', '--no-nanny')]
+    try: done = tl('sweep', usecase, '-p', 'lr=0.1,0.2', '--scheduler', address, '--out', tmp_path, cwd=tmp_path)
+    finally:
+        for p in reversed(both): p.terminate(); p.wait(20)
+    assert done.returncode == 0, done.stderr[-3000:]
+    a, b = values(two_workers.stdout.splitlines()[-1]), values(done.stdout.splitlines()[-1])
+    assert len(b) == 2 and all(a[k] == b[k] for k in b)
+    starts = [os.path.getctime(f) for f in (tmp_path/'toy').glob('*/figures')]
+    assert max(starts) - min(starts) < min(r['seconds'] for r in state(done.stdout.splitlines()[-1])['runs'].values())  # at once
+
+
+def free_port():
+    import socket
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1]
 
 
 def test_what_is_wrong_is_said_at_once_and_nothing_is_written(usecase, tmp_path):
