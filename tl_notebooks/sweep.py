@@ -223,7 +223,7 @@ def _mark(self:Sweep, folder:Path) -> str:
         save_record(folder, rec)
     return rec['status']
 
-# %% ../nbs/60_sweep.ipynb #f8eb3f06
+# %% ../nbs/60_sweep.ipynb #ae247d4c
 def _dask():
     try: import distributed
     except ImportError: raise InputError("a sweep needs the package `distributed`, which is not installed. Install it: pip install 'tl_notebooks[sweep]'") from None
@@ -233,6 +233,8 @@ def default_workers(threads:int, runs:int) -> int:
     "Workers for this machine, for runs of so many threads each (0: all)"
     memory = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES') if hasattr(os, 'sysconf') else 8e9
     return max(1, min(runs, (os.cpu_count() or 1)//(threads or os.cpu_count() or 1), int(memory//3e9)))
+
+_WORKER_MEMORY = 2*10**9 # of the worker itself, which only waits; runs are processes of their own
 
 @contextlib.contextmanager
 def _client(workers:int, scheduler:str, runs:int, threads:int):
@@ -245,7 +247,7 @@ def _client(workers:int, scheduler:str, runs:int, threads:int):
         return
     n = workers or default_workers(threads, runs)
     with tempfile.TemporaryDirectory(prefix='tl-dask-') as d, _ignoring_interrupts():
-        cluster = distributed.LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address=None, host='127.0.0.1', local_directory=d, silence_logs=50)
+        cluster = distributed.LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address=None, host='127.0.0.1', local_directory=d, memory_limit=_WORKER_MEMORY, silence_logs=50)
     with cluster, distributed.Client(cluster) as client: yield client
 
 # %% ../nbs/60_sweep.ipynb #c51643ad
