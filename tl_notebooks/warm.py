@@ -87,7 +87,7 @@ class _Server:
         for c in (self.listener, conn, *self.children): c.close()
         for fd in self.pipe: os.close(fd)
 
-# %% ../nbs/58_warm.ipynb #dee51451
+# %% ../nbs/58_warm.ipynb #c06f7f67
 def _reap(server) -> None:
     "Tell the clients of the children that have ended"
     with contextlib.suppress(BlockingIOError):
@@ -102,6 +102,8 @@ def _reap(server) -> None:
 
 def _end(server) -> None:
     for pid in server.children.values(): _kill_group(pid, signal.SIGKILL)
+    home = Path(server.listener.getsockname()).parent
+    if home.name.startswith('tl-warm-'): shutil.rmtree(home, ignore_errors=True) # whoever made it may be gone
     os._exit(0)
 
 def _kill_group(pid:int, signum:int) -> None:
