@@ -223,7 +223,7 @@ def _mark(self:Sweep, folder:Path) -> str:
         save_record(folder, rec)
     return rec['status']
 
-# %% ../nbs/60_sweep.ipynb #ae247d4c
+# %% ../nbs/60_sweep.ipynb #1dfa8005
 def _dask():
     try: import distributed
     except ImportError: raise InputError("a sweep needs the package `distributed`, which is not installed. Install it: pip install 'tl_notebooks[sweep]'") from None
@@ -247,7 +247,8 @@ def _client(workers:int, scheduler:str, runs:int, threads:int):
         return
     n = workers or default_workers(threads, runs)
     with tempfile.TemporaryDirectory(prefix='tl-dask-') as d, _ignoring_interrupts():
-        cluster = distributed.LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address=None, host='127.0.0.1', local_directory=d, memory_limit=_WORKER_MEMORY, silence_logs=50)
+        cluster = distributed.LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address='127.0.0.1:0', scheduler_kwargs=dict(dashboard=False), host='127.0.0.1',
+            local_directory=d, memory_limit=_WORKER_MEMORY, silence_logs=50)
     with cluster, distributed.Client(cluster) as client: yield client
 
 # %% ../nbs/60_sweep.ipynb #c51643ad
@@ -336,7 +337,7 @@ def _lost(result) -> str:
     e = result[1] if isinstance(result, tuple) else result
     return 'its workers died, one after the other' if type(e).__name__ == 'KilledWorker' else f'{type(e).__name__}: {e}'
 
-# %% ../nbs/60_sweep.ipynb #21f8e6e6
+# %% ../nbs/60_sweep.ipynb #e4aa0b8d
 class _Progress:
     "States as they come in, on stderr and in the sweep's file"
     def __init__(self, sweep:Sweep, total:int):
@@ -351,7 +352,7 @@ class _Progress:
         with self.lock:
             r = self.sweep.runs[key]
             r |= {k: v for k,v in result.items() if k in ('status', 'error', 'seconds')}
-            if r['status'] == 'failed': self.bar.write(f"sweep: {_brief(r['params'])} failed: {r['error']}", file=sys.stderr)
+            if r['status'] == 'failed': self.bar.write(f"sweep: {self.sweep.brief(r)} failed: {r['error']}", file=sys.stderr)
             if r['status'] == 'ok' and (m := self.sweep.metric(r)):
                 sign = -1 if self.sweep.data['lower'] else 1
                 self.best = max(self.best or (sign*m['value'], r), (sign*m['value'], r), key=lambda b: b[0])
@@ -359,14 +360,15 @@ class _Progress:
 
     def show(self) -> None:
         n = self.sweep.count()
-        best = f"; best {abs(self.best[0]):.4g}: {_brief(self.best[1]['params'])}" if self.best else ''
+        best = f"; best {abs(self.best[0]):.4g}: {self.sweep.brief(self.best[1])}" if self.best else ''
         self.bar.set_postfix_str(f"{n.get('ok', 0)} done, {n.get('failed', 0)} failed, {n.get('running', 0)} running{best}", refresh=False)
         if time.monotonic() - self.saved > 1: self.sweep.save(); self.saved = time.monotonic()
 
     def __enter__(self): return self
     def __exit__(self, *_): self.bar.close()
 
-def _brief(params:dict) -> str: return ' '.join(f'{k}={v}' for k,v in params.items() if k != 'threads') or 'defaults'
+@patch
+def brief(self:Sweep, r:dict) -> str: return ' '.join(f'{k}={v}' for k,v in r['params'].items() if k in (*self.data['varied'], 'seed')) or 'defaults'
 
 # %% ../nbs/60_sweep.ipynb #bad68f8c
 @patch

@@ -33,20 +33,28 @@ def can_fork() -> bool:
     gpu = any(Path(p).exists() for p in ('/dev/nvidiactl', '/dev/nvidia0', '/dev/kfd', '/dev/dxg'))
     return sys.platform == 'linux' and not gpu and os.environ.get('TL_WARM', '1') != '0'
 
-# %% ../nbs/58_warm.ipynb #f970d4a1
+# %% ../nbs/58_warm.ipynb #d9a81b55
 def serve(
     path:str,        # Of the socket
     modules:list[str]# To import
 ) -> None:
     "Import, then fork a process per connection, until standard input ends; in the forked process, run its module and return"
-    for m in modules:
-        with contextlib.suppress(ImportError): importlib.import_module(m)
+    with _quiet():
+        for m in modules:
+            with contextlib.suppress(ImportError): importlib.import_module(m) # where it is needed, it will be missed
     gc.freeze() # what is here now is shared by all children; collecting garbage must not copy it
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path); listener.listen(256)
     print('ready', flush=True)
     job = _Server(listener).wait_for_job()
     if job is not None: _become(job)
+@contextlib.contextmanager
+def _quiet():
+    "Inside, nothing reaches the stream of errors, whoever holds it"
+    kept = os.dup(2)
+    with open(os.devnull, 'w') as nothing: os.dup2(nothing.fileno(), 2)
+    try: yield
+    finally: os.dup2(kept, 2); os.close(kept)
 
 # %% ../nbs/58_warm.ipynb #754ccbd4
 class _Server:
