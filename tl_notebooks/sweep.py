@@ -158,7 +158,7 @@ def _draws(space:dict, n:int, seed:int) -> list[dict]:
         out.setdefault(json.dumps(draw), draw)
     return [*out.values()]
 
-# %% ../nbs/60_sweep.ipynb #85115508
+# %% ../nbs/60_sweep.ipynb #42f9f6d9
 SCHEMA = 'tl_notebooks/sweep/1'
 STATES = ('planned', 'running', 'ok', 'failed', 'interrupted')
 
@@ -169,7 +169,7 @@ class Sweep:
     """
     def __init__(self, folder:str|Path):
         self.folder = Path(folder).absolute()
-        self.data = read_json(self.folder/'sweep.json', 'sweep')
+        self.data, self._found = read_json(self.folder/'sweep.json', 'sweep'), {}
         if self.data.get('schema') != SCHEMA: raise InputError(f"`{self.folder/'sweep.json'}` has schema {self.data.get('schema')!r}; this version reads {SCHEMA!r}.")
 
     @property
@@ -370,12 +370,15 @@ class _Progress:
 @patch
 def brief(self:Sweep, r:dict) -> str: return ' '.join(f'{k}={v}' for k,v in r['params'].items() if k in (*self.data['varied'], 'seed')) or 'defaults'
 
-# %% ../nbs/60_sweep.ipynb #bad68f8c
+# %% ../nbs/60_sweep.ipynb #70cc8fc2
 @patch
 def metric(self:Sweep, r:dict) -> dict|None:
     "The sweep's metric of a run that is done"
-    try: metrics = load_record(self.path(r))['metrics'] if r['run'] else {}
-    except InputError: return None # its folder was removed
+    if not r['run'] or r['status'] != 'ok': return None
+    if r['run'] not in self._found:
+        try: self._found[r['run']] = load_record(self.path(r))['metrics']
+        except InputError: return None # its folder was removed
+    metrics = self._found[r['run']]
     return metrics.get(self.data['metric'] or next(iter(metrics), None))
 
 @patch
@@ -385,7 +388,7 @@ def rows(self:Sweep) -> list[dict]:
     for r in self.runs.values(): groups.setdefault(json.dumps({k: v for k,v in r['params'].items() if k != 'seed'}), []).append(r)
     spec, out = {n: p.default for n,p in usecase_params(self.data['notebook']).items()}, []
     for rs in groups.values():
-        found = [m for r in rs if r['status'] == 'ok' and (m := self.metric(r))]
+        found = [m for r in rs if (m := self.metric(r))]
         i = found[0] if len(found) == 1 else mean_interval([m['value'] for m in found]).as_json() if found else dict(value=None, low=None, high=None, n=0)
         seconds = [r['seconds'] for r in rs if r['status'] == 'ok' and r['seconds']]
         out.append(dict(params={n: rs[0]['params'].get(n, spec[n]) for n in self.data['varied']}, **{k: i[k] for k in ('value', 'low', 'high', 'n')}, seeds=len(found),
@@ -396,8 +399,8 @@ def rows(self:Sweep) -> list[dict]:
 
 @patch
 def metric_name(self:Sweep) -> str:
-    done = next((r for r in self.runs.values() if r['status'] == 'ok' and self.metric(r)), None)
-    return self.data['metric'] or (next(iter(load_record(self.path(done))['metrics'])) if done else 'metric')
+    done = next((r for r in self.runs.values() if self.metric(r)), None)
+    return self.data['metric'] or (next(iter(self._found[done['run']])) if done else 'metric')
 
 # %% ../nbs/60_sweep.ipynb #fb5fc421
 @patch
@@ -451,7 +454,7 @@ def write(self:Sweep) -> None:
         seeds=max(r['seeds'] for r in rows), style=PAGE_STYLE, num=lambda v: '' if v is None else f'{v:.4g}')
     with atomic_write(self.folder/'sweep.html') as f: f.write(page)
 
-# %% ../nbs/60_sweep.ipynb #4b1ade09
+# %% ../nbs/60_sweep.ipynb #0763b82e
 def sweep(
     usecase:str,            # A use case, or the path of a notebook like one
     space:dict|None=None,   # name → values: a list, or text as on the command line
@@ -474,6 +477,7 @@ def sweep(
     rows = read_rows(rows) if isinstance(rows, (str, Path)) else list(rows)
     asked = dict(space={n: vars(v) if isinstance(v, Range) else v for n,v in space.items()}, rows=len(rows), random=random, seeds=seeds, seed=seed)
     if 'threads' in spec and 'threads' not in space and not any('threads' in r for r in rows): space['threads'] = [1]
+    if 'threads' not in spec: print('sweep: this use case has no parameter `threads`; each run takes all cores, and two at once share them', file=sys.stderr)
     _dask()
     runs = plan_runs(spec, space, rows or None, random, seeds, seed)
     for data in {p['data'] for p in runs if p.get('data')}: data_path(data)

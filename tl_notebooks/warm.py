@@ -247,7 +247,7 @@ def _free_name(home:Path, name:str) -> str:
     "`name`, or with a number where an earlier attempt has left a folder"
     return next(n for n in itertools.chain([name], (f'{name}.{k}' for k in itertools.count(2))) if not (home/n).exists())
 
-# %% ../nbs/58_warm.ipynb #e6a16c70
+# %% ../nbs/58_warm.ipynb #94b5ff30
 def _left_behind(home:Path, name:str) -> str:
     "Name of the newest attempt at a run if it can be gone on with, or nothing"
     tried = [n for n in itertools.takewhile(lambda n: (home/n).exists(), itertools.chain([name], (f'{name}.{k}' for k in itertools.count(2))))][-1:]
@@ -268,7 +268,7 @@ def _attempt(job:dict, name:str, *args:str) -> tuple[int, list[str]]:
                                           env={**os.environ, **env, **threads, 'TL_RUN_ID': name}, start_new_session=True)
         try: code = _running[name].wait()
         finally: _running.pop(name)
-    return code, [l.removeprefix('tl run: ') for l in log.read_text(encoding='utf-8', errors='replace').splitlines() if l.strip()]
+    return code, [l.removeprefix(f'tl {args[0]}: ') for l in log.read_text(encoding='utf-8', errors='replace').splitlines() if l.strip()]
 
 # %% ../nbs/58_warm.ipynb #ca8db138
 def run_job(job:dict) -> dict: # status, folder, error, seconds
