@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INK', 'MUTED', 'BLUE', 'ORANGE', 'RED', 'GRID', 'BOX_COLORS', 'PAGE_STYLE', 'new_figure', 'shorten', 'plot_images',
            'plot_counts', 'plot_boxes', 'plot_box_grid', 'plot_lr', 'plot_intervals', 'plot_confusion',
-           'plot_reliability', 'plot_learning_curve', 'plot_words', 'plot_roc', 'png_base64']
+           'plot_reliability', 'plot_learning_curve', 'plot_sweep', 'plot_words', 'plot_roc', 'png_base64']
 
 # %% ../nbs/14_plots.ipynb #51eee76c
 import base64
@@ -221,6 +221,63 @@ def plot_learning_curve(
     ax.set(xscale='log' if log else 'linear', xlabel=xlabel, ylabel=ylabel); ax.set_xticks(ticks, ticks); ax.minorticks_off()
     ax.grid(color=GRID); ax.legend(frameon=False, fontsize=9, loc='best' if not log else 'lower right')
     return fig
+
+# %% ../nbs/14_plots.ipynb #bc3e75eb
+def _positions(values:Sequence) -> tuple[list[float], list[tuple[float, str]]]:
+    "Where values stand on an axis from 0 to 1, and its marks"
+    show = lambda v: f'{v:.4g}' if isinstance(v, float) else shorten(str(v), 14)
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+    known = sorted(set(values)) if numbers else sorted(set(map(str, values)))
+    if not numbers or len(known) == 1:
+        at = {k: i/max(1, len(known) - 1) if len(known) > 1 else .5 for i,k in enumerate(known)}
+        return [at[v if numbers else str(v)] for v in values], [(at[k], show(k)) for k in known]
+    scale = math.log if known[0] > 0 and known[-1]/known[0] > 30 else float
+    low, span = scale(known[0]), scale(known[-1]) - scale(known[0])
+    where = lambda v: (scale(v) - low)/span
+    ticks, last = [], -1.
+    for k in known:
+        if where(k) - last >= .07 or k == known[-1]: ticks.append((where(k), show(k))); last = where(k)
+    if len(ticks) > 8: ticks = [min(((where(k), show(k)) for k in known), key=lambda t: abs(t[0] - goal)) for goal in (0, .25, .5, .75, 1)]
+    return [where(v) for v in values], ticks
+
+def plot_sweep(
+    rows:Sequence[dict], # params {name: value}, value, low, high; best first
+    metric:str,
+    lower:bool=False,    # Whether less is better
+    top:int=20,          # Rows with intervals
+) -> Figure:
+    "Parallel coordinates of all rows, and intervals of the best"
+    names, some = list(rows[0]['params']), rows[:top]
+    fig, axes = new_figure(2, 1, max(6.4, 1.5*len(names) + 3), 3.4 + .9 + .3*len(some))
+    axes[0].get_gridspec().set_height_ratios([3.4, .9 + .3*len(some)])
+    columns = [_positions([r['params'][n] for r in rows]) for n in names] + [_positions([float(r['value']) for r in rows])]
+    _parallel(axes[0], [*names, metric], columns, [r['value'] for r in rows], lower)
+    show = lambda v: f'{v:.4g}' if isinstance(v, float) else str(v)
+    label = lambda r: t if len(t := ' '.join(f'{k}={show(v)}' for k,v in r['params'].items()) or 'defaults') <= 40 else ' · '.join(map(show, r['params'].values()))
+    _interval_rows(axes[1], [(shorten(label(r), 40), r) for r in some])
+    axes[1].set_xlabel(f'{metric} (95 % interval)' + (f'; the best {top} of {len(rows)}' if len(rows) > top else ''))
+    return fig
+
+# %% ../nbs/14_plots.ipynb #74893636
+def _parallel(ax, names, columns, values, lower) -> None:
+    "Lines through an axis per column; dark is good"
+    low, high = min(values), max(values)
+    good = [(high - v if lower else v - low)/((high - low) or 1) for v in values]
+    for i in sorted(range(len(values)), key=lambda i: good[i]):
+        ax.plot(range(len(names)), [at[i] for at,_ in columns], color=plt.get_cmap('viridis_r')(.05 + .9*good[i]), lw=1.2 + 1.2*(good[i] == 1), alpha=.85, marker='o', ms=3)
+    for x,(_, ticks) in enumerate(columns):
+        ax.axvline(x, color=MUTED, lw=.8, zorder=0)
+        for y,text in ticks: ax.annotate(text, (x, y), xytext=(4, 0), textcoords='offset points', fontsize=7.5, va='center', color=INK, bbox=dict(boxstyle='square,pad=.08', fc='white', ec='none', alpha=.75))
+    ax.set(xlim=(-.1, len(names) - .6), ylim=(-.06, 1.06)); ax.set_xticks(range(len(names)), [shorten(n, 16) for n in names]); ax.set_yticks([])
+    ax.spines[['left', 'bottom']].set_visible(False); ax.tick_params(length=0)
+
+def _interval_rows(ax, rows) -> None:
+    for y,(_, m) in enumerate(rows):
+        ax.plot([m['low'], m['high']], [y, y], color=BLUE, lw=5, alpha=.35, solid_capstyle='butt')
+        ax.plot(m['value'], y, 'o', color=BLUE, ms=5)
+        ax.annotate(f"{m['value']:.4g}", (m['value'], y), xytext=(0, 5), textcoords='offset points', fontsize=7.5, ha='center', color=INK)
+    ax.set_yticks(range(len(rows)), [n for n,_ in rows], fontsize=8)
+    ax.set_ylim(len(rows) - .4, -.8); ax.grid(axis='x', color=GRID)
 
 # %% ../nbs/14_plots.ipynb #78bb2862
 def plot_words(
