@@ -7,7 +7,7 @@ __all__ = ['TYPES', 'REPORT', 'Param', 'read_params', 'check_params', 'usecases'
            'outputs_root', 'make_run_folder', 'params_from', 'start_run', 'Run', 'mark_failed', 'repeat_command',
            'write_report', 'RunFailed', 'run_usecase', 'drop_progress']
 
-# %% ../nbs/51_run.ipynb #e87144c6
+# %% ../nbs/51_run.ipynb #347fbeca
 import ast
 import base64
 import contextlib
@@ -32,6 +32,7 @@ from .core import InputError, atomic_write, did_you_mean, hash_file, seed_everyt
 from .data import data_path
 from .plots import PAGE_STYLE
 from .records import environment, load_record, new_record, new_run_id, save_record
+from .tracking import check_tracker, track_callbacks, track_figures
 
 # %% ../nbs/51_run.ipynb #82740649
 TYPES = dict(int='a whole number', float='a number', str='text', bool='true or false')
@@ -127,7 +128,7 @@ def usecase_params(notebook:str|Path) -> dict[str, Param]:
         raise InputError(f"`{notebook}` has {len(tagged)} cells tagged `parameters`; accepted: one. Without it papermill runs on defaults.")
     return read_params(''.join(tagged[0]['source']))
 
-# %% ../nbs/51_run.ipynb #f4323aca
+# %% ../nbs/51_run.ipynb #565f0c93
 def outputs_root() -> Path:
     "`outputs` of the checkout around the current folder, otherwise of the current folder"
     here = Path.cwd()
@@ -137,6 +138,7 @@ def outputs_root() -> Path:
 
 def make_run_folder(usecase:str, params:dict, notebook:Path, out:str='') -> Path:
     "A new run folder with a record that says `running`"
+    check_tracker(params.get('track', 'none'))
     run_id = new_run_id()
     folder = (Path(out).expanduser() if out else outputs_root())/usecase/run_id
     try: (folder/'figures').mkdir(parents=True)
@@ -179,7 +181,7 @@ class Run:
 
     def save(self) -> None: save_record(self.folder, self.record)
 
-# %% ../nbs/51_run.ipynb #c07d85fe
+# %% ../nbs/51_run.ipynb #7050440d
 @patch
 @contextlib.contextmanager
 def phase(self:Run, name:str):
@@ -203,8 +205,14 @@ def metric(self:Run, name:str, interval, group:str='metrics') -> None:
     self.record[group][name] = interval if isinstance(interval, dict) else interval.as_json()
 
 @patch
+def track(self:Run, name:str) -> list:
+    "Callbacks that write each epoch of a fit to `track/name`, for the tool that the parameter `track` names; none where it names none"
+    return track_callbacks(getattr(self.p, 'track', 'none'), self.folder/'track'/name)
+
+@patch
 def finish(self:Run) -> str:
     "Mark the run as done and write its report; gives the run folder"
+    track_figures(getattr(self.p, 'track', 'none'), self.folder/'track'/'run', {k: m['value'] for k,m in self.record['metrics'].items()})
     self.record |= dict(status='ok', figures=self.captions)
     self.record.pop('error', None)
     self.save()
