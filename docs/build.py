@@ -193,8 +193,9 @@ def write_page(source:str, nb, pages:dict, heads:dict, files:set) -> None:
 
 
 def contents(pages:list[str]) -> str:
-    "The site's table of contents: use cases first, then the library from the ground floor up"
+    "The site's table of contents: use cases and guides first, then the library from the ground floor up"
     groups = {'Use cases': [p for p in pages if p.startswith('usecases/')],
+              'Guides': [p for p in pages if p.startswith('guides/')],
               'The library': [p for p in pages if p.endswith('.ipynb') and '/' not in p and p != 'index.ipynb'],
               'Benchmarks': [p for p in pages if p.startswith('benchmarks/')],
               'The project': [p for p in pages if p.endswith('.md')]}
@@ -238,7 +239,7 @@ def executed(name:str):
 
 def sources() -> list[str]:
     "Every notebook and page of the site, as paths from the root, in the order of the contents"
-    nbs = [p for folder in ('', 'usecases', 'benchmarks') for p in sorted((ROOT/'nbs'/folder).glob('[!_.]*.ipynb'))]
+    nbs = [p for folder in ('', 'usecases', 'guides', 'benchmarks') for p in sorted((ROOT/'nbs'/folder).glob('[!_.]*.ipynb'))]
     return [p.relative_to(ROOT).as_posix() for p in nbs] + [p for p in PROJECT if (ROOT/p).exists()]
 
 
