@@ -7,7 +7,7 @@ __all__ = ['HOME', 'FILES', 'COMMAND', 'HEAD', 'stage_params', 'params_section',
            'project_root', 'is_checkout', 'stage', 'stages_of', 'pipeline', 'files_as_they_should_be', 'write_files',
            'runs_home', 'run_stage', 'scalars', 'lay_out']
 
-# %% ../nbs/61_dvc_files.ipynb #660e32c8
+# %% ../nbs/61_dvc_files.ipynb #af301f7b
 import csv
 import os
 import re
@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 import yaml
-from .core import InputError, atomic_write, umask, write_json
+from .core import InputError, atomic_write, write_json
 from .records import code_version, load_record
 from .run import check_params, find_usecase, outputs_root, run_usecase, usecase_params, usecases
 
@@ -169,7 +169,7 @@ def run_stage(usecase:str) -> Path: # The folder with the stage's results
     if not isinstance(params, dict): raise InputError(f"params.yaml in the current folder has no section `{usecase}`; write it with `tl dvc`, and run this where it stands.")
     return lay_out(run_usecase(usecase, params, str(runs_home())), Path(HOME)/usecase)
 
-# %% ../nbs/61_dvc_files.ipynb #fe209d03
+# %% ../nbs/61_dvc_files.ipynb #b3017d44
 def scalars(rec:dict) -> dict:
     "A record's figures for `dvc metrics`"
     main = {n: m for n,m in rec['metrics'].items() if '/' not in n}
@@ -179,8 +179,8 @@ def scalars(rec:dict) -> dict:
 def lay_out(run:Path, home:Path) -> Path:
     "Copy a run folder to `home/run` and write what DVC shows beside it; what was there goes"
     rec = load_record(run)
-    home.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f'.{home.name}-', dir=home.parent)); new.chmod(0o777 & ~umask())
+    home.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f'.{home.name}-', dir=home.parent))
     shutil.copytree(run, new/'run')
     shutil.copytree(run/'figures', new/'figures')
     write_json(new/'metrics.json', scalars(rec))
@@ -192,5 +192,8 @@ def lay_out(run:Path, home:Path) -> Path:
     for p in (run/'track').rglob('plots/metrics/**/*.tsv'): # <fit>/plots/metrics/train/loss.tsv
         to = new/'epochs'/Path(*(q for q in p.relative_to(run/'track').parts if q not in ('plots', 'metrics')))
         to.parent.mkdir(parents=True, exist_ok=True); shutil.copyfile(p, to)
-    if home.exists(): shutil.rmtree(home)
-    return new.rename(home)
+    for p in new.iterdir(): # DVC keeps a .gitignore beside them
+        if (home/p.name).is_dir(): shutil.rmtree(home/p.name)
+        p.replace(home/p.name)
+    new.rmdir()
+    return home
