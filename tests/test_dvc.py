@@ -19,7 +19,7 @@ def run(*args, cwd, env=None, fails=False):
     env = {**os.environ, 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}', 'HOME': str(cwd.parent), 'DVC_NO_ANALYTICS': '1',
            'DVC_SITE_CACHE_DIR': str(cwd.parent/'site'), 'https_proxy': 'http://127.0.0.1:9', 'http_proxy': 'http://127.0.0.1:9', **(env or {})}
     env.pop('PYTHONPATH', None)          # the repository's own package, wherever a stage runs
-    done = subprocess.run([str(a) for a in args], cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([str(a) for a in args], cwd=cwd, env=env, capture_output=True, text=True, timeout=400)
     assert fails or done.returncode == 0, f'{args}: {done.stdout[-2000:]}\n{done.stderr[-3000:]}'
     return done
 
@@ -32,7 +32,7 @@ def checkout(to):
     skip = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
     for d in ('tl_notebooks', 'nbs/usecases'): shutil.copytree(ROOT/d, to/d, ignore=skip)
     (to/'.dvc').mkdir()
-    for f in ('settings.ini', 'params.yaml', 'dvc.yaml', '.gitignore', '.dvcignore', '.dvc/config', '.dvc/.gitignore'): shutil.copyfile(ROOT/f, to/f)
+    for f in ('settings.ini', 'params.yaml', 'dvc.yaml', '.gitignore', '.dvcignore', '.dvc/config', '.dvc/.gitignore', '.dvc/plots.html'): shutil.copyfile(ROOT/f, to/f)
     return to
 
 
@@ -165,6 +165,7 @@ def test_its_epochs_figures_and_intervals_are_plotted(repo, applied):
     run('dvc', 'plots', 'diff', 'HEAD', 'workspace', '-o', 'plots', cwd=repo)
     page = (repo/'plots'/'index.html').read_text()
     shutil.copytree(repo/'plots', repo.parent/'plots'); shutil.rmtree(repo/'plots')
+    assert 'window.vegaEmbed = window.vegaEmbed ||' in page, 'without a network nothing would be drawn'
     for there in ('eval/loss.tsv', 'intervals.csv', 'HEAD_outputs_dvc_parts_figures_accuracy.png', 'workspace_outputs_dvc_parts_figures_accuracy.png'): assert there in page
     assert [*(repo.parent/'plots').rglob('workspace_outputs_dvc_parts_figures_accuracy.png')]
 
