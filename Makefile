@@ -27,10 +27,11 @@ test: .venv/.dev ## every notebook of the house, then tests/
 	@echo "tests/ …"
 	@$(BIN)/python -m pytest $(ARGS)
 
-export: .venv/.dev ## write tl_notebooks/ and README.md from nbs/, and clean the notebooks
+export: .venv/.dev ## write tl_notebooks/, README.md, params.yaml and dvc.yaml from nbs/, and clean the notebooks
 	@$(BIN)/nbdev_export
 	@$(BIN)/nbdev_clean
 	@$(BIN)/python docs/build.py readme
+	@$(BIN)/tl dvc >/dev/null
 
 docs: .venv/.dev ## build the pages in _docs/ from the notebooks
 	@$(BIN)/python docs/build.py site

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['cmd_run', 'cmd_resume', 'cmd_models', 'cmd_sweep', 'cmd_predict', 'cmd_expand', 'cmd_merge', 'cmd_show', 'cmd_runs',
-           'cmd_diff', 'cmd_reproduce', 'cmd_prune', 'cmd_cache', 'make_parser', 'main']
+           'cmd_diff', 'cmd_reproduce', 'cmd_prune', 'cmd_cache', 'cmd_dvc', 'make_parser', 'main']
 
 # %% ../nbs/70_cli.ipynb #9aa0adcf
 import argparse
@@ -227,7 +227,25 @@ def cmd_cache(args) -> int:
         print(f"{len(stores)} stores, {format_bytes(sum(s.size for s in stores))} of {format_bytes(cache_limit())} in {activations_dir()}")
     return 0
 
-# %% ../nbs/70_cli.ipynb #8b748522
+# %% ../nbs/70_cli.ipynb #a429dee2
+def cmd_dvc(args) -> int:
+    from tl_notebooks.dvc_files import project_root, run_stage, write_files
+    if args.action == 'run':
+        if len(args.usecase) != 1 or args.check: raise InputError("`tl dvc run` takes one use case and no option: tl dvc run parts.")
+        print(run_stage(args.usecase[0]))
+        return 0
+    for line in (differs := write_files(project_root(), args.check, tuple(args.usecase))): print(f"tl dvc: {line}", file=sys.stderr)
+    print(project_root()/'dvc.yaml' if not args.check else f"{len(differs)} differences" if differs else 'in step with the notebooks')
+    return 1 if differs and args.check else 0
+
+def _add_dvc(sub) -> None:
+    dvc = sub.add_parser('dvc', help='params.yaml and dvc.yaml for DVC, in step with the notebooks')
+    dvc.add_argument('action', nargs='?', choices=['write', 'run'], default='write', help='write the files (default), or run one stage of them')
+    dvc.add_argument('usecase', metavar='USECASE', nargs='*', help='run: the one to run, with its parameters in params.yaml; write: those that are to be stages (default: those that are, and all where none is)')
+    dvc.add_argument('--check', action='store_true', help='write nothing; say what differs, with exit code 1')
+    dvc.set_defaults(func=cmd_dvc)
+
+# %% ../nbs/70_cli.ipynb #9f4b258a
 def make_parser() -> argparse.ArgumentParser:
     "The command line of `tl`"
     ap = argparse.ArgumentParser(prog='tl', description='Expand the model you have: transfer learning in notebooks.',
@@ -260,6 +278,7 @@ def make_parser() -> argparse.ArgumentParser:
     predict.set_defaults(func=cmd_predict)
     _add_expand(sub)
     _add_runs(sub)
+    _add_dvc(sub)
     cache = sub.add_parser('cache', help='activations of frozen layers that are kept on disk: look, or clear')
     cache.add_argument('action', nargs='?', choices=['list', 'clear'], default='list')
     cache.add_argument('key', metavar='KEY', nargs='*', help='stores to clear, by the beginning of their keys (default: all)')

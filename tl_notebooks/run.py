@@ -7,7 +7,7 @@ __all__ = ['TYPES', 'RESERVE', 'REPORT', 'Param', 'read_params', 'check_params',
            'make_run_folder', 'params_from', 'start_run', 'Run', 'held', 'hold', 'mark_failed', 'repeat_command',
            'write_report', 'RunFailed', 'run_usecase', 'drop_progress', 'find_run', 'resume_run']
 
-# %% ../nbs/51_run.ipynb #2b701649
+# %% ../nbs/51_run.ipynb #a3a0bddf
 import ast
 import base64
 import contextlib
@@ -36,6 +36,7 @@ from .data import data_path, list_items, list_sources
 from .plots import PAGE_STYLE
 from .records import (code_version, environment, hash_cells, load_record, new_record, new_run_id, notebook_cells, outputs_root,
     save_record, this_process)
+from .tracking import check_tracker, track_callbacks, track_figures
 
 # %% ../nbs/51_run.ipynb #82740649
 TYPES = dict(int='a whole number', float='a number', str='text', bool='true or false')
@@ -131,7 +132,7 @@ def usecase_params(notebook:str|Path) -> dict[str, Param]:
         raise InputError(f"`{notebook}` has {len(tagged)} cells tagged `parameters`; accepted: one. Without it papermill runs on defaults.")
     return read_params(''.join(tagged[0]['source']))
 
-# %% ../nbs/51_run.ipynb #fbd684b7
+# %% ../nbs/51_run.ipynb #95bc8d71
 RESERVE = 64*1024 # bytes
 
 def _new_folder(home:Path, tries:int=1000) -> Path:
@@ -145,6 +146,7 @@ def _new_folder(home:Path, tries:int=1000) -> Path:
 
 def make_run_folder(usecase:str, params:dict, notebook:Path, out:str='') -> Path:
     "A new run folder with a record that says `running`"
+    check_tracker(params.get('track', 'none'))
     home, folder = (Path(out).expanduser() if out else outputs_root())/usecase, None
     try:
         folder = _new_folder(home)
@@ -220,7 +222,7 @@ def predictions(
 def _table(self:Run, name:str, table:pd.DataFrame) -> None:
     with atomic_write(self.folder/f'{name}.csv') as f: table.to_csv(f, index=False, lineterminator='\n')
 
-# %% ../nbs/51_run.ipynb #11399c4c
+# %% ../nbs/51_run.ipynb #fed7fd13
 @patch
 @contextlib.contextmanager
 def phase(self:Run, name:str):
@@ -244,8 +246,14 @@ def metric(self:Run, name:str, interval, group:str='metrics') -> None:
     self.record[group][name] = interval if isinstance(interval, dict) else interval.as_json()
 
 @patch
+def track(self:Run, name:str) -> list:
+    "Callbacks that write each epoch of a fit to `track/name`, for the tool that the parameter `track` names; none where it names none"
+    return track_callbacks(getattr(self.p, 'track', 'none'), self.folder/'track'/name)
+
+@patch
 def finish(self:Run) -> str:
     "Mark the run as done and write its report; gives the run folder"
+    track_figures(getattr(self.p, 'track', 'none'), self.folder/'track'/'run', {k: m['value'] for k,m in self.record['metrics'].items()})
     self.record |= dict(status='ok', figures=self.captions, seconds=round(time.perf_counter() - self.began, 3))
     self.record.pop('error', None)
     self.save()
