@@ -245,7 +245,7 @@ def _add_dvc(sub) -> None:
     dvc.add_argument('--check', action='store_true', help='write nothing; say what differs, with exit code 1')
     dvc.set_defaults(func=cmd_dvc)
 
-# %% ../nbs/70_cli.ipynb #9f4b258a
+# %% ../nbs/70_cli.ipynb #5b4854d6
 def make_parser() -> argparse.ArgumentParser:
     "The command line of `tl`"
     ap = argparse.ArgumentParser(prog='tl', description='Expand the model you have: transfer learning in notebooks.',
@@ -279,13 +279,17 @@ def make_parser() -> argparse.ArgumentParser:
     _add_expand(sub)
     _add_runs(sub)
     _add_dvc(sub)
+    _add_cache(sub)
+    return ap
+
+# %% ../nbs/70_cli.ipynb #a11fd0c3
+def _add_cache(sub) -> None:
     cache = sub.add_parser('cache', help='activations of frozen layers that are kept on disk: look, or clear')
     cache.add_argument('action', nargs='?', choices=['list', 'clear'], default='list')
     cache.add_argument('key', metavar='KEY', nargs='*', help='stores to clear, by the beginning of their keys (default: all)')
     cache.add_argument('--days', type=float, default=0, help='clear only what was not used for so many days (default: 0)')
     cache.add_argument('--format', choices=['text', 'json'], default='text')
     cache.set_defaults(func=cmd_cache)
-    return ap
 
 # %% ../nbs/70_cli.ipynb #d321c74e
 def _add_tuning(expand) -> None:
