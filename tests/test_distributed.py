@@ -37,9 +37,8 @@ def curves(learn): return [float(x) for x in learn.recorder.losses], [x for v in
 @pytest.fixture(scope='module')
 def pair():
     from tl_notebooks.checkpoint import Processes
-    one, two = plain(), plain()
-    one.fit_one_cycle(3, 1e-2)
-    two.fit_one_cycle(3, 1e-2, cbs=Processes(2))
+    one = plain(); one.fit_one_cycle(3, 1e-2)
+    two = plain(); two.fit_one_cycle(3, 1e-2, cbs=Processes(2))
     return one, two, killed.outcome(two)
 
 

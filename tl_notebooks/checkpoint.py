@@ -464,7 +464,7 @@ def work() -> None:
         torch.distributed.destroy_process_group()
     except BaseException: (folder/f'error {rank}').write_text(traceback.format_exc()); raise
 
-# %% ../nbs/26_checkpoint.ipynb #902e36a6
+# %% ../nbs/26_checkpoint.ipynb #208bf37f
 def _settle(learn, chance, rank:int) -> None:
     "Make the learner this process's own: its device, and the state of chance"
     learn.cbs = L(cb for cb in learn.cbs if cb is not None)
@@ -491,14 +491,15 @@ def train_in_processes(learn, n:int) -> tuple[dict, dict]: # as `read_state` giv
             for r in range(n): procs.append(subprocess.Popen([sys.executable, '-c', 'from tl_notebooks.checkpoint import work; work()', d, str(os.getpid())],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=_environment(n, r, threads, port, cpu)))
             while any(p.poll() is None for p in procs) and not any(p.poll() for p in procs): time.sleep(.05)
+            if any(p.poll() for p in procs): time.sleep(1) # the others have a moment to say what they saw
         finally:
             for p in procs: p.poll() is None and p.kill()
             for p in procs: p.wait()
         if (found := read_state(Path(d)/'done')) and not any(p.returncode for p in procs): return found
-        said = sorted(Path(d).glob('error *'))
-        raise RuntimeError(f"training in {n} processes failed:\n{said[0].read_text()[-3000:] if said else [p.returncode for p in procs]}")
+        said = [p.read_text()[-2000:] for p in sorted(Path(d).glob('error *'), key=lambda p: p.stat().st_mtime)] # the others fail because the first did
+        raise RuntimeError(f"training in {n} processes failed:\n" + ('\n'.join(said) or f'they ended with {[p.returncode for p in procs]}'))
 
-# %% ../nbs/26_checkpoint.ipynb #a29d8e77
+# %% ../nbs/26_checkpoint.ipynb #cd86b953
 class Processes(Callback):
     """Divides each batch of a fit between `n` processes, on as many GPUs or on the CPU's threads; None: as many as `TL_PROCESSES` says, else one.
 
@@ -521,6 +522,7 @@ class Processes(Callback):
         states = {name: s for name,s in values['counters']}
         set_fit(learn, tensors, values | dict(counters=[[type(cb).__name__, {} if hasattr(cb, 'resume_state') else states.get(type(cb).__name__, {})] for cb in learn.cbs]))
         for row in values['rows']: learn.logger(L(row))
+        if hasattr(learn, 'recorder'): learn.recorder.rows = values['rows']
         learn.epoch = values['last']
         raise CancelFitException
 
