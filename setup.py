@@ -21,7 +21,8 @@ setup(
     package_data={cfg['lib_name']: ['*.json', '*.jsonl'], f"{cfg['lib_name']}.usecases": ['*.ipynb']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
-    extras_require={'parquet': ['pyarrow>=15'], 'dev': cfg['dev_requirements'].split()},
+    extras_require={'parquet': ['pyarrow>=15'], 'video': cfg['video_requirements'].split(),
+                    'dev': [*cfg['dev_requirements'].split(), *cfg['video_requirements'].split()]},
     # The second lets nbdev link the names of this package between its pages.
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     zip_safe=False,
