@@ -6,9 +6,9 @@
 __all__ = ['RESIZES', 'GREY', 'STRIDES', 'ARCHS', 'placing', 'square', 'into_square', 'onto_picture', 'box_transforms',
            'augmented', 'BoxSet', 'BoxDL', 'pad_boxes', 'check_size', 'box_dls', 'boxes_dl', 'chain', 'Pyramid',
            'pyramid', 'BoxNet', 'unpad', 'DenseNet', 'CachedBoxDL', 'spec_of', 'FrozenPyramid', 'EMA', 'BoxLearner',
-           'plain_dl', 'detection_learner', 'GiveTargets', 'QueryNet', 'query_net']
+           'plain_dl', 'detection_learner', 'GiveTargets', 'QueryNet', 'query_net', 'box_net']
 
-# %% ../nbs/32_detection.ipynb #91fd0e09
+# %% ../nbs/32_detection.ipynb #0c19c59e
 import hashlib
 import random
 import time
@@ -22,9 +22,9 @@ from torch import nn
 from PIL import Image
 from .activations import ActivationStore, cache_limit, channels_last, describe, fill, format_bytes, make_room, room, row_name, say
 from .boxes import BoxData
-from .core import InputError, did_you_mean, hash_file, hash_json, hash_state, seed_everything, seeded
+from .core import InputError, did_you_mean, hash_file, hash_json, hash_state, read_json, seed_everything, seeded
 from .data import open_image
-from .finetune import NormEval, autocast, choose_precision, small_step
+from .finetune import NORMS, NormEval, autocast, choose_precision, small_step
 from .plots import plot_box_grid
 from .pretrained import find_entry, load_box_model, load_image_model
 from .records import code_version, environment
@@ -559,7 +559,20 @@ def plain_dl(dl:BoxDL) -> BoxDL:
     ds = copy.copy(dl.dataset); ds.tfms = None
     return BoxDL(ds, dl.bs, device=dl.device)
 
-# %% ../nbs/32_detection.ipynb #0741fe78
+# %% ../nbs/32_detection.ipynb #2b2fd523
+@patch
+def refresh_norms(self:BoxLearner) -> None:
+    "Replace the running statistics of all BatchNorm layers by averages over the training pictures, without augmentation"
+    norms = [m for m in self.model.modules() if isinstance(m, NORMS)]
+    was = [m.momentum for m in norms]
+    for m in norms: m.reset_running_stats(); m.momentum = None # None: the plain average over all batches
+    self.model.train()
+    with torch.no_grad():
+        for x,*_ in plain_dl(self.dls.train): self.model.features(x)
+    for m,momentum in zip(norms, was): m.momentum = momentum
+    self.model.eval()
+
+# %% ../nbs/32_detection.ipynb #d5373ac2
 def detection_learner(
     data:BoxData,              # From `boxes.read_boxes`
     arch:str='fcos',           # fcos, retinanet, ssdlite; or a detector of transformers: a name of the catalogue, or its folder
@@ -589,10 +602,11 @@ def detection_learner(
     sample = torch.zeros(4, 3, size, size, device=dls.device, dtype=torch.uint8)
     net.step = small_step(sample.float())
     net.precision = choose_precision(net, sample, f'{backbone} pyramid') if precision == 'auto' else precision
-    info = {**info, 'arch': arch, 'size': size, 'resize': resize, 'precision': net.precision, 'channels': channels, 'convs': convs}
+    mean, std = (t.flatten().tolist() for t in (net.mean, net.std))
+    info = {**info, 'arch': net.arch, 'mean': mean, 'std': std, 'size': size, 'resize': resize, 'precision': net.precision, 'channels': channels, 'convs': convs}
     return BoxLearner(dls, net, info=info, **{'path': Path('.'), **kwargs})
 
-# %% ../nbs/32_detection.ipynb #d1b8f5da
+# %% ../nbs/32_detection.ipynb #713177df
 class GiveTargets(Callback):
     "Hands the boxes to a model that computes its own loss"
     order = 20
@@ -602,7 +616,7 @@ class QueryNet(BoxNet):
     "A detector of transformers: called with pictures, and boxes where a loss is wanted; `loss` reads it"
     def __init__(self, model:nn.Module, n_classes:int, size:int, mean, std):
         super().__init__(n_classes, size, mean, std)
-        self.model, self.softmax = model, model.config.model_type in ('detr', 'yolos', 'table-transformer')
+        self.model, self.arch, self.softmax = model, model.config.model_type, model.config.model_type in ('detr', 'yolos', 'table-transformer')
         body = [m for n,m in model.named_modules() if n.split('.')[-1] == 'backbone'][:1]
         self.__dict__['body'] = body[0] if body else nn.Identity() # not twice among the modules
         self.__dict__['head'] = nn.ModuleList(m for n,m in model.named_children() if n != 'model')
@@ -610,6 +624,7 @@ class QueryNet(BoxNet):
 
     def features(self, x): return self.model(pixel_values=self.normalised(x)).logits
     def callbacks(self): return [GiveTargets()]
+    def config_json(self) -> str: return self.model.config.to_json_string() # goes into a model folder
 
     def forward(self, x, boxes=None, labels=None):
         given = {} if boxes is None else {'labels': [dict(class_labels=t['labels'], boxes=_centres(t['boxes'])/self.size) for t in unpad(boxes, labels)]}
@@ -627,7 +642,7 @@ class QueryNet(BoxNet):
 
 def _centres(b): return torch.cat([(b[:,:2] + b[:,2:])/2, b[:,2:] - b[:,:2]], 1)
 
-# %% ../nbs/32_detection.ipynb #05154c92
+# %% ../nbs/32_detection.ipynb #5c7b48bd
 def query_net(name:str, weights:str|None, n_classes:int, size:int) -> tuple[QueryNet, dict]:
     "A detector of transformers with fresh class heads where the number of classes differs"
     if not Path(name).is_dir():
@@ -639,8 +654,26 @@ def query_net(name:str, weights:str|None, n_classes:int, size:int) -> tuple[Quer
 
 def _of_processor(folder:str, key:str) -> list|None:
     "What a checkpoint's image processor normalises with, if it does"
-    from tl_notebooks.core import read_json
     path = Path(folder)/'preprocessor_config.json'
     if not path.is_file(): return None
     c = read_json(path, 'image processor')
     return c.get(key) if c.get('do_normalize', True) else None
+
+# %% ../nbs/32_detection.ipynb #decd878b
+def box_net(
+    backbone:dict,      # `model`: its name in timm
+    preprocessing:dict, # arch, size, mean, std, channels, convs: of `learn.info`
+    n_classes:int,
+    folder:str|Path='', # Where config.json of a detector of transformers lies
+) -> BoxNet:
+    "An untrained detector of the same make as a trained one"
+    pre = preprocessing
+    if pre['arch'] in ARCHS:
+        body = pyramid(f"timm/{backbone['model']}", 'random', pre['size'])[0]
+        net = DenseNet(body, pre['arch'], n_classes, pre['size'], pre['mean'], pre['std'], pre['channels'], pre['convs'])
+    else:
+        from transformers import AutoConfig, AutoModelForObjectDetection
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        net = QueryNet(AutoModelForObjectDetection.from_config(config), n_classes, pre['size'], pre['mean'], pre['std'])
+    net.step, net.precision = small_step(torch.zeros(1, 3, pre['size'], pre['size'])), pre['precision']
+    return net
