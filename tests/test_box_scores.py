@@ -154,3 +154,57 @@ def test_confusion_counts_everything_once():
     same_without_crowd = box_confusion(compare_boxes([{**t, 'crowd': t['crowd'] & False} for t in truths], preds, CLASSES, .4), truths, preds, 4)
     assert np.trace(same_without_crowd) == hits
     assert same_without_crowd[:, :-1].sum() == sum((p['scores'] >= .4).sum() for p in preds)
+
+
+# --- suppression
+
+def by_definition(boxes, scores, threshold):
+    """torchvision's definition, word by word: "iteratively removes lower scoring boxes which have an IoU greater than `iou_threshold`
+    with another (higher scoring) box". Equal scores in the order in which they stand; 0/0 of two points is above no threshold."""
+    order = sorted(range(len(boxes)), key=lambda i: -scores[i]) # Python's sort is stable
+    kept = []
+    for i in order:
+        x1, y1, x2, y2 = boxes[i]
+        for j in kept:
+            u1, v1, u2, v2 = boxes[j]
+            inter = np.float32(max(min(x2, u2) - max(x1, u1), 0))*np.float32(max(min(y2, v2) - max(y1, v1), 0))
+            union = (x2 - x1)*(y2 - y1) + (u2 - u1)*(v2 - v1) - inter
+            if union != 0 and np.float32(inter)/np.float32(union) > np.float32(threshold): break
+        else: kept.append(i)
+    return kept
+
+
+def nms_case(seed):
+    "Nothing, one box, ties in place and score, boxes without area, corners the wrong way round never, thresholds of every kind"
+    r = np.random.default_rng(seed)
+    n = int(r.choice([0, 1, 2, r.integers(3, 40)], p=[.03, .05, .1, .82]))
+    if r.random() < .5: corner, side = r.integers(0, 12, (n, 2)), r.integers(0, 7, (n, 2))
+    else: corner, side = r.uniform(0, 60, (n, 2)), np.abs(r.normal(12, 9, (n, 2)))*(r.random((n, 2)) > .05)
+    scores = r.integers(0, 6, n)/5 if r.random() < .5 else r.random(n)
+    return np.concatenate([corner, corner + side], 1).astype('float32'), scores.astype('float32'), r.integers(0, 4, n), float(r.choice([0, .25, .45, .5, .7, 1, r.random()]))
+
+
+def test_suppression_is_the_published_one_in_a_thousand_cases():
+    "One class, and by class as `batched_nms` has it (torchvision shifts the classes apart, or takes them one by one)"
+    from torchvision.ops import batched_nms
+    tied = 0
+    for seed in range(1000):
+        boxes, scores, labels, t = nms_case(seed)
+        b, s = torch.from_numpy(boxes), torch.from_numpy(scores)
+        assert nms(b, s, t).tolist() == by_definition(boxes, scores, t), f'case {seed}'
+        each = sorted(i for k in range(4) for i in np.flatnonzero(labels == k)[by_definition(boxes[labels == k], scores[labels == k], t)]) # by class
+        whole = (boxes == boxes.round()).all() # shifting rounds other boxes, and then a tie at the threshold may fall either way
+        if whole: assert sorted(batched_nms(b, s, torch.from_numpy(labels), t).tolist()) == each, f'case {seed}'
+        tied += len(scores) > len(set(scores.tolist()))
+    assert tied > 300
+
+
+def test_suppression_is_the_compiled_one():
+    from tl_notebooks import core
+    import torchvision  # noqa: F401
+    if core.guard_torchvision() != 'working': pytest.skip('torchvision\'s compiled operator does not load beside this torch')
+    for seed in range(1000):
+        boxes, scores, _, t = nms_case(seed)
+        scores = scores + np.arange(len(scores), dtype='float32')[::-1]*1e-5 # the compiled one does not promise an order of equal scores
+        b, s = torch.from_numpy(boxes), torch.from_numpy(scores)
+        assert nms(b, s, t).tolist() == torch.ops.torchvision.nms(b, s, t).tolist(), f'case {seed}'

@@ -163,7 +163,7 @@ def _figures(ap:np.ndarray) -> dict[str, np.ndarray]:
     return {'map50': _mean(ap[..., 0, 0, :], -1), 'map': _mean(ap[..., 0, :, :], (-2, -1)), 'map75': _mean(ap[..., 0, 5, :], -1),
             **{f'map_{s}': _mean(ap[..., i, :, :], (-2, -1)) for i,s in enumerate(SIZES) if s}}
 
-# %% ../nbs/24_box_scores.ipynb #5a55277d
+# %% ../nbs/24_box_scores.ipynb #6c50deb3
 @dataclass
 class BoxScores:
     "COCO's figures with their intervals, and what they were made from"
@@ -177,6 +177,7 @@ class BoxScores:
         "A figure by class, such as `of('map50')`"
         return {c: self.metrics[f'{name}/{c}'] for c in self.classes if f'{name}/{c}' in self.metrics}
 
+# %% ../nbs/24_box_scores.ipynb #88d70d9c
 def box_scores(
     truths:Sequence[dict],  # Per picture: boxes (n, 4) in pixels, labels (n,), and perhaps crowd (n,)
     preds:Sequence[dict],   # Per picture: boxes, scores, labels
@@ -198,6 +199,7 @@ def box_scores(
         out |= {k + name: _bootstrap(v, drawn[k], int(shown[k])) for k,v in _figures(ap[..., part]).items() if np.isfinite(v)}
     return BoxScores(out, classes, {c: int(m.truths[0].sum()) for c,m in zip(classes, matches)}, matches)
 
+# %% ../nbs/24_box_scores.ipynb #df47a1b6
 def _parts(w:np.ndarray, matches:list[ClassMatches], most:int=4_000_000) -> Iterator[np.ndarray]:
     "Resampled sets, so many at a time that memory stays small"
     step = max(1, most//max(1, *(len(m.scores) for m in matches), w.shape[1]))
