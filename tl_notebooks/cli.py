@@ -43,10 +43,13 @@ def cmd_models(args) -> int:
     print(json.dumps(rows, indent=1, ensure_ascii=False) if args.format == 'json' else format_models(rows))
     return 0
 
-# %% ../nbs/70_cli.ipynb #d12c4ca6
+# %% ../nbs/70_cli.ipynb #a152ce82
 def cmd_predict(args) -> int:
     from tl_notebooks.artifact import Model
     model = Model(args.model)
+    if model.manifest['task'] == 'boxes': return _predict_boxes(args, model)
+    for name in ('draw', 'threshold', 'slice'):
+        if getattr(args, name): raise InputError(f"--{name} is about boxes, and `{args.model}` gives one answer for each input; accepted: none.")
     paths, failed, rows = model.find(args.input), 0, []
     table = csv.writer(sys.stdout, lineterminator='\n')
     if args.format == 'csv': table.writerow(['path', 'label', 'probability', *model.classes])
@@ -57,6 +60,25 @@ def cmd_predict(args) -> int:
         else: rows.append(dict(path=p.path, label=p.label, probability=p.probability, probabilities=p.probabilities))
     if args.format == 'json': print(json.dumps(rows, ensure_ascii=False))
     if failed: print(f"tl predict: {failed} of {len(paths)} files could not be read; the others are done", file=sys.stderr)
+    return 1 if failed else 0
+
+# %% ../nbs/70_cli.ipynb #8ddc02a5
+def _predict_boxes(args, model) -> int:
+    from tl_notebooks.box_predict import COLUMNS, box_rows, coco_results, drawing_paths, list_scenes, picture_detector, predict_boxes
+    pre, scenes = model.manifest['preprocessing'], list_scenes(args.input)
+    threshold = (model.manifest.get('head') or {}).get('threshold', .3) if args.threshold is None else args.threshold
+    if not 0 <= threshold <= 1: raise InputError(f"--threshold {threshold}: accepted: a score from 0 to 1.")
+    if args.slice and args.slice < 32: raise InputError(f"--slice {args.slice}: accepted: a side of at least 32 pixels.")
+    drawings, say, failed, results = drawing_paths(scenes, args.draw) if args.draw else None, lambda text: print(f'tl predict: {text}', file=sys.stderr), 0, []
+    table = csv.writer(sys.stdout, lineterminator='\n')
+    if args.format == 'csv': table.writerow(COLUMNS)
+    detector = picture_detector(model.net, pre['size'], pre['resize'], threshold)
+    for n,p in enumerate(predict_boxes(detector, scenes, model.classes, threshold, args.bs, args.slice or 0, drawings, say), 1):
+        if p.error: failed += 1; say(p.error); continue
+        if args.format == 'csv': table.writerows(box_rows(p, model.classes))
+        else: results += coco_results(p, n, model.classes)
+    if args.format == 'json': print(json.dumps(results, ensure_ascii=False))
+    if failed: say(f"{failed} of {len(scenes)} files could not be read; the others are done")
     return 1 if failed else 0
 
 # %% ../nbs/70_cli.ipynb #80f1a1fa
@@ -142,7 +164,7 @@ def cmd_cache(args) -> int:
         print(f"{len(stores)} stores, {format_bytes(sum(s.size for s in stores))} of {format_bytes(cache_limit())} in {activations_dir()}")
     return 0
 
-# %% ../nbs/70_cli.ipynb #06e407e1
+# %% ../nbs/70_cli.ipynb #a46777cc
 def make_parser() -> argparse.ArgumentParser:
     "The command line of `tl`"
     ap = argparse.ArgumentParser(prog='tl', description='Expand the model you have: transfer learning in notebooks.',
@@ -161,11 +183,14 @@ def make_parser() -> argparse.ArgumentParser:
     models = sub.add_parser('models', help='the pretrained models, and which can be used on this machine now')
     models.add_argument('--format', choices=['text', 'json'], default='text')
     models.set_defaults(func=cmd_models)
-    predict = sub.add_parser('predict', help='predictions with probabilities from a model folder')
+    predict = sub.add_parser('predict', help='predictions with probabilities, or boxes, from a model folder')
     predict.add_argument('model', metavar='MODEL', help='a model folder, or a run folder with one')
-    predict.add_argument('input', metavar='INPUT', nargs='+', help='pictures or folders of them; for a text model texts, .txt and .eml files, folders, tables, or - for lines of standard input')
+    predict.add_argument('input', metavar='INPUT', nargs='+', help='pictures or folders of them; for a detector also videos; for a text model texts, .txt and .eml files, folders, tables, or - for lines of standard input')
     predict.add_argument('--format', choices=['csv', 'json'], default='csv')
     predict.add_argument('--bs', type=int, default=32, help='inputs per batch (default: 32)')
+    predict.add_argument('--draw', metavar='DIR', help='detectors: pictures and videos with boxes drawn, into a new folder')
+    predict.add_argument('--threshold', type=float, metavar='X', help='detectors: least score (default: the one chosen with the model)')
+    predict.add_argument('--slice', type=int, metavar='N', help='detectors: look at large pictures in parts of so many pixels too, for small and distant objects')
     predict.set_defaults(func=cmd_predict)
     _add_expand(sub)
     cache = sub.add_parser('cache', help='activations of frozen layers that are kept on disk: look, or clear')
