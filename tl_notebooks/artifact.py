@@ -54,7 +54,7 @@ def write_manifest(folder:Path, manifest:dict) -> None:
     text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
     (folder/'manifest.json').write_text(text.replace('"sha256": "' + '0'*64, '"sha256": "' + _manifest_hash(text)), encoding='utf-8')
 
-# %% ../nbs/40_artifact.ipynb #91291662
+# %% ../nbs/40_artifact.ipynb #a986f668
 def _task(net, tok) -> str: return 'boxes' if isinstance(net, BoxNet) else 'image_classification' if tok is None else 'text_classification'
 
 def save_model(
@@ -75,7 +75,7 @@ def save_model(
     "Write a model folder, whole or not at all"
     folder = Path(folder)
     if folder.exists(): raise InputError(f"model folder `{folder}` exists already. Choose another name, or remove it.")
-    state, tmp = {k: v.detach().cpu().contiguous() for k,v in net.state_dict().items()}, Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}.'))
+    state, tmp = {k: v.detach().cpu().contiguous().clone() for k,v in net.state_dict().items()}, Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}.'))
     try:
         save_file(state, tmp/'weights.safetensors')
         if tok is not None: _save_text_parts(tmp, net, tok)

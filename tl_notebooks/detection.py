@@ -323,7 +323,7 @@ def unpad(boxes:torch.Tensor, labels:torch.Tensor, shift:int=0) -> list[dict]:
     "torchvision's form of a batch's boxes; `shift`: number of the first class"
     return [dict(boxes=b[l >= 0], labels=l[l >= 0] + shift) for b,l in zip(boxes, labels)]
 
-# %% ../nbs/32_detection.ipynb #78f92848
+# %% ../nbs/32_detection.ipynb #1313f057
 class DenseNet(BoxNet):
     """A pyramid, a feature pyramid network of `channels`, and a head of torchvision's.
 
@@ -332,6 +332,7 @@ class DenseNet(BoxNet):
     """
     def __init__(self, body:Pyramid, arch:str, n_classes:int, size:int, mean=(.485, .456, .406), std=(.229, .224, .225), channels:int=128, convs:int=2, **kwargs):
         if arch not in ARCHS: raise InputError(f"`arch` is {arch!r}. {did_you_mean(arch, ARCHS)}")
+        if channels < 32 or channels % 32: raise InputError(f"`channels` is {channels}; accepted: multiples of 32.")
         super().__init__(n_classes, size, mean, std)
         self.body, self.arch, self.shift = body, arch, int(arch == 'ssdlite')
         self.neck = FeaturePyramidNetwork(body.channels, channels, _Coarser(channels))
