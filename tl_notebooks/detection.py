@@ -227,7 +227,7 @@ class Pyramid(nn.Module):
         if self.whole: return [m for k,m in enumerate(self.steps[0](x)) if k in self.wanted]
         return self.onward(self.until(x, 1), 1)
 
-# %% ../nbs/32_detection.ipynb #45073337
+# %% ../nbs/32_detection.ipynb #3cd867e5
 @patch
 def frozen_steps(self:Pyramid) -> int:
     "How many steps at the beginning, in whole groups, hold nothing that trains; 0 for a network in one piece"
@@ -244,10 +244,9 @@ def pack(self:Pyramid, x:torch.Tensor, n:int) -> torch.Tensor: # (items, …)
 
 @patch
 def unpack(self:Pyramid, rows:torch.Tensor, n:int) -> list[torch.Tensor]:
-    "All maps, from rows of `pack`"
-    shapes = self.states[n]
-    parts = rows.split([int(np.prod(s)) for s in shapes], 1)
-    return self.onward([p.reshape(-1, h, w, c).permute(0, 3, 1, 2) for p,(c,h,w) in zip(parts, shapes)], n)
+    "What `until` gave, from rows of `pack`"
+    parts = rows.split([int(np.prod(s)) for s in self.states[n]], 1)
+    return [p.reshape(-1, h, w, c).permute(0, 3, 1, 2) for p,(c,h,w) in zip(parts, self.states[n])]
 
 # %% ../nbs/32_detection.ipynb #9d7d2e6b
 def pyramid(
@@ -323,7 +322,7 @@ def unpad(boxes:torch.Tensor, labels:torch.Tensor, shift:int=0) -> list[dict]:
     "torchvision's form of a batch's boxes; `shift`: number of the first class"
     return [dict(boxes=b[l >= 0], labels=l[l >= 0] + shift) for b,l in zip(boxes, labels)]
 
-# %% ../nbs/32_detection.ipynb #1313f057
+# %% ../nbs/32_detection.ipynb #52da7b02
 class DenseNet(BoxNet):
     """A pyramid, a feature pyramid network of `channels`, and a head of torchvision's.
 
@@ -341,7 +340,13 @@ class DenseNet(BoxNet):
         self.sides, self.per_place = sides, self.head.anchor_generator.num_anchors_per_location()
         self.to(memory_format=torch.channels_last)
 
-    def maps(self, x): return self.body.unpack(x, self.cut) if x.ndim == 2 else self.features(x)
+    def maps(self, x):
+        "Of pictures or rows. What trains runs in float32 on a CPU: the gradients of separable convolutions are twice as fast there"
+        if self.body.whole: return self.features(x)
+        n = self.cut if x.ndim == 2 else self.body.frozen_steps()
+        state = self.body.unpack(x, n) if x.ndim == 2 else self.body.until(self.normalised(x), n)
+        if not torch.is_grad_enabled() or n == len(self.body.steps) or x.device.type != 'cpu': return self.body.onward(state, n)
+        with torch.autocast('cpu', enabled=False): return self.body.onward([s.float() for s in state], n)
 
     def forward(self, x):
         with autocast(x.device, self.precision):
