@@ -43,10 +43,12 @@ PREPROCESSING = dict(image_classification=('size', 'mean', 'std', 'resize', 'pre
 MANIFEST = dict(schema=str, task=str, classes=list, backbone=dict, preprocessing=dict, metrics=dict, data=dict,
                 versions=dict, weights_sha256=str, files=dict, sha256=str)
 
-# %% ../nbs/40_artifact.ipynb #16fd20ec
+# %% ../nbs/40_artifact.ipynb #c3ba3f07
 def _manifest_hash(text:str) -> str:
     import hashlib
     return hashlib.sha256(re.sub(r'("sha256": ")[0-9a-f]{64}(",?\n?\}?\s*)$', r'\1\2', text).encode()).hexdigest()
+
+def _task(net, tok) -> str: return 'boxes' if isinstance(net, BoxNet) else 'image_classification' if tok is None else 'text_classification'
 
 def write_manifest(folder:Path, manifest:dict) -> None:
     "Write `manifest.json` with its own hash as the last entry"
@@ -54,9 +56,7 @@ def write_manifest(folder:Path, manifest:dict) -> None:
     text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
     (folder/'manifest.json').write_text(text.replace('"sha256": "' + '0'*64, '"sha256": "' + _manifest_hash(text)), encoding='utf-8')
 
-# %% ../nbs/40_artifact.ipynb #a986f668
-def _task(net, tok) -> str: return 'boxes' if isinstance(net, BoxNet) else 'image_classification' if tok is None else 'text_classification'
-
+# %% ../nbs/40_artifact.ipynb #0ed19d5d
 def save_model(
     folder:str|Path,          # Made by this call; must not exist
     net:TransferNet,
@@ -165,7 +165,7 @@ def _head_rows(weights:Path) -> int:
     except (ValueError, KeyError, struct.error, MemoryError, OverflowError):
         raise InputError(f"`{weights}` has no head of a classifier (tensor `head.1.bias`).") from None
 
-# %% ../nbs/40_artifact.ipynb #befd02b7
+# %% ../nbs/40_artifact.ipynb #1a38ea6f
 @dataclass
 class Prediction:
     "The classes' probabilities for one input, or the reason why there are none"
@@ -192,6 +192,7 @@ class Model:
         if self.is_text: self.reader = TokenReader(load_tokenizer(m['folder']), m['preprocessing']['max_tokens'])
         else: self.mean, self.std = (torch.tensor(m['preprocessing'][k], device=self.device).view(1, 3, 1, 1) for k in ('mean', 'std'))
 
+# %% ../nbs/40_artifact.ipynb #d8a39a6d
 def _grown_head(state:dict, n_features:int) -> GrownHead:
     "An untrained head with the parts that `state` has"
     rows = [len(state[f'head.parts.{i}.1.bias']) for i in range(sum(bool(re.fullmatch(r'head\.parts\.\d+\.1\.bias', k)) for k in state))]

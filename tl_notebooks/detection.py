@@ -175,7 +175,7 @@ def boxes_dl(data:BoxData, split:str, like:BoxDL) -> BoxDL:
     ds = like.dataset
     return BoxDL(BoxSet(data, split, ds.size, ds.resize, seed=ds.seed), like.bs, device=like.device)
 
-# %% ../nbs/32_detection.ipynb #d25272ca
+# %% ../nbs/32_detection.ipynb #663785e3
 def chain(model:nn.Module, x:torch.Tensor) -> tuple[list[nn.Module], dict[int, int]]: # steps, {step: number of the map that it ends}
     "The modules of a timm feature extractor in order, proved on `x`; itself where they do not simply follow each other"
     with torch.no_grad(): maps = [m.clone() for m in model(x)]
@@ -187,6 +187,7 @@ def chain(model:nn.Module, x:torch.Tensor) -> tuple[list[nn.Module], dict[int, i
     except (RuntimeError, TypeError, AttributeError, ValueError): ends = {}
     return (steps[:max(ends) + 1], ends) if len(ends) == len(maps) else ([model], {})
 
+# %% ../nbs/32_detection.ipynb #6748d8fc
 class Pyramid(nn.Module):
     """Maps of a backbone at strides 8, 16 and 32.
 
@@ -481,29 +482,29 @@ def opened(self:FrozenPyramid, dl:BoxDL, n:int) -> CachedBoxDL|None:
 def _say_once(self:FrozenPyramid, message:str) -> None:
     if message not in self.said: self.said.add(message); say(message)
 
-# %% ../nbs/32_detection.ipynb #ed5ff914
+# %% ../nbs/32_detection.ipynb #bd308559
 class EMA(Callback):
     "Validates and, in the end, keeps an exponential moving average of the weights that train; `decay` per step, less in the beginning"
     order = 12
-    def __init__(self, decay:float=.99): self.decay, self.mean, self.raw = decay, None, None
-    def __getstate__(self): return {**self.__dict__, 'mean': None, 'raw': None}
-    def on(self) -> bool: return self.learn.fitting and self.mean is not None
+    def __init__(self, decay:float=.99): self.decay, self.average, self.raw = decay, None, None
+    def __getstate__(self): return {**self.__dict__, 'average': None, 'raw': None}
+    def on(self) -> bool: return self.learn.fitting and self.average is not None
     def before_fit(self):
         finding = any(type(cb).__name__ == 'LRFinder' for cb in self.learn.cbs)
         self.params = [p for p in self.model.parameters() if p.requires_grad]
-        self.mean, self.raw, self.n = None if finding or not self.learn.fitting else [p.detach().clone() for p in self.params], None, 0
+        self.average, self.raw, self.n = None if finding or not self.learn.fitting else [p.detach().clone() for p in self.params], None, 0
     def after_step(self):
         if not self.on(): return
         self.n += 1
-        torch._foreach_lerp_(self.mean, [p.detach() for p in self.params], 1 - min(self.decay, (1 + self.n)/(10 + self.n)))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.params], 1 - min(self.decay, (1 + self.n)/(10 + self.n)))
     def _put(self, values):
         with torch.no_grad(): torch._foreach_copy_(self.params, values)
     def before_validate(self):
-        if self.on(): self.raw = [p.detach().clone() for p in self.params]; self._put(self.mean)
+        if self.on(): self.raw = [p.detach().clone() for p in self.params]; self._put(self.average)
     def after_validate(self):
         if self.on() and self.raw is not None: self._put(self.raw); self.raw = None
     def after_fit(self):
-        if self.on(): self._put(self.mean); self.mean = None
+        if self.on(): self._put(self.average); self.average = None
 
 # %% ../nbs/32_detection.ipynb #6405f151
 class BoxLearner(Learner):
