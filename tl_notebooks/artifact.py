@@ -43,12 +43,14 @@ PREPROCESSING = dict(image_classification=('size', 'mean', 'std', 'resize', 'pre
 MANIFEST = dict(schema=str, task=str, classes=list, backbone=dict, preprocessing=dict, metrics=dict, data=dict,
                 versions=dict, weights_sha256=str, files=dict, sha256=str)
 
-# %% ../nbs/40_artifact.ipynb #c3ba3f07
+# %% ../nbs/40_artifact.ipynb #cc0d9e09
 def _manifest_hash(text:str) -> str:
     import hashlib
     return hashlib.sha256(re.sub(r'("sha256": ")[0-9a-f]{64}(",?\n?\}?\s*)$', r'\1\2', text).encode()).hexdigest()
 
 def _task(net, tok) -> str: return 'boxes' if isinstance(net, BoxNet) else 'image_classification' if tok is None else 'text_classification'
+
+def _config(net) -> dict: return {'config.json': net.config_json()} if hasattr(net, 'config_json') else {}
 
 def write_manifest(folder:Path, manifest:dict) -> None:
     "Write `manifest.json` with its own hash as the last entry"
@@ -56,7 +58,7 @@ def write_manifest(folder:Path, manifest:dict) -> None:
     text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
     (folder/'manifest.json').write_text(text.replace('"sha256": "' + '0'*64, '"sha256": "' + _manifest_hash(text)), encoding='utf-8')
 
-# %% ../nbs/40_artifact.ipynb #0ed19d5d
+# %% ../nbs/40_artifact.ipynb #4f6ff728
 def save_model(
     folder:str|Path,          # Made by this call; must not exist
     net:TransferNet,
@@ -79,10 +81,9 @@ def save_model(
     try:
         save_file(state, tmp/'weights.safetensors')
         if tok is not None: _save_text_parts(tmp, net, tok)
-        if hasattr(net, 'config_json'): (tmp/'config.json').write_text(net.config_json(), encoding='utf-8')
         if statistics: save_file({k: v.contiguous() for k,v in statistics.items()}, tmp/'statistics.safetensors')
         if memory: save_file(exemplars_state(memory, classes), tmp/'memory.safetensors')
-        for name,text in (extra or {}).items(): (tmp/name).write_text(text, encoding='utf-8')
+        for name,text in (_config(net) | (extra or {})).items(): (tmp/name).write_text(text, encoding='utf-8')
         env = environment()
         files = {p.name: dict(sha256=hash_file(p), bytes=p.stat().st_size) for p in sorted(tmp.iterdir())}
         write_manifest(tmp, dict(
