@@ -247,7 +247,7 @@ def choose_threshold(
     m = match_boxes(truths, preds, len(classes))
     return {c: _best(_curve([v]), least) for c,v in zip(classes, m)} if per_class else _best(_curve(m), least)
 
-# %% ../nbs/24_box_scores.ipynb #15ad3699
+# %% ../nbs/24_box_scores.ipynb #078c3cb7
 @dataclass
 class Compared:
     "One picture at a threshold: rows of its truth and of its predictions"
@@ -270,6 +270,7 @@ def _limits(threshold:float|dict, classes:Sequence[str]) -> np.ndarray:
     "A threshold for each class"
     return np.array([threshold[c] if isinstance(threshold, dict) else threshold for c in classes], float)
 
+# %% ../nbs/24_box_scores.ipynb #717ba07d
 def compare_boxes(
     truths:Sequence[dict],
     preds:Sequence[dict],
