@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IOUS', 'RECALLS', 'SIZES', 'MAX_BOXES', 'overlaps', 'ClassMatches', 'match_boxes', 'average_precision', 'BoxScores',
-           'box_scores', 'Curve', 'pr_curves', 'choose_threshold', 'Compared', 'compare_boxes', 'box_confusion',
-           'error_counts', 'worst_pictures', 'outcome_boxes']
+           'box_scores', 'compare_scores', 'Curve', 'pr_curves', 'choose_threshold', 'Compared', 'compare_boxes',
+           'box_confusion', 'error_counts', 'worst_pictures', 'outcome_boxes']
 
 # %% ../nbs/24_box_scores.ipynb #b5db83f9
 from collections.abc import Iterator, Sequence
@@ -204,6 +204,23 @@ def _parts(w:np.ndarray, matches:list[ClassMatches], most:int=4_000_000) -> Iter
     "Resampled sets, so many at a time that memory stays small"
     step = max(1, most//max(1, *(len(m.scores) for m in matches), w.shape[1]))
     return (w[i:i+step] for i in range(0, len(w), step))
+
+# %% ../nbs/24_box_scores.ipynb #86380f90
+def compare_scores(
+    a:BoxScores,
+    b:BoxScores,         # Of the same pictures, with the same classes
+    name:str='map50',    # Of its `metrics`; not by class
+    draws:int=1000,
+    seed:int=0,
+) -> Interval:
+    "A figure of `a` minus that of `b`, with the bootstrap interval of the difference"
+    n = a.matches[0].truths.shape[1]
+    if a.classes != b.classes or n != b.matches[0].truths.shape[1]: raise InputError("two scores of different pictures or classes cannot be compared.")
+    w = np.random.default_rng(seed).multinomial(n, np.full(n, 1/n), size=draws)
+    each = [np.concatenate([_figures(np.stack([average_precision(m, part) for m in s.matches], 3))[name] for part in _parts(w, s.matches)]) for s in (a, b)]
+    d, drawn = a.metrics[name].value - b.metrics[name].value, each[0] - each[1]
+    low, high = np.quantile(drawn[np.isfinite(drawn)], [.025, .975])
+    return Interval(d, float(min(low, d)), float(max(high, d)), a.metrics[name].n)
 
 # %% ../nbs/24_box_scores.ipynb #5ec043d8
 @dataclass
