@@ -81,7 +81,7 @@ def _predict_boxes(args, model) -> int:
     if failed: say(f"{failed} of {len(scenes)} files could not be read; the others are done")
     return 1 if failed else 0
 
-# %% ../nbs/70_cli.ipynb #80f1a1fa
+# %% ../nbs/70_cli.ipynb #d523d092
 def _pairs(option:str, given:list[str]) -> dict[str, str]:
     "old=new, given several times, as a dictionary"
     out = {}
@@ -104,16 +104,25 @@ def _certified(done) -> int:
     print(done.folder)
     return 0 if done.passed else 1
 
+def _task(model:str) -> str:
+    "What a model folder says it is for; '' where it says nothing: what is wrong with it, the command itself will tell"
+    from pathlib import Path
+    for p in (Path(model)/'manifest.json', Path(model)/'model'/'manifest.json'):
+        try: return str(json.loads(p.read_text(encoding='utf-8')).get('task', ''))
+        except (OSError, ValueError, AttributeError): continue
+    return ''
+
 def _columns(args) -> dict:
     from tl_notebooks.texts import parse_names
     return dict(text=args.text_column or '', label=args.label_column or '', group=args.group_column or '', names=parse_names(args.names or ''))
 
-# %% ../nbs/70_cli.ipynb #2024b4e5
+# %% ../nbs/70_cli.ipynb #b123ea1f
 def cmd_expand(args) -> int:
     if args.words or args.corpus: return _expand_words(args)
+    if _task(args.model) == 'boxes': return _expand_boxes(args)
     from tl_notebooks.certificate import Limits
     from tl_notebooks.expand import Tuning, expand_model
-    done = expand_model(args.model, args.data or '', args.out or '', args.mode, args.old or '', args.remove, _pairs('join', args.join), _pairs('rename', args.rename),
+    done = expand_model(args.model, args.data or '', args.out or '', args.mode or 'exact', args.old or '', args.remove, _pairs('join', args.join), _pairs('rename', args.rename),
                         Limits(args.max_old_drop, args.min_new_accuracy, args.max_logit_change), args.test_pct, args.seed, args.on_bad, args.correct or '', args.memory,
                         Tuning(3 if args.thaw is None else args.thaw, args.epochs, args.lr, args.distil, replay=args.replay or ''), _columns(args))
     c, show, say = done.certificate, _interval, _say
@@ -132,13 +141,13 @@ def cmd_show(args) -> int:
     for line in family_tree(args.model): print(line)
     return 0
 
-# %% ../nbs/70_cli.ipynb #534d0f20
+# %% ../nbs/70_cli.ipynb #f0534d66
 def _expand_words(args) -> int:
     from tl_notebooks.certificate import Limits
     from tl_notebooks.vocabulary import expand_words
     for name in ('remove', 'join', 'rename', 'min_new_accuracy', 'correct', 'replay', 'memory'):
         if getattr(args, name): raise InputError(f"--{name.replace('_', '-')} is about classes, and new words leave them as they are; accepted: in a command of its own, without --words and --corpus.")
-    if args.mode != 'exact': raise InputError(f"--mode `{args.mode}` is about classes; accepted: none, with --words or --corpus.")
+    if args.mode not in (None, 'exact'): raise InputError(f"--mode `{args.mode}` is about classes; accepted: none, with --words or --corpus.")
     done = expand_words(args.model, args.out or '', args.words or '', args.corpus or '', args.old or '', args.data or '', train=args.train, thaw=args.thaw or 0, max_words=args.max_words,
                         limits=Limits(args.max_old_drop, None, args.max_logit_change), seed=args.seed, on_bad=args.on_bad, columns=_columns(args))
     c, show, say = done.certificate, _interval, _say
@@ -146,6 +155,20 @@ def _expand_words(args) -> int:
     say(f"{len(v['words'])} words; tokens per text {show(v['tokens']['tokens_before'])} before, {show(v['tokens']['tokens_after'])} after")
     if v['unchanged']['texts']: say(f"{v['unchanged']['texts']} texts without new words: greatest change of a logit {v['unchanged']['greatest_logit_change']:.3g}")
     if 'old_difference' in c: say(f"accuracy {show(c['old_accuracy_before'])} before, {show(c['old_accuracy_after'])} after")
+    return _certified(done)
+
+# %% ../nbs/70_cli.ipynb #08d5510e
+def _expand_boxes(args) -> int:
+    from tl_notebooks.certificate import Limits
+    from tl_notebooks.expand_boxes import BoxTuning, expand_boxes
+    for name in ('remove', 'join', 'rename', 'correct', 'replay', 'memory', 'text_column', 'label_column', 'group_column', 'names'):
+        if getattr(args, name): raise InputError(f"--{name.replace('_', '-')} is not for detectors, which only get new classes; accepted: none.")
+    if not args.data: raise InputError("nothing to do: accepted is --data with pictures on which a new class is drawn.")
+    done = expand_boxes(args.model, args.data, args.out or '', args.mode or 'fine-tune', args.old or '', Limits(args.max_old_drop, args.min_new_accuracy, args.max_logit_change),
+                        args.test_pct, args.seed, args.on_bad, BoxTuning(1 if args.thaw is None else args.thaw, args.epochs, args.lr, args.distil))
+    c = done.certificate
+    if 'old_difference' in c: _say(f"old classes: AP50 {_interval(c['old_accuracy_before'])} before, {_interval(c['old_accuracy_after'])} after; greatest change of an old logit {c['greatest_change_of_an_old_logit']:.3g}")
+    if 'new_accuracy' in c: _say(f"new classes: AP50 {_interval(c['new_accuracy'])}")
     return _certified(done)
 
 # %% ../nbs/70_cli.ipynb #0a6a0639
@@ -212,12 +235,12 @@ def _add_tuning(expand) -> None:
     for name in ('text', 'label', 'group'): expand.add_argument(f'--{name}-column', metavar='NAME', help=f'column of a table with the {name}s (default: found by its name)')
     expand.add_argument('--names', metavar='LABEL:NAME,…', help='what labels in a table mean, for example 0:negative,1:positive')
 
-# %% ../nbs/70_cli.ipynb #d8143af1
+# %% ../nbs/70_cli.ipynb #366bf420
 def _add_expand(sub) -> None:
     expand = sub.add_parser('expand', help='a larger model from one you have, and its certificate')
     expand.add_argument('model', metavar='MODEL', help='a model folder with statistics, or a run folder with one')
     expand.add_argument('--data', metavar='NEW', help='new items, laid out as for the use case that made the model; classes may be new or known')
-    expand.add_argument('--mode', default='exact', help='exact: the head of joint training; keep-scores: old logits keep their bits; fine-tune: the last layers learn too; auto: what it takes (default: exact)')
+    expand.add_argument('--mode', help='exact: the head of joint training; keep-scores: old logits keep their bits; fine-tune: the last layers learn too; auto: what it takes (default: exact; for a detector fine-tune)')
     expand.add_argument('--out', metavar='DIR', help='the new model folder (default: below outputs/expand)')
     expand.add_argument('--old', metavar='PATH', help='items of old classes to judge by; nothing is learned from them')
     expand.add_argument('--words', metavar='FILE', help='text models: new words for the tokenizer, one a line')

@@ -31,7 +31,7 @@ from .finetune import FitProgress
 from .labels import class_places, class_rows, warm_start
 from .records import code_version
 
-# %% ../nbs/53_expand_boxes.ipynb #2f045fb0
+# %% ../nbs/53_expand_boxes.ipynb #89415304
 class OldAnswers(Callback):
     """Adds to a batch's loss how far a `DenseNet`'s answers for `columns` have moved from those of `teacher`.
 
@@ -45,6 +45,7 @@ class OldAnswers(Callback):
     def after_loss(self):
         if not self.weight or not self.columns: return
         for k in ('cut', 'precision', 'step'): setattr(self.teacher, k, getattr(self.model, k)) # as the learner's network takes this batch
+        self.teacher.body.states = self.model.body.states
         with torch.no_grad(): was = self.teacher(self.xb[0])
         self.learn.loss_grad = self.loss_grad + self.weight*moved_answers(self.pred, was, self.columns)
         self.learn.loss = self.loss_grad.clone()
