@@ -87,7 +87,7 @@ def grown_net(model:Model, classes:Sequence[str], seed:int=0) -> DenseNet:
     net.step, net.precision, net.score_thresh, net.nms_thresh, net.max_boxes = model.net.step, model.net.precision, model.net.score_thresh, model.net.nms_thresh, model.net.max_boxes
     return net.eval().to(model.device)
 
-# %% ../nbs/53_expand_boxes.ipynb #b9a08b9c
+# %% ../nbs/53_expand_boxes.ipynb #264bd59c
 @dataclass
 class BoxTuning:
     "How a detector learns a new class"
@@ -120,6 +120,7 @@ def tuned_boxes(model:Model, net:DenseNet, data:BoxData, classes:Sequence[str], 
     return dict(mode=mode, epochs=tuning.epochs, thaw=tuning.thaw, pictures=len(learn.dls.train.dataset), drawn=[classes[i] for i in drawn], held=[classes[i] for i in rest],
                 loss=float(learn.recorder.values[-1][0]) if learn.recorder.values else None, seconds=time.perf_counter() - start)
 
+# %% ../nbs/53_expand_boxes.ipynb #67b74a04
 def _only_new(grad:torch.Tensor, old:int, k:int) -> torch.Tensor:
     "A gradient of the last layer without the part of the old rows"
     g = grad.clone(); g.view(-1, k, *grad.shape[1:])[:, :old] = 0
