@@ -6,7 +6,7 @@
 __all__ = ['SCHEMA', 'FILES', 'PREPROCESSING', 'MANIFEST', 'write_manifest', 'save_model', 'read_manifest', 'Prediction', 'Model',
            'memory_of', 'free_folder', 'list_images']
 
-# %% ../nbs/40_artifact.ipynb #8275f7b2
+# %% ../nbs/40_artifact.ipynb #dae1208a
 import copy
 import json
 import os
@@ -26,6 +26,7 @@ from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from .core import InputError, did_you_mean, hash_bytes, hash_file, hash_state, progress, read_json, umask
 from .data import SUFFIXES, open_image
+from .detection import BoxNet, box_net
 from .finetune import GrownHead, TransferLearner, TransferNet, small_step
 from .heads import ClassStatistics, statistics_from, statistics_state
 from .records import code_version, environment, new_run_id
@@ -34,17 +35,22 @@ from .text import PadTokens, TextLearner, TokenReader, load_tokenizer, name_text
 from .texts import list_texts
 from .vision import image_dls, image_net, image_tensor
 
-# %% ../nbs/40_artifact.ipynb #304d7a8a
+# %% ../nbs/40_artifact.ipynb #fdd37850
 SCHEMA = 'tl_notebooks/model/1'
 FILES = ('weights.safetensors', 'statistics.safetensors', 'config.json', 'tokenizer.json', 'tokenizer_config.json', 'certificate.json', 'certificate.html', 'memory.safetensors')
-PREPROCESSING = dict(image_classification=('size', 'mean', 'std', 'resize', 'precision'), text_classification=('max_tokens', 'layers', 'precision'))
+PREPROCESSING = dict(image_classification=('size', 'mean', 'std', 'resize', 'precision'), text_classification=('max_tokens', 'layers', 'precision'),
+    boxes=('size', 'mean', 'std', 'resize', 'precision', 'arch', 'channels', 'convs'))
 MANIFEST = dict(schema=str, task=str, classes=list, backbone=dict, preprocessing=dict, metrics=dict, data=dict,
                 versions=dict, weights_sha256=str, files=dict, sha256=str)
 
-# %% ../nbs/40_artifact.ipynb #16fd20ec
+# %% ../nbs/40_artifact.ipynb #cc0d9e09
 def _manifest_hash(text:str) -> str:
     import hashlib
     return hashlib.sha256(re.sub(r'("sha256": ")[0-9a-f]{64}(",?\n?\}?\s*)$', r'\1\2', text).encode()).hexdigest()
+
+def _task(net, tok) -> str: return 'boxes' if isinstance(net, BoxNet) else 'image_classification' if tok is None else 'text_classification'
+
+def _config(net) -> dict: return {'config.json': net.config_json()} if hasattr(net, 'config_json') else {}
 
 def write_manifest(folder:Path, manifest:dict) -> None:
     "Write `manifest.json` with its own hash as the last entry"
@@ -52,7 +58,7 @@ def write_manifest(folder:Path, manifest:dict) -> None:
     text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
     (folder/'manifest.json').write_text(text.replace('"sha256": "' + '0'*64, '"sha256": "' + _manifest_hash(text)), encoding='utf-8')
 
-# %% ../nbs/40_artifact.ipynb #9cf17c6e
+# %% ../nbs/40_artifact.ipynb #4f6ff728
 def save_model(
     folder:str|Path,          # Made by this call; must not exist
     net:TransferNet,
@@ -71,17 +77,17 @@ def save_model(
     "Write a model folder, whole or not at all"
     folder = Path(folder)
     if folder.exists(): raise InputError(f"model folder `{folder}` exists already. Choose another name, or remove it.")
-    state, tmp = {k: v.detach().cpu().contiguous() for k,v in net.state_dict().items()}, Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}.'))
+    state, tmp = {k: v.detach().cpu().contiguous().clone() for k,v in net.state_dict().items()}, Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}.'))
     try:
         save_file(state, tmp/'weights.safetensors')
         if tok is not None: _save_text_parts(tmp, net, tok)
         if statistics: save_file({k: v.contiguous() for k,v in statistics.items()}, tmp/'statistics.safetensors')
         if memory: save_file(exemplars_state(memory, classes), tmp/'memory.safetensors')
-        for name,text in (extra or {}).items(): (tmp/name).write_text(text, encoding='utf-8')
+        for name,text in (_config(net) | (extra or {})).items(): (tmp/name).write_text(text, encoding='utf-8')
         env = environment()
         files = {p.name: dict(sha256=hash_file(p), bytes=p.stat().st_size) for p in sorted(tmp.iterdir())}
         write_manifest(tmp, dict(
-            schema=SCHEMA, task=(task := 'image_classification' if tok is None else 'text_classification'), classes=list(classes),
+            schema=SCHEMA, task=(task := _task(net, tok)), classes=list(classes),
             backbone={k: info.get(k) for k in ('name', 'library', 'model', 'source', 'weights_sha256', 'licence', 'n_features')},
             preprocessing={k: info[k] for k in PREPROCESSING[task]},
             metrics=metrics or {}, data=data or {}, head=head or {}, parent=parent, lineage=list(lineage),
@@ -109,7 +115,7 @@ def _save_text_parts(folder:Path, net:TransferNet, tok) -> None:
         if not (Path(tmp)/'tokenizer.json').is_file(): raise InputError(f"{type(tok).__name__} cannot be kept in one file; accepted: tokenizers with a tokenizer.json.")
         for name in ('tokenizer.json', 'tokenizer_config.json'): shutil.copyfile(Path(tmp)/name, folder/name)
 
-# %% ../nbs/40_artifact.ipynb #3e93c353
+# %% ../nbs/40_artifact.ipynb #a17705b9
 def read_manifest(folder:str|Path) -> dict:
     "The manifest of a model folder whose files are all there and unchanged; an `InputError` names what is not"
     folder = Path(folder)
@@ -122,7 +128,7 @@ def read_manifest(folder:str|Path) -> dict:
     m = read_json(path, 'model manifest')
     _check_fields(m, path)
     for name,entry in m['files'].items(): _check_file(folder, name, entry, path)
-    rows = _head_rows(folder/'weights.safetensors')
+    rows = len(m['classes']) if m['task'] == 'boxes' else _head_rows(folder/'weights.safetensors') # a detector's weights say it themselves
     if rows != len(m['classes']):
         raise InputError(f"`{path}` names {len(m['classes'])} classes, but the head in `weights.safetensors` has {rows} rows. "
                          "Manifest and weights belong to different models.")
@@ -160,7 +166,7 @@ def _head_rows(weights:Path) -> int:
     except (ValueError, KeyError, struct.error, MemoryError, OverflowError):
         raise InputError(f"`{weights}` has no head of a classifier (tensor `head.1.bias`).") from None
 
-# %% ../nbs/40_artifact.ipynb #27a4150a
+# %% ../nbs/40_artifact.ipynb #1a38ea6f
 @dataclass
 class Prediction:
     "The classes' probabilities for one input, or the reason why there are none"
@@ -175,7 +181,7 @@ class Model:
     def __init__(self, folder:str|Path):
         self.manifest = m = read_manifest(folder)
         self.classes, self.is_text = m['classes'], m['task'] == 'text_classification'
-        self.net = (_text_net if self.is_text else _image_net)(m)
+        self.net = dict(boxes=_box_net, text_classification=_text_net).get(m['task'], _image_net)(m)
         state = load_file(m['folder']/'weights.safetensors')
         if 'head.parts.0.1.bias' in state: self.net.head = _grown_head(state, self.net.n_features)
         try: self.net.load_state_dict(state)
@@ -187,6 +193,7 @@ class Model:
         if self.is_text: self.reader = TokenReader(load_tokenizer(m['folder']), m['preprocessing']['max_tokens'])
         else: self.mean, self.std = (torch.tensor(m['preprocessing'][k], device=self.device).view(1, 3, 1, 1) for k in ('mean', 'std'))
 
+# %% ../nbs/40_artifact.ipynb #d8a39a6d
 def _grown_head(state:dict, n_features:int) -> GrownHead:
     "An untrained head with the parts that `state` has"
     rows = [len(state[f'head.parts.{i}.1.bias']) for i in range(sum(bool(re.fullmatch(r'head\.parts\.\d+\.1\.bias', k)) for k in state))]
@@ -195,6 +202,9 @@ def _grown_head(state:dict, n_features:int) -> GrownHead:
 def _image_net(m:dict) -> TransferNet:
     prefix = {'timm': 'timm/', 'torchvision': 'torchvision/'}.get(m['backbone'].get('library'), '')
     return image_net(prefix + m['backbone']['model'], len(m['classes']), 'random', m['preprocessing']['size'])[0]
+
+def _box_net(m:dict) -> BoxNet:
+    return box_net(m['backbone'], m['preprocessing'], len(m['classes']), m['folder'])
 
 def _text_net(m:dict) -> TransferNet:
     return net_from_config(m['folder'], len(m['classes']), m['preprocessing']['layers'])

@@ -76,10 +76,13 @@ def _named(given:list[str]) -> dict[str, str]:
         out[name] = values
     return out
 
-# %% ../nbs/70_cli.ipynb #d12c4ca6
+# %% ../nbs/70_cli.ipynb #a152ce82
 def cmd_predict(args) -> int:
     from tl_notebooks.artifact import Model
     model = Model(args.model)
+    if model.manifest['task'] == 'boxes': return _predict_boxes(args, model)
+    for name in ('draw', 'threshold', 'slice'):
+        if getattr(args, name): raise InputError(f"--{name} is about boxes, and `{args.model}` gives one answer for each input; accepted: none.")
     paths, failed, rows = model.find(args.input), 0, []
     table = csv.writer(sys.stdout, lineterminator='\n')
     if args.format == 'csv': table.writerow(['path', 'label', 'probability', *model.classes])
@@ -92,7 +95,26 @@ def cmd_predict(args) -> int:
     if failed: print(f"tl predict: {failed} of {len(paths)} files could not be read; the others are done", file=sys.stderr)
     return 1 if failed else 0
 
-# %% ../nbs/70_cli.ipynb #80f1a1fa
+# %% ../nbs/70_cli.ipynb #8ddc02a5
+def _predict_boxes(args, model) -> int:
+    from tl_notebooks.box_predict import COLUMNS, box_rows, coco_results, drawing_paths, list_scenes, picture_detector, predict_boxes
+    pre, scenes = model.manifest['preprocessing'], list_scenes(args.input)
+    threshold = (model.manifest.get('head') or {}).get('threshold', .3) if args.threshold is None else args.threshold
+    if not 0 <= threshold <= 1: raise InputError(f"--threshold {threshold}: accepted: a score from 0 to 1.")
+    if args.slice and args.slice < 32: raise InputError(f"--slice {args.slice}: accepted: a side of at least 32 pixels.")
+    drawings, say, failed, results = drawing_paths(scenes, args.draw) if args.draw else None, lambda text: print(f'tl predict: {text}', file=sys.stderr), 0, []
+    table = csv.writer(sys.stdout, lineterminator='\n')
+    if args.format == 'csv': table.writerow(COLUMNS)
+    detector = picture_detector(model.net, pre['size'], pre['resize'], threshold)
+    for n,p in enumerate(predict_boxes(detector, scenes, model.classes, threshold, args.bs, args.slice or 0, drawings, say), 1):
+        if p.error: failed += 1; say(p.error); continue
+        if args.format == 'csv': table.writerows(box_rows(p, model.classes))
+        else: results += coco_results(p, n, model.classes)
+    if args.format == 'json': print(json.dumps(results, ensure_ascii=False))
+    if failed: say(f"{failed} of {len(scenes)} files could not be read; the others are done")
+    return 1 if failed else 0
+
+# %% ../nbs/70_cli.ipynb #d523d092
 def _pairs(option:str, given:list[str]) -> dict[str, str]:
     "old=new, given several times, as a dictionary"
     out = {}
@@ -115,16 +137,25 @@ def _certified(done) -> int:
     print(done.folder)
     return 0 if done.passed else 1
 
+def _task(model:str) -> str:
+    "What a model folder says it is for; '' where it says nothing: what is wrong with it, the command itself will tell"
+    from pathlib import Path
+    for p in (Path(model)/'manifest.json', Path(model)/'model'/'manifest.json'):
+        try: return str(json.loads(p.read_text(encoding='utf-8')).get('task', ''))
+        except (OSError, ValueError, AttributeError): continue
+    return ''
+
 def _columns(args) -> dict:
     from tl_notebooks.texts import parse_names
     return dict(text=args.text_column or '', label=args.label_column or '', group=args.group_column or '', names=parse_names(args.names or ''))
 
-# %% ../nbs/70_cli.ipynb #3610822c
+# %% ../nbs/70_cli.ipynb #92b04f93
 def cmd_expand(args) -> int:
     if args.words or args.corpus: return _expand_words(args)
+    if _task(args.model) == 'boxes': return _expand_boxes(args)
     from tl_notebooks.certificate import Limits
     from tl_notebooks.expand import Tuning, expand_model
-    done = expand_model(args.model, args.data or '', args.out or '', args.mode, args.old or '', args.remove, _pairs('join', args.join), _pairs('rename', args.rename),
+    done = expand_model(args.model, args.data or '', args.out or '', args.mode or 'exact', args.old or '', args.remove, _pairs('join', args.join), _pairs('rename', args.rename),
                         Limits(args.max_old_drop, args.min_new_accuracy, args.max_logit_change), args.test_pct, args.seed, args.on_bad, args.correct or '', args.memory,
                         Tuning(3 if args.thaw is None else args.thaw, args.epochs, args.lr, args.distil, replay=args.replay or ''), _columns(args))
     c, show, say = done.certificate, _interval, _say
@@ -195,13 +226,13 @@ def cmd_prune(args) -> int:
     else: print(f'{going} of {len(plan)} folders would go; --yes removes them')
     return 0
 
-# %% ../nbs/70_cli.ipynb #534d0f20
+# %% ../nbs/70_cli.ipynb #f0534d66
 def _expand_words(args) -> int:
     from tl_notebooks.certificate import Limits
     from tl_notebooks.vocabulary import expand_words
     for name in ('remove', 'join', 'rename', 'min_new_accuracy', 'correct', 'replay', 'memory'):
         if getattr(args, name): raise InputError(f"--{name.replace('_', '-')} is about classes, and new words leave them as they are; accepted: in a command of its own, without --words and --corpus.")
-    if args.mode != 'exact': raise InputError(f"--mode `{args.mode}` is about classes; accepted: none, with --words or --corpus.")
+    if args.mode not in (None, 'exact'): raise InputError(f"--mode `{args.mode}` is about classes; accepted: none, with --words or --corpus.")
     done = expand_words(args.model, args.out or '', args.words or '', args.corpus or '', args.old or '', args.data or '', train=args.train, thaw=args.thaw or 0, max_words=args.max_words,
                         limits=Limits(args.max_old_drop, None, args.max_logit_change), seed=args.seed, on_bad=args.on_bad, columns=_columns(args))
     c, show, say = done.certificate, _interval, _say
@@ -209,6 +240,20 @@ def _expand_words(args) -> int:
     say(f"{len(v['words'])} words; tokens per text {show(v['tokens']['tokens_before'])} before, {show(v['tokens']['tokens_after'])} after")
     if v['unchanged']['texts']: say(f"{v['unchanged']['texts']} texts without new words: greatest change of a logit {v['unchanged']['greatest_logit_change']:.3g}")
     if 'old_difference' in c: say(f"accuracy {show(c['old_accuracy_before'])} before, {show(c['old_accuracy_after'])} after")
+    return _certified(done)
+
+# %% ../nbs/70_cli.ipynb #08d5510e
+def _expand_boxes(args) -> int:
+    from tl_notebooks.certificate import Limits
+    from tl_notebooks.expand_boxes import BoxTuning, expand_boxes
+    for name in ('remove', 'join', 'rename', 'correct', 'replay', 'memory', 'text_column', 'label_column', 'group_column', 'names'):
+        if getattr(args, name): raise InputError(f"--{name.replace('_', '-')} is not for detectors, which only get new classes; accepted: none.")
+    if not args.data: raise InputError("nothing to do: accepted is --data with pictures on which a new class is drawn.")
+    done = expand_boxes(args.model, args.data, args.out or '', args.mode or 'fine-tune', args.old or '', Limits(args.max_old_drop, args.min_new_accuracy, args.max_logit_change),
+                        args.test_pct, args.seed, args.on_bad, BoxTuning(1 if args.thaw is None else args.thaw, args.epochs, args.lr, args.distil))
+    c = done.certificate
+    if 'old_difference' in c: _say(f"old classes: AP50 {_interval(c['old_accuracy_before'])} before, {_interval(c['old_accuracy_after'])} after; greatest change of an old logit {c['greatest_change_of_an_old_logit']:.3g}")
+    if 'new_accuracy' in c: _say(f"new classes: AP50 {_interval(c['new_accuracy'])}")
     return _certified(done)
 
 # %% ../nbs/70_cli.ipynb #0a6a0639
@@ -245,7 +290,7 @@ def _add_dvc(sub) -> None:
     dvc.add_argument('--check', action='store_true', help='write nothing; say what differs, with exit code 1')
     dvc.set_defaults(func=cmd_dvc)
 
-# %% ../nbs/70_cli.ipynb #5b4854d6
+# %% ../nbs/70_cli.ipynb #5af61e26
 def make_parser() -> argparse.ArgumentParser:
     "The command line of `tl`"
     ap = argparse.ArgumentParser(prog='tl', description='Expand the model you have: transfer learning in notebooks.',
@@ -270,11 +315,14 @@ def make_parser() -> argparse.ArgumentParser:
     models.add_argument('--format', choices=['text', 'json'], default='text')
     models.set_defaults(func=cmd_models)
     _add_sweep(sub)
-    predict = sub.add_parser('predict', help='predictions with probabilities from a model folder')
+    predict = sub.add_parser('predict', help='predictions with probabilities, or boxes, from a model folder')
     predict.add_argument('model', metavar='MODEL', help='a model folder, or a run folder with one')
-    predict.add_argument('input', metavar='INPUT', nargs='+', help='pictures or folders of them; for a text model texts, .txt and .eml files, folders, tables, or - for lines of standard input')
+    predict.add_argument('input', metavar='INPUT', nargs='+', help='pictures or folders of them; for a detector also videos; for a text model texts, .txt and .eml files, folders, tables, or - for lines of standard input')
     predict.add_argument('--format', choices=['csv', 'json'], default='csv')
     predict.add_argument('--bs', type=int, default=32, help='inputs per batch (default: 32)')
+    predict.add_argument('--draw', metavar='DIR', help='detectors: pictures and videos with boxes drawn, into a new folder')
+    predict.add_argument('--threshold', type=float, metavar='X', help='detectors: least score (default: the one chosen with the model)')
+    predict.add_argument('--slice', type=int, metavar='N', help='detectors: look at large pictures in parts of so many pixels too, for small and distant objects')
     predict.set_defaults(func=cmd_predict)
     _add_expand(sub)
     _add_runs(sub)
@@ -335,12 +383,12 @@ def _add_runs(sub) -> None:
     prune.add_argument('--yes', action='store_true', help='remove; without it, nothing is')
     prune.set_defaults(func=cmd_prune)
 
-# %% ../nbs/70_cli.ipynb #e72b5998
+# %% ../nbs/70_cli.ipynb #89667246
 def _add_expand(sub) -> None:
     expand = sub.add_parser('expand', help='a larger model from one you have, and its certificate')
     expand.add_argument('model', metavar='MODEL', help='a model folder with statistics, or a run folder with one')
     expand.add_argument('--data', metavar='NEW', help='new items, laid out as for the use case that made the model; classes may be new or known')
-    expand.add_argument('--mode', default='exact', help='exact: the head of joint training; keep-scores: old logits keep their bits; fine-tune: the last layers learn too; auto: what it takes (default: exact)')
+    expand.add_argument('--mode', help='exact: the head of joint training; keep-scores: old logits keep their bits; fine-tune: the last layers learn too; auto: what it takes (default: exact; for a detector fine-tune)')
     expand.add_argument('--out', metavar='DIR', help='the new model folder (default: below outputs/expand)')
     expand.add_argument('--old', metavar='PATH', help='items of old classes to judge by; nothing is learned from them')
     expand.add_argument('--words', metavar='FILE', help='text models: new words for the tokenizer, one a line')
