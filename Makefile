@@ -25,7 +25,7 @@ test: .venv/.dev ## every notebook of the house, then tests/
 	@echo "notebooks: each runs from top to bottom in a fresh kernel …"
 	@$(BIN)/nbdev_test --file_re '^[0-9][0-9]_.*\.ipynb$$' --n_workers 2 --timing
 	@echo "tests/ …"
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 export: .venv/.dev ## write tl_notebooks/, README.md, params.yaml and dvc.yaml from nbs/, and clean the notebooks
 	@$(BIN)/nbdev_export

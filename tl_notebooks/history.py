@@ -46,7 +46,7 @@ def _entry(folder:Path) -> Entry:
         return e
     except (InputError, OSError, TypeError, AttributeError, KeyError, ValueError) as e: return Entry(folder, 'damaged', problem=str(e))
 
-# %% ../nbs/54_history.ipynb #81e5c24c
+# %% ../nbs/54_history.ipynb #799dfac9
 DEPTH = 4 # folders below the one that is given
 
 def find_runs(root:str|Path='') -> list[Entry]: # oldest first, what is no run last
@@ -57,6 +57,7 @@ def find_runs(root:str|Path='') -> list[Entry]: # oldest first, what is no run l
         raise InputError(f"`{root}` is not a folder; accepted: one with run folders below it, such as outputs.")
     out = []
     def visit(folder:Path, depth:int) -> None:
+        if folder == root/'dvc': return # copies for DVC of runs that are beside it
         if (folder/'record.json').exists(): out.append(_entry(folder)); return
         try: inside = sorted(p for p in folder.iterdir() if not p.name.startswith('.'))
         except OSError as e: out.append(Entry(folder, 'damaged', problem=f'cannot be opened: {e.strerror}')); return
