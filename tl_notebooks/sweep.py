@@ -337,11 +337,11 @@ def _lost(result) -> str:
     e = result[1] if isinstance(result, tuple) else result
     return 'its workers died, one after the other' if type(e).__name__ == 'KilledWorker' else f'{type(e).__name__}: {e}'
 
-# %% ../nbs/60_sweep.ipynb #e4aa0b8d
+# %% ../nbs/60_sweep.ipynb #0593a4fd
 class _Progress:
     "States as they come in, on stderr and in the sweep's file"
     def __init__(self, sweep:Sweep, total:int):
-        self.sweep, self.saved, self.lock, self.best = sweep, 0., threading.Lock(), None
+        self.sweep, self.due, self.lock, self.best = sweep, 0., threading.Lock(), None
         self.bar = tqdm(total=total, desc=sweep.name, file=sys.stderr, mininterval=.5 if sys.stderr.isatty() else 10, dynamic_ncols=True)
 
     def started(self, message:dict) -> None: # from Dask's own thread
@@ -358,14 +358,17 @@ class _Progress:
                 self.best = max(self.best or (sign*m['value'], r), (sign*m['value'], r), key=lambda b: b[0])
             self.show(); self.bar.update()
 
-    def show(self) -> None:
+    def show(self, now:bool=False) -> None:
+        "Counting and writing take longer the more runs there are, so they get a twentieth of the time"
+        if (at := time.monotonic()) < self.due and not now: return
         n = self.sweep.count()
         best = f"; best {abs(self.best[0]):.4g}: {self.sweep.brief(self.best[1])}" if self.best else ''
         self.bar.set_postfix_str(f"{n.get('ok', 0)} done, {n.get('failed', 0)} failed, {n.get('running', 0)} running{best}", refresh=False)
-        if time.monotonic() - self.saved > 1: self.sweep.save(); self.saved = time.monotonic()
+        self.sweep.save()
+        self.due = at + max(1, 20*(time.monotonic() - at))
 
     def __enter__(self): return self
-    def __exit__(self, *_): self.bar.close()
+    def __exit__(self, *_): self.show(now=True); self.bar.close()
 
 @patch
 def brief(self:Sweep, r:dict) -> str: return ' '.join(f'{k}={v}' for k,v in r['params'].items() if k in (*self.data['varied'], 'seed')) or 'defaults'
