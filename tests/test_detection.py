@@ -70,7 +70,7 @@ def test_blocks_are_found_where_they_are(blocks, arch, resize):
     "Wide and tall pictures, a frozen body from the cache: a shifted, swapped or unscaled box anywhere on the way would ruin the score"
     learn = detection_learner(blocks, arch, size=128, bs=6, resize=resize, views=3, channels=32, ema=.9)
     learn.freeze()
-    quiet(learn, 40 if arch == 'ssdlite' else 16, 1e-2)
+    quiet(learn, 40 if arch == 'ssdlite' else 16, 1e-3 if arch == 'retinanet' else 1e-2) # its towers of four layers want a smaller rate
     found = learn.get_boxes(score=.02)
     assert all((f['boxes'] <= [w, h, w, h]).all() for f,(w,h) in zip(found, learn.dls.valid.dataset.shapes))
     assert map50(blocks, found) > .8, map50(blocks, found)
