@@ -31,7 +31,7 @@ WRONG = {
     'seed twice': (['run', 'parts', '--seed', '1', '-p', 'seed=1'], '`seed` is given twice'),
     'data missing': (['run', 'parts', '--data', 'pictuers'], "data `pictuers` does not exist. Did you mean 'pictures'?"),
     'data far away': (['run', 'parts', '--data', 'no/such/place'], 'data `no/such/place` does not exist'),
-    'out is a file': (['run', 'parts', '--out', 'a-file'], 'run folder `a-file'),
+    'out is a file': (['run', 'parts', '--out', 'a-file'], 'run folder below `a-file'),
     'predict without input': (['predict', 'model'], 'required: INPUT'),
     'model missing': (['predict', 'modle', 'x.png'], 'is not a folder'),
     'model is a file': (['predict', 'a-file', 'x.png'], 'model `a-file` is not a folder'),

@@ -301,7 +301,7 @@ def test_contrast_that_is_kept_is_saved_predicts_and_refits(cache, tmp_path, mon
     monkeypatch.setattr(text, '_compare', kept)
     runs = []
     for _ in range(2):
-        learn = text_learner(few, seed=0)
+        learn = text_learner(few, precision='fp32', seed=0) # bf16's last bits depend on the batch on some processors
         with learn.no_bar():
             learn.probe(); before = {k: v.clone() for k,v in learn.model.body.state_dict().items()}
             found = learn.contrast(steps=6)

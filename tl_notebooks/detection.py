@@ -419,7 +419,7 @@ def _targets_rows(items:Sequence[tuple], m:int) -> torch.Tensor: # (n, m, 5)
     for o,(_,b,l) in zip(out, items): o[:len(l),:4], o[:len(l),4] = b, l
     return out
 
-# %% ../nbs/32_detection.ipynb #7977f575
+# %% ../nbs/32_detection.ipynb #60f4097f
 class FrozenPyramid(Callback):
     """Computes the frozen part of a `DenseNet` once per picture and variation, and keeps it on disk.
 
@@ -432,6 +432,8 @@ class FrozenPyramid(Callback):
     def steps(self) -> int: return self.learn.model.body.frozen_steps() if self.cache and isinstance(self.learn.model, DenseNet) and self.learn.norm == 'eval' else 0
     def before_fit(self):
         if not self.learn.fitting: return
+        for p in self.learn.model.parameters():
+            if not p.requires_grad: p.grad = None # a gradient left from before would have fastai's optimiser decay what is frozen
         self.fit_dls, n = {}, self.steps()
         for dl in (self.dls.train, self.dls.valid) if n else ():
             if isinstance(dl, BoxDL) and len(dl.dataset) and (dl.dataset.tfms is None or dl.dataset.views): self.fit_dls[id(dl.dataset)] = self.opened(dl, n)

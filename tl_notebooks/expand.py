@@ -163,7 +163,7 @@ def close_pairs(s:ClassStatistics, head:SolvedHead, classes:Sequence[str], new:S
             if share > least: out.append(dict(new=classes[i], other=classes[j], confused=float(share), duplicate=bool(share > .35)))
     return sorted(out, key=lambda p: -p['confused'])
 
-# %% ../nbs/50_expand.ipynb #15b36824
+# %% ../nbs/50_expand.ipynb #8f806435
 @dataclass
 class Tuning:
     "How `fine-tune` trains"
@@ -172,7 +172,7 @@ class Tuning:
     lr:float=1e-3          # Of the head; the earliest group that trains gets a hundredth
     distil:float=1.        # Weight of the old model's answers in the loss; 0: none
     valid_pct:float=.2     # Share of each class that is held out to judge by
-    sure:float=2.          # Standard errors by which the held-out loss must fall
+    sure:float=2.          # Standard errors by which the held-out loss must fall; far below 0: kept whatever comes out
     replay:str|Path|LabelledData='' # Old items to learn from, beside those that stayed with the model
 
 @dataclass
@@ -193,7 +193,7 @@ class Rows:
         return (~self.valid).sum()/np.maximum(n, 1)/max((n > 0).sum(), 1)
     def part(self, mask) -> list: return [i for i,m in zip(self.items, mask) if m]
 
-# %% ../nbs/50_expand.ipynb #bb9a4523
+# %% ../nbs/50_expand.ipynb #6edf3641
 def learning_rows(model:Model, classes:Sequence[str], new:NewData, old:Exemplars, n_kept:int, valid_pct:float) -> Rows:
     "New and old items together; the last `n_kept` of the old ones stayed with the model"
     items, y = [*new.train, *old.items], np.array([classes.index(l) for l in [*new.train_labels, *old.labels]], int)
@@ -228,7 +228,8 @@ def tuned_net(model:Model, s:ClassStatistics, classes:Sequence[str], rows:Rows, 
     report |= dict(loss_before=start.loss, accuracy_before=start.accuracy, loss_after=other.loss, accuracy_after=other.accuracy, error=float(gain.std(ddof=1)/len(gain)**.5) if len(gain) > 1 else 0.,
                    trained_loss=own.loss, trained_accuracy=own.accuracy)
     report |= dict(old_gain=float(gain[~rows.new[rows.valid]].mean()) if (~rows.new[rows.valid]).any() else 0.)
-    if not gain.mean() > tuning.sure*report['error'] or report['old_gain'] < 0 or other.accuracy < start.accuracy: return Tried(None, report=report)
+    worse = tuning.sure >= 0 and (report['old_gain'] < 0 or other.accuracy < start.accuracy)
+    if worse or not gain.mean() > tuning.sure*report['error']: return Tried(None, report=report)
     carried, explained = carry(s, slice(None))
     statistics = merge_statistics(carried, part(z, rows.new, words))
     net, head = solved_net(moved, statistics, seed)

@@ -344,10 +344,12 @@ def _fill(self:FrozenPrefix, items, names, run, stores, lacking, cuts, views) ->
     self.report.append(dict(cut=[c.place or 'pooled' for c in cuts], items=len(names), views=views, computed=lacking, bytes=need,
                             dtype=[str(s.dtype).split('.')[1] for s,_ in stores[:k]], seconds=round(time.perf_counter() - start, 3)))
 
-# %% ../nbs/20_finetune.ipynb #ce8a6c50
+# %% ../nbs/20_finetune.ipynb #77ab2735
 @patch
 def before_fit(self:FrozenPrefix):
     if not self.fitting: return
+    for p in self.learn.model.parameters():
+        if not p.requires_grad: p.grad = None # a gradient left from before would have fastai's optimiser decay what is frozen
     self.fit_dls, self.live, n, train = {}, None, self.frozen_groups(), self.learn.dls.train
     finding = any(type(cb).__name__ == 'LRFinder' for cb in self.learn.cbs)
     dls = [train] if finding else [dl for dl in (train, self.learn.dls.valid) if dl.n]

@@ -445,7 +445,7 @@ def _padded(rows:Sequence[torch.Tensor], value) -> torch.Tensor:
     n = padded_length(max(map(len, rows)))
     return torch.stack([nn.functional.pad(r, (*(0,)*(2*r.ndim - 2), 0, n - len(r)), value=value) for r in rows])
 
-# %% ../nbs/31_text.ipynb #8e45224d
+# %% ../nbs/31_text.ipynb #f5b739b9
 @patch
 def train(self:_Tail, some:Sequence, y:torch.Tensor, steps:int, lr:float, seed:int, desc:str, bs:int=32) -> None:
     "Train the blocks with `contrastive_loss`, each class about as often as the others; a batch's texts are of similar length, which saves padding and keeps length from telling classes apart"
@@ -459,6 +459,7 @@ def train(self:_Tail, some:Sequence, y:torch.Tensor, steps:int, lr:float, seed:i
             near = order[(lo := int(torch.randint(max(1, len(y) - 2*bs), (1,)))):lo + 2*bs]
             at = near[torch.multinomial(share[near], min(bs, len(near)))]
             opt.zero_grad(); contrastive_loss(self.features([some[i] for i in at]), y[at].to(self.device)).backward(); opt.step()
+    opt.zero_grad() # what trains next may be less
     self.net.eval()
 
 @patch
