@@ -145,13 +145,13 @@ def average_precision(
         out[:, a, t] = (precision*np.diff(reached, axis=1, prepend=0)).sum(1)/len(RECALLS)
     return np.where(n[:, :, None] > 0, out, np.nan)
 
-# %% ../nbs/24_box_scores.ipynb #a679e960
+# %% ../nbs/24_box_scores.ipynb #dc6a76f0
 def _bootstrap(value:float, draws:np.ndarray, n:int) -> Interval:
-    "A figure, the middle 95 % of its resampled values, and the number of pictures that show what it is about"
+    "A figure, its 95 % interval from resampled values (basic bootstrap), and the number of pictures that show what it is about"
     draws = draws[np.isfinite(draws)]
-    low, high = np.quantile(draws, [.025, .975]) if len(draws) else (value, value)
+    low, high = 2*value - np.quantile(draws, [.975, .025]) if len(draws) else (value, value)
     if len(draws) and high - low < 1e-9: i = interval(round(value*n), n); low, high = min(low, i.low), max(high, i.high)
-    return Interval(float(value), float(min(low, value)), float(max(high, value)), n)
+    return Interval(float(value), float(np.clip(low, 0, value)), float(np.clip(high, value, 1)), n)
 
 def _mean(v:np.ndarray, axis) -> np.ndarray:
     "Mean of what is there; NaN where nothing is"
@@ -205,7 +205,7 @@ def _parts(w:np.ndarray, matches:list[ClassMatches], most:int=4_000_000) -> Iter
     step = max(1, most//max(1, *(len(m.scores) for m in matches), w.shape[1]))
     return (w[i:i+step] for i in range(0, len(w), step))
 
-# %% ../nbs/24_box_scores.ipynb #86380f90
+# %% ../nbs/24_box_scores.ipynb #14e2ba93
 def compare_scores(
     a:BoxScores,
     b:BoxScores,         # Of the same pictures, with the same classes
@@ -219,7 +219,7 @@ def compare_scores(
     w = np.random.default_rng(seed).multinomial(n, np.full(n, 1/n), size=draws)
     each = [np.concatenate([_figures(np.stack([average_precision(m, part) for m in s.matches], 3))[name] for part in _parts(w, s.matches)]) for s in (a, b)]
     d, drawn = a.metrics[name].value - b.metrics[name].value, each[0] - each[1]
-    low, high = np.quantile(drawn[np.isfinite(drawn)], [.025, .975])
+    low, high = 2*d - np.quantile(drawn[np.isfinite(drawn)], [.975, .025])
     return Interval(d, float(min(low, d)), float(max(high, d)), a.metrics[name].n)
 
 # %% ../nbs/24_box_scores.ipynb #5ec043d8
