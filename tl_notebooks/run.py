@@ -412,7 +412,7 @@ def run_usecase(
     if processes > 1: save_record(folder, load_record(folder) | dict(processes=processes))
     with held(folder): return _run_in(folder, notebook, {k: v for k,v in params.items() if v != spec[k].default}, timeout=timeout)
 
-# %% ../nbs/51_run.ipynb #d8415387
+# %% ../nbs/51_run.ipynb #ae80e764
 def _check_processes(n:int) -> None:
     if n < 1: raise InputError(f"`processes` is {n}; accepted: a whole number from 1.")
     if n > 1 and importlib.util.find_spec('accelerate') is None:
@@ -423,6 +423,7 @@ def _run_in(folder:Path, notebook:Path, params:dict, cwd:Path|None=None, timeout
     try:
         with _deadline(folder, timeout) as late: _execute(notebook, folder, params, cwd)
     except KeyboardInterrupt:
+        if load_record(folder)['status'] == 'ok': return folder # only the kernel's end was left
         mark_failed(folder, 'KeyboardInterrupt', 'stopped by the user')
         raise RunFailed(folder, 'interrupted', f'interrupted; what was done so far stays in the run folder, and `tl resume {folder}` goes on') from None
     except Exception as e: _after_failure(folder, e, timeout if late.is_set() else None)
