@@ -193,7 +193,7 @@ class Rows:
         return (~self.valid).sum()/np.maximum(n, 1)/max((n > 0).sum(), 1)
     def part(self, mask) -> list: return [i for i,m in zip(self.items, mask) if m]
 
-# %% ../nbs/50_expand.ipynb #6edf3641
+# %% ../nbs/50_expand.ipynb #2ecd89a9
 def learning_rows(model:Model, classes:Sequence[str], new:NewData, old:Exemplars, n_kept:int, valid_pct:float) -> Rows:
     "New and old items together; the last `n_kept` of the old ones stayed with the model"
     items, y = [*new.train, *old.items], np.array([classes.index(l) for l in [*new.train_labels, *old.labels]], int)
@@ -224,12 +224,9 @@ def tuned_net(model:Model, s:ClassStatistics, classes:Sequence[str], rows:Rows, 
     carry = lambda s, at: carry_statistics(s, x[at], z[at], None if words is None else words[:len(s.counts)])
     solved = solved_net(moved, merge_statistics(carry(unseen, fit)[0], part(z, rows.new & fit, words)), seed)[0]
     own, other = (_held_out(n, z, rows) for n in (net, solved))
-    gain = start.losses - other.losses
-    report |= dict(loss_before=start.loss, accuracy_before=start.accuracy, loss_after=other.loss, accuracy_after=other.accuracy, error=float(gain.std(ddof=1)/len(gain)**.5) if len(gain) > 1 else 0.,
-                   trained_loss=own.loss, trained_accuracy=own.accuracy)
-    report |= dict(old_gain=float(gain[~rows.new[rows.valid]].mean()) if (~rows.new[rows.valid]).any() else 0.)
-    worse = tuning.sure >= 0 and (report['old_gain'] < 0 or other.accuracy < start.accuracy)
-    if worse or not gain.mean() > tuning.sure*report['error']: return Tried(None, report=report)
+    figures, worth = _compared(start, other, rows, tuning.sure)
+    report |= figures | dict(trained_loss=own.loss, trained_accuracy=own.accuracy)
+    if not worth: return Tried(None, report=report)
     carried, explained = carry(s, slice(None))
     statistics = merge_statistics(carried, part(z, rows.new, words))
     net, head = solved_net(moved, statistics, seed)
@@ -278,6 +275,15 @@ def _held_out(net:TransferNet, z:torch.Tensor, rows:Rows) -> _HeldOut:
     y, n = (y := rows.y[rows.valid]), np.bincount(y, minlength=rows.k)
     w = len(y)/np.maximum(n, 1)[y]/max((n > 0).sum(), 1)
     return _HeldOut(-w*log_softmax(logits, 1)[np.arange(len(y)), y], float((w*(logits.argmax(1) == y)).mean()))
+
+# %% ../nbs/50_expand.ipynb #2e3a94ba
+def _compared(before:_HeldOut, after:_HeldOut, rows:Rows, sure:float) -> tuple[dict, bool]:
+    "Figures of the held-out items, and whether what came after is worth it"
+    gain, old = before.losses - after.losses, ~rows.new[rows.valid]
+    figures = dict(loss_before=before.loss, accuracy_before=before.accuracy, loss_after=after.loss, accuracy_after=after.accuracy,
+                   error=float(gain.std(ddof=1)/len(gain)**.5) if len(gain) > 1 else 0., old_gain=float(gain[old].mean()) if old.any() else 0.)
+    worse = sure >= 0 and (figures['old_gain'] < 0 or after.accuracy < before.accuracy)
+    return figures, bool(not worse and gain.mean() > sure*figures['error'])
 
 # %% ../nbs/50_expand.ipynb #6e87298c
 @dataclass
