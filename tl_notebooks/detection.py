@@ -8,7 +8,7 @@ __all__ = ['RESIZES', 'GREY', 'STRIDES', 'ARCHS', 'placing', 'square', 'into_squ
            'pyramid', 'BoxNet', 'unpad', 'DenseNet', 'CachedBoxDL', 'spec_of', 'FrozenPyramid', 'EMA', 'BoxLearner',
            'plain_dl', 'detection_learner', 'GiveTargets', 'QueryNet', 'query_net', 'box_net']
 
-# %% ../nbs/32_detection.ipynb #0c19c59e
+# %% ../nbs/32_detection.ipynb #8d9a1683
 import hashlib
 import random
 import time
@@ -24,7 +24,7 @@ from .activations import ActivationStore, cache_limit, channels_last, describe, 
 from .boxes import BoxData
 from .core import InputError, did_you_mean, hash_file, hash_json, hash_state, read_json, seed_everything, seeded
 from .data import open_image
-from .finetune import NORMS, NormEval, autocast, choose_precision, small_step
+from .finetune import NormEval, autocast, choose_precision, measuring_norms, small_step
 from .plots import plot_box_grid
 from .pretrained import find_entry, load_box_model, load_image_model
 from .records import code_version, environment
@@ -568,18 +568,12 @@ def plain_dl(dl:BoxDL) -> BoxDL:
     ds = copy.copy(dl.dataset); ds.tfms = None
     return BoxDL(ds, dl.bs, device=dl.device)
 
-# %% ../nbs/32_detection.ipynb #2b2fd523
+# %% ../nbs/32_detection.ipynb #6f703284
 @patch
 def refresh_norms(self:BoxLearner) -> None:
     "Replace the running statistics of all BatchNorm layers by averages over the training pictures, without augmentation"
-    norms = [m for m in self.model.modules() if isinstance(m, NORMS)]
-    was = [m.momentum for m in norms]
-    for m in norms: m.reset_running_stats(); m.momentum = None # None: the plain average over all batches
-    self.model.train()
-    with torch.no_grad():
+    with measuring_norms(self.model):
         for x,*_ in plain_dl(self.dls.train): self.model.features(x)
-    for m,momentum in zip(norms, was): m.momentum = momentum
-    self.model.eval()
 
 # %% ../nbs/32_detection.ipynb #d5373ac2
 def detection_learner(

@@ -6,7 +6,7 @@
 __all__ = ['PRECISIONS', 'NORMS', 'merge_groups', 'TransferNet', 'autocast', 'small_step', 'measure_precision',
            'choose_precision', 'compile_body', 'NormEval', 'Probe', 'FitProgress', 'FrozenPrefix', 'FlipMaps',
            'TransferLearner', 'solve_head', 'put_head', 'raw_head', 'GrownHead', 'without_augmentation', 'Stage',
-           'refresh_norms', 'scale_logits']
+           'measuring_norms', 'refresh_norms', 'scale_logits']
 
 # %% ../nbs/20_finetune.ipynb #aa1a93a5
 import contextlib
@@ -686,17 +686,24 @@ def take_statistics(self:TransferLearner) -> tuple[ClassStatistics, float|None]:
     self.statistics = ClassStatistics.from_features(torch.cat([x, vx]), torch.cat([y, vy]), k)
     return self.statistics, float((found == vy.numpy()).mean()) if len(vy) else None
 
-# %% ../nbs/20_finetune.ipynb #212f3024
-def refresh_norms(learn:TransferLearner) -> None:
-    "Replace the running statistics of all BatchNorm layers by averages over the training items, without augmentation"
-    norms = [m for m in learn.model.modules() if isinstance(m, NORMS)]
+# %% ../nbs/20_finetune.ipynb #147380f6
+@contextlib.contextmanager
+def measuring_norms(model:nn.Module):
+    "Inside, the running statistics of all BatchNorm layers become plain averages over what passes through; afterwards the model is in eval mode"
+    norms = [m for m in model.modules() if isinstance(m, NORMS)]
     was = [m.momentum for m in norms]
     for m in norms: m.reset_running_stats(); m.momentum = None # None: the plain average over all batches
-    learn.model.train()
-    with torch.no_grad(), without_augmentation(learn.dls[0]) as train:
+    model.train()
+    try:
+        with torch.no_grad(): yield
+    finally:
+        for m,momentum in zip(norms, was): m.momentum = momentum
+        model.eval()
+
+def refresh_norms(learn:TransferLearner) -> None:
+    "Replace the running statistics of all BatchNorm layers by averages over the training items, without augmentation"
+    with measuring_norms(learn.model), without_augmentation(learn.dls[0]) as train:
         for x,*_ in progress(train, 'statistics'): learn.model(_plain(x))
-    for m,momentum in zip(norms, was): m.momentum = momentum
-    learn.model.eval()
 
 # %% ../nbs/20_finetune.ipynb #c6c3bca2
 def scale_logits(net:TransferNet, temperature:float) -> None:

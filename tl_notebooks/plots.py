@@ -106,11 +106,20 @@ def plot_boxes(
     _box_axes(ax, image, boxes, labels, scores, _box_classes(classes, [labels], [truth]), truth, title)
     return fig
 
-# %% ../nbs/14_plots.ipynb #8d71da2d
+# %% ../nbs/14_plots.ipynb #8934e282
 def _box_classes(classes, labels, truths):
     "All names, those that were not foreseen at the end"
     seen = {str(l): l for part in [*labels, *(t[1] for t in truths if t is not None)] for l in part}
     return [*dict.fromkeys([*(classes if classes is not None else []), *(seen[k] for k in sorted(seen))])]
+
+def _picture_grid(images:Sequence, cols:int, size:float, below:float=0.):
+    "A figure with an empty place for each picture, `size` inches wide and as tall as the tallest needs; `below`: inches beside"
+    cols = max(1, min(cols, len(images)))
+    rows = max(1, math.ceil(len(images)/cols))
+    tall = max((np.asarray(im).shape[0]/np.asarray(im).shape[1] for im in images), default=1)
+    fig, axes = new_figure(rows, cols, cols*size, rows*(size*tall + .25) + below)
+    for ax in axes: ax.axis('off')
+    return fig, axes
 
 def plot_box_grid(
     images:Sequence,              # Arrays or PIL images, also of different sizes
@@ -124,17 +133,14 @@ def plot_box_grid(
     size:float=3.2,               # Inches per image
 ) -> Figure:
     "Pictures with their boxes, in rows"
-    cols = max(1, min(cols, len(images)))
-    rows, truths = max(1, math.ceil(len(images)/cols)), truths if truths is not None else [None]*len(images)
-    tall = max((np.asarray(im).shape[0]/np.asarray(im).shape[1] for im in images), default=1)
-    fig, axes = new_figure(rows, cols, cols*size, rows*(size*tall + .25))
+    fig, axes = _picture_grid(images, cols, size)
+    truths = truths if truths is not None else [None]*len(images)
     names = _box_classes(classes, labels, truths)
-    for ax in axes: ax.axis('off')
     for i,(ax, im) in enumerate(zip(axes, images)):
         _box_axes(ax, im, boxes[i], labels[i], None if scores is None else scores[i], names, truths[i], titles[i] if i < len(titles) else '')
     return fig
 
-# %% ../nbs/14_plots.ipynb #a708a6dd
+# %% ../nbs/14_plots.ipynb #a19ba270
 OUTCOMES = {'found': ('#56b4e9', '-', 1.2), 'confused': ('#f0e442', '-.', 2.), 'missed': ('#e69f00', '--', 2.), 'false alarm': ('#ff3b2f', ':', 2.2)}
 
 def _cased(width:float) -> list: return [withStroke(linewidth=width + 1.2, foreground='#000000')] # seen on any ground
@@ -147,11 +153,7 @@ def plot_outcomes(
     size:float=3.4,               # Inches per image
 ) -> Figure:
     "Pictures with what was found, missed, made up and confused"
-    cols = max(1, min(cols, len(images)))
-    rows = max(1, math.ceil(len(images)/cols))
-    tall = max((np.asarray(im).shape[0]/np.asarray(im).shape[1] for im in images), default=1)
-    fig, axes = new_figure(rows, cols, cols*size, rows*(size*tall + .25) + .35)
-    for ax in axes: ax.axis('off')
+    fig, axes = _picture_grid(images, cols, size, below=.35)
     for i,(ax, im) in enumerate(zip(axes, images)):
         _box_axes(ax, im, [], [], None, [], None, titles[i] if i < len(titles) else '')
         for x1,y1,x2,y2,kind,text in outcomes[i]:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TYPES', 'RESERVE', 'REPORT', 'Param', 'read_params', 'check_params', 'usecases', 'find_usecase', 'usecase_params',
            'make_run_folder', 'params_from', 'start_run', 'Run', 'held', 'hold', 'mark_failed', 'repeat_command',
-           'write_report', 'RunFailed', 'run_usecase', 'drop_progress', 'find_run', 'resume_run']
+           'write_report', 'RunFailed', 'run_usecase', 'handling', 'drop_progress', 'find_run', 'resume_run']
 
 # %% ../nbs/51_run.ipynb #a3a0bddf
 import ast
@@ -487,25 +487,31 @@ def _last_cell(notebook:Path) -> tuple[str, str]: # where, source
     source = ''.join(c.get('source', ''))
     return ('', '') if n is None else (f'; at work was the cell that begins with `{source.strip().splitlines()[0][:80] if source.strip() else ""}`', source)
 
-# %% ../nbs/51_run.ipynb #dd8efd4f
+# %% ../nbs/51_run.ipynb #c76506cb
 _executing = threading.Lock()
+
+@contextlib.contextmanager
+def handling(number:int, handler):
+    "Inside, a signal goes to `handler`; only the main thread may say so, in another nothing changes"
+    if threading.current_thread() is not threading.main_thread(): yield; return
+    old = signal.signal(number, handler)
+    try: yield
+    finally: signal.signal(number, old)
 
 def _execute(notebook:Path, folder:Path, params:dict, cwd:Path|None=None) -> None:
     "Execute `notebook` into `folder/notebook.ipynb` with papermill, in the caller's working directory unless told"
-    with _executing: _with_papermill(notebook, folder, params, cwd or Path.cwd())
+    with _executing, handling(signal.SIGTERM, signal.default_int_handler): # a batch system's stop is an interrupt too
+        _with_papermill(notebook, folder, params, cwd or Path.cwd())
 
 def _with_papermill(notebook:Path, folder:Path, params:dict, cwd:Path) -> None:
     import papermill
     save_record(folder, load_record(folder) | {'process': this_process()})
-    main = threading.current_thread() is threading.main_thread()
-    if main: old = signal.signal(signal.SIGTERM, signal.default_int_handler) # a batch system's stop is an interrupt too
     told = dict(TL_RUN_DIR=str(folder), TL_RUN_NOTEBOOK=str(Path(notebook).absolute()), TL_PROCESSES=str(load_record(folder).get('processes', 1)))
     os.environ |= told
     try: papermill.execute_notebook(str(notebook), str(folder/'notebook.ipynb'), parameters=params, kernel_name='python3', language='python',
                                     cwd=str(cwd), progress_bar=sys.stderr.isatty(), stderr_file=sys.stderr, extra_arguments=['--IPKernelApp.log_level=50'])
     finally:
         for name in told: os.environ.pop(name, None)
-        if main: signal.signal(signal.SIGTERM, old)
         with contextlib.suppress(OSError): drop_progress(folder/'notebook.ipynb')
 
 def drop_progress(notebook:Path) -> None:

@@ -6,7 +6,7 @@
 __all__ = ['SCHEMA', 'STATES', 'PAGE', 'Range', 'parse_values', 'read_rows', 'plan_runs', 'run_key', 'Sweep', 'make_sweep',
            'default_workers', 'sweep', 'resume_sweep']
 
-# %% ../nbs/60_sweep.ipynb #be9640fb
+# %% ../nbs/60_sweep.ipynb #fa9d997e
 import contextlib
 import csv
 import io
@@ -31,7 +31,7 @@ from .data import data_path
 from .evidence import mean_interval
 from .plots import PAGE_STYLE, plot_sweep, png_base64
 from .records import code_version, load_record, save_record
-from .run import Param, RunFailed, check_params, find_usecase, outputs_root, usecase_params
+from .run import Param, RunFailed, check_params, find_usecase, handling, outputs_root, usecase_params
 from .warm import notebook_imports, run_job, stop_jobs
 
 # %% ../nbs/60_sweep.ipynb #35a5aa64
@@ -223,7 +223,7 @@ def _mark(self:Sweep, folder:Path) -> str:
         save_record(folder, rec)
     return rec['status']
 
-# %% ../nbs/60_sweep.ipynb #1dfa8005
+# %% ../nbs/60_sweep.ipynb #fecb8faf
 def _dask():
     try: import distributed
     except ImportError: raise InputError("a sweep needs the package `distributed`, which is not installed. Install it: pip install 'tl_notebooks[sweep]'") from None
@@ -246,28 +246,12 @@ def _client(workers:int, scheduler:str, runs:int, threads:int):
         with client: yield client
         return
     n = workers or default_workers(threads, runs)
-    with tempfile.TemporaryDirectory(prefix='tl-dask-') as d, _ignoring_interrupts():
+    with tempfile.TemporaryDirectory(prefix='tl-dask-') as d, handling(signal.SIGINT, signal.SIG_IGN):
         cluster = distributed.LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address='127.0.0.1:0', scheduler_kwargs=dict(dashboard=False), host='127.0.0.1',
             local_directory=d, memory_limit=_WORKER_MEMORY, silence_logs=50)
     with cluster, distributed.Client(cluster) as client: yield client
 
-# %% ../nbs/60_sweep.ipynb #c51643ad
-@contextlib.contextmanager
-def _ignoring_interrupts():
-    "Processes that are started inside ignore Ctrl-C"
-    if threading.current_thread() is not threading.main_thread(): yield; return
-    old = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try: yield
-    finally: signal.signal(signal.SIGINT, old)
-
-@contextlib.contextmanager
-def _term_as_interrupt():
-    "A batch system's stop is an interrupt too"
-    if threading.current_thread() is not threading.main_thread(): yield; return
-    old = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try: yield
-    finally: signal.signal(signal.SIGTERM, old)
-
+# %% ../nbs/60_sweep.ipynb #9f269a6c
 @contextlib.contextmanager
 def _alone(folder:Path):
     "Hold the sweep's lock; an `InputError` where another process does"
@@ -278,11 +262,11 @@ def _alone(folder:Path):
         except OSError: pass # a file system without locks
         yield
 
-# %% ../nbs/60_sweep.ipynb #45c5c7d8
+# %% ../nbs/60_sweep.ipynb #6f99a993
 @patch
 def run(self:Sweep, workers:int=0, scheduler:str='', limit:int=0) -> 'Sweep':
     "Run what is not done; raises `RunFailed` where it was interrupted. `limit`: so many runs at most"
-    with _alone(self.folder), _term_as_interrupt():
+    with _alone(self.folder), handling(signal.SIGTERM, signal.default_int_handler): # a batch system's stop is an interrupt too
         self.settle()
         todo = [k for k,r in self.runs.items() if r['status'] != 'ok'][:limit or None]
         done = len(self.runs) - len([k for k,r in self.runs.items() if r['status'] != 'ok'])
