@@ -132,7 +132,8 @@ def ours(folder):
 
 def test_a_killed_worker_and_an_interrupted_sweep_lose_nothing_and_repeat_nothing(usecase, tmp_path):
     command = [sys.executable, '-m', 'tl_notebooks', 'sweep', str(usecase), '-p', 'lr=0.1,0.15,0.2,0.25,0.3', '-p', 'sleep=4', '--workers', '2', '--out', str(tmp_path)]
-    p = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # a shell's background job ignores SIGINT, and its children inherit that
     records = lambda: [json.loads(f.read_text()) for f in (tmp_path/'toy').glob('*/record.json')]
     running = lambda: [r for r in records() if r['status'] == 'running' and r['environment']]
     wait_for(lambda: len(running()) == 2)
