@@ -334,34 +334,35 @@ def solve_statistics(
     weight = back(solve(a)).T/std
     return SolvedHead(weight, goal - weight @ s.mean, a, float((w/(w + a)).sum()) + 1, std)
 
-# %% ../nbs/16_heads.ipynb #be52fcf6
+# %% ../nbs/16_heads.ipynb #d9e1eca6
 def _eigenrows(z:np.ndarray, moment:np.ndarray) -> tuple:
     "See `_solve_space`, for rows z (n, d) with n < d"
     w, u = np.linalg.eigh(z @ z.T)
     keep = w > max(w[-1], 0)*max(z.shape)*np.finfo(float).eps
     w, v = w[keep], z.T @ (u[:,keep]/np.sqrt(w[keep]))
-    return w, v.T @ moment, lambda a: (v.T @ moment)/(w + a)[:,None], lambda y: v @ y
+    along = v.T @ moment
+    return w, along, lambda a: along/(w + a)[:,None], lambda y: v @ y
 
 def _tridiagonal(gram:np.ndarray, moment:np.ndarray) -> tuple:
     "See `_solve_space`, for a (d, d) second moment"
     if len(gram) < 3:
         w, v = np.linalg.eigh(gram)
         return _eigenrows(np.sqrt(np.maximum(w, 0))[:,None]*v.T, moment)
-    c, diag, off, tau, _ = dsytrd(np.asfortranarray(gram), lower=1, lwork=int(dsytrd_lwork(len(gram), lower=1)[0]), overwrite_a=1)
+    c, diag, off, tau, _ = dsytrd(gram.T, lower=1, lwork=int(dsytrd_lwork(len(gram), lower=1)[0]), overwrite_a=1)
     q = np.asfortranarray(c[1:,:-1])
     def turn(v, trans): return np.concatenate([v[:1], dormqr('L', trans, q, tau, np.asfortranarray(v[1:]), 64*v.shape[1])[0]])
     along, w = turn(moment, 'T'), eigvalsh_tridiagonal(diag, off)
     keep = w > max(w[-1], 0)*len(gram)*np.finfo(float).eps
     return w[keep], along, lambda a: solveh_banded(np.array([np.r_[0, off], diag + a]), along), lambda y: turn(y, 'N')
 
-# %% ../nbs/16_heads.ipynb #905b4642
+# %% ../nbs/16_heads.ipynb #639d5ff7
 def _solve_space(s:ClassStatistics) -> tuple:
     """Eigenvalues (r,) of the standardised second moment, the moments with the targets in other coordinates, `solve(alpha)` there,
     what takes its answer (·, k) back to standardised features (d, k), and the deviations (d,)"""
     rows = s.rows if s.common is None and all(w.ndim == 2 for w in s.within) else None
     std = scale_from(s.mean, (np.diag(scatter := s.scatter) if rows is None else (rows**2).sum(0))/s.n)
     z = None if rows is None else rows/std
-    gram = scatter/np.outer(std, std) if z is None else z.T @ z if len(z) >= s.d else None
+    gram = scatter/np.outer(std, std) if z is None else z.T @ z if len(z) > .7*s.d else None
     moment = (2*(s.sums - s.counts[:,None]*s.mean)/std).T
     d = None if s.prior is None else _prior_rows((s.prior - s.prior.mean(0))/std, z, gram)
     if d is not None: moment = np.concatenate([moment, d @ moment])
