@@ -6,12 +6,13 @@
 __all__ = ['cmd_run', 'cmd_resume', 'cmd_models', 'cmd_sweep', 'cmd_predict', 'cmd_expand', 'cmd_merge', 'cmd_show', 'cmd_runs',
            'cmd_diff', 'cmd_reproduce', 'cmd_prune', 'cmd_cache', 'cmd_dvc', 'make_parser', 'main']
 
-# %% ../nbs/70_cli.ipynb #9aa0adcf
+# %% ../nbs/70_cli.ipynb #5ea086b4
 import argparse
 import csv
 import json
 import logging
 import os
+import signal
 import sys
 from .core import InputError
 
@@ -433,11 +434,14 @@ def _add_sweep(sub) -> None:
     sweep.add_argument('--resume', metavar='DIR', help='go on with the sweep in this folder; the same command without it does so too')
     sweep.set_defaults(func=cmd_sweep)
 
-# %% ../nbs/70_cli.ipynb #1ae4389b
+# %% ../nbs/70_cli.ipynb #0bbb9860
 def main(argv:list[str]|None=None) -> int:
     "Run `tl` and return its exit code"
     args = make_parser().parse_args(argv)
-    try: return args.func(args)
+    try:
+        code = args.func(args)
+        if argv is None: signal.signal(signal.SIGINT, signal.SIG_IGN) # the work is done: a Ctrl-C while Python winds up must not say otherwise
+        return code
     except InputError as e: print(f"tl {args.command}: {e}", file=sys.stderr); return 2
     except KeyboardInterrupt: print(f"tl {args.command}: interrupted", file=sys.stderr); return 130
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1); return 1
