@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from tl_notebooks.artifact import Model, save_model
 from tl_notebooks.boxes import read_boxes
 from tl_notebooks.core import InputError, hash_state, write_json
-from tl_notebooks.detection import ARCHS, EMA, BoxDL, BoxSet, box_dls, boxes_dl, box_transforms, detection_learner, onto_picture, placing
+from tl_notebooks.detection import ARCHS, EMA, GIVEN, BoxDL, BoxSet, box_dls, boxes_dl, box_transforms, detection_learner, onto_picture, placing
+from tl_notebooks.expand_boxes import grown_net
+from tl_notebooks.pretrained import load_box_model
 from tl_notebooks.samples import make_scenes
 
 
@@ -177,7 +179,7 @@ def test_bf16_and_discriminative_rates(scenes):
 
 
 @pytest.mark.parametrize('what,message', [(dict(arch='fcoss'), 'not known'), (dict(size=100), 'multiples of 32'), (dict(precision='fp16'), 'accepted: auto, fp32, bf16'),
-                                          (dict(resize='crop'), 'squish, pad'), (dict(backbone='vit_tiny_patch16_224', weights='random'), 'strides')])
+                                          (dict(resize='crop'), 'squish, pad'), (dict(arch='ssdlite320_mobilenet_v3_large'), 'accepted: fcos, retinanet, ssdlite, fcos_resnet50_fpn'), (dict(backbone='vit_tiny_patch16_224', weights='random'), 'strides')])
 def test_what_cannot_be_is_refused(scenes, what, message):
     with pytest.raises(InputError, match=message): detection_learner(scenes, **{'size': 64, **what})
 
@@ -193,6 +195,42 @@ def test_a_model_folder_gives_the_same_answers(scenes, tmp_path, arch):
     x = learn.dls.one_batch()[0]
     a, b = learn.model.eval()(x), again.net(x)
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+# Detectors of torchvision, as they come
+
+@pytest.mark.parametrize('arch', GIVEN)
+def test_a_detector_of_torchvision_goes_on_from_its_file(scenes, tmp_path, arch):
+    "A file like COCO's gives all but the class head; the frozen body is computed once; the model folder gives the same answers, and its rows grow"
+    from torchvision.models import resnet50
+    from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+    from torchvision.ops import FrozenBatchNorm2d
+    from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+    torch.manual_seed(0)
+    theirs = load_box_model(arch, 'random', 91)[0]
+    theirs.backbone = _resnet_fpn_extractor(resnet50(norm_layer=FrozenBatchNorm2d), 5, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256))
+    for m in theirs.modules():
+        if isinstance(m, FrozenBatchNorm2d): m.weight.fill_(.4); m.running_var.uniform_(.5, 2)
+    torch.save(theirs.state_dict(), tmp_path/'coco.pth')
+    learn = detection_learner(scenes, arch, weights=str(tmp_path/'coco.pth'), size=64, bs=4, views=1, seed=0)
+    assert learn.info['fresh'] and all('cls_logits' in k for k in learn.info['fresh']) and learn.info['library'] == 'torchvision'
+    x, net = learn.dls.valid.one_batch()[0], learn.model.eval()
+    theirs.eval()
+    if arch.startswith('retinanet'): # its file is from the time when the norms had no epsilon
+        for m in theirs.backbone.modules():
+            if isinstance(m, FrozenBatchNorm2d): m.eps = 0.
+    with torch.no_grad(): mine, want = net(x)['bbox_regression'], theirs.head([*theirs.backbone(net.normalised(x)).values()])['bbox_regression']
+    torch.testing.assert_close(mine, want, rtol=1e-3, atol=1e-4*float(want.abs().max()))
+    learn.freeze()
+    body = hash_state(net.body.state_dict())
+    losses = quiet(learn, 4, 1e-3)
+    assert np.mean(losses[-4:]) < np.mean(losses[:4]) and hash_state(net.body.state_dict()) == body and learn.frozen_pyramid.report[0]['computed'] == len(scenes.subset('train'))
+    save_model(tmp_path/'m', net, learn.info, scenes.classes)
+    again = Model(tmp_path/'m')
+    with torch.no_grad(): out, same = net.eval()(x), again.net(x)
+    assert all(torch.equal(out[k], same[k]) for k in out)
+    with torch.no_grad(): more = grown_net(again, [*scenes.classes, 'tram'])(x)['cls_logits']
+    assert torch.equal(more[..., :len(scenes.classes)], out['cls_logits']) and more.shape[-1] == len(scenes.classes) + 1
 
 
 # Detectors of transformers

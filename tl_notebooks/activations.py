@@ -229,7 +229,7 @@ def _same(body, cut, hidden, given, out) -> bool:
         return again.shape == out.shape and torch.allclose(again, out, rtol=1e-5, atol=1e-5*float(out.abs().max()))
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError): return False
 
-# %% ../nbs/15_activations.ipynb #f1fa8370
+# %% ../nbs/15_activations.ipynb #7a44a913
 def _norm_pairs(body:nn.Module, xb:Sequence[torch.Tensor]) -> list[tuple[str, str]]:
     "(convolution, BatchNorm) where the second runs once, on the output of the first, which runs once"
     made, pairs, hooks, runs = {}, [], [], {}
@@ -256,6 +256,7 @@ def fold_norms(
 ) -> nn.Module:                # A copy, in eval mode
     "A copy of `body` that computes the same in eval mode, with BatchNorms folded into convolutions where that is possible"
     plain = copy.deepcopy(body).eval()
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in plain.modules()): return plain
     folded = copy.deepcopy(plain)
     for c,n in _norm_pairs(folded, [x[:1] for x in xb]):
         conv, norm = folded.get_submodule(c), folded.get_submodule(n)
