@@ -257,12 +257,14 @@ def _expand_boxes(args) -> int:
     if 'new_accuracy' in c: _say(f"new classes: AP50 {_interval(c['new_accuracy'])}")
     return _certified(done)
 
-# %% ../nbs/70_cli.ipynb #0a6a0639
+# %% ../nbs/70_cli.ipynb #0a8b7908
 def cmd_cache(args) -> int:
     from tl_notebooks.activations import activations_dir, cache_limit, clear_stores, format_bytes, format_stores, list_stores
+    from tl_notebooks.data import known_pictures
     if args.action == 'clear':
         if not args.days >= 0: raise InputError(f"--days {args.days}: accepted: a number from 0.")
         n, size = clear_stores(args.key, args.days)
+        if not args.key and not args.days: known_pictures().unlink(missing_ok=True)
         print(f"removed {n} stores, {format_bytes(size)}")
         return 0
     if args.key: raise InputError(f"`{args.key[0]}`: `tl cache` lists all stores and takes no names; `tl cache clear {args.key[0]}` removes one.")

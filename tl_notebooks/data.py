@@ -6,19 +6,21 @@
 __all__ = ['FORMATS', 'SUFFIXES', 'MAX_PIXELS', 'KINDS', 'LAYOUTS', 'SPLITS', 'SPLIT_NAMES', 'CSV_HEADER', 'SOURCES', 'BadImage',
            'open_image', 'Problem', 'problem_report', 'data_path', 'natural_key', 'name_some', 'list_folder',
            'list_files', 'read_utf8', 'read_csv', 'split_items', 'join_groups', 'fingerprint', 'LabelledData',
-           'ImageData', 'summarise', 'list_items', 'list_sources', 'compare_files', 'read_pictures',
+           'ImageData', 'summarise', 'list_items', 'list_sources', 'compare_files', 'read_pictures', 'known_pictures',
            'spelling_problems', 'leak_problems', 'make_splits', 'sample_rows', 'check_items', 'short_classes',
            'data_notes', 'check_share', 'check_whole', 'check_args', 'read_images']
 
-# %% ../nbs/11_data.ipynb #adfd697e
+# %% ../nbs/11_data.ipynb #40940d3d
 import contextlib
 import csv
 import hashlib
 import io
+import json
 import os
 import posixpath
 import random
 import re
+import sqlite3
 import stat
 import sys
 import threading
@@ -34,7 +36,7 @@ import pandas as pd
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from .core import InputError, did_you_mean, hash_bytes, hash_file
+from .core import InputError, cache_dir, did_you_mean, hash_bytes, hash_file
 
 # %% ../nbs/11_data.ipynb #22edfb1d
 FORMATS = ('JPEG','PNG','BMP','GIF','TIFF','WEBP','PPM','JPEG2000') # each is known by its first bytes
@@ -666,16 +668,19 @@ def compare_files(
     return dict(missing=[f for f in then if not now[f]], added=sorted({*there} - {*then, *left_out}),
                 changed=[(f, then[f], now[f]) for f in then if now[f] and now[f] != then[f]])
 
-# %% ../nbs/11_data.ipynb #6fcf110f
-def _read_one(root:Path, path:str, max_pixels:int, more:Callable|None=None) -> dict|Problem:
+# %% ../nbs/11_data.ipynb #129e468a
+def _read_one(root:Path, path:str, max_pixels:int, more:Callable|None=None, known:'_Known|None'=None) -> dict|Problem:
     "Content hash, pixel hash, size (upright) and stored mode of one image, or what is wrong with it"
     try:
         data = _read_bytes(root/path, max_pixels)
+        sha = hashlib.sha256(data).hexdigest()
+        if known and (facts := known.get(sha)) and facts['width']*facts['height'] <= max_pixels: return {'sha256': sha, **facts}
         im, mode = _decode(data, max_pixels)
     except BadImage as e: return Problem(e.kind, path, e.detail)
     pixels = hashlib.blake2b(repr(im.size).encode() + im.tobytes(), digest_size=16).hexdigest()
-    return {'sha256': hashlib.sha256(data).hexdigest(), 'content': pixels, 'width': im.width, 'height': im.height, 'mode': mode,
-            **(more(im) if more else {})}
+    facts = {'content': pixels, 'width': im.width, 'height': im.height, 'mode': mode}
+    if known: known.new[sha] = facts
+    return {'sha256': sha, **facts, **(more(im) if more else {})}
 
 def read_pictures(
     root:Path,
@@ -685,14 +690,44 @@ def read_pictures(
     more:Callable|None=None,  # RGB picture → dict of further columns
 ) -> tuple[pd.DataFrame, list[Problem]]: # Good rows with sha256, content, width, height, mode; problems
     "Read every row's file once"
-    with ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 2))) as pool:
-        found = pool.map(lambda r: _read_one(root, r['path'], max_pixels, more), rows)
+    with ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 2))) as pool, _Known() as known:
+        found = pool.map(lambda r: _read_one(root, r['path'], max_pixels, more, None if more else known), rows)
         found = list(tqdm(found, 'reading images', len(rows), leave=False, delay=2,
                           mininterval=.5, file=sys.stderr, disable=not progress))
     good = [{**r, **f} for r,f in zip(rows, found) if isinstance(f, dict)]
     cols = ['path','label','split','group','sha256','content','width','height','mode']
     cols += [c for c in (good[0] if good else ()) if c not in cols]
     return pd.DataFrame(good, columns=cols), [f for f in found if isinstance(f, Problem)]
+
+# %% ../nbs/11_data.ipynb #f47294c6
+def known_pictures() -> Path:
+    "The file that keeps what was found in pictures, by the hash of their bytes"
+    return cache_dir()/'pictures.sqlite'
+
+class _Known:
+    "What was found in pictures before; `new` is added at the end. A file that is damaged, locked or not writable knows nothing"
+    how = f'1 {Image.__version__}'
+    def __enter__(self):
+        self.new, self.db, self.lock = {}, None, threading.Lock()
+        with contextlib.suppress(OSError, sqlite3.Error):
+            known_pictures().parent.mkdir(parents=True, exist_ok=True)
+            db = sqlite3.connect(known_pictures(), timeout=2, check_same_thread=False)
+            db.execute('create table if not exists facts (how text, sha256 text, facts text, primary key (how, sha256)) without rowid')
+            self.db = db
+        return self
+
+    def get(self, sha:str) -> dict|None:
+        with self.lock:
+            try:
+                row = self.db and self.db.execute('select facts from facts where how = ? and sha256 = ?', (self.how, sha)).fetchone()
+                return json.loads(row[0]) if row else None
+            except (sqlite3.Error, ValueError): self.db = None # one that is locked for good would be waited for at each picture
+
+    def __exit__(self, *_):
+        if not self.db: return
+        with contextlib.suppress(sqlite3.Error), self.db:
+            self.db.executemany('insert or replace into facts values (?, ?, ?)', [(self.how, k, json.dumps(f)) for k,f in self.new.items()])
+        self.db.close()
 
 # %% ../nbs/11_data.ipynb #47c6de7a
 def spelling_problems(labels:Iterable[str]) -> list[Problem]:

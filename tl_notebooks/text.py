@@ -229,7 +229,7 @@ def load_tokenizer(folder:Path):
     tok.padding_side = tok.truncation_side = 'right'
     return tok
 
-# %% ../nbs/31_text.ipynb #6ecf8011
+# %% ../nbs/31_text.ipynb #514c7260
 PHRASES = ('{}', 'this is {}', 'very {}', 'a {} review', '{} experience', 'it was {}', 'from a {}')
 
 def name_texts(classes:Sequence[str], hints:dict[str, Sequence[str]]|None=None) -> dict[str, list[str]]|None:
@@ -241,7 +241,9 @@ def name_texts(classes:Sequence[str], hints:dict[str, Sequence[str]]|None=None) 
 def name_features(learn:TransferLearner, hints:dict[str, Sequence[str]]|None=None) -> torch.Tensor|None:
     "(classes, n_features) features of the classes' names, or of the words in `hints`; None where a name has no letters"
     texts = name_texts(learn.dls.vocab, hints)
-    return texts and torch.stack([text_features(learn, some).mean(0) for some in texts.values()])
+    if not texts: return None
+    found = text_features(learn, [t for some in texts.values() for t in some])
+    return torch.stack([part.mean(0) for part in found.split([len(some) for some in texts.values()])])
 
 def text_features(learn:TransferLearner, texts:Sequence[str]) -> torch.Tensor:
     "(n, n_features) features of some texts, without the cache"
