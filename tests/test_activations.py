@@ -515,8 +515,11 @@ def child(code, cache, **env):
                             env={**os.environ, 'TL_NOTEBOOKS_CACHE': str(cache.parent), 'PYTHONPATH': str(ROOT), **env})
 
 SLOW = '''
-    import sys, time, torch
+    import os, sys, time, torch
     from tl_notebooks.activations import ActivationStore, fill
+    if go := os.environ.get('GO'):
+        print('ready', flush=True)
+        while not os.path.exists(go): time.sleep(.005)
     done = 0
     def compute(at):
         global done
@@ -542,10 +545,24 @@ def test_kill_in_the_middle_loses_at_most_a_block(cache):
     assert not (store.folder/'.left-over').exists() and not (store.folder/'orphan.npy').exists()
 
 
-def test_processes_at_once_share_the_work(cache):
-    started = [child(SLOW, cache) for _ in range(3)]
+def test_processes_at_once_share_the_work(cache, tmp_path):
+    started = [child(SLOW, cache, GO=str(tmp_path/'go')) for _ in range(3)]
+    for p in started: assert p.stdout.readline() == 'ready\n'
+    (tmp_path/'go').touch()
     lasts = [p.communicate(timeout=180)[0].splitlines()[-1].split() for p in started]
-    assert all(l[:2] == ['all', 'True'] and l[3] == '399.0' for l in lasts) and sum(int(l[2]) for l in lasts) == 400
+    assert all(l[:2] == ['all', 'True'] and l[3] == '399.0' for l in lasts)
+    assert sum(int(l[2]) for l in lasts) == 400 and min(int(l[2]) for l in lasts) >= 80, lasts # 80: a block
+
+
+def test_what_a_killed_process_was_at_is_done_by_the_others(cache, tmp_path):
+    one, two = (child(SLOW, cache, GO=str(tmp_path/'go')) for _ in range(2))
+    for p in (one, two): assert p.stdout.readline() == 'ready\n'
+    (tmp_path/'go').touch()
+    while int(one.stdout.readline()) < 30: pass # within its first block
+    one.kill(); one.wait()
+    out, err = two.communicate(timeout=120)
+    assert out.splitlines()[-1].split() == ['all', 'True', '400', '399.0'], err
+    assert not [p for p in cache.rglob('.claim*') if p.is_file()]
 
 
 def test_a_flipped_byte_is_found_and_recomputed(data, cache):

@@ -517,13 +517,13 @@ def cache_limit() -> int:
     "Bytes that all activations together may take"
     return parse_bytes(os.environ.get('TL_NOTEBOOKS_CACHE_LIMIT') or '10GB')
 
-# %% ../nbs/15_activations.ipynb #799fadea
+# %% ../nbs/15_activations.ipynb #d491c6fb
 @contextlib.contextmanager
-def _locked(folder:Path, wait:bool=True):
-    "Hold the lock of a store; gives False, at once, where `wait` is False and another process has it"
+def _locked(path:Path, wait:bool=True):
+    "Hold the lock in a file; gives False, at once, where `wait` is False and another process has it"
     import fcntl
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder/'lock', 'a') as f:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, 'a') as f:
         told, start = False, time.monotonic()
         while True:
             try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB); mine = True; break
@@ -533,6 +533,21 @@ def _locked(folder:Path, wait:bool=True):
             if not told and time.monotonic() - start > 2: told = True; say('another process is computing the same activations; waiting for it')
             time.sleep(.05)
         yield mine
+
+@contextlib.contextmanager
+def _filling(folder:Path):
+    "Keep a store from being removed, together with others that fill it; who comes first tidies up"
+    import fcntl
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder/'lock', 'a') as f:
+            try:
+                with contextlib.suppress(BlockingIOError): fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB); _sweep(folder)
+                fcntl.flock(f, fcntl.LOCK_SH)
+            except OSError: pass # without locks, nothing is tidied up
+            try: os.utime(folder/'lock'); here = os.path.samestat(os.stat(folder/'lock'), os.fstat(f.fileno()))
+            except FileNotFoundError: here = False
+            if here: yield; return # else it was removed a moment ago
 
 def say(message:str) -> None:
     "One line for the person, on stderr"
@@ -563,12 +578,12 @@ def list_stores(root:Path|None=None) -> list[StoreInfo]:
             with contextlib.suppress(OSError): out.append(StoreInfo(d.name, '(damaged)', 0, sum(e.stat().st_size for e in os.scandir(d)), d.stat().st_mtime))
     return sorted(out, key=lambda s: s.used)
 
-# %% ../nbs/15_activations.ipynb #77291bcf
+# %% ../nbs/15_activations.ipynb #24fd06f1
 def remove_store(key:str, root:Path|None=None) -> bool: # Whether it is gone; one that is being filled, or belongs to somebody else, stays
     "Remove one store"
     folder = Path(root or activations_dir())/key
     try:
-        with _locked(folder, wait=False) as mine:
+        with _locked(folder/'lock', wait=False) as mine:
             if not mine: return False
             gone = folder.with_name(f'.{key}-{os.urandom(3).hex()}')
             os.rename(folder, gone)
@@ -625,7 +640,7 @@ def make_room(need:int, keep:Iterable[str]=(), root:Path|None=None) -> list[Stor
         if s.key not in keep and remove_store(s.key, root): gone.append(s); total -= s.size
     return gone
 
-# %% ../nbs/15_activations.ipynb #2d43c672
+# %% ../nbs/15_activations.ipynb #685a5101
 def _sweep(folder:Path) -> None:
     "Remove what a killed process left: temporary files, and matrices that nothing refers to. Only while the lock is held"
     for p in folder.glob('.*'):
@@ -646,27 +661,36 @@ def fill(
     first = {i: k for k,i in reversed([*enumerate(ids)])}
     try:
         with contextlib.ExitStack() as locks:
-            for s in sorted(stores, key=lambda s: s.key): locks.enter_context(_locked(s.folder)); os.utime(s.folder/'lock')
-            for s in stores: _sweep(s.folder)
-            lacking = [set(s.missing(ids)) for s in stores]
-            todo = sorted(sorted(first[i] for i in set().union(*lacking)), key=order or (lambda at: 0))
-            if todo: _fill(stores, ids, compute, todo, lacking, batch, desc)
+            for s in sorted(stores, key=lambda s: s.key): locks.enter_context(_filling(s.folder))
+            todo = sorted(sorted(first[i] for i in {i for s in stores for i in s.missing(ids)}), key=order or (lambda at: 0))
+            if todo: _fill(stores, ids, compute, todo, batch, desc)
     except OSError as e:
         (tell or say)(f"cannot be kept in `{stores[0].folder.parent}` ({e.strerror or e}); going on without: what is missing is computed each time it is needed. "
             "`tl cache clear` makes room, TL_NOTEBOOKS_CACHE names another place.")
     for s in stores: s.refresh()
     return not any(s.missing(ids) for s in stores)
 
-# %% ../nbs/15_activations.ipynb #e8322834
-def _fill(stores, ids, compute, todo, lacking, batch, desc) -> None:
-    block = max(1, min(BLOCK//max(s.row_bytes*(64 if s.ragged else 1) for s in stores), 512)//batch)*batch
+# %% ../nbs/15_activations.ipynb #3b6f6691
+def _fill(stores, ids, compute, todo, batch, desc) -> None:
+    block = max(1, min(BLOCK//max(s.row_bytes*(64 if s.ragged else 1) for s in stores), 128)//batch)*batch
+    blocks, home = [todo[k:k+block] for k in range(0, len(todo), block)], min(stores, key=lambda s: s.key).folder
     with tqdm(total=len(todo), desc=desc, delay=2, leave=False, mininterval=.5) as bar:
-        for k in range(0, len(todo), block):
-            some, parts = todo[k:k+block], []
-            for j in range(0, len(some), batch): parts.append(compute(some[j:j+batch])); bar.update(len(some[j:j+batch]))
-            for s,m,*rows in zip(stores, lacking, *parts):
-                need = [n for n,p in enumerate(some) if ids[p] in m]
-                if need: s.write([ids[some[n]] for n in need], [[row for part in rows for row in part][n] for n in need] if s.ragged else torch.cat(rows)[need])
+        for wait in (False, True):
+            for some in blocks.copy():
+                claim = home/f'.claim-{hash_json([ids[p] for p in some])[:16]}'
+                with _locked(claim, wait) as mine:
+                    if not mine: continue
+                    _fill_block(stores, ids, compute, some, batch, bar)
+                    blocks.remove(some); claim.unlink(missing_ok=True)
+
+def _fill_block(stores, ids, compute, some, batch, bar) -> None:
+    lacking = [set(s.missing([ids[p] for p in some])) for s in stores]
+    todo, parts = [p for p in some if any(ids[p] in m for m in lacking)], []
+    bar.update(len(some) - len(todo))
+    for j in range(0, len(todo), batch): parts.append(compute(todo[j:j+batch])); bar.update(len(todo[j:j+batch]))
+    for s,m,*rows in zip(stores, lacking, *parts):
+        need = [n for n,p in enumerate(todo) if ids[p] in m]
+        if need: s.write([ids[todo[n]] for n in need], [[row for part in rows for row in part][n] for n in need] if s.ragged else torch.cat(rows)[need])
 
 # %% ../nbs/15_activations.ipynb #7be1f8bf
 _PIPES = ('after_item', 'before_batch', 'after_batch')
