@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['TYPES', 'RESERVE', 'REPORT', 'Param', 'read_params', 'check_params', 'usecases', 'find_usecase', 'usecase_params',
            'make_run_folder', 'params_from', 'start_run', 'Run', 'held', 'hold', 'mark_failed', 'repeat_command',
-           'write_report', 'RunFailed', 'run_usecase', 'handling', 'drop_progress', 'find_run', 'resume_run']
+           'write_report', 'RunFailed', 'run_usecase', 'import_papermill', 'handling', 'drop_progress', 'find_run',
+           'resume_run']
 
-# %% ../nbs/51_run.ipynb #a3a0bddf
+# %% ../nbs/51_run.ipynb #e040a9dd
 import ast
 import base64
 import contextlib
@@ -33,7 +34,6 @@ import psutil
 from fastcore.basics import patch
 from .core import InputError, atomic_write, did_you_mean, hash_file, read_json, seed_everything, write_json
 from .data import data_path, list_items, list_sources
-from .plots import PAGE_STYLE
 from .records import (code_version, environment, hash_cells, load_record, new_record, new_run_id, notebook_cells, outputs_root,
     save_record, this_process)
 from .tracking import check_tracker, track_callbacks, track_figures
@@ -359,7 +359,7 @@ same budget: <b>{{ pc(control.value) }}</b> ({{ pc(control.low) }} to {{ pc(cont
 <tr><td>versions<td>{% for k,v in (r.environment.packages or {}).items() %}{{ k }} {{ v }}{{ ', ' if not loop.last }}{% endfor %}</tr>
 <tr><td>seconds<td>{% for k,v in r.timings.items() %}{{ k }} {{ '%.1f'|format(v) }}{{ ', ' if not loop.last }}{% endfor %}</tr></table></body></html>"""
 
-# %% ../nbs/51_run.ipynb #e5dc3fa2
+# %% ../nbs/51_run.ipynb #a561a70d
 def repeat_command(rec:dict) -> str:
     "The command line that asks for the same run again"
     spec = usecase_params(find_usecase(rec['usecase'])) if rec['usecase'] in usecases() else {}
@@ -372,6 +372,7 @@ def repeat_command(rec:dict) -> str:
 def write_report(folder:str|Path) -> Path:
     "Write `report.html` of a run folder from its record and figures"
     from jinja2 import Environment
+    from tl_notebooks.plots import PAGE_STYLE # with matplotlib: a second that `tl run` can do without
     folder = Path(folder)
     rec = load_record(folder)
     figures = [dict(name=n, caption=c, data=base64.b64encode((folder/'figures'/f'{n}.png').read_bytes()).decode())
@@ -487,7 +488,16 @@ def _last_cell(notebook:Path) -> tuple[str, str]: # where, source
     source = ''.join(c.get('source', ''))
     return ('', '') if n is None else (f'; at work was the cell that begins with `{source.strip().splitlines()[0][:80] if source.strip() else ""}`', source)
 
-# %% ../nbs/51_run.ipynb #c76506cb
+# %% ../nbs/51_run.ipynb #00946b37
+def import_papermill():
+    "The module, without the grammar that takes seconds to compile"
+    name, there = 'rfc3987_syntax', 'rfc3987_syntax' in sys.modules
+    if not there: sys.modules[name] = None
+    try: import papermill; return papermill
+    finally:
+        if not there: del sys.modules[name]
+
+# %% ../nbs/51_run.ipynb #094661d0
 _executing = threading.Lock()
 
 @contextlib.contextmanager
@@ -504,7 +514,7 @@ def _execute(notebook:Path, folder:Path, params:dict, cwd:Path|None=None) -> Non
         _with_papermill(notebook, folder, params, cwd or Path.cwd())
 
 def _with_papermill(notebook:Path, folder:Path, params:dict, cwd:Path) -> None:
-    import papermill
+    papermill = import_papermill()
     save_record(folder, load_record(folder) | {'process': this_process()})
     told = dict(TL_RUN_DIR=str(folder), TL_RUN_NOTEBOOK=str(Path(notebook).absolute()), TL_PROCESSES=str(load_record(folder).get('processes', 1)))
     os.environ |= told

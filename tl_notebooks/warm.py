@@ -33,13 +33,14 @@ def can_fork() -> bool:
     gpu = any(Path(p).exists() for p in ('/dev/nvidiactl', '/dev/nvidia0', '/dev/kfd', '/dev/dxg'))
     return sys.platform == 'linux' and not gpu and os.environ.get('TL_WARM', '1') != '0'
 
-# %% ../nbs/58_warm.ipynb #d9a81b55
+# %% ../nbs/58_warm.ipynb #2d824867
 def serve(
     path:str,        # Of the socket
     modules:list[str]# To import
 ) -> None:
     "Import, then fork a process per connection, until standard input ends; in the forked process, run its module and return"
     with _quiet():
+        if 'papermill' in modules: importlib.import_module('tl_notebooks.run').import_papermill()
         for m in modules:
             with contextlib.suppress(ImportError): importlib.import_module(m) # where it is needed, it will be missed
     gc.freeze() # what is here now is shared by all children; collecting garbage must not copy it
