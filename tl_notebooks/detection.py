@@ -645,14 +645,14 @@ class GivenNet(DenseNet):
         model.backbone = _Nothing(model.backbone.out_channels)
         self._join(body, arch, neck, model, coarser=2)
 
-# %% ../nbs/32_detection.ipynb #9c463c7a
+# %% ../nbs/32_detection.ipynb #24504fd3
 def given_net(name:str, weights:str|None, n_classes:int, size:int) -> tuple[BoxNet, dict]:
     "A detector of torchvision or transformers, whose class head starts anew where the number of classes differs, and what is known of it"
     entry = None if Path(name).is_dir() else find_entry(name)
     if entry is None or entry.library == 'transformers' and entry.task == 'boxes': return query_net(name, weights, n_classes, size)
-    if entry.name not in GIVEN: raise InputError(f"`arch` is {name!r}; accepted: {', '.join(ARCHS)}, {', '.join(GIVEN)}, a detector of transformers (rtdetr_v2_r18, dfine_small, …) or its folder.")
+    if entry.model not in GIVEN: raise InputError(f"`arch` is {name!r}; accepted: {', '.join(ARCHS)}, {', '.join(GIVEN)}, a detector of transformers (rtdetr_v2_r18, dfine_small, …) or its folder.")
     model, info = load_box_model(name, weights, n_classes)
-    return GivenNet(model, GIVEN[entry.name], n_classes, size, info['mean'], info['std']), info
+    return GivenNet(model, GIVEN[entry.model], n_classes, size, info['mean'], info['std']), info
 
 # %% ../nbs/32_detection.ipynb #713177df
 class GiveTargets(Callback):
