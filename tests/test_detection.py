@@ -213,7 +213,7 @@ def test_a_detector_of_torchvision_goes_on_from_its_file(scenes, tmp_path, arch)
         if isinstance(m, FrozenBatchNorm2d): m.weight.fill_(.4); m.running_var.uniform_(.5, 2)
     torch.save(theirs.state_dict(), tmp_path/'coco.pth')
     learn = detection_learner(scenes, arch, weights=str(tmp_path/'coco.pth'), size=64, bs=4, views=1, seed=0)
-    assert learn.info['fresh'] and all('cls_logits' in k for k in learn.info['fresh']) and learn.info['library'] == 'torchvision'
+    assert learn.info['fresh'] and all('cls_logits' in k for k in learn.info['fresh']) and learn.info['library'] == 'torchvision' and (learn.info['channels'], learn.info['convs']) == (256, 4)
     x, net = learn.dls.valid.one_batch()[0], learn.model.eval()
     theirs.eval()
     if arch.startswith('retinanet'): # its file is from the time when the norms had no epsilon

@@ -517,7 +517,7 @@ def cache_limit() -> int:
     "Bytes that all activations together may take"
     return parse_bytes(os.environ.get('TL_NOTEBOOKS_CACHE_LIMIT') or '10GB')
 
-# %% ../nbs/15_activations.ipynb #d491c6fb
+# %% ../nbs/15_activations.ipynb #b76d93a2
 @contextlib.contextmanager
 def _locked(path:Path, wait:bool=True):
     "Hold the lock in a file; gives False, at once, where `wait` is False and another process has it"
@@ -542,8 +542,9 @@ def _filling(folder:Path):
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder/'lock', 'a') as f:
             try:
-                with contextlib.suppress(BlockingIOError): fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB); _sweep(folder)
-                fcntl.flock(f, fcntl.LOCK_SH)
+                try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB); _sweep(folder)
+                except BlockingIOError: pass # somebody fills it already
+                finally: fcntl.flock(f, fcntl.LOCK_SH)
             except OSError: pass # without locks, nothing is tidied up
             try: os.utime(folder/'lock'); here = os.path.samestat(os.stat(folder/'lock'), os.fstat(f.fileno()))
             except FileNotFoundError: here = False

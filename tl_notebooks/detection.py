@@ -577,7 +577,7 @@ def refresh_norms(self:BoxLearner) -> None:
     with measuring_norms(self.model):
         for x,*_ in plain_dl(self.dls.train): self.model.features(x)
 
-# %% ../nbs/32_detection.ipynb #300533b9
+# %% ../nbs/32_detection.ipynb #de829389
 def detection_learner(
     data:BoxData,              # From `boxes.read_boxes`
     arch:str='fcos',           # fcos, retinanet, ssdlite; or a whole detector of torchvision or transformers: a name of the catalogue, or a folder
@@ -606,9 +606,9 @@ def detection_learner(
     net = net.to(dls.device)
     sample = torch.zeros(4, 3, size, size, device=dls.device, dtype=torch.uint8)
     net.step = small_step(sample.float())
-    net.precision = choose_precision(net, sample, f'{backbone} pyramid') if precision == 'auto' else precision
+    net.precision = choose_precision(net, sample, f"{info['name']}, {net.arch}") if precision == 'auto' else precision
     mean, std = (t.flatten().tolist() for t in (net.mean, net.std))
-    info = {**info, 'arch': net.arch, 'mean': mean, 'std': std, 'size': size, 'resize': resize, 'precision': net.precision, 'channels': channels, 'convs': convs}
+    info = {'channels': channels, 'convs': convs, **info, 'arch': net.arch, 'mean': mean, 'std': std, 'size': size, 'resize': resize, 'precision': net.precision}
     return BoxLearner(dls, net, info=info, **{'path': Path('.'), **kwargs})
 
 # %% ../nbs/32_detection.ipynb #657550b4
@@ -645,14 +645,15 @@ class GivenNet(DenseNet):
         model.backbone = _Nothing(model.backbone.out_channels)
         self._join(body, arch, neck, model, coarser=2)
 
-# %% ../nbs/32_detection.ipynb #24504fd3
+# %% ../nbs/32_detection.ipynb #1570d41e
 def given_net(name:str, weights:str|None, n_classes:int, size:int) -> tuple[BoxNet, dict]:
     "A detector of torchvision or transformers, whose class head starts anew where the number of classes differs, and what is known of it"
     entry = None if Path(name).is_dir() else find_entry(name)
     if entry is None or entry.library == 'transformers' and entry.task == 'boxes': return query_net(name, weights, n_classes, size)
     if entry.model not in GIVEN: raise InputError(f"`arch` is {name!r}; accepted: {', '.join(ARCHS)}, {', '.join(GIVEN)}, a detector of transformers (rtdetr_v2_r18, dfine_small, …) or its folder.")
     model, info = load_box_model(name, weights, n_classes)
-    return GivenNet(model, GIVEN[entry.model], n_classes, size, info['mean'], info['std']), info
+    net = GivenNet(model, GIVEN[entry.model], n_classes, size, info['mean'], info['std'])
+    return net, info | dict(channels=model.backbone.out_channels, convs=4)
 
 # %% ../nbs/32_detection.ipynb #713177df
 class GiveTargets(Callback):

@@ -38,7 +38,7 @@ def shorten(text:str, n:int=18) -> str:
     "At most `n` characters; the middle goes, since both ends of a part number matter"
     return text if len(text) <= n else text[:n//2] + '…' + text[-(n - n//2 - 1):]
 
-# %% ../nbs/14_plots.ipynb #99327a5a
+# %% ../nbs/14_plots.ipynb #aa17807b
 def plot_images(
     images:Sequence,          # (h, w, 3) uint8 arrays or PIL images
     titles:Sequence[str]=(),  # One per image
@@ -50,7 +50,7 @@ def plot_images(
     cols = max(1, min(cols, len(images)))
     rows, head = max(1, math.ceil(len(images)/cols)), .05 + .15*max((t.count('\n') + 1 for t in titles), default=0)
     fig = plt.figure(figsize=(cols*size, rows*(size + head))); plt.close(fig)
-    ax = fig.add_axes((0, 0, 1, 1)) # one for all: an axes for each is ten times slower
+    ax = fig.add_axes((0, 0, 1, 1)) # one for all: an axes for each takes five times as long
     for i,im in enumerate(images):
         a, x, y = np.asarray(im), (i % cols + .5)*size, i//cols*(size + head) + head
         h, w = np.array(a.shape[:2])/max(a.shape[:2])*(size - .08)/2
