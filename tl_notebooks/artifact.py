@@ -6,7 +6,7 @@
 __all__ = ['SCHEMA', 'FILES', 'PREPROCESSING', 'MANIFEST', 'write_manifest', 'save_model', 'read_manifest', 'Prediction', 'Model',
            'memory_of', 'free_folder', 'list_images']
 
-# %% ../nbs/40_artifact.ipynb #dae1208a
+# %% ../nbs/40_artifact.ipynb #d84f121d
 import copy
 import json
 import os
@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from .core import InputError, did_you_mean, hash_bytes, hash_file, hash_state, progress, read_json, umask
 from .data import SUFFIXES, open_image
 from .detection import BoxNet, box_net
-from .finetune import GrownHead, TransferLearner, TransferNet, small_step
+from .finetune import GrownHead, RandomFeatures, TransferLearner, TransferNet, small_step
 from .heads import ClassStatistics, statistics_from, statistics_state
 from .records import code_version, environment, new_run_id
 from .replay import Exemplars, content_of, exemplars_from, exemplars_state, take_exemplars
@@ -166,7 +166,7 @@ def _head_rows(weights:Path) -> int:
     except (ValueError, KeyError, struct.error, MemoryError, OverflowError):
         raise InputError(f"`{weights}` has no head of a classifier (tensor `head.1.bias`).") from None
 
-# %% ../nbs/40_artifact.ipynb #1a38ea6f
+# %% ../nbs/40_artifact.ipynb #e2b43bf0
 @dataclass
 class Prediction:
     "The classes' probabilities for one input, or the reason why there are none"
@@ -183,6 +183,7 @@ class Model:
         self.classes, self.is_text = m['classes'], m['task'] == 'text_classification'
         self.net = dict(boxes=_box_net, text_classification=_text_net).get(m['task'], _image_net)(m)
         state = load_file(m['folder']/'weights.safetensors')
+        _take_lift(self.net, state, m['folder'])
         if 'head.parts.0.1.bias' in state: self.net.head = _grown_head(state, self.net.n_features)
         try: self.net.load_state_dict(state)
         except RuntimeError as e:
@@ -193,7 +194,15 @@ class Model:
         if self.is_text: self.reader = TokenReader(load_tokenizer(m['folder']), m['preprocessing']['max_tokens'])
         else: self.mean, self.std = (torch.tensor(m['preprocessing'][k], device=self.device).view(1, 3, 1, 1) for k in ('mean', 'std'))
 
-# %% ../nbs/40_artifact.ipynb #d8a39a6d
+# %% ../nbs/40_artifact.ipynb #9d3eca03
+def _take_lift(net:TransferNet, state:dict, folder:Path) -> None:
+    "Let `net` have the random projection that `state` was saved with, if there was one; a wrong one is refused before anything as large as it says is made"
+    if 'lift.made' not in state: return
+    made, head = state['lift.made'].tolist(), next((v for k,v in state.items() if k in ('head.1.weight', 'head.parts.0.1.weight')), None)
+    if len(made) != 2 or head is None or not 0 < made[0] == head.shape[1] - net.n_features or made[1] < 0 or not {'lift.mean', 'lift.std'} <= state.keys():
+        raise InputError(f"`{folder}`: the random projection (width, seed) {made} does not fit the head and the body's {net.n_features} features. The folder was not written whole, or was changed.")
+    net.lift_features(RandomFeatures(state['lift.mean'], state['lift.std'], *made))
+
 def _grown_head(state:dict, n_features:int) -> GrownHead:
     "An untrained head with the parts that `state` has"
     rows = [len(state[f'head.parts.{i}.1.bias']) for i in range(sum(bool(re.fullmatch(r'head\.parts\.\d+\.1\.bias', k)) for k in state))]
