@@ -46,14 +46,13 @@ def merge_groups(
         groups[k:k+2] = [groups[k] + groups[k+1]]
     return groups
 
-# %% ../nbs/20_finetune.ipynb #3d889c11
+# %% ../nbs/20_finetune.ipynb #45c46386
 class TransferNet(nn.Module):
     """A body and a linear head; `features` and `forward` run the body in the chosen precision.
 
     body      : module with a list `groups` of lists of parameters (input to output); maps a batch to (n, n_features)
     n_classes : rows of the head
-    A batch of `Activations` goes on from `cut`. `step`: items that the body takes at a time where they do not depend on
-    each other (no BatchNorm in train mode); 0: all.
+    A batch of `Activations` goes on from `cut`. `step`: items that the body takes at a time where no BatchNorm mixes them; 0: all.
     """
     def __init__(self, body:nn.Module, n_features:int, n_classes:int):
         super().__init__()
@@ -62,9 +61,7 @@ class TransferNet(nn.Module):
         self.lift = nn.Identity() # or `RandomFeatures`
         self.cut, self.blank, self.compiled = None, (), [] # a list: a compiled body is the same module, not one more
 
-    def features(self, *xb):
-        "(n, n_features) float32 features of a batch, before the head"
-        return self.lift(self.pooled(*xb))
+    def features(self, *xb): return self.lift(self.pooled(*xb)) # (n, n_features) float32, before the head
 
     def pooled(self, *xb):
         "(n, d) float32 features of a batch, as the body gives them"
@@ -86,7 +83,6 @@ class TransferNet(nn.Module):
     def forward(self, *xb): return self.head(self.features(*xb))
 
     def __getstate__(self): return {**self.__dict__, 'compiled': []} # a copy is compiled again where it runs
-
     def param_groups(self) -> list[list[nn.Parameter]]:
         "The body's groups, then the head: fastai's splitter"
         return [*self.body.groups, list(self.head.parameters())]
