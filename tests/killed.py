@@ -1,11 +1,16 @@
-"What test_resume.py lets be killed: small training in processes of their own, with every source of chance that training has."
+"What test_resume.py lets be killed: small training in processes of their own, with every source of chance that training has; and whole sweeps of it."
+import contextlib
 import json
 import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
+
+import psutil
 
 
 def settle():
@@ -177,3 +182,81 @@ def kill_at_random(ctx, kind, base:Path, data, kills:int, seed:int=0, most:int=4
         run_and_kill(ctx, kind, place, data, place/'cache')
         others.append((place/'outcome.json').read_text())
     return whole, others, n, seconds
+
+
+FIT = """import sys
+sys.path.insert(0, {tests!r})
+import killed
+import fastai.callback.schedule
+from tl_notebooks.core import hash_state
+learn = killed.plain_learner()
+learn.fit_one_cycle(6, p.lr)
+run.record['weights'] = hash_state(learn.model.state_dict())
+v = float(learn.recorder.values[-1][-1])"""
+
+
+def sweep_usecase(path:Path) -> Path:
+    "A use case of few lines that trains as `by_hand` does, at a rate that a sweep gives it"
+    cell = lambda source, *tags: dict(cell_type='code', execution_count=None, outputs=[], metadata={'tags': [*tags]}, source=source)
+    cells = [cell('lr: float = 0.01 # {0..1}\nseed: int = 0  # {0..99}\nthreads: int = 1 # {0..64}', 'parameters'),
+             cell(f'from tl_notebooks.run import start_run\nrun = start_run({str(path)!r}, globals()); p = run.p'), cell(FIT.format(tests=str(Path(__file__).parent))),
+             cell("run.metric('accuracy', dict(value=v, low=max(0, v - .1), high=min(1, v + .1), n=20)); run.finish()")]
+    path.write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')), nbformat=4, nbformat_minor=4)))
+    return path
+
+
+def swept(out:Path) -> dict:
+    "Parameters of each run of the one sweep in `out` → its metrics and the hash of its weights"
+    state = json.loads(next((out/'sweeps').glob('*/sweep.json')).read_text())
+    found = {}
+    for r in state['runs'].values():
+        record = json.loads((out/'fit'/r['run']/'record.json').read_text())
+        assert r['status'] == record['status'] == 'ok', (r, record['status'])
+        found[json.dumps(r['params'], sort_keys=True)] = record['metrics'], record['weights']
+    return found
+
+
+def processes_of(out:Path) -> list:
+    found = []
+    for p in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if p.pid != os.getpid() and (str(out) in ' '.join(p.cmdline()) or str(out) in p.environ().get('TL_RUN_DIR', '')): found.append(p)
+    return found
+
+
+def kill_sweeps(base:Path, kills:int, seed:int=0, runs:int=4, most:int=3) -> tuple[dict, list[dict], dict, float]:
+    """What an uninterrupted sweep gives, what each series of kills ends with, how often what was killed, and the seconds of the first.
+
+    Killed at random moments: the command, one of its processes (a worker of Dask, a waiting one, a run), or all of them at once.
+    """
+    rng, base = random.Random(seed), Path(base)
+    usecase = sweep_usecase(base/'fit.ipynb')
+    def start(out):
+        out.mkdir(exist_ok=True)
+        with open(out/'stderr', 'a') as err:
+            return subprocess.Popen([sys.executable, '-m', 'tl_notebooks', 'sweep', str(usecase), '-p', 'lr=' + ','.join(f'{.002*(i + 1):g}' for i in range(runs)), '--workers', '2', '--out', str(out)],
+                                    cwd=out, stdout=subprocess.DEVNULL, stderr=err, env={**os.environ, 'TL_NOTEBOOKS_CHECKPOINTS': '1'})
+    at, p = time.perf_counter(), start(base/'whole')
+    assert p.wait() == 0, (base/'whole'/'stderr').read_text()[-3000:]
+    seconds, whole, ends, killed = time.perf_counter() - at, swept(base/'whole'), [], {}
+    while sum(killed.values()) < kills:
+        out, left = base/f'series {len(ends)}', most
+        p = start(out)
+        while left and sum(killed.values()) < kills:
+            with contextlib.suppress(subprocess.TimeoutExpired): p.wait(rng.uniform(0, seconds)); break
+            what = rng.choice(['the command', 'one of its processes', 'all of them'])
+            with contextlib.suppress(psutil.Error):
+                below = psutil.Process(p.pid).children(recursive=True)
+                victims = [psutil.Process(p.pid)] if what == 'the command' else [rng.choice(below)] if below and what != 'all of them' else [psutil.Process(p.pid), *below]
+                for v in victims:
+                    with contextlib.suppress(psutil.Error): v.kill()
+                killed[what] = killed.get(what, 0) + 1; left -= 1
+            if what != 'one of its processes' or p.poll() is not None: p.wait(); p = start(out)
+        for _ in range(3): # a run whose workers died three times is given up, until the next call
+            if p.wait() == 0: break
+            p = start(out)
+        ends.append(swept(out))
+        end = time.monotonic() + 30
+        while (still := processes_of(out)) and time.monotonic() < end: time.sleep(.2)
+        assert not still, [q.cmdline() for q in still]
+    return whole, ends, killed, seconds

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import psutil
+import killed
 import pytest
 from conftest import record, tl
 
@@ -160,3 +161,8 @@ def test_a_killed_worker_and_an_interrupted_sweep_lose_nothing_and_repeat_nothin
     assert sum(r['status'] == 'ok' for r in records()) == 5              # each once
     assert len({json.dumps(m) for m in values(folder).values()}) == 5
 
+
+def test_sweeps_killed_at_random_moments_end_with_the_same_bits(tmp_path):
+    whole, ends, kills, _ = killed.kill_sweeps(tmp_path, 3, seed=2)
+    assert len({weights for _,weights in whole.values()}) == len(whole) == 4 and sum(kills.values()) == 3
+    assert all(e == whole for e in ends)
