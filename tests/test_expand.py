@@ -49,9 +49,9 @@ def work(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def projected(work):
-    "The same with a random projection beside the features"
+    "The same on the last three blocks, with a random projection beside them"
     data = read_images(work/'first', valid_pct=.2, test_pct=0.)
-    learn = image_learner(data, 'efficientnet_lite0', size=96, precision='fp32', seed=0)
+    learn = image_learner(data, 'efficientnet_lite0', size=96, precision='fp32', seed=0, features='blocks')
     with learn.no_bar(): learn.probe(project=300, seed=5); learn.thaw_progressively([]); head = learn.refit()
     model = Model(work/'model')
     return save_model(work/'projected', learn.model, learn.info, data.classes, statistics=statistics_state(learn.statistics), head=dict(kind='solved', alpha=head.alpha),
@@ -70,7 +70,7 @@ def judge(work, classes):
 def test_growing_step_by_step_is_joint_training(work, projected, first, tmp_path):
     "In any order: the head that scikit-learn's ridge gives on the features of all pictures together"
     model = Model(work/first)
-    assert model.net.n_features == model.statistics().d == dict(model=2560, projected=2860)[first]
+    assert model.net.n_features == model.statistics().d == dict(model=2560, projected=1548)[first]
     outs = []
     for order in (KINDS[2:], KINDS[:1:-1]):
         parent = first
@@ -138,24 +138,24 @@ def test_keep_scores_keeps_every_bit_of_every_old_logit(work, tmp_path, steps):
 def test_a_projected_model_grows_in_every_mode(work, projected, tmp_path):
     old, files = judge_folder(work, KINDS[:2], tmp_path/'old'), judge(work, KINDS[:3])
     before = Model(projected)
-    signs = np.unpackbits(np.random.PCG64(5).random_raw(2560*300//64).astype('<u8').view(np.uint8)).reshape(2560, 300)*2. - 1
+    signs = np.unpackbits(np.random.PCG64(5).random_raw(1248*300//64).astype('<u8').view(np.uint8)).reshape(1248, 300)*2. - 1
     x = before.net.lift.std.double().numpy(), before.net.lift.mean.double().numpy(), before.features(files).double().numpy()
-    np.testing.assert_allclose(x[2][:,2560:], np.maximum((x[2][:,:2560] - x[1])/x[0] @ signs/2560**.5, 0), atol=1e-4)
+    np.testing.assert_allclose(x[2][:,1248:], np.maximum((x[2][:,:1248] - x[1])/x[0] @ signs/1248**.5, 0), atol=1e-4)
     kept = expand(work, 'projected', KINDS[2], tmp_path/'kept', mode='keep-scores', old=old, limits=Limits(max_logit_change=0.))
     tuned = expand(work, 'projected', KINDS[2], tmp_path/'tuned', mode='fine-tune', old=old, tuning=Tuning(thaw=2, epochs=2, lr=1e-3, sure=-1000.))
     assert kept.passed and kept.certificate['mode'] == 'keep-scores' and tuned.certificate['mode'] == 'fine-tune'
     for done in (kept, tuned):
         after = Model(done.folder)
-        assert after.net.n_features == 2860 and torch.equal(after.net.lift.signs, before.net.lift.signs)
+        assert after.net.n_features == 1548 and torch.equal(after.net.lift.signs, before.net.lift.signs)
         assert np.mean([p.label == f.parent.name for p,f in zip(after.predict(files), files)]) >= .5 # of three kinds
     a, b = (expand(work, 'projected', k, tmp_path/k).folder for k in KINDS[2:4])
     both, one = Model(merge_models(a, b, tmp_path/'both', common=projected)), Model(expand(work, a, KINDS[3], tmp_path/'one').folder)
-    with pytest.raises(InputError, match='different bodies or random projections'): merge_models(work/'model', projected, tmp_path/'other')
+    with pytest.raises(InputError, match='different bodies, features or random projections'): merge_models(work/'model', projected, tmp_path/'other')
     z = both.features(files)
     with torch.inference_mode(): np.testing.assert_allclose(both.net.head(z), one.net.head(z), atol=1e-4)
     state = load_file(projected/'weights.safetensors')
     for wrong in ([2**40, 5], [300, -1], [300]):
-        net = image_net('efficientnet_lite0', 2, size=96)[0]
+        net = image_net('efficientnet_lite0', 2, size=96, features='blocks')[0]
         with pytest.raises(InputError, match='does not fit the head'): _take_lift(net, state | {'lift.made': torch.tensor(wrong)}, projected)
 
 

@@ -11,7 +11,8 @@ from fastai.callback.tracker import EarlyStoppingCallback  # noqa: E402
 from fastai.interpret import ClassificationInterpretation  # noqa: E402
 from fastai.learner import Learner  # noqa: E402
 
-from tl_notebooks.core import InputError, hash_state  # noqa: E402
+from tl_notebooks.artifact import Model, save_model  # noqa: E402
+from tl_notebooks.core import InputError, hash_state, seed_everything  # noqa: E402
 from tl_notebooks.data import read_images  # noqa: E402
 from tl_notebooks.vision import image_learner, image_net, test_dl as dl_of_split  # noqa: E402
 
@@ -127,3 +128,42 @@ def test_probe_beats_a_head_that_knows_nothing(data):
     assert found.loo_accuracy > .5      # chance is 0.25; of 36 pictures, that many are right by luck once in a thousand times
     assert probs.shape == (len(y), 4) and np.array_equal(y.numpy(), data.labels('test'))
     with pytest.raises(InputError, match='`thaw` is 99'): learn.fine_tune(1, thaw=99)
+
+
+@pytest.mark.parametrize('name', BACKBONES[:8])
+def test_the_last_blocks_of_any_timm_backbone(name):
+    size = 224 if 'vit' in name or 'swin' in name else 96
+    if name.startswith('torchvision/'):
+        with pytest.raises(InputError, match='networks of timm'): image_net(name, 3, 'random', size, features='blocks')
+        return
+    net, info = image_net(name, 3, 'random', size, features='blocks')
+    x, seen = torch.rand(2, 3, size, size), {}
+    for t in net.body.taps: net.body.model.get_submodule(t).register_forward_hook(lambda m, args, out, t=t: seen.update({t: out.clone()})) # what follows may work in place
+    with torch.no_grad(): f = net.eval().features(x)
+    assert len(net.body.taps) == 3 and f.shape == (2, info['n_features']) and f.isfinite().all()
+    axes = {t: (1,) if o.ndim == 3 else (1, 2) if net.body.layout == 'NHWC' else (2, 3) for t,o in seen.items()}
+    first = {t: o[:,net.body.prefix:] if o.ndim == 3 else o for t,o in seen.items()}
+    means, at = [first[t].mean(axes[t]) for t in net.body.taps], 0
+    for m in means:
+        torch.testing.assert_close(f[:,at:at + m.shape[1]], m, rtol=1e-4, atol=1e-5); at += 2*m.shape[1]
+    assert at == f.shape[1]
+
+
+def test_the_last_blocks_as_features(pictures, tmp_path):
+    "A fit with frozen layers comes out the same with the cache, which ends before the first block that is read, and without; the model folder is the network"
+    data, found = read_images(pictures, valid_pct=.2, test_pct=.2, seed=0), []
+    for cache in (True, False):
+        learn = image_learner(data, size=64, precision='fp32', augment=False, seed=0, features='blocks', cache=cache, model_dir=tmp_path)
+        assert learn.model.body.taps == ('blocks.4', 'blocks.5', 'blocks.6') and learn.model.n_features == 2*(112 + 192 + 320) == learn.info['n_features']
+        with learn.no_bar(), learn.no_logging():
+            learn.probe(); learn.freeze_to(-2)
+            seed_everything(0); learn.fit_one_cycle(1, 1e-3)
+        found.append(learn)
+    a, b = found
+    places = {c.place for c,_ in a.frozen_prefix.cuts.values()}
+    assert '' in places and any(p and p < 'model.blocks.5' for p in places), places
+    for p, q in zip(a.model.state_dict().values(), b.model.state_dict().values()): torch.testing.assert_close(p, q, rtol=1e-3, atol=2e-4)
+    folder = save_model(tmp_path/'model', a.model, a.info, data.classes)
+    again, files = Model(folder), data.files('test')
+    assert again.manifest['backbone']['features'] == 'blocks'
+    with torch.inference_mode(): torch.testing.assert_close(again.features(files), a.features(dl_of_split(a, data))[0], rtol=1e-4, atol=1e-4)

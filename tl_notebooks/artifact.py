@@ -58,7 +58,7 @@ def write_manifest(folder:Path, manifest:dict) -> None:
     text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
     (folder/'manifest.json').write_text(text.replace('"sha256": "' + '0'*64, '"sha256": "' + _manifest_hash(text)), encoding='utf-8')
 
-# %% ../nbs/40_artifact.ipynb #4f6ff728
+# %% ../nbs/40_artifact.ipynb #f4bb84c9
 def save_model(
     folder:str|Path,          # Made by this call; must not exist
     net:TransferNet,
@@ -88,7 +88,7 @@ def save_model(
         files = {p.name: dict(sha256=hash_file(p), bytes=p.stat().st_size) for p in sorted(tmp.iterdir())}
         write_manifest(tmp, dict(
             schema=SCHEMA, task=(task := _task(net, tok)), classes=list(classes),
-            backbone={k: info.get(k) for k in ('name', 'library', 'model', 'source', 'weights_sha256', 'licence', 'n_features')},
+            backbone={k: info.get(k) for k in ('name', 'library', 'model', 'source', 'weights_sha256', 'licence', 'n_features', *(['features'] if info.get('features', 'last') != 'last' else []))},
             preprocessing={k: info[k] for k in PREPROCESSING[task]},
             metrics=metrics or {}, data=data or {}, head=head or {}, parent=parent, lineage=list(lineage),
             versions=dict(tl_notebooks=code_version(), python=env['python'], **env['packages']),
@@ -194,7 +194,7 @@ class Model:
         if self.is_text: self.reader = TokenReader(load_tokenizer(m['folder']), m['preprocessing']['max_tokens'])
         else: self.mean, self.std = (torch.tensor(m['preprocessing'][k], device=self.device).view(1, 3, 1, 1) for k in ('mean', 'std'))
 
-# %% ../nbs/40_artifact.ipynb #9d3eca03
+# %% ../nbs/40_artifact.ipynb #953c99aa
 def _take_lift(net:TransferNet, state:dict, folder:Path) -> None:
     "Let `net` have the random projection that `state` was saved with, if there was one; a wrong one is refused before anything as large as it says is made"
     if 'lift.made' not in state: return
@@ -210,7 +210,7 @@ def _grown_head(state:dict, n_features:int) -> GrownHead:
 
 def _image_net(m:dict) -> TransferNet:
     prefix = {'timm': 'timm/', 'torchvision': 'torchvision/'}.get(m['backbone'].get('library'), '')
-    return image_net(prefix + m['backbone']['model'], len(m['classes']), 'random', m['preprocessing']['size'])[0]
+    return image_net(prefix + m['backbone']['model'], len(m['classes']), 'random', m['preprocessing']['size'], features=m['backbone'].get('features', 'last'))[0]
 
 def _box_net(m:dict) -> BoxNet:
     return box_net(m['backbone'], m['preprocessing'], len(m['classes']), m['folder'])

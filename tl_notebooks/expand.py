@@ -509,7 +509,7 @@ def _save(out:Path, job:_Job, made:_Made, memory:Exemplars) -> Path:
     metrics = {k: c[v] for k,v in (('old_accuracy', 'old_accuracy_after'), ('new_accuracy', 'new_accuracy')) if v in c}
     return job.model.save_child(out, made.net, job.classes, made.statistics, made.head, c, certificate_page(c, made.matrix), metrics, c['data'], memory=memory)
 
-# %% ../nbs/50_expand.ipynb #d0c958ff
+# %% ../nbs/50_expand.ipynb #a74a6fdb
 def _ancestors(m:dict) -> list[str]: return [a['sha256'] for a in m.get('lineage', [])] + [m['sha256']]
 
 def merge_models(
@@ -522,8 +522,8 @@ def merge_models(
     "The model that a body with the rows of both would have given, from their statistics alone"
     out, a, b = free_folder(out), Model(first), Model(second)
     s, t = need_statistics(a), need_statistics(b)
-    if a.is_text != b.is_text or any(hash_state(x.state_dict()) != hash_state(y.state_dict()) for x,y in ((a.net.body, b.net.body), (a.net.lift, b.net.lift))):
-        raise InputError(f"`{first}` and `{second}` have different bodies or random projections, so their features cannot be compared; accepted: models grown from one.")
+    if (a.is_text, a.net.n_features) != (b.is_text, b.net.n_features) or any(hash_state(x.state_dict()) != hash_state(y.state_dict()) for x,y in ((a.net.body, b.net.body), (a.net.lift, b.net.lift))):
+        raise InputError(f"`{first}` and `{second}` have different bodies, features or random projections, so their features cannot be compared; accepted: models grown from one.")
     shared = [h for h in _ancestors(a.manifest) if h in _ancestors(b.manifest)]
     p = Model(common) if common else None
     if shared and (p is None or p.manifest['sha256'] != shared[-1]):

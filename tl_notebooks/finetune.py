@@ -265,18 +265,27 @@ def usable(self:FrozenPrefix, dl, cache:bool=True) -> bool:
 @patch
 def items_of(self:FrozenPrefix, dl) -> Items: return Items(dl, getattr(self.learn.dls, 'n_inp', 1))
 
-# %% ../nbs/20_finetune.ipynb #bd2e6cbf
+# %% ../nbs/20_finetune.ipynb #41048379
 @patch
 def cut_at(self:FrozenPrefix, n:int, items:Items) -> tuple[Cut, list[torch.Tensor]]:
-    "The cut behind the first `n` groups of the body (all of them: its pooled output), and the sample that it was found on"
+    "The cut behind the first `n` groups of the body (all of them: its pooled output), or behind fewer where something else crosses there, and the sample that it was found on"
     net = self.learn.model
     xb = [channels_last(x) for x in items.inputs([0, min(1, items.n - 1)])]
     key = n, net.precision, tuple(tuple(x.shape[1:]) for x in xb)
     if key not in self.cuts:
-        with autocast(xb[0].device, net.precision): self.cuts[key] = find_cut(net.body, [p for g in net.body.groups[:n] for p in g], xb, bool(items.lengths)), xb
+        with autocast(xb[0].device, net.precision): self.cuts[key] = self._earlier_cut(n, xb, bool(items.lengths)), xb
         net.blank = tuple(torch.zeros_like(x[:1]) for x in xb)
     return self.cuts[key]
 
+@patch
+def _earlier_cut(self:FrozenPrefix, n:int, xb, ragged:bool) -> Cut:
+    body, first = self.learn.model.body, None
+    for m in range(n, 0, -1):
+        try: return find_cut(body, [p for g in body.groups[:m] for p in g], xb, ragged)
+        except CannotCache as e: first = first or e
+    raise first or CannotCache('no layer is frozen.')
+
+# %% ../nbs/20_finetune.ipynb #40969050
 @patch
 def prefix_of(self:FrozenPrefix, ns:Sequence[int], items:Items) -> tuple[Callable, list[Cut], list[str]]:
     "What computes the activations at some cuts in one pass, the cuts, and the hash of each one's weights"
