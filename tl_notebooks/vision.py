@@ -218,7 +218,7 @@ def image_net(
     net = TransferNet(body.to(memory_format=torch.channels_last), n_features, n_classes)
     return net, {**info, 'size': size, 'n_features': n_features, 'features': features}
 
-# %% ../nbs/30_vision.ipynb #be408bf1
+# %% ../nbs/30_vision.ipynb #6d05c5f8
 def image_learner(
     data:ImageData,               # From `data.read_images`
     backbone:str='efficientnet_lite0',
@@ -245,7 +245,7 @@ def image_learner(
     net.step = small_step(sample)
     net.precision = choose_precision(net, sample, backbone) if precision == 'auto' else precision
     if dls.device.type == 'cuda' and precision != 'fp32': torch.set_float32_matmul_precision('high') # TF32 for what is left of fp32
-    if compile or compile is None and dls.device.type == 'cuda': compile_body(net)
+    if compile or compile is None and dls.device.type == 'cuda' and not net.body.taps: compile_body(net) # hooks that come and go would be compiled again and again
     learn = TransferLearner(dls, net, norm=norm, **{'path': Path('.'), **kwargs})
     learn.info = {**info, 'resize': resize, 'precision': net.precision}
     return learn
