@@ -195,12 +195,11 @@ run.record['weights'] = hash_state(learn.model.state_dict())
 v = float(learn.recorder.values[-1][-1])"""
 
 
-def sweep_usecase(path:Path) -> Path:
-    "A use case of few lines that trains as `by_hand` does, at a rate that a sweep gives it"
+def small_usecase(path:Path, parameters:str, work:str, n:int=100) -> Path:
+    "A use case of few lines: `work` sets `v`"
     cell = lambda source, *tags: dict(cell_type='code', execution_count=None, outputs=[], metadata={'tags': [*tags]}, source=source)
-    cells = [cell('lr: float = 0.01 # {0..1}\nseed: int = 0  # {0..99}\nthreads: int = 1 # {0..64}', 'parameters'),
-             cell(f'from tl_notebooks.run import start_run\nrun = start_run({str(path)!r}, globals()); p = run.p'), cell(FIT.format(tests=str(Path(__file__).parent))),
-             cell("run.metric('accuracy', dict(value=v, low=max(0, v - .1), high=min(1, v + .1), n=20)); run.finish()")]
+    cells = [cell(parameters, 'parameters'), cell(f'from tl_notebooks.run import start_run\nrun = start_run({str(path)!r}, globals()); p = run.p'), cell(work),
+             cell(f"run.metric('accuracy', dict(value=v, low=max(0, v - .1), high=min(1, v + .1), n={n})); run.finish()")]
     path.write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')), nbformat=4, nbformat_minor=4)))
     return path
 
@@ -217,6 +216,7 @@ def swept(out:Path) -> dict:
 
 
 def processes_of(out:Path) -> list:
+    "Processes that work in run folders below `out`"
     found = []
     for p in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -230,7 +230,7 @@ def kill_sweeps(base:Path, kills:int, seed:int=0, runs:int=4, most:int=3) -> tup
     Killed at random moments: the command, one of its processes (a worker of Dask, a waiting one, a run), or all of them at once.
     """
     rng, base = random.Random(seed), Path(base)
-    usecase = sweep_usecase(base/'fit.ipynb')
+    usecase = small_usecase(base/'fit.ipynb', 'lr: float = 0.01 # {0..1}\nseed: int = 0  # {0..99}\nthreads: int = 1 # {0..64}', FIT.format(tests=str(Path(__file__).parent)), 20)
     def start(out):
         out.mkdir(exist_ok=True)
         with open(out/'stderr', 'a') as err:

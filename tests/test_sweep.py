@@ -13,18 +13,7 @@ import killed
 import pytest
 from conftest import record, tl
 
-CELL = dict(cell_type='code', execution_count=None, outputs=[])
-
-
-def notebook(path, work):
-    "A use case of few lines: `work` sets `v`"
-    cells = [{**CELL, 'metadata': {'tags': ['parameters']}, 'source': "lr: float = 0.1  # {0..1}\nkind: str = 'a' # {a|b}\nseed: int = 0 # {0..99}\nthreads: int = 0 # {0..64}\nsleep: float = 0.0 # {0..60}"},
-             *({**CELL, 'metadata': {}, 'source': s} for s in (f"from tl_notebooks.run import start_run\nrun = start_run({str(path)!r}, globals()); p = run.p", work,
-               "run.metric('accuracy', dict(value=v, low=max(0, v - .1), high=min(1, v + .1), n=100)); run.finish()"))]
-    path.write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')), nbformat=4, nbformat_minor=4)))
-    return path
-
-
+PARAMETERS = "lr: float = 0.1  # {0..1}\nkind: str = 'a' # {a|b}\nseed: int = 0 # {0..99}\nthreads: int = 0 # {0..64}\nsleep: float = 0.0 # {0..60}"
 WORK = """import time, torch
 time.sleep(p.sleep)
 if p.lr > .4: raise ArithmeticError('the loss is not finite')
@@ -33,7 +22,7 @@ v = float(torch.sigmoid((x @ x.T @ x).mean()*p.lr + (p.kind == 'a')))"""
 
 
 @pytest.fixture(scope='module')
-def usecase(tmp_path_factory): return notebook(tmp_path_factory.mktemp('usecase')/'toy.ipynb', WORK)
+def usecase(tmp_path_factory): return killed.small_usecase(tmp_path_factory.mktemp('usecase')/'toy.ipynb', PARAMETERS, WORK)
 
 
 def state(folder): return json.loads((Path(folder)/'sweep.json').read_text())
@@ -122,15 +111,6 @@ def wait_for(what, seconds=90):
     raise AssertionError('did not happen in time')
 
 
-def ours(folder):
-    "Processes that work in run folders below `folder`"
-    out = []
-    for p in psutil.process_iter(['cmdline']):
-        try: out += [p] if str(folder) in ' '.join(p.info['cmdline'] or []) or str(folder) in p.environ().get('TL_RUN_DIR', '') else []
-        except psutil.Error: pass
-    return out
-
-
 def test_a_killed_worker_and_an_interrupted_sweep_lose_nothing_and_repeat_nothing(usecase, tmp_path):
     command = [sys.executable, '-m', 'tl_notebooks', 'sweep', str(usecase), '-p', 'lr=0.1,0.15,0.2,0.25,0.3', '-p', 'sleep=4', '--workers', '2', '--out', str(tmp_path)]
     p = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -139,8 +119,8 @@ def test_a_killed_worker_and_an_interrupted_sweep_lose_nothing_and_repeat_nothin
     running = lambda: [r for r in records() if r['status'] == 'running' and r['environment']]
     wait_for(lambda: len(running()) == 2)
     busy = running()[0]['run_id']
-    killed = next(c.parent() for c in psutil.Process(p.pid).children(recursive=True) if c.cmdline()[1:3] == ['-I', '-S'] and c.environ().get('TL_RUN_ID') == busy)
-    killed.kill()                                                        # a worker in the middle of a run
+    victim = next(c.parent() for c in psutil.Process(p.pid).children(recursive=True) if c.cmdline()[1:3] == ['-I', '-S'] and c.environ().get('TL_RUN_ID') == busy)
+    victim.kill()                                                        # a worker in the middle of a run
     assert tl('sweep', '--resume', next((tmp_path/'sweeps').iterdir()), cwd=tmp_path).returncode == 2 # somebody is at it
     other, went_on = tmp_path/'toy'/f'{busy}.2', lambda: 'resumed' in record(tmp_path/'toy'/busy)
     wait_for(lambda: other.exists() or went_on())                        # another takes its run
@@ -149,7 +129,7 @@ def test_a_killed_worker_and_an_interrupted_sweep_lose_nothing_and_repeat_nothin
     out, err = p.communicate(timeout=60)
     folder = Path(out.splitlines()[-1])
     assert p.returncode == 130 and folder.parent == tmp_path/'sweeps', err[-3000:]
-    assert wait_for(lambda: not ours(tmp_path), 20)                      # no kernel goes on
+    assert wait_for(lambda: not killed.processes_of(tmp_path), 20) # no kernel goes on
     assert not any(r['status'] == 'running' for r in [*records(), *state(folder)['runs'].values()])
     done = {r['run'] for r in state(folder)['runs'].values() if r['status'] == 'ok'}
     assert 2 <= len(done) < 5 and (went_on() or record(tmp_path/'toy'/busy)['error']['type'] == 'WorkerLost')

@@ -1,4 +1,6 @@
 "Image learners are fastai Learners on any backbone: groups, freezing, rates, pictures of results, and plain fastai on request."
+from concurrent.futures import ThreadPoolExecutor
+
 import matplotlib
 import numpy as np
 import pytest
@@ -167,3 +169,9 @@ def test_the_last_blocks_as_features(pictures, tmp_path):
     again, files = Model(folder), data.files('test')
     assert again.manifest['backbone']['features'] == 'blocks'
     with torch.inference_mode(): torch.testing.assert_close(again.features(files), a.features(dl_of_split(a, data))[0], rtol=1e-4, atol=1e-4)
+    parts = [torch.rand(2, 3, 64, 64) for _ in range(8)]
+    def look(x):
+        with torch.inference_mode(): return [again.net.features(x) for _ in range(5)]
+    with ThreadPoolExecutor(8) as pool: at_once = [*pool.map(look, parts)]
+    for x, many in zip(parts, at_once):
+        for f in many: torch.testing.assert_close(f, look(x)[0], rtol=1e-4, atol=1e-4) # a service has many threads

@@ -6,9 +6,11 @@
 __all__ = ['RESIZES', 'FEATURES', 'image_tensor', 'ImageReader', 'image_dls', 'test_dl', 'ImageBody', 'timm_body', 'last_blocks',
            'torchvision_body', 'image_net', 'image_learner']
 
-# %% ../nbs/30_vision.ipynb #a2ed7c59
+# %% ../nbs/30_vision.ipynb #6eb8d163
 import contextlib
+import functools
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -127,7 +129,7 @@ def test_dl(learn:TransferLearner, data:ImageData, split:str='test'):
     "The images of one split as a DataLoader with labels: whole pictures, in order, without augmentation"
     return learn.dls.test_dl(list(data.subset(split).path), with_labels=True)
 
-# %% ../nbs/30_vision.ipynb #bb4555a9
+# %% ../nbs/30_vision.ipynb #0db40b72
 class ImageBody(nn.Module):
     """Pooled features of an image backbone.
 
@@ -143,7 +145,10 @@ class ImageBody(nn.Module):
     def forward(self, x):
         run, seen = getattr(self.model, 'forward_features', self.model), {}
         if not self.taps: return self.pool(run(x))
-        hooks = [self.model.get_submodule(t).register_forward_hook(lambda m, args, out, t=t: seen.update({t: self.pool(out)})) for t in self.taps] # of this call: a copy has none
+        me = threading.get_ident() # other threads that use the network meanwhile have hooks of their own
+        def keep(m, args, out, t):
+            if threading.get_ident() == me: seen[t] = self.pool(out)
+        hooks = [self.model.get_submodule(t).register_forward_hook(functools.partial(keep, t=t)) for t in self.taps] # of this call: a copy has none
         try: run(x)
         finally:
             for h in hooks: h.remove()
