@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'RESERVE', 'REPORT', 'Param', 'read_params', 'check_params', 'usecases', 'find_usecase', 'usecase_params',
-           'make_run_folder', 'params_from', 'start_run', 'Run', 'held', 'hold', 'mark_failed', 'repeat_command',
-           'write_report', 'RunFailed', 'run_usecase', 'import_papermill', 'handling', 'drop_progress', 'find_run',
-           'resume_run']
+           'make_run_folder', 'params_from', 'start_run', 'Run', 'Drawn', 'held', 'hold', 'mark_failed',
+           'repeat_command', 'write_report', 'RunFailed', 'run_usecase', 'import_papermill', 'handling',
+           'drop_progress', 'find_run', 'resume_run']
 
 # %% ../nbs/51_run.ipynb #e040a9dd
 import ast
@@ -222,7 +222,16 @@ def predictions(
 def _table(self:Run, name:str, table:pd.DataFrame) -> None:
     with atomic_write(self.folder/f'{name}.csv') as f: table.to_csv(f, index=False, lineterminator='\n')
 
-# %% ../nbs/51_run.ipynb #1f7778a1
+# %% ../nbs/51_run.ipynb #9beccde0
+@dataclass
+class Drawn:
+    "A figure as it was saved, shown by a notebook; its caption is for whom the picture does not reach"
+    data:bytes # PNG
+    caption:str
+    def _repr_png_(self): return self.data, dict(alt=self.caption)
+    def __repr__(self): return self.caption or 'a figure'
+
+# %% ../nbs/51_run.ipynb #a00531c6
 @patch
 @contextlib.contextmanager
 def phase(self:Run, name:str):
@@ -234,11 +243,12 @@ def phase(self:Run, name:str):
         self.save()
 
 @patch
-def figure(self:Run, name:str, fig, caption:str='', lead:bool=False):
-    "Save a figure as `figures/name.png` with its caption; gives it back for the cell to show. `lead`: the report's first"
-    fig.savefig(self.folder/'figures'/f'{name}.png', dpi=110); fig.set_layout_engine('none') # to be shown as it is saved, in half the time
+def figure(self:Run, name:str, fig, caption:str='', lead:bool=False) -> Drawn:
+    "Save a figure as `figures/name.png` with its caption; gives that picture for the cell to show, so that it is drawn once. `lead`: the report's first"
+    drawn = io.BytesIO(); fig.savefig(drawn, dpi=110)
+    with atomic_write(self.folder/'figures'/f'{name}.png', 'wb') as f: f.write(drawn.getvalue())
     self.captions = {name: caption, **self.captions} if lead else {**self.captions, name: caption}
-    return fig
+    return Drawn(drawn.getvalue(), caption)
 
 @patch
 def metric(self:Run, name:str, interval, group:str='metrics') -> None:
