@@ -801,7 +801,7 @@ def row_name(name:str, view:int) -> str:
     "A row's name: an item's own for view 0"
     return f'{name}/{view}' if view else name
 
-# %% ../nbs/15_activations.ipynb #831dad64
+# %% ../nbs/15_activations.ipynb #fe8cb74e
 class CachedDL:
     """The batches of `dl` with activations in place of inputs, as float32; before them where the cut wants both.
 
@@ -811,7 +811,7 @@ class CachedDL:
     def __init__(self, dl:DataLoader, items:Items, names:Sequence[str], cut:Cut, store:ActivationStore, more:ActivationStore|None=None,
                  views:int=1, live:Callable|None=None, ram:int=2**26):
         self.dl, self.items, self.names, self.cut, self.stores, self.views, self.live = dl, items, names, cut, (store, more), views, live
-        self.ys, self.epoch, self.first = items.targets(), 0, [int(n[:8], 16) % views for n in names]
+        self.epoch, self.first = 0, [int(n[:8], 16) % views for n in names]
         self.held = None
         if views*store.bytes_for(names, self.tokens()) <= ram and not self.lacking() and names:
             held = [self._gather(range(len(names)), [v]*len(names)) for v in range(views)]
@@ -836,7 +836,7 @@ class CachedDL:
         for i in range(0, len(at)//bs*bs if self.dl.drop_last else len(at), bs): yield self.batch(at[i:i+bs])
         self.epoch += 1
 
-# %% ../nbs/15_activations.ipynb #5c68f6c7
+# %% ../nbs/15_activations.ipynb #6dbf8dfa
 @patch
 def lacking(self:CachedDL) -> bool:
     "Whether some rows are not on disk"
@@ -851,7 +851,7 @@ def batch(self:CachedDL, at:Sequence[int]) -> tuple:
     else: rows = [self.held[i] for i in at] if self.cut.ragged else self.held[[v*len(self.names) + i for i,v in zip(at, views)]]
     more = self.items.inputs(at) if self.cut.inputs else ()
     if self.cut.ragged: rows = torch.stack([nn.functional.pad(r, (0, 0, 0, more[0].shape[1] - len(r))) for r in rows])
-    b = Activations(self.cut.hidden(rows.float())), *more, *(y[list(at)] for y in self.ys)
+    b = Activations(self.cut.hidden(rows.float())), *more, *(y[list(at)] for y in self.items.targets())
     return to_device(b, self.dl.device) if self.dl.device is not None else b
 
 @patch

@@ -133,12 +133,13 @@ def fit_scale(
     loss = lambda log_s: -(t*log_softmax(np.exp(log_s)*scores, axis=1)).sum(1).mean()
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(.01), np.log(100)), method='bounded', options={'xatol': 1e-6}).x))
 
-# %% ../nbs/16_heads.ipynb #6bef2f27
+# %% ../nbs/16_heads.ipynb #452e024b
 def _factor(z:np.ndarray) -> np.ndarray:
     "The scatter `z.T @ z` of rows (n, d), as a factor (n, d) of it where that is smaller, else as its upper half (d*(d+1)/2,)"
     n, d = z.shape
     if 2*n > d: return (z.T @ z)[np.triu_indices(d)]
-    return np.linalg.qr(z, mode='r') if n else z
+    q, r = np.linalg.qr(z[:,:n]) # its first columns decide the rotation; LAPACK takes four times as long for the whole wide matrix
+    return np.concatenate([r, q.T @ z[:,n:]], 1)
 
 def _scatter(kept:np.ndarray, d:int) -> np.ndarray:
     "The (d, d) scatter that `_factor` kept"
