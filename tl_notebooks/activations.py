@@ -384,7 +384,7 @@ def _made(m:nn.Module) -> list:
     plain = {n: v for n,v in vars(m).items() if isinstance(v, kinds) and not n.startswith('_') and n != 'training'}
     return [_class(type(m), ()), re.sub(r' at 0x[0-9a-f]+', '', m.extra_repr()), describe(plain)]
 
-# %% ../nbs/15_activations.ipynb #78e3e831
+# %% ../nbs/15_activations.ipynb #39b61fce
 FORMAT = 1
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 BLOCK = 2**24 # bytes of a block, about; what a killed process can lose
@@ -405,7 +405,7 @@ class ActivationStore:
         self.folder = Path(root or activations_dir())/self.key
         self.shape, self.dtype, self.note = tuple(shape), DTYPES[dtype], note
         self.row_bytes = int(np.prod(shape))*self.dtype.itemsize
-        self.blocks, self.where, self.bad = {}, {}, 0
+        self.blocks, self.where, self.bad, self.written = {}, {}, 0, 0
 
     def __len__(self) -> int: return len(self.where)
 
@@ -458,7 +458,7 @@ def missing(self:ActivationStore, ids:Iterable[str]) -> list[str]:
     self.refresh()
     return [i for i in dict.fromkeys(ids) if self.good(i) is None]
 
-# %% ../nbs/15_activations.ipynb #8c2ee2ec
+# %% ../nbs/15_activations.ipynb #b278b09f
 @patch
 def write(self:ActivationStore, ids:Sequence[str], rows:torch.Tensor) -> None:
     """Keep `rows` (n, *shape) under the names `ids`; whole or not at all.
@@ -475,6 +475,7 @@ def write(self:ActivationStore, ids:Sequence[str], rows:torch.Tensor) -> None:
     with atomic_write(self.folder/f'{name}.npy', 'wb') as f: f.write(file.getbuffer())
     try: write_json(self.folder/f'{name}.json', head | dict(check=_check_of(head)))
     except BaseException: (self.folder/f'{name}.npy').unlink(missing_ok=True); raise
+    self.written += len(ids)
 
 @patch
 def _as_bytes(self:ActivationStore, rows, n:int) -> np.ndarray|list[np.ndarray]:

@@ -366,14 +366,14 @@ def opened(self:FrozenPrefix, dl, ns:Sequence[int], views:int=1) -> list[CachedD
     return [CachedDL(dl, items, names, c, s, stores[len(ns)][0] if more and not k else None, views if not k else 1, live if not k else None)
             for k,(c,(s,_)) in enumerate(zip(cuts, stores))]
 
-# %% ../nbs/20_finetune.ipynb #48e9b2f1
+# %% ../nbs/20_finetune.ipynb #0638aa9a
 @patch
 def _fill(self:FrozenPrefix, items, names, run, stores, lacking, cuts, views) -> None:
     tokens = dict(zip(names, items.lengths)) if items.lengths else None
-    start, need, lacking = time.perf_counter(), sum(s.bytes_for(m, tokens) for m,(s,_) in zip(lacking, stores)), sum(map(len, lacking))
+    start, need, before = time.perf_counter(), sum(s.bytes_for(m, tokens) for m,(s,_) in zip(lacking, stores)), sum(s.written for s,_ in stores)
     if need and not self.full:
         say(f"{len(names)} items{f' in {views} views' if views > 1 else ''}, {' and '.join(f'before {c.place}' if c.place else 'pooled' for c in cuts)}: "
-            f"{lacking} rows to compute, {format_bytes(need)} of disk (limit {format_bytes(cache_limit())})")
+            f"{sum(map(len, lacking))} rows to compute, {format_bytes(need)} of disk (limit {format_bytes(cache_limit())})")
         gone = make_room(need, [s.key for s,_ in stores])
         if gone: say(f"removed {len(gone)} stores that were used longest ago ({format_bytes(sum(g.size for g in gone))})")
     k, where = len(cuts), [(i, v) for i in range(len(names)) for v in range(1, views)]
@@ -382,7 +382,8 @@ def _fill(self:FrozenPrefix, items, names, run, stores, lacking, cuts, views) ->
                            batch=64 if items.lengths else 32, order=(lambda i: items.reader.padded(items.lengths[i])) if items.lengths else None)
     if len(stores) > k and not self.full: fill([stores[k][0]], stores[k][1], lambda at: run(*items.inputs([where[a][0] for a in at],
         [where[a][1] for a in at], names))[:1], desc='augmented views', tell=refused)
-    self.report.append(dict(cut=[c.place or 'pooled' for c in cuts], items=len(names), views=views, computed=lacking, bytes=need,
+    self.report.append(dict(cut=[c.place or 'pooled' for c in cuts], items=len(names), views=views, bytes=need,
+                            computed=sum(s.written for s,_ in stores) - before, # others may have computed the rest meanwhile
                             dtype=[str(s.dtype).split('.')[1] for s,_ in stores[:k]], seconds=round(time.perf_counter() - start, 3)))
 
 # %% ../nbs/20_finetune.ipynb #77ab2735

@@ -231,7 +231,7 @@ class Drawn:
     def _repr_png_(self): return self.data, dict(alt=self.caption)
     def __repr__(self): return self.caption or 'a figure'
 
-# %% ../nbs/51_run.ipynb #54cd2d86
+# %% ../nbs/51_run.ipynb #1722535d
 @patch
 @contextlib.contextmanager
 def phase(self:Run, name:str):
@@ -250,6 +250,7 @@ def figure(self:Run, name:str, fig, caption:str='', lead:bool=False) -> Drawn:
     self.captions = {name: caption, **self.captions} if lead else {**self.captions, name: caption}
     return Drawn(drawn.getvalue(), caption)
 
+# %% ../nbs/51_run.ipynb #3dc077d8
 @patch
 def metric(self:Run, name:str, interval, group:str='metrics') -> None:
     "Keep a figure with its interval; `group='control'` for the same figure without transfer"
