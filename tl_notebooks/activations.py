@@ -764,12 +764,12 @@ def inputs(self:Items, at:Sequence[int], view:Sequence[int]|int=0, names:Sequenc
             with seeded(int(hash_bytes(names[i].encode(), b'%d' % v)[:12], 16)), self.mode(0 if v else 1): parts.append(self._batch([i]))
     return [torch.cat(p) for p in zip(*parts)]
 
-# %% ../nbs/15_activations.ipynb #a6a70795
+# %% ../nbs/15_activations.ipynb #a4b73553
 @patch
 def targets(self:Items) -> tuple[torch.Tensor, ...]:
     "Targets of all items, one tensor each for what follows the inputs in a batch; none of a test set without labels"
     if self.ys is not None: return self.ys
-    with self.mode(1):
+    with seeded(0), self.mode(1):
         samples = [tuple(tl[i] for tl in self.out) if self.out is not None else self._sample(i)[self.n_inp:] for i in range(self.n)]
     self.ys = tuple(self.dl.create_batch(samples)) if samples and samples[0] else ()
     return self.ys
