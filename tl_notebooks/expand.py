@@ -27,7 +27,7 @@ from .core import InputError, did_you_mean, hash_bytes, hash_state, seeded
 from .data import LabelledData, read_images
 from .finetune import FitProgress, GrownHead, Stage, TransferNet, put_head, raw_head
 from .heads import (ClassStatistics, SolvedHead, carry_statistics, fit_into, join_classes, keep_classes, merge_statistics, move_rows, sample_scores,
-    scale_statistics, solve_statistics, take_away)
+    solve_statistics, take_away)
 from .labels import class_places
 from .records import code_version, environment
 from .replay import Distil, Exemplars, content_of, take_exemplars
@@ -110,10 +110,9 @@ MODES = ('exact', 'keep-scores', 'fine-tune', 'auto')
 def solved_net(model:Model, s:ClassStatistics, seed:int=0, head:SolvedHead|None=None) -> tuple[TransferNet, dict]:
     "The model's body with the head that statistics give (`head`, if it is there already), and what is known of that head"
     head = head or solve_statistics(s)
-    scale = scale_statistics(s, head, seed)
     net = _with_head(model, TransferNet(nn.Identity(), s.d, len(s.counts)).head)
-    put_head(net, head.weight, head.bias, scale, s.mean, head.std)
-    return net.eval(), dict(kind='solved', alpha=head.alpha, scale=scale, rows=s.n)
+    put_head(net, head.weight, head.bias, head.scale, s.mean, s.std)
+    return net.eval(), dict(kind='solved', alpha=head.alpha, scale=head.scale, rows=s.n)
 
 def _with_head(model:Model, head:nn.Module) -> TransferNet:
     net = copy.copy(model.net) # the same body, not a copy of it
@@ -128,7 +127,7 @@ def kept_net(model:Model, s:ClassStatistics, seed:int=0, head:SolvedHead|None=No
     raw = [raw_head(p) for p in parts]
     a, b = arbiter(s, np.concatenate([w for w,_ in raw]), np.concatenate([b for _,b in raw]), head, seed)
     holder = TransferNet(nn.Identity(), s.d, len(s.counts) - old); holder.head = part
-    put_head(holder, head.weight[old:], head.bias[old:] + b/a, a, s.mean, head.std)
+    put_head(holder, head.weight[old:], head.bias[old:] + b/a, a, s.mean, s.std)
     return _with_head(model, GrownHead([*parts, part])).eval(), dict(kind='kept, with a part for new classes', factor=a, offset=b, alpha=head.alpha, rows=s.n)
 
 # %% ../nbs/50_expand.ipynb #e771cd31
@@ -138,7 +137,7 @@ def arbiter(s:ClassStatistics, old_weight, old_bias, head:SolvedHead, seed:int=0
     k = len(old_weight)
     draws, y = sample_scores(s, np.concatenate([old_weight, head.weight[k:]]), np.concatenate([old_bias, head.bias[k:]]), seed=seed)
     target = 2.*(y[:,None] == np.arange(k, len(s.counts))) - 1
-    new = target - (target - draws[:,k:])/max(1 - head.freedom/s.n, .05) # as rows that the fit has not seen
+    new = target - (target - draws[:,k:])/max(1 - head.dof/s.n, .05) # as rows that the fit has not seen
     def loss(v): return -log_softmax(np.concatenate([draws[:,:k], np.exp(v[0])*new + v[1]], 1), 1)[np.arange(len(y)), y].mean()
     found = minimize(loss, [np.log(3.), 0.], method='Nelder-Mead', options=dict(xatol=1e-3, fatol=1e-6))
     return float(np.exp(found.x[0])), float(found.x[1])
@@ -149,7 +148,7 @@ def expected_confusion(s:ClassStatistics, head:SolvedHead, seed:int=0) -> np.nda
     k = len(s.counts)
     draws, y = sample_scores(s, head.weight, head.bias, 500, seed)
     target = 2.*np.eye(k)[y] - 1
-    said = (target - (target - draws)/max(1 - head.freedom/s.n, .05)).argmax(1)
+    said = (target - (target - draws)/max(1 - head.dof/s.n, .05)).argmax(1)
     out = np.zeros((k, k)); np.add.at(out, (y, said), 1)
     return out/np.maximum(out.sum(1, keepdims=True), 1)
 
@@ -259,7 +258,7 @@ def _without_held_out(s:ClassStatistics, x:torch.Tensor, rows:Rows) -> ClassStat
     kept = np.arange(len(rows.y)) >= len(rows.y) - rows.n_kept
     for c in range(len(s.counts)):
         at = kept & rows.valid & (rows.y == c)
-        if at.any() and s.within[c] is not None and at.sum() < s.counts[c]: s = take_away(s, x[at], c)[0]
+        if at.any() and not s.pooled(c) and at.sum() < s.counts[c]: s = take_away(s, x[at], c)[0]
     return s
 
 @dataclass
@@ -299,7 +298,7 @@ class Expansion:
 class _Job:
     "All that is needed to make and judge a larger model"
     model:Model
-    statistics:ClassStatistics     # of the old classes, after removing, joining and correcting
+    statistics:ClassStatistics|None # of the old classes, after removing, joining and correcting
     known:list[str]
     classes:list[str]
     new:NewData|None
@@ -310,6 +309,7 @@ class _Job:
     tuning:Tuning
     seed:int
     n_kept:int=0                   # of `old`, the last ones: those that stayed with the model
+    rows_change:bool=True          # whether any row comes, goes or changes its class; otherwise the head is left alone
     grown:ClassStatistics|None=None
     solved:SolvedHead|None=None
     x:torch.Tensor|None=None       # features of the new items
@@ -357,30 +357,40 @@ def expand_model(
     columns = {k: v for k,v in (columns or {}).items() if v}
     if columns and not model.is_text: raise InputError(f"`{next(iter(columns))}` is about tables of texts, and `{parent}` is a model for pictures.")
     fixes = read_corrections(model, correct) if correct else []
-    s, known = edit_classes(correct_labels(need_statistics(model), model, fixes), model.classes, remove, join, rename)
+    s = need_statistics(model) if asked(data) or remove or join or fixes else model.statistics()
+    s, known = edit_classes(correct_labels(s, model, fixes), model.classes, remove, join, rename)
     read = lambda d, pct: read_new(model, d, pct, seed, on_bad, **columns) if asked(d) else None
     new, judge, replay = read(data, test_pct), read(old, 0.), read(tuning.replay, 0.)
     kept = model.exemplars().renamed({c: None for c in remove} | (join or {})).renamed(rename or {})
     more = Exemplars([*replay.train, *replay.test], [*replay.train_labels, *replay.test_labels]) if replay else Exemplars([], [])
     job = _Job(model, s, known, class_places(known, new.data.classes if new else [])[0], new, judge, Exemplars(more.items + kept.items, more.labels + kept.labels),
-               not (remove or join), limits or Limits(), tuning, seed, len(kept))
+               not (remove or join), limits or Limits(), tuning, seed, len(kept),
+               bool(remove or join or fixes or new and new.train))
     _check_job(job, mode, test_pct)
     made = _make(job, mode)
     if memory is None: memory = max((kept.labels.count(c) for c in set(kept.labels)), default=0)
     stay = _memory(model, job.old, new, memory, seed)
     return Expansion(_save(out, job, made, stay), made.certificate)
 
-# %% ../nbs/50_expand.ipynb #db35ced9
+# %% ../nbs/50_expand.ipynb #37acd59d
 @dataclass
 class _Made:
     net:TransferNet
     head:dict
-    statistics:ClassStatistics
+    statistics:ClassStatistics|None
     certificate:dict
     matrix:np.ndarray
 
+def _renamed(job:_Job) -> _Made:
+    "The same network under new names of its classes, with its certificate"
+    head = dict(job.model.manifest.get('head') or {})
+    c, matrix = _certificate(job, job.model.net, 'exact', head)
+    return _Made(job.model.net, head, job.statistics, c | dict(tried=[]), matrix)
+
+# %% ../nbs/50_expand.ipynb #db35ced9
 def _make(job:_Job, mode:str) -> _Made:
     "The larger network with its certificate"
+    if not job.rows_change: return _renamed(job)
     s, new = job.statistics, job.new
     if new:
         job.x = job.model.features(new.train, desc='new items')
@@ -493,7 +503,7 @@ def _notes(job:_Job, items, mode:str, head:dict) -> list[str]:
     if job.new:
         few = [c for c in dict.fromkeys(job.new.train_labels) if job.new.train_labels.count(c) == 1]
         if few: out.append(f"one item only to learn {', '.join(map(repr, few))} from.")
-    if job.statistics.prior is not None and job.grown is not None and job.grown.prior is None: out.append("a new class has a name without letters, so the names of the others no longer help either.")
+    if job.statistics is not None and job.statistics.prior is not None and job.grown is not None and job.grown.prior is None: out.append("a new class has a name without letters, so the names of the others no longer help either.")
     if not items: out.append("no items of old classes to judge by; give some with `old`.")
     if not job.same: out.append("classes were removed or joined: old scores cannot be compared one by one.")
     return out
@@ -548,11 +558,13 @@ def _add_once(s, t, places, shared, p, names) -> ClassStatistics:
     skip, s = set(), copy.deepcopy(s)
     for i,j,k in shared:
         if same(t, j, k): skip.add(j)
-        elif same(s, i, k): s.counts[i], s.sums[i], s.within[i] = t.counts[j], t.sums[j], t.within[j]; skip.add(j)
+        elif same(s, i, k):
+            s.counts[i], s.sums[i], s.rows[i], s.within[i] = t.counts[j], t.sums[j], t.rows[j], t.within[j]
+            skip.add(j)
         else: raise InputError(f"class {names[j]!r} got new items on both sides; accepted: that it did on one. Expand one model with the other's new items.")
     rest = [j for j in range(len(names)) if j not in skip]
     if not rest: return s
-    return merge_statistics(s, ClassStatistics(t.counts[rest], t.sums[rest], [t.within[j] for j in rest], t.common, None if t.prior is None else t.prior[rest]), [places[j] for j in rest])
+    return merge_statistics(s, keep_classes(t, rest), [places[j] for j in rest])
 
 # %% ../nbs/50_expand.ipynb #ea9ccbd6
 def family_tree(folder:str|Path) -> list[str]:

@@ -23,7 +23,7 @@ from .artifact import Model, free_folder
 from .certificate import Judged, Limits, certificate_page, check_limits, latency, old_figures, state_bytes
 from .core import InputError, did_you_mean
 from .finetune import TransferNet, put_head
-from .heads import ClassStatistics, fit_into, scale_statistics, solve_statistics
+from .heads import ClassStatistics, fit_into, solve_statistics
 from .records import code_version, environment
 from .text import TokenReader, text_groups
 from .texts import TABLES, TEXT_SUFFIXES, TextData, list_texts, read_texts
@@ -115,7 +115,7 @@ def train_growth(
                              max_tokens=min(128, before.reader.max_tokens), seed=seed)
     g.model.net.eval()
 
-def solve_again(g:Growth, texts:Sequence[str], y, seed:int=0) -> tuple[ClassStatistics, dict]:
+def solve_again(g:Growth, texts:Sequence[str], y) -> tuple[ClassStatistics, dict]:
     "Solve the head from the features that labelled texts have now; the statistics, and what is known of the head"
     m = g.model
     k, old = len(m.classes), m.statistics()
@@ -123,9 +123,9 @@ def solve_again(g:Growth, texts:Sequence[str], y, seed:int=0) -> tuple[ClassStat
     s = fit_into(ClassStatistics.from_features(m.features(texts, desc='labelled texts'), np.asarray(y), k, prior))
     head = solve_statistics(s)
     m.net.head = TransferNet(nn.Identity(), s.d, k).head.to(m.device)
-    put_head(m.net, head.weight, head.bias, scale := scale_statistics(s, head, seed), s.mean, head.std)
+    put_head(m.net, head.weight, head.bias, head.scale, s.mean, s.std)
     m.net.eval()
-    return s, dict(kind='solved', alpha=head.alpha, scale=scale, rows=s.n)
+    return s, dict(kind='solved', alpha=head.alpha, scale=head.scale, rows=s.n)
 
 # %% ../nbs/52_vocabulary.ipynb #b3cc3267
 def unchanged_texts(before:Model, g:Growth, texts:Sequence[str], most:int=300) -> dict:
@@ -217,7 +217,7 @@ def expand_words(
     g = grow_model(model, wanted, init or ('context' if some else 'mean'), some, fit_steps, seed)
     if train: train_growth(g, model, some, train, thaw, seed)
     tests, y = _test_texts(judge, model, learned)
-    s, head = solve_again(g, learned.items.text.tolist(), [model.classes.index(l) for l in learned.items.label], seed) if learned else (None, None)
+    s, head = solve_again(g, learned.items.text.tolist(), [model.classes.index(l) for l in learned.items.label]) if learned else (None, None)
     c = _certificate(model, g, init or ('context' if some else 'mean'), given or tests, some, tests, y, judge, learned, thaw, limits or Limits())
     return WordExpansion(_save(out, model, g, c, s, head, thaw), c, proposal)
 
