@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import tl
 from safetensors.torch import load_file
-from sklearn.linear_model import Ridge
+from ridge_oracle import joint_logits
 from scipy.stats import binomtest
 
 import tl_notebooks  # noqa: F401  before fastai: it guards torchvision
@@ -21,7 +21,7 @@ from tl_notebooks.core import InputError
 from tl_notebooks.data import read_images
 from tl_notebooks.certificate import Limits
 from tl_notebooks.expand import Tuning, expand_model, family_tree, merge_models
-from tl_notebooks.heads import ClassStatistics, scale_of, statistics_state
+from tl_notebooks.heads import ClassStatistics, statistics_state
 from tl_notebooks.samples import PARTS, make_parts, sample_path
 from tl_notebooks.text import text_learner
 from tl_notebooks.texts import read_texts
@@ -68,7 +68,7 @@ def judge(work, classes):
 
 @pytest.mark.parametrize('first', ['model', 'projected'])
 def test_growing_step_by_step_is_joint_training(work, projected, first, tmp_path):
-    "In any order: the head that scikit-learn's ridge gives on the features of all pictures together"
+    "In any order: the head, its strength and its confidence that scikit-learn comes to on the features of all pictures together"
     model = Model(work/first)
     assert model.net.n_features == model.statistics().d == dict(model=2560, projected=1548)[first]
     outs = []
@@ -80,15 +80,13 @@ def test_growing_step_by_step_is_joint_training(work, projected, first, tmp_path
     for name in ('first', *KINDS[2:]):
         d = read_images(work/name, valid_pct=0., test_pct=0., addition=True)
         files += d.files('train'); labels += list(d.subset('train').label)
-    x = model.features(files).double().numpy(); mean, std = scale_of(x)
-    test = model.features(judge(work, KINDS))
+    x, test = model.features(files).double().numpy(), model.features(judge(work, KINDS))
     for grown in outs:
-        head = grown.manifest['head']
-        y = np.array([grown.classes.index(l) for l in labels])
-        joint = Ridge(head['alpha']).fit((x - mean)/std, 2*np.eye(5)[y] - 1)
-        want = head['scale']*joint.predict((test.double().numpy() - mean)/std)
+        head, y = grown.manifest['head'], np.array([grown.classes.index(l) for l in labels])
+        want, alpha = joint_logits(x, y, 5, test.double().numpy())
+        assert head['alpha'] == pytest.approx(alpha, rel=1e-3)
         with torch.inference_mode(): got = grown.net.head(test).double().numpy()
-        np.testing.assert_allclose(got, want, atol=1e-4*max(1, np.abs(want).max()))
+        np.testing.assert_allclose(got, want, atol=1e-3*max(1, np.abs(want).max()))
     a, b = outs
     assert sorted(a.classes) == sorted(b.classes) and a.manifest['head']['alpha'] == pytest.approx(b.manifest['head']['alpha'], rel=1e-9)
     assert [p.label for p in a.predict(files)] == [p.label for p in b.predict(files)]
@@ -113,9 +111,33 @@ def test_ten_expansions_and_the_way_back(work, tmp_path):
     grown = Model(parent)
     assert len(grown.classes) == 7 and len(grown.manifest['lineage']) == 10
     back = Model(expand_model(parent, out=tmp_path/'back', remove=[f'kind {i}' for i in range(5)]).folder)
-    for a, b in zip(back.statistics().within, Model(work/'model').statistics().within): np.testing.assert_array_equal(a, b)
+    first, files = Model(work/'model'), judge(work, KINDS)
+    for a, b in zip(back.statistics().rows, first.statistics().rows): np.testing.assert_array_equal(a, b)
+    for a, b in zip(back.predict(files), first.predict(files)):
+        assert a.label == b.label and a.probabilities == pytest.approx(b.probabilities, abs=1e-6)
     lines = family_tree(tmp_path/'back')
     assert len(lines) == 13 and 'efficientnet_lite0' in lines[0] and read_manifest(work/'model')['sha256'][:16] in lines[1]
+
+
+@pytest.mark.parametrize('kind', ['solved', 'trained', 'kept, with a part', 'without statistics'])
+def test_a_new_name_changes_no_bit_of_any_logit(work, kind, tmp_path):
+    "Whatever the head is: nothing is solved where no row comes, goes or changes its class"
+    folder, files = work/'model', judge(work, KINDS)
+    if kind == 'kept, with a part': folder = expand(work, 'model', KINDS[2], tmp_path/'kept', mode='keep-scores').folder
+    elif kind != 'solved':
+        model = Model(folder)
+        with torch.no_grad(): model.net.head[1].weight.mul_(1.3).add_(.01) # no solution of anything
+        statistics = None if kind == 'without statistics' else statistics_state(model.statistics())
+        info = model.manifest['backbone'] | model.manifest['preprocessing']
+        folder = save_model(tmp_path/'trained', model.net, info, model.classes, statistics=statistics, head=dict(kind='trained'))
+    before = Model(folder)
+    done = expand_model(folder, out=tmp_path/'named', rename={before.classes[0]: 'bolt'})
+    after = Model(done.folder)
+    assert after.classes == ['bolt', *before.classes[1:]] and after.manifest['head'] == before.manifest['head']
+    x = torch.stack([before._read(f) for f in files])
+    with torch.inference_mode(): assert torch.equal(before.net(before._normal(x)), after.net(after._normal(x)))
+    printed = [[*p.probabilities.values()] for m in (before, after) for p in m.predict(files)]
+    assert printed[:len(files)] == printed[len(files):]
 
 
 @pytest.mark.parametrize('steps', [1, 2])

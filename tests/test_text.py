@@ -14,6 +14,7 @@ from conftest import need, record, tl
 
 import tl_notebooks  # noqa: F401  before fastai and transformers: it guards torchvision
 from fastai.optimizer import SGD
+from ridge_oracle import divided, divisors
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score, roc_curve
 
@@ -186,12 +187,12 @@ def test_lr_find_callbacks_and_fastais_pictures(data, cache, capsys):
 # Probe, names, layers
 
 def test_a_prior_is_ridge_on_features_with_more_columns():
-    "Oracle: scikit-learn on the standardised features with the names' columns written out"
+    "Oracle: scikit-learn on the divided features with the names' columns written out"
     rng = np.random.default_rng(0)
     y = np.repeat([0, 1, 2], 9); x = rng.normal(size=(27, 12)) + np.eye(3)[y] @ rng.normal(size=(3, 12)); prior = rng.normal(size=(3, 12))
     found = ridge_loo(x, y, 3, alphas=[3.], prior=prior)
-    from tl_notebooks.heads import TRUST, scale_of
-    mean, std = scale_of(x); z = (x - mean)/std; q = z @ ((prior - prior.mean(0))/std).T
+    from tl_notebooks.heads import TRUST
+    z = divided(x); q = z @ ((prior - prior.mean(0))/divisors(x)).T
     q = q*TRUST*np.sqrt((z**2).sum(1).mean()/(q**2).sum(1).mean())
     oracle = Ridge(alpha=3.).fit(np.hstack([z, q]), 2*np.eye(3)[y] - 1)
     np.testing.assert_allclose(x @ found.weight.T + found.bias, oracle.predict(np.hstack([z, q])), rtol=1e-4, atol=1e-4)
