@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import sys
-from .core import InputError
+from .core import InputError, tl_hint
 
 # %% ../nbs/70_cli.ipynb #22d3e588
 def cmd_run(args) -> int:
@@ -267,7 +267,7 @@ def cmd_cache(args) -> int:
         if not args.key and not args.days: known_pictures().unlink(missing_ok=True)
         print(f"removed {n} stores, {format_bytes(size)}")
         return 0
-    if args.key: raise InputError(f"`{args.key[0]}`: `tl cache` lists all stores and takes no names; `tl cache clear {args.key[0]}` removes one.")
+    if args.key: raise InputError(f"`{args.key[0]}`: `{tl_hint('cache')}` lists all stores and takes no names; `{tl_hint('cache', 'clear', args.key[0])}` removes one.")
     stores = list_stores()
     if args.format == 'json': print(json.dumps([vars(s) for s in stores], ensure_ascii=False))
     else:
@@ -279,7 +279,7 @@ def cmd_cache(args) -> int:
 def cmd_dvc(args) -> int:
     from tl_notebooks.dvc_files import project_root, run_stage, write_files
     if args.action == 'run':
-        if len(args.usecase) != 1 or args.check: raise InputError("`tl dvc run` takes one use case and no option: tl dvc run parts.")
+        if len(args.usecase) != 1 or args.check: raise InputError(f"`tl dvc run` takes one use case and no option: {tl_hint('dvc', 'run', 'parts')}")
         print(run_stage(args.usecase[0]))
         return 0
     for line in (differs := write_files(project_root(), args.check, tuple(args.usecase))): print(f"tl dvc: {line}", file=sys.stderr)

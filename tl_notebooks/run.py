@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 import psutil
 from fastcore.basics import patch
-from .core import InputError, atomic_write, did_you_mean, hash_file, read_json, seed_everything, write_json
+from .core import InputError, atomic_write, did_you_mean, hash_file, install_hint, read_json, seed_everything, tl_hint, write_json
 from .data import data_path, list_items, list_sources
 from .records import (code_version, environment, hash_cells, load_record, new_record, new_run_id, notebook_cells, outputs_root,
     save_record, this_process)
@@ -380,6 +380,8 @@ def repeat_command(rec:dict) -> str:
     for k,v in given.items(): parts += ['-p', f'{k}={v}']
     return shlex.join(parts)
 
+def _again(rec:dict) -> str: return tl_hint(*shlex.split(repeat_command(rec))[1:]) # to be typed here and now
+
 def write_report(folder:str|Path) -> Path:
     "Write `report.html` of a run folder from its record and figures"
     from jinja2 import Environment
@@ -428,7 +430,8 @@ def run_usecase(
 def _check_processes(n:int) -> None:
     if n < 1: raise InputError(f"`processes` is {n}; accepted: a whole number from 1.")
     if n > 1 and importlib.util.find_spec('accelerate') is None:
-        raise InputError(f"`processes` is {n}, and training in several processes wants accelerate. Accepted: `pip install tl_notebooks[distributed]`, or 1.")
+        raise InputError(f"`processes` is {n}, and training in several processes wants accelerate, which is not installed. "
+                         f"Accepted: 1; or install it: {install_hint('accelerate')}")
 
 def _run_in(folder:Path, notebook:Path, params:dict, cwd:Path|None=None, timeout:float|None=None) -> Path:
     "Execute `notebook` in a run folder, and see to it that the record tells how that ended"
@@ -437,7 +440,7 @@ def _run_in(folder:Path, notebook:Path, params:dict, cwd:Path|None=None, timeout
     except KeyboardInterrupt:
         if load_record(folder)['status'] == 'ok': return folder # only the kernel's end was left
         mark_failed(folder, 'KeyboardInterrupt', 'stopped by the user')
-        raise RunFailed(folder, 'interrupted', f'interrupted; what was done so far stays in the run folder, and `tl resume {folder}` goes on') from None
+        raise RunFailed(folder, 'interrupted', f'interrupted; what was done so far stays in the run folder, and `{tl_hint("resume", folder)}` goes on') from None
     except Exception as e: _after_failure(folder, e, timeout if late.is_set() else None)
     if load_record(folder)['status'] != 'ok':
         mark_failed(folder, 'Incomplete', 'the notebook ended without finishing its run')
@@ -561,11 +564,11 @@ def resume_run(
     folder = find_run(run)
     with held(folder, alone=True):
         rec = load_record(folder)
-        if rec['status'] == 'ok': raise InputError(f"run `{folder}` is finished; nothing is left to go on with. `{repeat_command(rec)}` does the same again.")
+        if rec['status'] == 'ok': raise InputError(f"run `{folder}` is finished; nothing is left to go on with. `{_again(rec)}` does the same again.")
         notebook = folder/'checkpoints'/'notebook.ipynb'
         if not notebook.is_file(): notebook = find_usecase(rec['usecase'])
         for what,was,now in (('notebook', rec['notebook_sha256'][:16], hash_file(notebook)[:16]), ('code', rec['code_version'], code_version())):
-            if was != now: raise InputError(f"run `{folder}` cannot go on: its {what} was {was}, and now is {now}. Put back what it was, or start a new run: {repeat_command(rec)}")
+            if was != now: raise InputError(f"run `{folder}` cannot go on: its {what} was {was}, and now is {now}. Put back what it was, or start a new run: {_again(rec)}")
         spec = usecase_params(notebook)
         params = check_params(spec, rec['params'])
         cwd = Path(read_json(folder/'checkpoints'/'run.json')['cwd']) if (folder/'checkpoints'/'run.json').is_file() else Path.cwd() # paths may have been relative

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from tqdm import tqdm
-from .core import InputError, atomic_write, hash_file, hash_json, read_json, write_json
+from .core import InputError, atomic_write, hash_file, hash_json, install_hint, read_json, tl_hint, write_json
 from .data import data_path
 from .evidence import mean_interval
 from .plots import PAGE_STYLE, plot_sweep, png_base64
@@ -226,7 +226,7 @@ def _mark(self:Sweep, folder:Path) -> str:
 # %% ../nbs/60_sweep.ipynb #fecb8faf
 def _dask():
     try: import distributed
-    except ImportError: raise InputError("a sweep needs the package `distributed`, which is not installed. Install it: pip install 'tl_notebooks[sweep]'") from None
+    except ImportError: raise InputError(f"a sweep needs the package `distributed`, which is not installed. Install it: {install_hint('distributed')}") from None
     return distributed
 
 def default_workers(threads:int, runs:int) -> int:
@@ -479,6 +479,6 @@ def resume_sweep(folder:str|Path, workers:int=0, scheduler:str='', limit:int=0) 
     s = Sweep(folder)
     if workers and scheduler: raise InputError("--workers and --scheduler exclude each other: workers of this machine, or of a cluster.")
     now = hash_file(s.data['notebook']) if Path(s.data['notebook']).is_file() else None
-    if now != s.data['notebook_sha256']: raise InputError(f"`{s.data['notebook']}` is {'not what it was' if now else 'not there any more'}, so the results of more runs would not compare. Call `tl sweep {s.name} …` for a new sweep.")
+    if now != s.data['notebook_sha256']: raise InputError(f"`{s.data['notebook']}` is {'not what it was' if now else 'not there any more'}, so the results of more runs would not compare. The command that began this sweep begins a new one.")
     if code_version() != s.data['code_version']: print(f"sweep: the code is {code_version()} now and was {s.data['code_version']}; each run's record says which it used", file=sys.stderr)
     return s.run(workers, scheduler, limit)
