@@ -172,8 +172,8 @@ def run_stage(usecase:str) -> Path: # The folder with the stage's results
 # %% ../nbs/62_dvc_files.ipynb #b3017d44
 def scalars(rec:dict) -> dict:
     "A record's figures for `dvc metrics`"
-    main = {n: m for n,m in rec['metrics'].items() if '/' not in n}
-    return {k: v for n,m in main.items() for k,v in ((n, m['value']), (f'{n}_low', m['low']), (f'{n}_high', m['high']))} | (
+    ends = lambda ms: {k: v for n,m in ms.items() if '/' not in n for k,v in ((n, m['value']), (f'{n}_low', m['low']), (f'{n}_high', m['high']))}
+    return ends(rec['metrics']) | ({'valid': ends(rec['valid'])} if rec['valid'] else {}) | (
         {'control': {n: m['value'] for n,m in rec['control'].items() if '/' not in n}} if rec['control'] else {})
 
 def lay_out(run:Path, home:Path) -> Path:
@@ -186,7 +186,7 @@ def lay_out(run:Path, home:Path) -> Path:
     write_json(new/'metrics.json', scalars(rec))
     with atomic_write(new/'intervals.csv') as f:
         out = csv.writer(f, lineterminator='\n'); out.writerow(['metric', 'value', 'low', 'high', 'n'])
-        for group,after in (('metrics', ''), ('control', ', control')):
+        for group,after in (('metrics', ''), ('valid', ', valid'), ('control', ', control')):
             for n,m in rec[group].items(): out.writerow([n + after, m['value'], m['low'], m['high'], m['n']])
     (new/'epochs').mkdir()
     for p in (run/'track').rglob('plots/metrics/**/*.tsv'): # <fit>/plots/metrics/train/loss.tsv

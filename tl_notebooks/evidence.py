@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Interval', 'interval', 'accuracy', 'per_class_recall', 'balanced_accuracy', 'mcnemar', 'paired_difference',
            'Reliability', 'reliability', 'ece', 'brier', 'nll', 'fit_temperature', 'mean_interval', 'auc', 'roc',
-           'fpr_at_recall', 'forgetting']
+           'fpr_at_recall', 'class_metrics', 'forgetting']
 
 # %% ../nbs/17_evidence.ipynb #63c77273
 import math
@@ -188,6 +188,23 @@ def fpr_at_recall(
     each = [rate(rng.choice(pos, len(pos)), rng.choice(neg, len(neg))) for _ in range(draws)]
     low, high = np.quantile(each, [.025, .975])
     return Interval(rate(pos, neg), float(low), float(high), len(pos) + len(neg))
+
+# %% ../nbs/17_evidence.ipynb #91fab80f
+def class_metrics(
+    y,                   # (n,) class numbers
+    probs,               # (n, classes) probabilities
+    classes:Sequence[str],
+    positive:str='',     # A class to be found among the others; '': the second of two
+) -> dict[str, Interval]: # accuracy, balanced_accuracy, auc where there is one, recall/CLASS of each
+    "Figures of a classifier's answers, the main one first"
+    y, probs = np.asarray(y), np.asarray(probs)
+    pred, mine = probs.argmax(1), y == (list(classes).index(positive) if positive else 1)
+    out = dict(accuracy=accuracy(y, pred), balanced_accuracy=balanced_accuracy(y, pred, len(classes)))
+    if mine.any() and not mine.all():
+        score = probs[:,list(classes).index(positive) if positive else 1]
+        if positive: out |= {f'auc/{positive}': auc(mine, score), f'false positives at 95 % recall/{positive}': fpr_at_recall(mine, score)}
+        elif len(classes) == 2: out['auc'] = auc(mine, score)
+    return out | {f'recall/{c}': i for c,i in per_class_recall(y, pred, classes).items()}
 
 # %% ../nbs/17_evidence.ipynb #9f1ce566
 def forgetting(

@@ -253,8 +253,18 @@ def figure(self:Run, name:str, fig, caption:str='', lead:bool=False) -> Drawn:
 # %% ../nbs/51_run.ipynb #3dc077d8
 @patch
 def metric(self:Run, name:str, interval, group:str='metrics') -> None:
-    "Keep a figure with its interval; `group='control'` for the same figure without transfer"
+    "Keep a figure with its interval; `group='valid'` for the same figure on data to choose by, `group='control'` for that without transfer"
     self.record[group][name] = interval if isinstance(interval, dict) else interval.as_json()
+
+@patch
+def figures_on(
+    self:Run,
+    found:dict, # name → interval, the main one first
+    source:str='', # Whose figures they are, for data to choose by, such as 'validation items'; '': test data
+) -> None:
+    "Keep figures on test data, or (with `source`) the same figures on data that choices among runs may be made by"
+    for name,i in found.items(): self.metric(name, i, 'valid' if source else 'metrics')
+    if source: self.record['valid_from'] = source
 
 @patch
 def track(self:Run, name:str) -> list:
@@ -264,7 +274,7 @@ def track(self:Run, name:str) -> list:
 @patch
 def finish(self:Run) -> str:
     "Mark the run as done and write its report; gives the run folder"
-    track_figures(getattr(self.p, 'track', 'none'), self.folder/'track'/'run', {k: m['value'] for k,m in self.record['metrics'].items()})
+    track_figures(getattr(self.p, 'track', 'none'), self.folder/'track'/'run', {f'{at}{k}': m['value'] for at,group in (('', 'metrics'), ('valid/', 'valid')) for k,m in self.record[group].items()})
     self.record |= dict(status='ok', figures=self.captions, seconds=round(time.perf_counter() - self.began, 3))
     self.record.pop('error', None)
     self.save()
@@ -352,9 +362,11 @@ REPORT = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta nam
 (95 % interval {{ pc(main.low) }} to {{ pc(main.high) }}){% if control %}; the control without pretrained weights, on the
 same budget: <b>{{ pc(control.value) }}</b> ({{ pc(control.low) }} to {{ pc(control.high) }}){% endif %}.</p>
 <p class="muted">{{ r.notes }}</p>
-<h2>Figures</h2><table><tr><th>metric<th class="n">value<th class="n">95 % interval<th class="n">control<th class="n">n</tr>
+<h2>Figures</h2><table><tr><th>metric<th class="n">value<th class="n">95 % interval<th class="n">control<th class="n">n<th class="n">to choose by</tr>
 {% for k,m in r.metrics.items() %}<tr><td>{{ k }}<td class="n">{{ num(m.value) }}<td class="n">{{ num(m.low) }} … {{ num(m.high) }}
-<td class="n">{% if k in r.control %}{{ num(r.control[k].value) }}{% endif %}<td class="n">{{ m.n }}</tr>{% endfor %}</table>{% endif %}
+<td class="n">{% if k in r.control %}{{ num(r.control[k].value) }}{% endif %}<td class="n">{{ m.n }}
+<td class="n">{% if k in r.valid %}{{ num(r.valid[k].value) }} ({{ num(r.valid[k].low) }} … {{ num(r.valid[k].high) }}, n={{ r.valid[k].n }}){% endif %}</tr>{% endfor %}</table>
+{% if r.valid %}<p class="muted">To choose by: the same figures on data that was not kept for the end ({{ r.valid_from or 'validation items' }}). Whoever compares runs does it there.</p>{% endif %}{% endif %}
 {% for f in figures %}<figure><img alt="{{ f.name }}" src="data:image/png;base64,{{ f.data }}"><figcaption>{{ f.caption }}</figcaption></figure>{% endfor %}
 {% if r.stages %}<h2>Schedule</h2><table><tr><th>stage<th class="n">parameters<th class="n">epochs<th class="n">validation loss<th class="n">accuracy<th class="n">seconds<th></tr>
 {% for s in r.stages %}<tr><td>{{ s.name }}<td class="n">{{ '{:,}'.format(s.parameters) }}<td class="n">{{ s.epochs if s.thaw != 0 }}<td class="n">{{ num(s.valid_loss) }}

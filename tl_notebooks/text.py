@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 from torch import nn
 
 from .activations import Activations, CannotCache
@@ -360,7 +360,8 @@ def probe(
     x, vx = (pick_layers(t, self.choice.layers) for t in (x, vx))
     self.prior = self._prior(x, y, k, hints, **kwargs) if names or hints else None
     found = solve_head(self.model, x, y, prior=self.prior, **kwargs)
-    self.probed, self.probe_features = True, (x, y, vx, vy)
+    self.probed, self.refitted, self.probe_features = True, False, (x, y, vx, vy)
+    self.held_out = found.loo_scores, y.numpy(), 'training texts, each from a head solved without it (leave-one-out)'
     self.statistics = ClassStatistics.from_features(x, y, len(found.weight), self.prior)
     self.opt, self.kept = None, 'probe'
     self.probe_result = self._result(found, vx, vy, y, time.perf_counter() - start)
@@ -519,7 +520,9 @@ def contrast(
             z = tail.means(some); held[te] = _held_out(z[tr], y[tr], z[te], _word_prior(tail, words))
             body.load_state_dict(state)
         result = _compare(base, held, y.numpy(), folds)
-        if result.kept: self._keep_contrast(tail, some, y, words, steps, lr, seed, fit_scale(held, y.numpy()))
+        if result.kept:
+            self._keep_contrast(tail, some, y, words, steps, lr, seed, fit_scale(held, y.numpy()))
+            self.held_out = held, y.numpy(), f'{len(y)} training texts, each from a body and a head that did not see it ({folds}-fold cross-validation)'
         else: body._layers = was[0]
     except BaseException:
         self._undo_contrast(state, *was)
@@ -637,7 +640,9 @@ def self_train(
         head = self_trained(x[tr], y[tr], loose, k, self.prior)[0]
         held[te] = x[te].double().numpy() @ head.weight.T + head.bias
     result = _compare(base, held, y.numpy(), folds, 'unless worse')
-    if result.kept: self._keep_self_trained(loose, fit_scale(held, y.numpy()))
+    if result.kept:
+        self._keep_self_trained(loose, fit_scale(held, y.numpy()))
+        self.held_out = held, y.numpy(), f'training texts with a label of their own, each from a head that did not see it ({folds}-fold cross-validation)'
     return replace(result, texts=len(some), seconds=time.perf_counter() - start)
 
 # %% ../nbs/31_text.ipynb #af385c46
@@ -651,6 +656,15 @@ def _keep_self_trained(self:TextLearner, loose:torch.Tensor, scale:float) -> Non
     self.probe_features, self.opt, self.kept, self.own_scale = (rows, of, vx, vy), None, 'self-trained', scale
     self.statistics = ClassStatistics.from_features(rows, of, len(found.weight), self.prior)
     self.probe_result = replace(self._result(found, vx, vy, of, 0.), n=len(y))
+
+# %% ../nbs/31_text.ipynb #4c809428
+@patch
+def validation(self:TextLearner) -> tuple[np.ndarray, np.ndarray, str]: # (n, k) probabilities, (n,) classes, whose they are
+    "As for pictures; where there are no validation texts, what heads that did not see them said of training texts"
+    if self.dls[1].n: return TransferLearner.validation(self)
+    if not self.probed: raise InputError("there are no validation texts, and no probe that was judged on training texts; call `probe` first.")
+    scores, y, source = self.held_out
+    return softmax(fit_scale(scores, y)*scores, 1), y, source
 
 # %% ../nbs/31_text.ipynb #95f62568
 @patch
