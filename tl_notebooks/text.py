@@ -728,8 +728,8 @@ def learning_curve(
     draws:int=10,
     names:bool=True,
     seed:int=0,
-) -> dict[int, list[float]]: # labels per class → test accuracy of each draw
-    "Accuracy of the probe on random parts of the training labels: layers, ridge strength and the names' use are chosen for each draw anew"
+) -> dict[int, np.ndarray]: # labels per class → (draws, test texts) booleans, whether right: for `evidence.two_way_interval`
+    "What the probe gets right from random parts of the training labels: layers, ridge strength and the names' use are chosen for each draw anew"
     x, y, *_ = learn.layer_means
     tx, ty = test
     k, words = len(learn.dls.vocab), learn.word_means() if names else None
@@ -740,15 +740,15 @@ def learning_curve(
             g = torch.Generator().manual_seed(seed*100_003 + d)
             at = torch.cat([(i := torch.nonzero(y == c)[:,0])[torch.randperm(len(i), generator=g)[:n]] for c in range(k)])
             out.setdefault(n, []).append(_one_draw(x[at], y[at], tx, ty, k, words))
-    return out
+    return {n: np.stack(right) for n,right in out.items()}
 
 # %% ../nbs/31_text.ipynb #ff3d0de8
-def _one_draw(x, y, tx, ty, k:int, words) -> float:
+def _one_draw(x, y, tx, ty, k:int, words) -> np.ndarray:
     ls = choose_layers(x, y, k).layers
     prior = None if words is None else keep_prior(pick_layers(x, ls), y, k, pick_layers(words, ls).double().numpy())
     found = ridge_loo(pick_layers(x, ls), y, k, prior=prior)
     scores = pick_layers(tx, ls).numpy() @ found.weight.T + found.bias
-    return float((scores.argmax(1) == ty.numpy()).mean())
+    return scores.argmax(1) == ty.numpy()
 
 @patch
 def layer_means_of(self:TextLearner, dl) -> tuple[torch.Tensor, torch.Tensor]:
@@ -758,7 +758,7 @@ def layer_means_of(self:TextLearner, dl) -> tuple[torch.Tensor, torch.Tensor]:
     return x.view(len(x), body.n_blocks, body.width), y
 
 # %% ../nbs/31_text.ipynb #71de2ee5
-def more_labels(curve:dict[int, list[float]], factor:int=2) -> tuple[int, float]: # labels per class, accuracy
+def more_labels(curve:dict[int, Sequence], factor:int=2) -> tuple[int, float]: # labels per class, accuracy
     "Extrapolated accuracy with `factor` times the most labels of a `learning_curve`: log error is linear in log labels (last three sizes)"
     n = sorted(curve)[-3:]
     if len(n) < 2: raise InputError(f"a learning curve of {len(n)} sizes cannot be continued; accepted: at least two.")
