@@ -439,7 +439,7 @@ def _repr_html_(self:Sweep) -> str:
 
 # %% ../nbs/60_sweep.ipynb #ac20dcb3
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{{ s.name }}: sweep</title><style>{{ style }} .wide{overflow-x:auto}</style></head><body>
+<title>{{ s.name }}: sweep</title><style>{{ style }} .wide{overflow-x:auto} td.n{white-space:nowrap}</style></head><body>
 <h1>{{ s.name }}: {{ s.runs|length }} runs</h1><div class="muted">sweep {{ s.folder.name }}, started {{ s.data.started }}; {{ s._words() }}</div>
 {% if best %}<p><span class="big">{{ num(best.value) }}</span> {{ name }} (95 % interval {{ num(best.low) }} to {{ num(best.high) }}) with
 {% for k,v in best.params.items() %}<code>{{ k }}={{ v }}</code> {% endfor %}</p>
