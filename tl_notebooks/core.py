@@ -51,15 +51,16 @@ def install_hint(
     try: known = requires('tl_notebooks') or []
     except PackageNotFoundError: known = []
     asked = {re.match(r'[\w.-]+', r)[0]: r.split(';')[0].strip() for r in known}
-    tested = Path(__file__).parents[1]/'constraints.txt' if '__file__' in globals() else Path('../constraints.txt').resolve()
-    given = ['-c', str(tested)] if tested.is_file() and (tested.parent/'settings.ini').is_file() else []
+    root = Path(__file__).parents[1] if '__file__' in globals() else Path('..').resolve()
+    tested = root/'constraints.txt'
+    given = ['-c', str(tested)] if tested.is_file() and (root/'settings.ini').is_file() else []
     return shlex.join([sys.executable, '-m', 'pip', 'install', *given, *(asked.get(p, p) for p in packages)])
 
 # %% ../nbs/00_core.ipynb #7442a34c
 def tl_hint(
     *args, # What follows `tl`
 ) -> str:  # A command
-    "A command line of `tl` that can be typed in the current folder: by its short name where a shell finds this installation by it"
+    "A command line of `tl` that can be typed in the current folder; by its short name only where a shell finds it so"
     there, found = Path(sys.executable).parent/'tl', shutil.which('tl')
     if found and there.exists() and os.path.samefile(found, there): call = ['tl']
     elif there.exists(): call = [str(there.relative_to(Path.cwd()) if there.is_relative_to(Path.cwd()) else there)]

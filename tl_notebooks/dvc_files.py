@@ -172,7 +172,9 @@ def run_stage(usecase:str) -> Path: # The folder with the stage's results
 # %% ../nbs/62_dvc_files.ipynb #b3017d44
 def scalars(rec:dict) -> dict:
     "A record's figures for `dvc metrics`"
-    ends = lambda ms: {k: v for n,m in ms.items() if '/' not in n for k,v in ((n, m['value']), (f'{n}_low', m['low']), (f'{n}_high', m['high']))}
+    def ends(group):
+        main = {n: m for n,m in group.items() if '/' not in n}
+        return {k: v for n,m in main.items() for k,v in ((n, m['value']), (f'{n}_low', m['low']), (f'{n}_high', m['high']))}
     return ends(rec['metrics']) | ({'valid': ends(rec['valid'])} if rec['valid'] else {}) | (
         {'control': {n: m['value'] for n,m in rec['control'].items() if '/' not in n}} if rec['control'] else {})
 

@@ -136,23 +136,25 @@ def fit_temperature(logits, y) -> float: # between 0.05 and 20
 
 # %% ../nbs/17_evidence.ipynb #de2f4c6c
 def mean_interval(values:Sequence[float]) -> Interval:
-    "Mean of repeated figures and the 95 % interval of that mean (Student's t), given whatever all of them share, such as the test items"
+    "Mean of repeated figures and the 95 % interval of that mean (Student's t), given what all of them share, such as test items"
     v = np.asarray(values, float)
     if not len(v): raise InputError("the mean of no figures at all; accepted: at least one.")
     half = float(student.ppf(.975, len(v) - 1)*v.std(ddof=1)/math.sqrt(len(v))) if len(v) > 1 else 0.
     return Interval(float(v.mean()), float(v.mean()) - half, float(v.mean()) + half, len(v))
 
 # %% ../nbs/17_evidence.ipynb #bbabfe70
-TWO_WAY = 'for other draws of labels from the same pool and other test items; draws from a small pool overlap, which it cannot see'
+TWO_WAY = ('for other draws of labels from the same pool and other test items; '
+           'draws from a small pool overlap, which it cannot see')
 
 def two_way_interval(
-    found, # (draws, items): booleans, whether an item was answered right in a draw; or numbers, such as differences of two such tables
+    found, # (draws, items): booleans, whether right; or numbers, such as differences of two such tables
 ) -> Interval: # `n`: items
     "Mean over draws and items with a 95 % interval `TWO_WAY`; of one draw, for other items alone"
     x = np.asarray(found)
-    if x.ndim != 2 or not x.size: raise InputError(f"a table of shape {x.shape}; accepted: (draws, items), at least one of each.")
+    if x.ndim != 2 or not x.size:
+        raise InputError(f"a table of shape {x.shape}; accepted: (draws, items), at least one of each.")
     (draws, items), share = x.shape, x.dtype == bool
-    if draws == 1 or items == 1: return interval(x.sum(), items) if share and draws == 1 else mean_interval(x.ravel())
+    if min(draws, items) == 1: return interval(x.sum(), items) if share and draws == 1 else mean_interval(x.ravel())
     mean, var, dof = _crossed(x.astype(float))
     t = float(student.ppf(.975, dof)) if var else float(norm.ppf(.975))
     if not share: return Interval(mean, mean - t*math.sqrt(var), mean + t*math.sqrt(var), items)
@@ -161,7 +163,8 @@ def two_way_interval(
 def _crossed(x:np.ndarray) -> tuple[float, float, float]:
     "Mean of a two-way table, the variance of that mean, and its degrees of freedom"
     (d, n), mean, rows, columns = x.shape, x.mean(), x.mean(1), x.mean(0)
-    parts = np.array([n*rows.var(ddof=1), d*columns.var(ddof=1), ((x - rows[:,None] - columns + mean)**2).sum()/((d - 1)*(n - 1))])
+    rest = ((x - rows[:,None] - columns + mean)**2).sum()/((d - 1)*(n - 1))
+    parts = np.array([n*rows.var(ddof=1), d*columns.var(ddof=1), rest])
     total = max(parts[0] + parts[1] - parts[2], parts[0], parts[1])
     below = (parts**2/[d - 1, n - 1, (d - 1)*(n - 1)]).sum()
     return float(mean), float(total/(d*n)), max(1., float(total**2/below)) if below else 1.
@@ -229,7 +232,9 @@ def class_metrics(
     out = dict(accuracy=accuracy(y, pred), balanced_accuracy=balanced_accuracy(y, pred, len(classes)))
     if mine.any() and not mine.all():
         score = probs[:,list(classes).index(positive) if positive else 1]
-        if positive: out |= {f'auc/{positive}': auc(mine, score), f'false positives at 95 % recall/{positive}': fpr_at_recall(mine, score)}
+        if positive:
+            out[f'auc/{positive}'] = auc(mine, score)
+            out[f'false positives at 95 % recall/{positive}'] = fpr_at_recall(mine, score)
         elif len(classes) == 2: out['auc'] = auc(mine, score)
     return out | {f'recall/{c}': i for c,i in per_class_recall(y, pred, classes).items()}
 

@@ -83,9 +83,13 @@ def full_name(name:str, known:Iterable[str]) -> str:
     raise InputError(f"no record has `{name}`. {did_you_mean(name, sorted(short | known) if difflib.get_close_matches(name, short | known) else sorted(n for n in short if '.' not in n))}")
 
 def look_up(flat:dict, name:str, given:str) -> tuple[str, object]:
-    "What a record (`Entry.flat`) says under a dotted name, and under which; `given`: as the user wrote it. Raises KeyError where it has none"
-    other = name.replace('valid.', 'metrics.', 1) if name.startswith('valid.') and not given.startswith('valid') else name
-    found = name if name in flat else other
+    """What a record says under a dotted name, and under which.
+
+    flat : from `Entry.flat`;  name : from `full_name`;  given : as the user wrote it. A metric that he named without
+    its group is the one on validation data, or that on test data where there is no other. Raises KeyError for neither.
+    """
+    found = name
+    if name not in flat and not given.startswith('valid'): found = re.sub(r'^valid\.', 'metrics.', name)
     return found, flat[found]
 
 def parse_where(text:str) -> tuple[str, str, str]: # name, operator, value
@@ -143,8 +147,13 @@ def _order(value, largest:bool) -> tuple:
     if value is None or value != value: return 2, 0
     return (0, -value if largest else value) if isinstance(value, (int, float)) else (1, str(value))
 
-def _sort(runs:list[Entry], sort:str, known:set, reverse:bool) -> dict[int, str|None]: # id of an entry → the name that it was sorted by
-    "Sort in place: first those that have what was asked for, then those that have only the same figure on test data, then the rest"
+def _sort(
+    runs:list[Entry],
+    sort:str,
+    known:set,
+    reverse:bool,
+) -> dict[int, str|None]: # id of an entry → the name that it was sorted by
+    "Sort in place: those that have what was asked for, those that have only the figure on test data, the rest"
     name, found = full_name(sort, known), {}
     for e in runs:
         try: found[id(e)] = look_up(e.flat(), name, sort)
@@ -177,9 +186,11 @@ def runs_table(
     differing = _differing(runs)
     shown = {'run', 'usecase', 'status', 'seconds', 'started', *(f'params.{n}' for n in differing),
              *(f'{group}.{next(iter(e.record["metrics"]), "")}.value' for e in runs for group in ('metrics', 'valid'))}
-    rows = [_row(e, differing, [n for n in dict.fromkeys(asked) if n not in shown]) | (dict(sorted_by=by.get(id(e))) if by else {}) for e in runs + others]
+    more = [n for n in dict.fromkeys(asked) if n not in shown]
+    rows = [_row(e, differing, more) | (dict(sorted_by=by.get(id(e))) if by else {}) for e in runs + others]
     table = pd.DataFrame(rows, columns=[*rows[0]] if rows else [*_row(Entry(Path('x/y'), ''), [], [])], dtype=object) # a whole number stays one beside a gap
-    return table.assign(**{c: pd.to_numeric(table[c]) for c in ('valid', 'valid_low', 'valid_high', 'value', 'low', 'high', 'control', 'seconds')})
+    numbers = 'valid', 'valid_low', 'valid_high', 'value', 'low', 'high', 'control', 'seconds'
+    return table.assign(**{c: pd.to_numeric(table[c]) for c in numbers})
 
 # %% ../nbs/54_history.ipynb #9136fd75
 def _cell(v) -> str:
@@ -193,8 +204,10 @@ def _figure(value, low, high) -> tuple[str, str]:
 def format_runs(table:pd.DataFrame) -> list[str]:
     "A table of runs as lines of text, and what they were sorted by; what is no run follows"
     figures = ('valid', 'valid_low', 'valid_high'), ('value', 'low', 'high')
-    fixed = {'run', 'usecase', 'status', 'metric', 'valid_n', *figures[0], *figures[1], 'n', 'control', 'seconds', 'started', 'problem', 'folder', 'sorted_by'}
-    rows = [('run', 'use case', 'status', 'metric', 'valid', '95 % interval', 'test', '95 % interval', 'control', 'seconds', 'started', 'what differs')]
+    fixed = {'run', 'usecase', 'status', 'metric', 'valid_n', *figures[0], *figures[1], 'n',
+             'control', 'seconds', 'started', 'problem', 'folder', 'sorted_by'}
+    rows = [('run', 'use case', 'status', 'metric', 'valid', '95 % interval', 'test', '95 % interval',
+             'control', 'seconds', 'started', 'what differs')]
     for r in table[~table.status.isin(['damaged', 'foreign'])].astype(object).to_dict('records'):
         differs = ' '.join(f"{n.removeprefix('params.')}={_cell(v)}" for n,v in r.items() if n not in fixed and _cell(v) != '')
         rows.append((r['run'], r['usecase'], r['status'], _cell(r['metric']), *(t for names in figures for t in _figure(*(r[n] for n in names))),
@@ -204,7 +217,8 @@ def format_runs(table:pd.DataFrame) -> list[str]:
     right = {4, 6, 8, 9}
     lines = ['  '.join(v.rjust(w) if i in right else v.ljust(w) for i,(v,w) in enumerate(zip(row, width))).rstrip() for row in rows] if len(rows) > 1 else ['no runs']
     by = [*dict.fromkeys(n for n in table.get('sorted_by', ()) if n)]
-    if by: lines.append('sorted by ' + ', then by '.join(by) + (' where a run has no figure on validation data' if len(by) > 1 else ''))
+    more = ' where a run has no figure on validation data' if len(by) > 1 else ''
+    if by: lines.append('sorted by ' + ', then by '.join(by) + more)
     return lines + [f"{r.status}: {r.folder}: {r.problem}" for r in table[table.status.isin(['damaged', 'foreign'])].itertuples()]
 
 # %% ../nbs/54_history.ipynb #e705b011
@@ -401,7 +415,9 @@ def _kept(runs:Sequence[Entry], best:int|None, last:int|None, metric:str, lowest
         for group in ('valid', 'metrics'):
             rated = [e for e in good if found[id(e)][0] == group and found[id(e)][2]]
             rated.sort(key=lambda e: (found[id(e)][2]['value']*(1 if lowest else -1), e.record.get('started', '')))
-            why |= {id(e): f"among the best {best} by {found[id(e)][1]} on {ON[group]} data: {found[id(e)][2]['value']:.3f}" for e in rated[:best]}
+            for e in rated[:best]:
+                _, name, figure = found[id(e)]
+                why[id(e)] = f"among the best {best} by {name} on {ON[group]} data: {figure['value']:.3f}"
         why |= {id(e): f'has no metric `{metric}` to judge it by' for e in good if not found[id(e)][2]}
     if last is not None: why |= {id(e): f'among the last {last}' for e in good[len(good) - last:] if last}
     return why

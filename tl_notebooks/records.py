@@ -148,8 +148,8 @@ def load_record(run:str|Path) -> dict:
 def choosing_figure(
     rec:dict,
     name:str='', # A metric; the main one unless told
-) -> tuple[str, str, dict|None]: # Group ('valid', or 'metrics' where it has no such figure on validation data), name, figure
-    "The figure by which a run may be chosen among others"
+) -> tuple[str, str, dict|None]: # group, name, figure
+    "The figure by which a run may be chosen among others: of `valid`, or of `metrics` (test data) where it has no other"
     name = name or next(iter(rec['metrics'] or rec.get('valid', {})), '')
     group = 'valid' if name in rec.get('valid', {}) else 'metrics'
     return group, name, rec.get(group, {}).get(name)

@@ -135,7 +135,7 @@ class Outcome:
 
 def _metric_outcomes(a:dict, b:dict, tolerance:float) -> Iterator[Outcome]:
     for group in MEASURED:
-        if group == 'valid' and not (a[group] and b[group]): continue # one of them is from before there were such figures
+        if group == 'valid' and not (a[group] and b[group]): continue # one is from before there were such figures
         for n in dict.fromkeys([*a[group], *b[group]]):
             x, y = a[group].get(n), b[group].get(n)
             name = n + dict(metrics='', valid=' on validation data', control=' of the control')[group]

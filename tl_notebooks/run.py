@@ -253,7 +253,7 @@ def figure(self:Run, name:str, fig, caption:str='', lead:bool=False) -> Drawn:
 # %% ../nbs/51_run.ipynb #3dc077d8
 @patch
 def metric(self:Run, name:str, interval, group:str='metrics') -> None:
-    "Keep a figure with its interval; `group='valid'` for the same figure on data to choose by, `group='control'` for that without transfer"
+    "Keep a figure with its interval; groups: metrics (test data), valid (data to choose by), control (without transfer)"
     self.record[group][name] = interval if isinstance(interval, dict) else interval.as_json()
 
 @patch
@@ -274,7 +274,8 @@ def track(self:Run, name:str) -> list:
 @patch
 def finish(self:Run) -> str:
     "Mark the run as done and write its report; gives the run folder"
-    track_figures(getattr(self.p, 'track', 'none'), self.folder/'track'/'run', {f'{at}{k}': m['value'] for at,group in (('', 'metrics'), ('valid/', 'valid')) for k,m in self.record[group].items()})
+    figures = {f'{at}{k}': m['value'] for at,group in (('', 'metrics'), ('valid/', 'valid')) for k,m in self.record[group].items()}
+    track_figures(getattr(self.p, 'track', 'none'), self.folder/'track'/'run', figures)
     self.record |= dict(status='ok', figures=self.captions, seconds=round(time.perf_counter() - self.began, 3))
     self.record.pop('error', None)
     self.save()
@@ -365,8 +366,9 @@ same budget: <b>{{ pc(control.value) }}</b> ({{ pc(control.low) }} to {{ pc(cont
 <h2>Figures</h2><table><tr><th>metric<th class="n">value<th class="n">95 % interval<th class="n">control<th class="n">n<th class="n">to choose by</tr>
 {% for k,m in r.metrics.items() %}<tr><td>{{ k }}<td class="n">{{ num(m.value) }}<td class="n">{{ num(m.low) }} … {{ num(m.high) }}
 <td class="n">{% if k in r.control %}{{ num(r.control[k].value) }}{% endif %}<td class="n">{{ m.n }}
-<td class="n">{% if k in r.valid %}{{ num(r.valid[k].value) }} ({{ num(r.valid[k].low) }} … {{ num(r.valid[k].high) }}, n={{ r.valid[k].n }}){% endif %}</tr>{% endfor %}</table>
-{% if r.valid %}<p class="muted">To choose by: the same figures on data that was not kept for the end ({{ r.valid_from or 'validation items' }}). Whoever compares runs does it there.</p>{% endif %}{% endif %}
+<td class="n">{% if k in r.valid %}{% set v = r.valid[k] %}{{ num(v.value) }} ({{ num(v.low) }} … {{ num(v.high) }}, n={{ v.n }}){% endif %}</tr>{% endfor %}</table>
+{% if r.valid %}<p class="muted">To choose by: the same figures on data that was not kept for the end
+({{ r.valid_from or 'validation items' }}). Whoever compares runs does it there.</p>{% endif %}{% endif %}
 {% for f in figures %}<figure><img alt="{{ f.name }}" src="data:image/png;base64,{{ f.data }}"><figcaption>{{ f.caption }}</figcaption></figure>{% endfor %}
 {% if r.stages %}<h2>Schedule</h2><table><tr><th>stage<th class="n">parameters<th class="n">epochs<th class="n">validation loss<th class="n">accuracy<th class="n">seconds<th></tr>
 {% for s in r.stages %}<tr><td>{{ s.name }}<td class="n">{{ '{:,}'.format(s.parameters) }}<td class="n">{{ s.epochs if s.thaw != 0 }}<td class="n">{{ num(s.valid_loss) }}

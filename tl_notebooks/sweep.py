@@ -346,7 +346,10 @@ class _Progress:
         "Counting and writing take longer the more runs there are, so they get a twentieth of the time"
         if (at := time.monotonic()) < self.due and not now: return
         n = self.sweep.count()
-        best = f"; best on {ON['valid' if self.best[0] else 'metrics']} data {abs(self.best[1]):.4g}: {self.sweep.brief(self.best[2])}" if self.best else ''
+        best = ''
+        if self.best:
+            on_valid, value, r = self.best
+            best = f"; best on {ON['valid' if on_valid else 'metrics']} data {abs(value):.4g}: {self.sweep.brief(r)}"
         self.bar.set_postfix_str(f"{n.get('ok', 0)} done, {n.get('failed', 0)} failed, {n.get('running', 0)} running{best}", refresh=False)
         self.sweep.save()
         self.due = at + max(1, 20*(time.monotonic() - at))
@@ -369,18 +372,23 @@ def record(self:Sweep, r:dict) -> dict|None:
 
 @patch
 def chosen_by(self:Sweep) -> tuple[str, str]:
-    "What combinations are put in order by: 'valid' (or 'metrics', test data, where no run has such a figure), and the metric's name"
+    "The group of figures that combinations are put in order by, 'valid' or (where no run has any) 'metrics', and the metric"
     found = [choosing_figure(rec, self.data['metric'])[:2] for r in self.runs.values() if (rec := self.record(r))]
     return max(found, key=lambda f: f[0] == 'valid', default=('valid', self.data['metric'] or 'metric'))
 
 def _mean(found:list[dict]) -> dict:
     "One run's figure, or the mean of several"
     if not found: return dict(value=None, low=None, high=None, n=0)
-    return {k: found[0][k] for k in ('value', 'low', 'high', 'n')} if len(found) == 1 else mean_interval([m['value'] for m in found]).as_json()
+    if len(found) == 1: return {k: found[0][k] for k in ('value', 'low', 'high', 'n')}
+    return mean_interval([m['value'] for m in found]).as_json()
 
+# %% ../nbs/60_sweep.ipynb #a1828bac
 @patch
 def rows(self:Sweep) -> list[dict]:
-    "Per combination: params, value, low, high, n (that it was put in order by), test, seeds, failed, seconds, runs, error; those without a value last"
+    """Per combination: params, value, low, high, n, test, seeds, failed, seconds, runs, error; those without a value last.
+
+    value, low, high, n : what it was put in order by, see `chosen_by`;  test : the figure on test data, where that is another
+    """
     by, name = self.chosen_by()
     groups = {}
     for r in self.runs.values(): groups.setdefault(json.dumps({k: v for k,v in r['params'].items() if k != 'seed'}), []).append(r)
@@ -406,8 +414,11 @@ def heading(self:Sweep, group:str='') -> str:
 def table(self:Sweep) -> pd.DataFrame:
     "A row per combination, best first; the column `chosen by` names the one that they are in the order of"
     head, test = self.heading(), self.heading('metrics')
-    ends = lambda heading, i: {heading: i['value'], **{f'{heading.split()[0]} {end}': i[end] for end in ('low', 'high')}} if i else {}
-    t = pd.DataFrame([{**r['params'], **ends(head, r), **ends(test, r['test']), **{k: r[k] for k in ('n', 'seeds', 'failed', 'seconds')},
+    def ends(heading, i):
+        if not i: return {}
+        return {heading: i['value'], **{f'{heading.split()[0]} {end}': i[end] for end in ('low', 'high')}}
+    counts = lambda r: {k: r[k] for k in ('n', 'seeds', 'failed', 'seconds')}
+    t = pd.DataFrame([{**r['params'], **ends(head, r), **ends(test, r['test']), **counts(r),
                        'chosen by': head, 'runs': ' '.join(r['runs']), 'error': r['error']} for r in self.rows()])
     idle = [c for c in ('failed', 'error') if not t[c].any()] + (['seeds'] if t.seeds.max() <= 1 else ['n']) # with seeds, n is their number
     return t.drop(columns=idle)
@@ -420,8 +431,9 @@ def best(self:Sweep) -> dict|None:
 
 @patch
 def figure(self:Sweep):
-    "Parallel coordinates coloured by what combinations are put in order by, and that with its intervals, beside test data"
-    rows = [r | dict(test=r['test'] if r['test'] and r['test']['value'] is not None else None) for r in self.rows() if r['value'] is not None]
+    "Parallel coordinates coloured by what combinations are put in order by, and its intervals beside test data"
+    test = lambda r: r['test'] if r['test'] and r['test']['value'] is not None else None
+    rows = [r | dict(test=test(r)) for r in self.rows() if r['value'] is not None]
     return plot_sweep(rows, self.heading(), self.data['lower'])
 
 @patch
@@ -443,13 +455,20 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name=
 <h1>{{ s.name }}: {{ s.runs|length }} runs</h1><div class="muted">sweep {{ s.folder.name }}, started {{ s.data.started }}; {{ s._words() }}</div>
 {% if best %}<p><span class="big">{{ num(best.value) }}</span> {{ name }} (95 % interval {{ num(best.low) }} to {{ num(best.high) }}) with
 {% for k,v in best.params.items() %}<code>{{ k }}={{ v }}</code> {% endfor %}</p>
-<p>{% if best.test and best.test.value is not none %}On test data, which took no part in the choice: <b>{{ num(best.test.value) }}</b> (95 % interval {{ num(best.test.low) }} to {{ num(best.test.high) }}).{% endif %}
-{% if not on_valid %}<b class="bad">Chosen by test data: this use case keeps no figures on validation data.</b>{% endif %}</p>
+<p>{% if best.test and best.test.value is not none %}On test data, which took no part in the choice:
+<b>{{ num(best.test.value) }}</b> (95 % interval {{ num(best.test.low) }} to {{ num(best.test.high) }}).{% endif %}
+{% if not on_valid %}<b class="bad">Chosen by test data: this use case keeps no figures on validation data.</b>{% endif %}
+</p>
 <p class="muted">The best of {{ rows|length }} looks better than it is by {{ name }}, the more so the wider the intervals: it was chosen by this figure. Its true value is told by data that took no part in the choice.</p>
 <figure><img alt="sweep" src="data:image/png;base64,{{ picture }}"><figcaption>Each line is a combination. Below: {{ name }} with its 95 % interval
-({{ 'of the mean over seeds, given these data, which all seeds share' if seeds > 1 else 'over items' }}){{ '; grey: the same on test data' if on_valid }}.</figcaption></figure>{% endif %}
-<h2>All combinations</h2><div class="wide"><table><tr>{% for n in s.data.varied %}<th class="n">{{ n }}{% endfor %}<th class="n">{{ name }}, chosen by<th class="n">95 % interval{% if on_valid %}<th class="n">{{ test_name }}<th class="n">95 % interval{% endif %}<th class="n">seconds<th>runs</tr>
-{% for r in rows %}<tr>{% for v in r.params.values() %}<td class="n">{{ v }}{% endfor %}{% for i in ([r, r.test] if on_valid else [r]) %}<td class="n">{{ num(i.value) }}<td class="n">{% if i.value is not none %}{{ num(i.low) }} … {{ num(i.high) }}{% endif %}{% endfor %}
+({{ 'of the mean over seeds, given these data, which all seeds share' if seeds > 1 else 'over items' }})
+{{- '; grey: the same on test data' if on_valid }}.</figcaption></figure>{% endif %}
+<h2>All combinations</h2><div class="wide"><table><tr>{% for n in s.data.varied %}<th class="n">{{ n }}{% endfor %}
+<th class="n">{{ name }}, chosen by<th class="n">95 % interval
+{% if on_valid %}<th class="n">{{ test_name }}<th class="n">95 % interval{% endif %}<th class="n">seconds<th>runs</tr>
+{% for r in rows %}<tr>{% for v in r.params.values() %}<td class="n">{{ v }}{% endfor %}
+{% for i in ([r, r.test] if on_valid else [r]) %}<td class="n">{{ num(i.value) }}
+<td class="n">{% if i.value is not none %}{{ num(i.low) }} … {{ num(i.high) }}{% endif %}{% endfor %}
 <td class="n">{{ r.seconds or '' }}<td>{% for run in r.runs %}<a href="{{ '../../' + s.name + '/' + run + '/report.html' }}">{{ run }}</a> {% endfor %}{% if r.error %}<span class="bad">{{ r.error }}</span>{% endif %}</tr>{% endfor %}</table></div>
 <h2>What was asked</h2><pre>{{ asked }}</pre><p class="muted">Code {{ s.data.code_version }}, notebook {{ s.data.notebook_sha256[:16] }}.</p></body></html>"""
 

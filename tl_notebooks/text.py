@@ -520,9 +520,7 @@ def contrast(
             z = tail.means(some); held[te] = _held_out(z[tr], y[tr], z[te], _word_prior(tail, words))
             body.load_state_dict(state)
         result = _compare(base, held, y.numpy(), folds)
-        if result.kept:
-            self._keep_contrast(tail, some, y, words, steps, lr, seed, fit_scale(held, y.numpy()))
-            self.held_out = held, y.numpy(), f'{len(y)} training texts, each from a body and a head that did not see it ({folds}-fold cross-validation)'
+        if result.kept: self._keep_contrast(tail, some, y, words, steps, lr, seed, held, folds)
         else: body._layers = was[0]
     except BaseException:
         self._undo_contrast(state, *was)
@@ -573,8 +571,11 @@ def _word_prior(tail:_Tail, words) -> np.ndarray|None:
 
 # %% ../nbs/31_text.ipynb #3ac351f4
 @patch
-def _keep_contrast(self:TextLearner, tail:_Tail, some, y, words, steps, lr, seed, scale:float) -> None:
+def _keep_contrast(self:TextLearner, tail:_Tail, some, y, words, steps, lr, seed, held:np.ndarray, folds:int) -> None:
     "Train on all labels, solve the head, and let everything that follows know"
+    scale = fit_scale(held, y.numpy())
+    source = f'{len(y)} training texts, each from a body and a head that did not see it ({folds}-fold cross-validation)'
+    self.held_out = held, y.numpy(), source
     tail.train(some, y, steps, lr, seed, 'contrast: all labels')
     prior = _word_prior(tail, words)
     self.model.body._layers, self.model.cut = (), None
@@ -642,7 +643,8 @@ def self_train(
     result = _compare(base, held, y.numpy(), folds, 'unless worse')
     if result.kept:
         self._keep_self_trained(loose, fit_scale(held, y.numpy()))
-        self.held_out = held, y.numpy(), f'training texts with a label of their own, each from a head that did not see it ({folds}-fold cross-validation)'
+        source = f'training texts with a label of their own, each from a head that did not see it ({folds}-fold cross-validation)'
+        self.held_out = held, y.numpy(), source
     return replace(result, texts=len(some), seconds=time.perf_counter() - start)
 
 # %% ../nbs/31_text.ipynb #af385c46
@@ -659,10 +661,13 @@ def _keep_self_trained(self:TextLearner, loose:torch.Tensor, scale:float) -> Non
 
 # %% ../nbs/31_text.ipynb #4c809428
 @patch
-def validation(self:TextLearner) -> tuple[np.ndarray, np.ndarray, str]: # (n, k) probabilities, (n,) classes, whose they are
+def validation(
+    self:TextLearner,
+) -> tuple[np.ndarray, np.ndarray, str]: # (n, k) probabilities, (n,) classes, whose they are
     "As for pictures; where there are no validation texts, what heads that did not see them said of training texts"
     if self.dls[1].n: return TransferLearner.validation(self)
-    if not self.probed: raise InputError("there are no validation texts, and no probe that was judged on training texts; call `probe` first.")
+    if not self.probed:
+        raise InputError("there are no validation texts, and no probe that was judged on training texts; call `probe` first.")
     scores, y, source = self.held_out
     return softmax(fit_scale(scores, y)*scores, 1), y, source
 
@@ -728,8 +733,11 @@ def learning_curve(
     draws:int=10,
     names:bool=True,
     seed:int=0,
-) -> dict[int, np.ndarray]: # labels per class → (draws, test texts) booleans, whether right: for `evidence.two_way_interval`
-    "What the probe gets right from random parts of the training labels: layers, ridge strength and the names' use are chosen for each draw anew"
+) -> dict[int, np.ndarray]: # labels per class → (draws, test texts) booleans, for `evidence.two_way_interval`
+    """What the probe gets right from random parts of the training labels.
+
+    Layers, ridge strength and the names' use are chosen for each draw anew.
+    """
     x, y, *_ = learn.layer_means
     tx, ty = test
     k, words = len(learn.dls.vocab), learn.word_means() if names else None

@@ -1,4 +1,4 @@
-"Choices among runs are made on validation data; intervals cover what they say; and what is shown can be typed as it stands."
+"Choices among runs are made on validation data, intervals cover what they say, and hints can be typed as they stand."
 import json
 import re
 import shlex
@@ -26,7 +26,8 @@ def figure(v): return dict(value=v, low=max(0., v - .1), high=min(1., v + .1), n
 
 def run_with(root, name, test, valid=None, started=0, **params):
     "A run folder whose record is written by hand; without `valid` as records were before there was such a thing"
-    rec = new_record('parts', name, dict(seed=0, **params)) | dict(status='ok', started=f'2026-01-01T10:{started:02}:00+0000', metrics={'accuracy': figure(test)})
+    rec = new_record('parts', name, dict(seed=0, **params))
+    rec |= dict(status='ok', started=f'2026-01-01T10:{started:02}:00+0000', metrics={'accuracy': figure(test)})
     rec.pop('valid', None)
     if valid is not None: rec['valid'] = {'accuracy': figure(valid)}
     (folder := root/'parts'/name).mkdir(parents=True)
@@ -42,23 +43,30 @@ def test_the_better_one_on_validation_data_stays_whatever_test_data_says(tmp_pat
     for sort, first in (('accuracy', 'good'), ('valid.accuracy', 'good'), ('metrics.accuracy', 'lucky')):
         assert names(runs_table(tmp_path/'outputs', sort=sort))[0] == first, sort
     done = tl('prune', 'outputs', '--keep-best', 1, '--yes', cwd=tmp_path)
-    assert done.returncode == 0 and good.exists() and not lucky.exists() and 'by accuracy on validation data: 0.950' in done.stdout
+    assert done.returncode == 0 and good.exists() and not lucky.exists()
+    assert 'by accuracy on validation data: 0.950' in done.stdout
 
 
 def test_the_order_is_that_of_pandas_also_among_records_from_before(tmp_path):
     rng = np.random.default_rng(0)
-    for n in range(30): run_with(tmp_path, f'r{n:02}', float(rng.random()), float(rng.random()) if n % 3 else None, n, lr=float(rng.random()))
-    flat = pd.DataFrame([dict(run=p.parent.name, test=r['metrics']['accuracy']['value'], valid=r.get('valid', {}).get('accuracy', {}).get('value'))
+    for n in range(30):
+        test, valid, lr = map(float, rng.random(3))
+        run_with(tmp_path, f'r{n:02}', test, valid if n % 3 else None, n, lr=lr)
+    value = lambda r, group: r.get(group, {}).get('accuracy', {}).get('value')
+    flat = pd.DataFrame([dict(run=p.parent.name, test=value(r, 'metrics'), valid=value(r, 'valid'))
                          for p in tmp_path.glob('*/*/record.json') for r in [json.loads(p.read_text())]])
     both, old = flat[flat.valid.notna()], flat[flat.valid.isna()]
     for reverse in (False, True):
         want = [*both.sort_values('valid', ascending=reverse).run, *old.sort_values('test', ascending=reverse).run]
         table = runs_table(tmp_path, sort='accuracy', reverse=reverse)
-        assert names(table) == want and [*table.sorted_by] == ['valid.accuracy.value']*len(both) + ['metrics.accuracy.value']*len(old)
-        assert names(runs_table(tmp_path, sort='metrics.accuracy', reverse=reverse)) == [*flat.sort_values('test', ascending=reverse).run]
-    assert set(runs_table(tmp_path, where=['accuracy>.5']).run) == {*both.query('valid > .5').run, *old.query('test > .5').run}
-    assert set(runs_table(tmp_path, where=['metrics.accuracy>.5']).run) == set(flat.query('test > .5').run)
-    assert set(runs_table(tmp_path, where=['valid.accuracy>.5']).run) == set(both.query('valid > .5').run)
+        assert names(table) == want
+        assert [*table.sorted_by] == ['valid.accuracy.value']*len(both) + ['metrics.accuracy.value']*len(old)
+        by_test = names(runs_table(tmp_path, sort='metrics.accuracy', reverse=reverse))
+        assert by_test == [*flat.sort_values('test', ascending=reverse).run]
+    found = lambda condition: {*runs_table(tmp_path, where=[condition]).run}
+    assert found('accuracy>.5') == {*both.query('valid > .5').run, *old.query('test > .5').run}
+    assert found('metrics.accuracy>.5') == {*flat.query('test > .5').run}
+    assert found('valid.accuracy>.5') == {*both.query('valid > .5').run}
     stay = {v.entry.folder.name for v in plan_prune(tmp_path, keep_best=4) if not v.goes}
     assert stay == {*both.nlargest(4, 'valid').run, *old.nlargest(4, 'test').run}
 
@@ -66,11 +74,12 @@ def test_the_order_is_that_of_pandas_also_among_records_from_before(tmp_path):
 def test_old_records_alone_are_sorted_by_test_data_and_the_table_says_so(tmp_path):
     for n, v in enumerate((.3, .9, .6)): run_with(tmp_path/'outputs', f'r{n}', v)
     done = tl('runs', '--sort', 'accuracy', cwd=tmp_path)
-    assert done.returncode == 0 and [l.split()[0] for l in done.stdout.splitlines()[1:4]] == ['r1', 'r2', 'r0'] and done.stdout.splitlines()[-1] == 'sorted by metrics.accuracy.value'
+    lines = done.stdout.splitlines()
+    assert [l.split()[0] for l in lines[1:4]] == ['r1', 'r2', 'r0'] and lines[-1] == 'sorted by metrics.accuracy.value'
     assert load_record(tmp_path/'outputs'/'parts'/'r0')['valid'] == {}
     run_with(tmp_path/'outputs', 'r3', .1, .2)
-    done = tl('runs', '--sort', 'accuracy', cwd=tmp_path)
-    assert done.stdout.splitlines()[1].split()[:1] == ['r3'] and 'valid.accuracy.value, then by metrics.accuracy.value' in done.stdout.splitlines()[-1]
+    lines = tl('runs', '--sort', 'accuracy', cwd=tmp_path).stdout.splitlines()
+    assert lines[1].startswith('r3') and 'valid.accuracy.value, then by metrics.accuracy.value' in lines[-1]
 
 
 # ---- sweeps
@@ -85,7 +94,8 @@ run.finish()"""
 
 def usecase(path, valid=True):
     "What is best on validation data is worst on test data"
-    cells = [new_code_cell(PARAMETERS, metadata={'tags': ['parameters']}), new_code_cell(START.format(path=str(path))), new_code_cell(FIGURES.format(valid=valid))]
+    cells = [new_code_cell(PARAMETERS, metadata={'tags': ['parameters']}),
+             new_code_cell(START.format(path=str(path))), new_code_cell(FIGURES.format(valid=valid))]
     nbformat.write(new_notebook(cells=cells), path)
     return path
 
@@ -93,21 +103,27 @@ def usecase(path, valid=True):
 def page_rows(folder):
     "The table of combinations on a sweep's page"
     page = (folder/'sweep.html').read_text().split('<h2>All combinations</h2>')[1].split('</table>')[0]
-    rows = [[re.sub('<[^>]*>', '', c).strip() for c in re.split('<t[hd][^>]*>', row)[1:]] for row in re.findall('<tr>(.*?)</tr>', page, re.S)]
+    text = lambda cell: re.sub('<[^>]*>', '', cell).strip()
+    rows = [[*map(text, re.split('<t[hd][^>]*>', row)[1:])] for row in re.findall('<tr>(.*?)</tr>', page, re.S)]
     return pd.DataFrame(rows[1:], columns=rows[0])
 
 
 @pytest.mark.parametrize('seeds', [1, 2])
 def test_a_sweep_chooses_by_validation_data_and_shows_test_data_beside_it(seeds, tmp_path):
-    done = tl('sweep', usecase(tmp_path/'toy.ipynb'), '-p', 'lr=0.2,0.6,0.4', '--seeds', seeds, '--workers', 1, '--out', tmp_path, cwd=tmp_path)
+    notebook = usecase(tmp_path/'toy.ipynb')
+    where = '--workers', 1, '--out', tmp_path
+    done = tl('sweep', notebook, '-p', 'lr=0.2,0.6,0.4', '--seeds', seeds, *where, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     folder = Path(done.stdout.splitlines()[-1])
-    runs = pd.DataFrame([dict(lr=r['params']['lr'], valid=r['valid']['accuracy']['value'], test=r['metrics']['accuracy']['value']) for r in map(record, (tmp_path/'toy').iterdir())])
+    value = lambda r, group: r[group]['accuracy']['value']
+    runs = pd.DataFrame([dict(lr=r['params']['lr'], valid=value(r, 'valid'), test=value(r, 'metrics'))
+                         for r in map(record, (tmp_path/'toy').iterdir())])
     want = runs.groupby('lr').mean().sort_values('valid', ascending=False)
     table = pd.read_csv(folder/'table.csv')
     assert [*table.lr] == [*want.index] == [.6, .4, .2] and {*table['chosen by']} == {'valid accuracy'}
     np.testing.assert_allclose(table[['valid accuracy', 'test accuracy']], want[['valid', 'test']])
-    assert done.stdout.splitlines()[-2].startswith('best by valid accuracy: lr=0.6') and 'test accuracy 0.' in done.stdout.splitlines()[-2]
+    said = done.stdout.splitlines()[-2]
+    assert said.startswith('best by valid accuracy: lr=0.6') and 'test accuracy 0.' in said
     assert re.search(r'best on validation data 0\.6\d*: lr=0.6', done.stderr)
     shown = page_rows(folder)
     assert [*shown.lr] == ['0.6', '0.4', '0.2'] and 'valid accuracy, chosen by' in shown
@@ -116,7 +132,8 @@ def test_a_sweep_chooses_by_validation_data_and_shows_test_data_beside_it(seeds,
 
 
 def test_a_sweep_without_validation_figures_says_that_test_data_chose(tmp_path):
-    done = tl('sweep', usecase(tmp_path/'toy.ipynb', valid=False), '-p', 'lr=0.2,0.6', '--workers', 1, '--out', tmp_path, cwd=tmp_path)
+    notebook = usecase(tmp_path/'toy.ipynb', valid=False)
+    done = tl('sweep', notebook, '-p', 'lr=0.2,0.6', '--workers', 1, '--out', tmp_path, cwd=tmp_path)
     folder = Path(done.stdout.splitlines()[-1])
     table = pd.read_csv(folder/'table.csv')
     assert [*table.lr] == [.2, .6] and {*table['chosen by']} == {'test accuracy'} and 'valid accuracy' not in table
@@ -126,7 +143,7 @@ def test_a_sweep_without_validation_figures_says_that_test_data_chose(tmp_path):
 # ---- what validation figures are
 
 def test_validation_comes_from_the_head_before_it_learned_from_validation_items():
-    "Against scikit-learn's ridge on the training rows alone; labels of validation items without meaning, which the refit head learns by heart"
+    "Against scikit-learn's ridge on training rows; labels of validation items mean nothing, and `refit` learns them"
     import torch
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader
@@ -135,7 +152,11 @@ def test_validation_comes_from_the_head_before_it_learned_from_validation_items(
     from tl_notebooks.finetune import TransferLearner, TransferNet
 
     class Body(torch.nn.Module):
-        def __init__(self): super().__init__(); self.layer = torch.nn.Linear(200, 200, bias=False); self.groups = [[*self.layer.parameters()]]; torch.nn.init.eye_(self.layer.weight)
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(200, 200, bias=False)
+            torch.nn.init.eye_(self.layer.weight)
+            self.groups = [[*self.layer.parameters()]]
         def forward(self, x): return self.layer(x)
 
     g = torch.Generator().manual_seed(0)
@@ -146,11 +167,13 @@ def test_validation_comes_from_the_head_before_it_learned_from_validation_items(
     with learn.no_bar():
         found = learn.probe(); probs, labels, whose = learn.validation()
         scale = StandardScaler().fit(x.numpy())
-        oracle = Ridge(alpha=found.alpha).fit(scale.transform(x.numpy()), 2*np.eye(3)[y] - 1).predict(scale.transform(vx.numpy()))
-        assert (probs.argmax(1) == oracle.argmax(1)).mean() > .98 and [*labels] == vy.tolist() and whose == 'validation items'
+        oracle = Ridge(alpha=found.alpha).fit(scale.transform(x.numpy()), 2*np.eye(3)[y] - 1)
+        scores = oracle.predict(scale.transform(vx.numpy()))
+        assert (probs.argmax(1) == scores.argmax(1)).mean() > .98
+        assert [*labels] == vy.tolist() and whose == 'validation items'
         learn.refit(alphas=[1e-3])
         after = learn.get_preds(ds_idx=1)[0].argmax(1)
-        assert (after == vy).float().mean() > .95 > .55 > (probs.argmax(1) == vy.numpy()).mean()     # why it must come before
+        assert (after == vy).float().mean() > .95 > .55 > (probs.argmax(1) == vy.numpy()).mean() # why it comes before
         with pytest.raises(InputError, match='before `refit`'): learn.validation()
 
 
@@ -162,12 +185,14 @@ def test_few_labels_are_judged_by_leaving_each_out(tmp_path, monkeypatch):
     from tl_notebooks.samples import sample_path
     from tl_notebooks.text import text_learner
     from tl_notebooks.texts import draw_labels, read_texts
-    learn = text_learner(draw_labels(read_texts(sample_path('mails'), valid_pct=0.), 6), seed=0, precision='fp32', max_tokens=32, model_dir=tmp_path)
+    few = draw_labels(read_texts(sample_path('mails'), valid_pct=0.), 6)
+    learn = text_learner(few, seed=0, precision='fp32', max_tokens=32, model_dir=tmp_path)
     found = learn.probe(names=False)
     probs, y, whose = learn.validation()
     x, rows, *_ = learn.probe_features
     z, goal = StandardScaler().fit_transform(x.double().numpy()), 2*np.eye(2)[rows] - 1
-    left = [Ridge(alpha=found.alpha).fit(np.delete(z, i, 0), np.delete(goal, i, 0)).predict(z[i:i+1])[0] for i in range(len(z))]
+    without = lambda i: Ridge(alpha=found.alpha).fit(np.delete(z, i, 0), np.delete(goal, i, 0))
+    left = [without(i).predict(z[i:i+1])[0] for i in range(len(z))]
     assert [*y] == rows.tolist() and [*probs.argmax(1)] == [*np.argmax(left, 1)] and 'leave-one-out' in whose
     odds = np.log(probs[:,1]/probs[:,0])
     assert np.corrcoef(odds, np.subtract(left, np.flip(left, 1))[:,1])[0, 1] > .9999
@@ -188,7 +213,8 @@ def test_figures_on_validation_data_need_no_test_item(pictures, tmp_path):
     done = [tl('run', 'parts', '--data', tmp_path/name, '--out', tmp_path/'out', *some, cwd=tmp_path) for name in 'ab']
     assert not any(d.returncode for d in done), done[0].stderr[-2000:] + done[1].stderr[-2000:]
     a, b = (record(d.stdout.splitlines()[-1]) for d in done)
-    assert a['valid'] == b['valid'] and a['metrics'] != b['metrics'] and [*a['valid']] == [*a['metrics']] and a['valid_from'] == 'validation items'
+    assert a['valid'] == b['valid'] and a['metrics'] != b['metrics'] and a['valid_from'] == 'validation items'
+    assert [*a['valid']] == [*a['metrics']]
     assert a['valid']['accuracy']['n'] == sum(a['data']['counts']['valid'].values())
 
 
@@ -203,10 +229,14 @@ def covers(make, truth, draws, items, n=400, seed=0):
     return hits/n
 
 
-@pytest.mark.parametrize('draws,items,mean,by_draw,by_item', [(10, 60, 1.5, .3, 1.5), (4, 60, 1.5, .3, 1.5), (10, 300, 1., 0., 2.), (10, 300, 1., 1., .5), (10, 200, 3., .2, .5)])
+WORLDS = [(10, 60, 1.5, .3, 1.5), (4, 60, 1.5, .3, 1.5), (10, 300, 1., 0., 2.), (10, 300, 1., 1., .5),
+          (10, 200, 3., .2, .5)]
+
+@pytest.mark.parametrize('draws,items,mean,by_draw,by_item', WORLDS)
 def test_a_two_way_interval_covers_the_truth(draws, items, mean, by_draw, by_item):
-    "In worlds where each draw has its quality and each item its difficulty, the share right is known: a normal distribution's"
-    make = lambda rng, d, n: mean + by_draw*rng.normal(size=(d, 1)) + by_item*rng.normal(size=(1, n)) + rng.normal(size=(d, n)) > 0
+    "In worlds where each draw has its quality and each item its difficulty: the share right is a normal distribution's"
+    def make(rng, d, n):
+        return mean + by_draw*rng.normal(size=(d, 1)) + by_item*rng.normal(size=(1, n)) + rng.normal(size=(d, n)) > 0
     truth = norm.cdf(mean/np.sqrt(1 + by_draw**2 + by_item**2))
     ours, over_draws = covers(make, truth, draws, items)
     assert ours > .91, ours
@@ -244,7 +274,8 @@ def test_each_command_of_the_readme_is_one(line):
     from tl_notebooks.run import find_usecase, usecase_params
     words = shlex.split(re.sub(r'\s+>\s+\S+', '', line), comments=True)
     args = make_parser().parse_args(words[1:])
-    if args.command in ('run', 'sweep'): assert {p.partition('=')[0] for p in args.p} <= usecase_params(find_usecase(args.usecase)).keys()
+    if args.command in ('run', 'sweep'):
+        assert {p.partition('=')[0] for p in args.p} <= usecase_params(find_usecase(args.usecase)).keys()
 
 
 @pytest.mark.parametrize('package', OPTIONAL)
@@ -268,6 +299,8 @@ def test_no_message_asks_for_this_package_from_an_index_or_for_pip_by_its_short_
 def test_a_hint_to_call_tl_works_in_a_shell_that_does_not_know_it(tmp_path):
     ask = 'from tl_notebooks.core import tl_hint; print(tl_hint("run", "parts", "--list"))'
     for path in ('/usr/bin:/bin', f'{Path(sys.executable).parent}:/usr/bin:/bin'):
-        hint = subprocess.run([sys.executable, '-c', ask], capture_output=True, text=True, cwd=tmp_path, env={'PATH': path, 'PYTHONPATH': str(ROOT), 'HOME': str(tmp_path)}).stdout.strip()
-        done = subprocess.run(hint, shell=True, capture_output=True, text=True, cwd=tmp_path, env={'PATH': path, 'PYTHONPATH': str(ROOT), 'HOME': str(tmp_path)})
+        env = {'PATH': path, 'PYTHONPATH': str(ROOT), 'HOME': str(tmp_path)}
+        asked = dict(capture_output=True, text=True, cwd=tmp_path, env=env)
+        hint = subprocess.run([sys.executable, '-c', ask], **asked).stdout.strip()
+        done = subprocess.run(hint, shell=True, **asked)
         assert done.returncode == 0 and 'epochs=' in done.stdout, (hint, done.stderr)
