@@ -21,9 +21,8 @@ setup(
     package_data={cfg['lib_name']: ['*.json', '*.jsonl'], f"{cfg['lib_name']}.usecases": ['*.ipynb']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
-    extras_require={'parquet': ['pyarrow>=15'], 'video': cfg['video_requirements'].split(), 'sweep': ['distributed>=2026.1'],
-                    'distributed': ['accelerate>=1.0'], 'dvc': ['dvc>=3.60,<4', 'dvclive>=3.48,<4'], 'tensorboard': ['tensorboard>=2.16'],
-                    'dev': [*cfg['dev_requirements'].split(), *cfg['video_requirements'].split()]},
+    extras_require={'parquet': ['pyarrow>=15'], 'distributed': ['accelerate>=1.0'], 'dvc': ['dvc>=3.60,<4', 'dvclive>=3.48,<4'],
+                    'tensorboard': ['tensorboard>=2.16'], 'dev': cfg['dev_requirements'].split()},
     # The second lets nbdev link the names of this package between its pages.
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     zip_safe=False,

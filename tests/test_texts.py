@@ -125,7 +125,7 @@ def test_parquet_without_its_package_says_what_to_install(tmp_path, monkeypatch)
     def absent(*_): raise ImportError('Unable to find a usable engine')
     monkeypatch.setattr(pd, 'read_parquet', absent)
     text = refusal(put(tmp_path, b'PAR1', 'd.parquet'))
-    assert 'd.parquet' in text and 'pip install pyarrow' in text and 'CSV' in text
+    assert 'd.parquet' in text and ' -m pip install ' in text and 'pyarrow' in text and 'CSV' in text
 
 def test_fields_that_some_objects_lack_are_empty(tmp_path):
     rows = objects(*PLAIN) + [{'text': 'no label'}, {'text': 'null label', 'label': None}, {'label': 'good', 'text': 'more', 'extra': [1]}]

@@ -30,7 +30,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
-from .core import InputError, atomic_write, cache_dir, hash_bytes, hash_json, hash_state, seeded, write_json
+from .core import InputError, atomic_write, cache_dir, hash_bytes, hash_json, hash_state, seeded, tl_hint, write_json
 from fastai.data.load import DataLoader
 from fastai.torch_core import TensorBase, to_device
 from fastcore.basics import patch
@@ -603,7 +603,7 @@ def clear_stores(keys:Iterable[str]|None=None, days:float=0, root:Path|None=None
     known = list_stores(root)
     for k in keys or ():
         if sum(s.key.startswith(k) for s in known) != 1:
-            raise InputError(f"store `{k}`: {sum(s.key.startswith(k) for s in known)} of {len(known)} stores begin so; accepted: a key, or its beginning, from `tl cache`.")
+            raise InputError(f"store `{k}`: {sum(s.key.startswith(k) for s in known)} of {len(known)} stores begin so; accepted: a key, or its beginning, from `{tl_hint('cache')}`.")
     for s in known:
         if (not keys or any(s.key.startswith(k) for k in keys)) and now - s.used >= days*86400 and remove_store(s.key, root): done.append(s.size)
     _sweep_gone(Path(root or activations_dir()))
@@ -668,7 +668,7 @@ def fill(
             if todo: _fill(stores, ids, compute, todo, batch, desc)
     except OSError as e:
         (tell or say)(f"cannot be kept in `{stores[0].folder.parent}` ({e.strerror or e}); going on without: what is missing is computed each time it is needed. "
-            "`tl cache clear` makes room, TL_NOTEBOOKS_CACHE names another place.")
+            f"`{tl_hint('cache', 'clear')}` makes room, TL_NOTEBOOKS_CACHE names another place.")
     for s in stores: s.refresh()
     return not any(s.missing(ids) for s in stores)
 

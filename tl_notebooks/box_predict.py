@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .core import InputError, progress
+from .core import InputError, install_hint, progress
 from .data import SUFFIXES, open_image
 from .detection import BoxNet, onto_picture, placing, square
 from .plots import BOX_COLORS, shorten
@@ -58,7 +58,7 @@ def list_scenes(inputs:Iterable[str|Path]) -> dict[Path, Path]: # file → its n
 # %% ../nbs/42_box_predict.ipynb #5c94cb40
 def _cv2():
     try: import cv2
-    except ImportError: raise InputError("videos need OpenCV, which is not installed here: pip install 'tl_notebooks[video]' (or opencv-python-headless).") from None
+    except ImportError: raise InputError(f"videos need OpenCV, which is not installed here. Install it: {install_hint('opencv-python-headless')}") from None
     return cv2
 
 class VideoReader:

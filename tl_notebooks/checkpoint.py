@@ -43,7 +43,7 @@ from fastcore.foundation import L
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from .activations import CannotCache, Items, describe
-from .core import InputError, atomic_write, hash_json, hash_state
+from .core import InputError, atomic_write, hash_json, hash_state, install_hint
 from .records import code_version
 
 # %% ../nbs/26_checkpoint.ipynb #fa360cb4
@@ -527,7 +527,9 @@ class Processes(Callback):
         raise CancelFitException
 
 def _refuse_processes(learn, n:int) -> None:
-    if importlib.util.find_spec('accelerate') is None: raise InputError("training in several processes wants accelerate. Accepted: `pip install tl_notebooks[distributed]`, or one process.")
+    if importlib.util.find_spec('accelerate') is None:
+        raise InputError("training in several processes wants accelerate, which is not installed. "
+                         f"Train in one process, or install it: {install_hint('accelerate')}")
     gpus = torch.cuda.device_count() if next(learn.model.parameters()).device.type == 'cuda' else None
     if gpus is not None and n > gpus: raise InputError(f"{n} processes, and {gpus} GPUs; accepted: at most one process per GPU.")
     bad = [d.bs for d in learn.dls.loaders[:2] if d.bs is None or d.bs % n]

@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import sys
-from .core import InputError
+from .core import InputError, tl_hint
 
 # %% ../nbs/70_cli.ipynb #22d3e588
 def cmd_run(args) -> int:
@@ -64,6 +64,7 @@ def cmd_sweep(args) -> int:
             space['data'] = [args.data]
         s = sweep(args.usecase, space, args.list or (), args.random, args.seeds, args.seed, args.metric or '', args.lower_is_better, args.workers, args.scheduler or '', args.out or '', args.limit)
     print(s.table().to_string(index=False, float_format='{:.4g}'.format, na_rep=''))
+    print(s.verdict())
     print(s.folder)
     return 0 if not s.count().get('failed') else 1
 
@@ -267,7 +268,7 @@ def cmd_cache(args) -> int:
         if not args.key and not args.days: known_pictures().unlink(missing_ok=True)
         print(f"removed {n} stores, {format_bytes(size)}")
         return 0
-    if args.key: raise InputError(f"`{args.key[0]}`: `tl cache` lists all stores and takes no names; `tl cache clear {args.key[0]}` removes one.")
+    if args.key: raise InputError(f"`{args.key[0]}`: `{tl_hint('cache')}` lists all stores and takes no names; `{tl_hint('cache', 'clear', args.key[0])}` removes one.")
     stores = list_stores()
     if args.format == 'json': print(json.dumps([vars(s) for s in stores], ensure_ascii=False))
     else:
@@ -279,7 +280,7 @@ def cmd_cache(args) -> int:
 def cmd_dvc(args) -> int:
     from tl_notebooks.dvc_files import project_root, run_stage, write_files
     if args.action == 'run':
-        if len(args.usecase) != 1 or args.check: raise InputError("`tl dvc run` takes one use case and no option: tl dvc run parts.")
+        if len(args.usecase) != 1 or args.check: raise InputError(f"`tl dvc run` takes one use case and no option: {tl_hint('dvc', 'run', 'parts')}")
         print(run_stage(args.usecase[0]))
         return 0
     for line in (differs := write_files(project_root(), args.check, tuple(args.usecase))): print(f"tl dvc: {line}", file=sys.stderr)
@@ -359,7 +360,7 @@ def _add_runs(sub) -> None:
     runs.add_argument('dir', metavar='DIR', nargs='?', help='where they are (default: outputs)')
     runs.add_argument('--usecase', metavar='NAME', help='only runs of this use case')
     runs.add_argument('--where', metavar='COND', action='append', default=[], help="a condition such as 'params.lr>1e-3' on anything in the record; == != < <= > >= and ~ (contains); may be repeated")
-    runs.add_argument('--sort', metavar='NAME', help='a metric (largest first), or another name in the record (smallest first); default: oldest first')
+    runs.add_argument('--sort', metavar='NAME', help='a metric, on validation data where runs keep that (largest first; metrics.NAME is on test data), or another name in the record (smallest first); default: oldest first')
     runs.add_argument('--reverse', action='store_true', help='the other way round')
     runs.add_argument('--format', choices=['text', 'csv', 'json'], default='text')
     runs.set_defaults(func=cmd_runs)
@@ -378,7 +379,7 @@ def _add_runs(sub) -> None:
     again.set_defaults(func=cmd_reproduce)
     prune = sub.add_parser('prune', help='list what old runs could go, and with --yes remove them')
     prune.add_argument('dir', metavar='DIR', nargs='?', help='where they are (default: outputs)')
-    prune.add_argument('--keep-best', type=int, metavar='N', help='of each use case, the best stay')
+    prune.add_argument('--keep-best', type=int, metavar='N', help='of each use case, the best on validation data stay')
     prune.add_argument('--keep-last', type=int, metavar='N', help='of each use case, the last stay')
     prune.add_argument('--metric', metavar='NAME', help="what is best (default: the use case's main metric)")
     prune.add_argument('--lowest', action='store_true', help='the smallest values of the metric are the best')
@@ -430,7 +431,7 @@ def _add_sweep(sub) -> None:
                               ('workers', 0, 'processes on this machine (default: as many as fit)'), ('limit', 0, 'so many runs at most, in this call')):
         sweep.add_argument(f'--{name}', type=int, metavar='N', default=default, help=what)
     sweep.add_argument('--scheduler', metavar='ADDRESS', help='of a Dask scheduler, such as tcp://10.0.0.1:8786, instead of processes on this machine')
-    sweep.add_argument('--metric', metavar='NAME', help="what to sort by (default: the use case's main one)")
+    sweep.add_argument('--metric', metavar='NAME', help="what to choose by, on validation data where runs keep that (default: the use case's main one)")
     sweep.add_argument('--lower-is-better', action='store_true', help='sort the lowest first')
     sweep.add_argument('--out', metavar='DIR', help='where run folders and `sweeps` go (default: outputs)')
     sweep.add_argument('--resume', metavar='DIR', help='go on with the sweep in this folder; the same command without it does so too')

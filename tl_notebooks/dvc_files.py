@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 import yaml
-from .core import InputError, atomic_write, write_json
+from .core import InputError, atomic_write, tl_hint, write_json
 from .records import code_version, load_record
 from .run import check_params, find_usecase, outputs_root, run_usecase, usecase_params, usecases
 
@@ -37,7 +37,7 @@ def params_section(usecase:str, values:dict) -> str:
 def read_yaml(path:Path) -> dict:
     "A YAML file's mapping; empty where there is no file"
     try: found = yaml.safe_load(path.read_text(encoding='utf-8')) if path.is_file() else None
-    except (yaml.YAMLError, UnicodeDecodeError) as e: raise InputError(f"`{path}` cannot be read as YAML ({' '.join(str(e).split())}). Correct it, or move it away and let `tl dvc` write it anew.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as e: raise InputError(f"`{path}` cannot be read as YAML ({' '.join(str(e).split())}). Correct it, or move it away and let `{tl_hint('dvc')}` write it anew.") from None
     if found is None: return {}
     if not isinstance(found, dict): raise InputError(f"`{path}` holds a {type(found).__name__}; accepted: names and values.")
     return found
@@ -166,14 +166,16 @@ def run_stage(usecase:str) -> Path: # The folder with the stage's results
     "Run a use case with the parameters in params.yaml, and put a copy of its run where DVC looks for it"
     find_usecase(usecase)
     params = read_yaml(Path('params.yaml')).get(usecase)
-    if not isinstance(params, dict): raise InputError(f"params.yaml in the current folder has no section `{usecase}`; write it with `tl dvc`, and run this where it stands.")
+    if not isinstance(params, dict): raise InputError(f"params.yaml in the current folder has no section `{usecase}`; write it with `{tl_hint('dvc')}`, and run this where it stands.")
     return lay_out(run_usecase(usecase, params, str(runs_home())), Path(HOME)/usecase)
 
 # %% ../nbs/62_dvc_files.ipynb #b3017d44
 def scalars(rec:dict) -> dict:
     "A record's figures for `dvc metrics`"
-    main = {n: m for n,m in rec['metrics'].items() if '/' not in n}
-    return {k: v for n,m in main.items() for k,v in ((n, m['value']), (f'{n}_low', m['low']), (f'{n}_high', m['high']))} | (
+    def ends(group):
+        main = {n: m for n,m in group.items() if '/' not in n}
+        return {k: v for n,m in main.items() for k,v in ((n, m['value']), (f'{n}_low', m['low']), (f'{n}_high', m['high']))}
+    return ends(rec['metrics']) | ({'valid': ends(rec['valid'])} if rec['valid'] else {}) | (
         {'control': {n: m['value'] for n,m in rec['control'].items() if '/' not in n}} if rec['control'] else {})
 
 def lay_out(run:Path, home:Path) -> Path:
@@ -186,7 +188,7 @@ def lay_out(run:Path, home:Path) -> Path:
     write_json(new/'metrics.json', scalars(rec))
     with atomic_write(new/'intervals.csv') as f:
         out = csv.writer(f, lineterminator='\n'); out.writerow(['metric', 'value', 'low', 'high', 'n'])
-        for group,after in (('metrics', ''), ('control', ', control')):
+        for group,after in (('metrics', ''), ('valid', ', valid'), ('control', ', control')):
             for n,m in rec[group].items(): out.writerow([n + after, m['value'], m['low'], m['high'], m['n']])
     (new/'epochs').mkdir()
     for p in (run/'track').rglob('plots/metrics/**/*.tsv'): # <fit>/plots/metrics/train/loss.tsv

@@ -484,6 +484,7 @@ class TransferLearner(Learner):
                  cache_dtype:str='auto', fold:bool=True, **kwargs):
         if norm not in ('eval', 'train'): raise InputError(f"`norm` is {norm!r}; accepted: 'eval' or 'train'.")
         self.probed, self.probe_result, self.norm, self.stages, self.kept = False, None, norm, [], 'probe'
+        self.refitted = False
         cbs = [*L(kwargs.pop('cbs', None)), *([NormEval()] if norm == 'eval' else []), FrozenPrefix(cache, views, cache_dtype, fold)]
         super().__init__(dls, model, loss_func=loss_func or CrossEntropyLossFlat(), metrics=metrics, cbs=cbs,
                          splitter=lambda m: m.param_groups(), train_bn=kwargs.pop('train_bn', norm == 'train'), **kwargs)
@@ -600,7 +601,7 @@ def probe(
         net.lift_features(RandomFeatures(*scale_of(x.double().numpy()), project, seed))
         with torch.inference_mode(): x, vx = (torch.cat([net.lift(b.to(net.lift.mean.device)).cpu() for b in t.split(256)]) for t in (x, vx))
     found = solve_head(self.model, x, y, **kwargs)
-    self.probed, self.probe_features = True, (x, y, vx, vy)
+    self.probed, self.refitted, self.probe_features = True, False, (x, y, vx, vy)
     self.statistics = ClassStatistics.from_features(x, y, len(found.weight))
     device = next(self.model.head.parameters()).device
     with torch.no_grad(): logits = self.model.head.eval()(vx.to(device)).cpu()
@@ -720,7 +721,21 @@ def refit(self:TransferLearner, **kwargs) -> RidgeHead:
     x, y = torch.cat([x, vx]), torch.cat([y, vy])
     found = solve_head(self.model, x, y, **kwargs)
     self.opt, self.statistics = None, ClassStatistics.from_features(x, y, len(found.weight), kwargs.get('prior'))
+    self.refitted = True
     return found
+
+# %% ../nbs/20_finetune.ipynb #df62198b
+@patch
+def validation(
+    self:TransferLearner,
+) -> tuple[np.ndarray, np.ndarray, str]: # (n, k) probabilities, (n,) classes, whose they are
+    "What the network as it is says of the validation items; an `InputError` after `refit`, which has learned from them"
+    if self.refitted:
+        raise InputError("the head was solved from the validation items too; call `validation` before `refit`.")
+    if not self.dls[1].n:
+        raise InputError("there are no validation items. Accepted: data with a split `valid`, or `valid_pct` above 0.")
+    probs, y = self.get_preds(ds_idx=1)
+    return probs.numpy(), y.numpy(), 'validation items'
 
 # %% ../nbs/20_finetune.ipynb #f756cfe2
 @patch

@@ -315,7 +315,7 @@ def _positions(values:Sequence) -> tuple[list[float], list[tuple[float, str]]]:
     return [where(v) for v in values], ticks
 
 def plot_sweep(
-    rows:Sequence[dict], # params {name: value}, value, low, high; best first
+    rows:Sequence[dict], # params {name: value}, value, low, high; best first; and `test`, where there is a figure to stand beside it
     metric:str,
     lower:bool=False,    # Whether less is better
     top:int=20,          # Rows with intervals
@@ -329,7 +329,7 @@ def plot_sweep(
     show = lambda v: f'{v:.4g}' if isinstance(v, float) else str(v)
     label = lambda r: t if len(t := ' '.join(f'{k}={show(v)}' for k,v in r['params'].items()) or 'defaults') <= 40 else ' · '.join(map(show, r['params'].values()))
     _interval_rows(axes[1], [(shorten(label(r), 40), r) for r in some])
-    axes[1].set_xlabel(f'{metric} (95 % interval)' + (f'; the best {top} of {len(rows)}' if len(rows) > top else ''))
+    axes[1].set_xlabel(f'{metric} (95 % interval)' + (f'; the best {top} of {len(rows)}' if len(rows) > top else '') + ('; grey: on test data' if any(r.get('test') for r in some) else ''))
     return fig
 
 # %% ../nbs/14_plots.ipynb #74893636
@@ -350,6 +350,9 @@ def _interval_rows(ax, rows) -> None:
         ax.plot([m['low'], m['high']], [y, y], color=BLUE, lw=5, alpha=.35, solid_capstyle='butt')
         ax.plot(m['value'], y, 'o', color=BLUE, ms=5)
         ax.annotate(f"{m['value']:.4g}", (m['value'], y), xytext=(0, 5), textcoords='offset points', fontsize=7.5, ha='center', color=INK)
+        if t := m.get('test'):
+            ax.plot([t['low'], t['high']], [y + .25]*2, color=MUTED, lw=1.5)
+            ax.plot(t['value'], y + .25, 'o', color=MUTED, mfc='white', ms=4)
     ax.set_yticks(range(len(rows)), [n for n,_ in rows], fontsize=8)
     ax.set_ylim(len(rows) - .4, -.8); ax.grid(axis='x', color=GRID)
 

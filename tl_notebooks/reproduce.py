@@ -20,7 +20,7 @@ import pandas as pd
 from .core import InputError, did_you_mean, hash_file, hash_json, write_json
 from .data import compare_files
 from .history import read_list
-from .records import code_version, environment, hash_cells, load_record, notebook_cells, save_record
+from .records import MEASURED, code_version, environment, hash_cells, load_record, notebook_cells, save_record
 from .run import run_usecase, usecase_params, usecases
 
 # %% ../nbs/61_reproduce.ipynb #b77df2d0
@@ -134,10 +134,11 @@ class Outcome:
     def __str__(self): return f"{self.name}: {self.verdict}" + ('' if self.then == self.now else f', {self.then} then, {self.now} now') + (f'; {self.detail}' if self.detail else '')
 
 def _metric_outcomes(a:dict, b:dict, tolerance:float) -> Iterator[Outcome]:
-    for group in ('metrics', 'control'):
+    for group in MEASURED:
+        if group == 'valid' and not (a[group] and b[group]): continue # one is from before there were such figures
         for n in dict.fromkeys([*a[group], *b[group]]):
             x, y = a[group].get(n), b[group].get(n)
-            name = n if group == 'metrics' else f'{n} of the control'
+            name = n + dict(metrics='', valid=' on validation data', control=' of the control')[group]
             if not x or not y: yield Outcome(name, str(x and x['value']), str(y and y['value']), 'different', 'only one of the runs has it'); continue
             far = max(abs(x[k] - y[k]) for k in ('value', 'low', 'high'))
             yield Outcome(name, f"{x['value']:.6g}", f"{y['value']:.6g}", VERDICTS[0] if x == y else VERDICTS[1] if x['n'] == y['n'] and abs(x['value'] - y['value']) <= tolerance else VERDICTS[2],

@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 import psutil
 from fastcore.basics import patch
-from .core import InputError, atomic_write, did_you_mean, hash_file, read_json, seed_everything, write_json
+from .core import InputError, atomic_write, did_you_mean, hash_file, install_hint, read_json, seed_everything, tl_hint, write_json
 from .data import data_path, list_items, list_sources
 from .records import (code_version, environment, hash_cells, load_record, new_record, new_run_id, notebook_cells, outputs_root,
     save_record, this_process)
@@ -253,8 +253,18 @@ def figure(self:Run, name:str, fig, caption:str='', lead:bool=False) -> Drawn:
 # %% ../nbs/51_run.ipynb #3dc077d8
 @patch
 def metric(self:Run, name:str, interval, group:str='metrics') -> None:
-    "Keep a figure with its interval; `group='control'` for the same figure without transfer"
+    "Keep a figure with its interval; groups: metrics (test data), valid (data to choose by), control (without transfer)"
     self.record[group][name] = interval if isinstance(interval, dict) else interval.as_json()
+
+@patch
+def figures_on(
+    self:Run,
+    found:dict, # name → interval, the main one first
+    source:str='', # Whose figures they are, for data to choose by, such as 'validation items'; '': test data
+) -> None:
+    "Keep figures on test data, or (with `source`) the same figures on data that choices among runs may be made by"
+    for name,i in found.items(): self.metric(name, i, 'valid' if source else 'metrics')
+    if source: self.record['valid_from'] = source
 
 @patch
 def track(self:Run, name:str) -> list:
@@ -264,7 +274,8 @@ def track(self:Run, name:str) -> list:
 @patch
 def finish(self:Run) -> str:
     "Mark the run as done and write its report; gives the run folder"
-    track_figures(getattr(self.p, 'track', 'none'), self.folder/'track'/'run', {k: m['value'] for k,m in self.record['metrics'].items()})
+    figures = {f'{at}{k}': m['value'] for at,group in (('', 'metrics'), ('valid/', 'valid')) for k,m in self.record[group].items()}
+    track_figures(getattr(self.p, 'track', 'none'), self.folder/'track'/'run', figures)
     self.record |= dict(status='ok', figures=self.captions, seconds=round(time.perf_counter() - self.began, 3))
     self.record.pop('error', None)
     self.save()
@@ -352,9 +363,12 @@ REPORT = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta nam
 (95 % interval {{ pc(main.low) }} to {{ pc(main.high) }}){% if control %}; the control without pretrained weights, on the
 same budget: <b>{{ pc(control.value) }}</b> ({{ pc(control.low) }} to {{ pc(control.high) }}){% endif %}.</p>
 <p class="muted">{{ r.notes }}</p>
-<h2>Figures</h2><table><tr><th>metric<th class="n">value<th class="n">95 % interval<th class="n">control<th class="n">n</tr>
+<h2>Figures</h2><table><tr><th>metric<th class="n">value<th class="n">95 % interval<th class="n">control<th class="n">n<th class="n">to choose by</tr>
 {% for k,m in r.metrics.items() %}<tr><td>{{ k }}<td class="n">{{ num(m.value) }}<td class="n">{{ num(m.low) }} … {{ num(m.high) }}
-<td class="n">{% if k in r.control %}{{ num(r.control[k].value) }}{% endif %}<td class="n">{{ m.n }}</tr>{% endfor %}</table>{% endif %}
+<td class="n">{% if k in r.control %}{{ num(r.control[k].value) }}{% endif %}<td class="n">{{ m.n }}
+<td class="n">{% if k in r.valid %}{% set v = r.valid[k] %}{{ num(v.value) }} ({{ num(v.low) }} … {{ num(v.high) }}, n={{ v.n }}){% endif %}</tr>{% endfor %}</table>
+{% if r.valid %}<p class="muted">To choose by: the same figures on data that was not kept for the end
+({{ r.valid_from or 'validation items' }}). Whoever compares runs does it there.</p>{% endif %}{% endif %}
 {% for f in figures %}<figure><img alt="{{ f.name }}" src="data:image/png;base64,{{ f.data }}"><figcaption>{{ f.caption }}</figcaption></figure>{% endfor %}
 {% if r.stages %}<h2>Schedule</h2><table><tr><th>stage<th class="n">parameters<th class="n">epochs<th class="n">validation loss<th class="n">accuracy<th class="n">seconds<th></tr>
 {% for s in r.stages %}<tr><td>{{ s.name }}<td class="n">{{ '{:,}'.format(s.parameters) }}<td class="n">{{ s.epochs if s.thaw != 0 }}<td class="n">{{ num(s.valid_loss) }}
@@ -379,6 +393,8 @@ def repeat_command(rec:dict) -> str:
              '--seed', str(rec['seed']), *(['--processes', str(rec['processes'])] if rec.get('processes', 1) > 1 else [])]
     for k,v in given.items(): parts += ['-p', f'{k}={v}']
     return shlex.join(parts)
+
+def _again(rec:dict) -> str: return tl_hint(*shlex.split(repeat_command(rec))[1:]) # to be typed here and now
 
 def write_report(folder:str|Path) -> Path:
     "Write `report.html` of a run folder from its record and figures"
@@ -428,7 +444,8 @@ def run_usecase(
 def _check_processes(n:int) -> None:
     if n < 1: raise InputError(f"`processes` is {n}; accepted: a whole number from 1.")
     if n > 1 and importlib.util.find_spec('accelerate') is None:
-        raise InputError(f"`processes` is {n}, and training in several processes wants accelerate. Accepted: `pip install tl_notebooks[distributed]`, or 1.")
+        raise InputError(f"`processes` is {n}, and training in several processes wants accelerate, which is not installed. "
+                         f"Accepted: 1; or install it: {install_hint('accelerate')}")
 
 def _run_in(folder:Path, notebook:Path, params:dict, cwd:Path|None=None, timeout:float|None=None) -> Path:
     "Execute `notebook` in a run folder, and see to it that the record tells how that ended"
@@ -437,7 +454,7 @@ def _run_in(folder:Path, notebook:Path, params:dict, cwd:Path|None=None, timeout
     except KeyboardInterrupt:
         if load_record(folder)['status'] == 'ok': return folder # only the kernel's end was left
         mark_failed(folder, 'KeyboardInterrupt', 'stopped by the user')
-        raise RunFailed(folder, 'interrupted', f'interrupted; what was done so far stays in the run folder, and `tl resume {folder}` goes on') from None
+        raise RunFailed(folder, 'interrupted', f'interrupted; what was done so far stays in the run folder, and `{tl_hint("resume", folder)}` goes on') from None
     except Exception as e: _after_failure(folder, e, timeout if late.is_set() else None)
     if load_record(folder)['status'] != 'ok':
         mark_failed(folder, 'Incomplete', 'the notebook ended without finishing its run')
@@ -561,11 +578,11 @@ def resume_run(
     folder = find_run(run)
     with held(folder, alone=True):
         rec = load_record(folder)
-        if rec['status'] == 'ok': raise InputError(f"run `{folder}` is finished; nothing is left to go on with. `{repeat_command(rec)}` does the same again.")
+        if rec['status'] == 'ok': raise InputError(f"run `{folder}` is finished; nothing is left to go on with. `{_again(rec)}` does the same again.")
         notebook = folder/'checkpoints'/'notebook.ipynb'
         if not notebook.is_file(): notebook = find_usecase(rec['usecase'])
         for what,was,now in (('notebook', rec['notebook_sha256'][:16], hash_file(notebook)[:16]), ('code', rec['code_version'], code_version())):
-            if was != now: raise InputError(f"run `{folder}` cannot go on: its {what} was {was}, and now is {now}. Put back what it was, or start a new run: {repeat_command(rec)}")
+            if was != now: raise InputError(f"run `{folder}` cannot go on: its {what} was {was}, and now is {now}. Put back what it was, or start a new run: {_again(rec)}")
         spec = usecase_params(notebook)
         params = check_params(spec, rec['params'])
         cwd = Path(read_json(folder/'checkpoints'/'run.json')['cwd']) if (folder/'checkpoints'/'run.json').is_file() else Path.cwd() # paths may have been relative

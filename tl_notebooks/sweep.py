@@ -26,11 +26,11 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from tqdm import tqdm
-from .core import InputError, atomic_write, hash_file, hash_json, read_json, write_json
+from .core import InputError, atomic_write, hash_file, hash_json, install_hint, read_json, tl_hint, write_json
 from .data import data_path
 from .evidence import mean_interval
 from .plots import PAGE_STYLE, plot_sweep, png_base64
-from .records import code_version, load_record, save_record
+from .records import ON, choosing_figure, code_version, load_record, save_record
 from .run import Param, RunFailed, check_params, find_usecase, handling, outputs_root, usecase_params
 from .warm import notebook_imports, run_job, stop_jobs
 
@@ -226,7 +226,7 @@ def _mark(self:Sweep, folder:Path) -> str:
 # %% ../nbs/60_sweep.ipynb #fecb8faf
 def _dask():
     try: import distributed
-    except ImportError: raise InputError("a sweep needs the package `distributed`, which is not installed. Install it: pip install 'tl_notebooks[sweep]'") from None
+    except ImportError: raise InputError(f"a sweep needs the package `distributed`, which is not installed. Install it: {install_hint('distributed')}") from None
     return distributed
 
 def default_workers(threads:int, runs:int) -> int:
@@ -337,16 +337,19 @@ class _Progress:
             r = self.sweep.runs[key]
             r |= {k: v for k,v in result.items() if k in ('status', 'error', 'seconds')}
             if r['status'] == 'failed': self.bar.write(f"sweep: {self.sweep.brief(r)} failed: {r['error']}", file=sys.stderr)
-            if r['status'] == 'ok' and (m := self.sweep.metric(r)):
-                sign = -1 if self.sweep.data['lower'] else 1
-                self.best = max(self.best or (sign*m['value'], r), (sign*m['value'], r), key=lambda b: b[0])
+            if (rec := self.sweep.record(r)) and (found := choosing_figure(rec, self.sweep.data['metric']))[2]:
+                now = found[0] == 'valid', (-1 if self.sweep.data['lower'] else 1)*found[2]['value'], r
+                self.best = max(self.best or now, now, key=lambda b: b[:2])
             self.show(); self.bar.update()
 
     def show(self, now:bool=False) -> None:
         "Counting and writing take longer the more runs there are, so they get a twentieth of the time"
         if (at := time.monotonic()) < self.due and not now: return
         n = self.sweep.count()
-        best = f"; best {abs(self.best[0]):.4g}: {self.sweep.brief(self.best[1])}" if self.best else ''
+        best = ''
+        if self.best:
+            on_valid, value, r = self.best
+            best = f"; best on {ON['valid' if on_valid else 'metrics']} data {abs(value):.4g}: {self.sweep.brief(r)}"
         self.bar.set_postfix_str(f"{n.get('ok', 0)} done, {n.get('failed', 0)} failed, {n.get('running', 0)} running{best}", refresh=False)
         self.sweep.save()
         self.due = at + max(1, 20*(time.monotonic() - at))
@@ -359,55 +362,88 @@ def brief(self:Sweep, r:dict) -> str: return ' '.join(f'{k}={v}' for k,v in r['p
 
 # %% ../nbs/60_sweep.ipynb #70cc8fc2
 @patch
-def metric(self:Sweep, r:dict) -> dict|None:
-    "The sweep's metric of a run that is done"
+def record(self:Sweep, r:dict) -> dict|None:
+    "The figures of a run that is done: `metrics` and `valid` of its record"
     if not r['run'] or r['status'] != 'ok': return None
     if r['run'] not in self._found:
-        try: self._found[r['run']] = load_record(self.path(r))['metrics']
+        try: self._found[r['run']] = {group: fs for group,fs in load_record(self.path(r)).items() if group in ON}
         except InputError: return None # its folder was removed
-    metrics = self._found[r['run']]
-    return metrics.get(self.data['metric'] or next(iter(metrics), None))
+    return self._found[r['run']]
 
 @patch
+def chosen_by(self:Sweep) -> tuple[str, str]:
+    "The group of figures that combinations are put in order by, 'valid' or (where no run has any) 'metrics', and the metric"
+    found = [choosing_figure(rec, self.data['metric'])[:2] for r in self.runs.values() if (rec := self.record(r))]
+    return max(found, key=lambda f: f[0] == 'valid', default=('valid', self.data['metric'] or 'metric'))
+
+def _mean(found:list[dict]) -> dict:
+    "One run's figure, or the mean of several"
+    if not found: return dict(value=None, low=None, high=None, n=0)
+    if len(found) == 1: return {k: found[0][k] for k in ('value', 'low', 'high', 'n')}
+    return mean_interval([m['value'] for m in found]).as_json()
+
+# %% ../nbs/60_sweep.ipynb #a1828bac
+@patch
 def rows(self:Sweep) -> list[dict]:
-    "Per combination: params, value, low, high, n, seeds, failed, seconds, runs, error; those without a value last"
+    """Per combination: params, value, low, high, n, test, seeds, failed, seconds, runs, error; those without a value last.
+
+    value, low, high, n : what it was put in order by, see `chosen_by`;  test : the figure on test data, where that is another
+    """
+    by, name = self.chosen_by()
     groups = {}
     for r in self.runs.values(): groups.setdefault(json.dumps({k: v for k,v in r['params'].items() if k != 'seed'}), []).append(r)
     spec, out = {n: p.default for n,p in usecase_params(self.data['notebook']).items()}, []
     for rs in groups.values():
-        found = [m for r in rs if (m := self.metric(r))]
-        i = found[0] if len(found) == 1 else mean_interval([m['value'] for m in found]).as_json() if found else dict(value=None, low=None, high=None, n=0)
+        records = [rec for r in rs if (rec := self.record(r))]
+        found, test = ([rec[group][name] for rec in records if name in rec[group]] for group in (by, 'metrics'))
         seconds = [r['seconds'] for r in rs if r['status'] == 'ok' and r['seconds']]
-        out.append(dict(params={n: rs[0]['params'].get(n, spec[n]) for n in self.data['varied']}, **{k: i[k] for k in ('value', 'low', 'high', 'n')}, seeds=len(found),
+        out.append(dict(params={n: rs[0]['params'].get(n, spec[n]) for n in self.data['varied']}, **_mean(found), test=_mean(test) if by == 'valid' else None, seeds=len(found),
                         failed=sum(r['status'] == 'failed' for r in rs), seconds=round(float(np.mean(seconds)), 1) if seconds else None, runs=[r['run'] for r in rs if r['run']],
                         error=next((r['error'] for r in rs if r['status'] == 'failed'), '')))
     sign = 1 if self.data['lower'] else -1
     return sorted(out, key=lambda r: (r['value'] is None, sign*(r['value'] or 0)))
 
 @patch
-def metric_name(self:Sweep) -> str:
-    done = next((r for r in self.runs.values() if self.metric(r)), None)
-    return self.data['metric'] or (next(iter(self._found[done['run']])) if done else 'metric')
+def heading(self:Sweep, group:str='') -> str:
+    "Of the figures that combinations are put in order by, such as 'valid accuracy'; of those of another `group`"
+    by, name = self.chosen_by()
+    return f"{'valid' if (group or by) == 'valid' else 'test'} {name}"
 
 # %% ../nbs/60_sweep.ipynb #fb5fc421
 @patch
 def table(self:Sweep) -> pd.DataFrame:
-    "A row per combination, best first"
-    name, rows = self.metric_name(), self.rows()
-    t = pd.DataFrame([{**r['params'], name: r['value'], 'low': r['low'], 'high': r['high'], **{k: r[k] for k in ('n', 'seeds', 'failed', 'seconds')}, 'runs': ' '.join(r['runs']), 'error': r['error']} for r in rows])
+    "A row per combination, best first; the column `chosen by` names the one that they are in the order of"
+    head, test = self.heading(), self.heading('metrics')
+    def ends(heading, i):
+        if not i: return {}
+        return {heading: i['value'], **{f'{heading.split()[0]} {end}': i[end] for end in ('low', 'high')}}
+    counts = lambda r: {k: r[k] for k in ('n', 'seeds', 'failed', 'seconds')}
+    t = pd.DataFrame([{**r['params'], **ends(head, r), **ends(test, r['test']), **counts(r),
+                       'chosen by': head, 'runs': ' '.join(r['runs']), 'error': r['error']} for r in self.rows()])
     idle = [c for c in ('failed', 'error') if not t[c].any()] + (['seeds'] if t.seeds.max() <= 1 else ['n']) # with seeds, n is their number
     return t.drop(columns=idle)
 
 @patch
 def best(self:Sweep) -> dict|None:
-    "The first row: params, value, low, high, …; `None` where nothing is done"
+    "The first row: params, value, low, high (by which it was chosen), test, …; `None` where nothing is done"
     first = self.rows()[0]
     return first if first['value'] is not None else None
 
 @patch
 def figure(self:Sweep):
-    "Parallel coordinates coloured by the metric, and the metric with its intervals"
-    return plot_sweep([r for r in self.rows() if r['value'] is not None], self.metric_name(), self.data['lower'])
+    "Parallel coordinates coloured by what combinations are put in order by, and its intervals beside test data"
+    test = lambda r: r['test'] if r['test'] and r['test']['value'] is not None else None
+    rows = [r | dict(test=test(r)) for r in self.rows() if r['value'] is not None]
+    return plot_sweep(rows, self.heading(), self.data['lower'])
+
+@patch
+def verdict(self:Sweep) -> str:
+    "The best combination in a line, and what it was chosen by"
+    if not (b := self.best()): return 'no run has ended well'
+    show = lambda i: f"{i['value']:.4g} ({i['low']:.4g} … {i['high']:.4g})"
+    with_ = ' '.join(f'{k}={v}' for k,v in b['params'].items()) or 'defaults'
+    test = f"; {self.heading('metrics')} {show(b['test'])}" if b['test'] and b['test']['value'] is not None else ''
+    return f"best by {self.heading()}: {with_}, {show(b)}{test}"
 
 @patch
 def _repr_html_(self:Sweep) -> str:
@@ -415,15 +451,24 @@ def _repr_html_(self:Sweep) -> str:
 
 # %% ../nbs/60_sweep.ipynb #ac20dcb3
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{{ s.name }}: sweep</title><style>{{ style }} .wide{overflow-x:auto}</style></head><body>
+<title>{{ s.name }}: sweep</title><style>{{ style }} .wide{overflow-x:auto} td.n{white-space:nowrap}</style></head><body>
 <h1>{{ s.name }}: {{ s.runs|length }} runs</h1><div class="muted">sweep {{ s.folder.name }}, started {{ s.data.started }}; {{ s._words() }}</div>
 {% if best %}<p><span class="big">{{ num(best.value) }}</span> {{ name }} (95 % interval {{ num(best.low) }} to {{ num(best.high) }}) with
 {% for k,v in best.params.items() %}<code>{{ k }}={{ v }}</code> {% endfor %}</p>
-<p class="muted">The best of {{ rows|length }} looks better than it is, the more so the wider the intervals: it was chosen by this figure. Its true value is told by data that took no part in the choice.</p>
+<p>{% if best.test and best.test.value is not none %}On test data, which took no part in the choice:
+<b>{{ num(best.test.value) }}</b> (95 % interval {{ num(best.test.low) }} to {{ num(best.test.high) }}).{% endif %}
+{% if not on_valid %}<b class="bad">Chosen by test data: this use case keeps no figures on validation data.</b>{% endif %}
+</p>
+<p class="muted">The best of {{ rows|length }} looks better than it is by {{ name }}, the more so the wider the intervals: it was chosen by this figure. Its true value is told by data that took no part in the choice.</p>
 <figure><img alt="sweep" src="data:image/png;base64,{{ picture }}"><figcaption>Each line is a combination. Below: {{ name }} with its 95 % interval
-({{ 'over seeds' if seeds > 1 else 'over test items' }}).</figcaption></figure>{% endif %}
-<h2>All combinations</h2><div class="wide"><table><tr>{% for n in s.data.varied %}<th class="n">{{ n }}{% endfor %}<th class="n">{{ name }}<th class="n">95 % interval<th class="n">seconds<th>runs</tr>
-{% for r in rows %}<tr>{% for v in r.params.values() %}<td class="n">{{ v }}{% endfor %}<td class="n">{{ num(r.value) }}<td class="n">{% if r.value is not none %}{{ num(r.low) }} … {{ num(r.high) }}{% endif %}
+({{ 'of the mean over seeds, given these data, which all seeds share' if seeds > 1 else 'over items' }})
+{{- '; grey: the same on test data' if on_valid }}.</figcaption></figure>{% endif %}
+<h2>All combinations</h2><div class="wide"><table><tr>{% for n in s.data.varied %}<th class="n">{{ n }}{% endfor %}
+<th class="n">{{ name }}, chosen by<th class="n">95 % interval
+{% if on_valid %}<th class="n">{{ test_name }}<th class="n">95 % interval{% endif %}<th class="n">seconds<th>runs</tr>
+{% for r in rows %}<tr>{% for v in r.params.values() %}<td class="n">{{ v }}{% endfor %}
+{% for i in ([r, r.test] if on_valid else [r]) %}<td class="n">{{ num(i.value) }}
+<td class="n">{% if i.value is not none %}{{ num(i.low) }} … {{ num(i.high) }}{% endif %}{% endfor %}
 <td class="n">{{ r.seconds or '' }}<td>{% for run in r.runs %}<a href="{{ '../../' + s.name + '/' + run + '/report.html' }}">{{ run }}</a> {% endfor %}{% if r.error %}<span class="bad">{{ r.error }}</span>{% endif %}</tr>{% endfor %}</table></div>
 <h2>What was asked</h2><pre>{{ asked }}</pre><p class="muted">Code {{ s.data.code_version }}, notebook {{ s.data.notebook_sha256[:16] }}.</p></body></html>"""
 
@@ -437,7 +482,7 @@ def write(self:Sweep) -> None:
         fig = self.figure()
         with atomic_write(self.folder/'sweep.png', 'wb') as f: fig.savefig(f, dpi=110, format='png')
     asked = json.dumps(self.data['asked'], ensure_ascii=False, indent=1)
-    page = Environment(autoescape=True).from_string(PAGE).render(s=self, rows=rows, best=best, name=self.metric_name(), picture=png_base64(fig) if fig else '', asked=asked,
+    page = Environment(autoescape=True).from_string(PAGE).render(s=self, rows=rows, best=best, name=self.heading(), test_name=self.heading('metrics'), on_valid=self.chosen_by()[0] == 'valid', picture=png_base64(fig) if fig else '', asked=asked,
         seeds=max(r['seeds'] for r in rows), style=PAGE_STYLE, num=lambda v: '' if v is None else f'{v:.4g}')
     with atomic_write(self.folder/'sweep.html') as f: f.write(page)
 
@@ -449,7 +494,7 @@ def sweep(
     random:int=0,           # So many draws from `space` instead of the grid
     seeds:int=1,            # Repeats of each
     seed:int=0,             # The first of them, and of the draws
-    metric:str='',          # What to sort by; the use case's main one unless told
+    metric:str='',          # What to choose by, on validation data where runs keep that; the use case's main one unless told
     lower:bool=False,       # Whether less is better
     workers:int=0,          # On this machine; 0: as many as fit
     scheduler:str='',       # Address of a Dask scheduler, instead
@@ -479,6 +524,6 @@ def resume_sweep(folder:str|Path, workers:int=0, scheduler:str='', limit:int=0) 
     s = Sweep(folder)
     if workers and scheduler: raise InputError("--workers and --scheduler exclude each other: workers of this machine, or of a cluster.")
     now = hash_file(s.data['notebook']) if Path(s.data['notebook']).is_file() else None
-    if now != s.data['notebook_sha256']: raise InputError(f"`{s.data['notebook']}` is {'not what it was' if now else 'not there any more'}, so the results of more runs would not compare. Call `tl sweep {s.name} …` for a new sweep.")
+    if now != s.data['notebook_sha256']: raise InputError(f"`{s.data['notebook']}` is {'not what it was' if now else 'not there any more'}, so the results of more runs would not compare. The command that began this sweep begins a new one.")
     if code_version() != s.data['code_version']: print(f"sweep: the code is {code_version()} now and was {s.data['code_version']}; each run's record says which it used", file=sys.stderr)
     return s.run(workers, scheduler, limit)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 from torch import nn
 
 from .activations import Activations, CannotCache
@@ -360,7 +360,8 @@ def probe(
     x, vx = (pick_layers(t, self.choice.layers) for t in (x, vx))
     self.prior = self._prior(x, y, k, hints, **kwargs) if names or hints else None
     found = solve_head(self.model, x, y, prior=self.prior, **kwargs)
-    self.probed, self.probe_features = True, (x, y, vx, vy)
+    self.probed, self.refitted, self.probe_features = True, False, (x, y, vx, vy)
+    self.held_out = found.loo_scores, y.numpy(), 'training texts, each from a head solved without it (leave-one-out)'
     self.statistics = ClassStatistics.from_features(x, y, len(found.weight), self.prior)
     self.opt, self.kept = None, 'probe'
     self.probe_result = self._result(found, vx, vy, y, time.perf_counter() - start)
@@ -519,7 +520,7 @@ def contrast(
             z = tail.means(some); held[te] = _held_out(z[tr], y[tr], z[te], _word_prior(tail, words))
             body.load_state_dict(state)
         result = _compare(base, held, y.numpy(), folds)
-        if result.kept: self._keep_contrast(tail, some, y, words, steps, lr, seed, fit_scale(held, y.numpy()))
+        if result.kept: self._keep_contrast(tail, some, y, words, steps, lr, seed, held, folds)
         else: body._layers = was[0]
     except BaseException:
         self._undo_contrast(state, *was)
@@ -570,8 +571,11 @@ def _word_prior(tail:_Tail, words) -> np.ndarray|None:
 
 # %% ../nbs/31_text.ipynb #3ac351f4
 @patch
-def _keep_contrast(self:TextLearner, tail:_Tail, some, y, words, steps, lr, seed, scale:float) -> None:
+def _keep_contrast(self:TextLearner, tail:_Tail, some, y, words, steps, lr, seed, held:np.ndarray, folds:int) -> None:
     "Train on all labels, solve the head, and let everything that follows know"
+    scale = fit_scale(held, y.numpy())
+    source = f'{len(y)} training texts, each from a body and a head that did not see it ({folds}-fold cross-validation)'
+    self.held_out = held, y.numpy(), source
     tail.train(some, y, steps, lr, seed, 'contrast: all labels')
     prior = _word_prior(tail, words)
     self.model.body._layers, self.model.cut = (), None
@@ -637,7 +641,10 @@ def self_train(
         head = self_trained(x[tr], y[tr], loose, k, self.prior)[0]
         held[te] = x[te].double().numpy() @ head.weight.T + head.bias
     result = _compare(base, held, y.numpy(), folds, 'unless worse')
-    if result.kept: self._keep_self_trained(loose, fit_scale(held, y.numpy()))
+    if result.kept:
+        self._keep_self_trained(loose, fit_scale(held, y.numpy()))
+        source = f'training texts with a label of their own, each from a head that did not see it ({folds}-fold cross-validation)'
+        self.held_out = held, y.numpy(), source
     return replace(result, texts=len(some), seconds=time.perf_counter() - start)
 
 # %% ../nbs/31_text.ipynb #af385c46
@@ -651,6 +658,18 @@ def _keep_self_trained(self:TextLearner, loose:torch.Tensor, scale:float) -> Non
     self.probe_features, self.opt, self.kept, self.own_scale = (rows, of, vx, vy), None, 'self-trained', scale
     self.statistics = ClassStatistics.from_features(rows, of, len(found.weight), self.prior)
     self.probe_result = replace(self._result(found, vx, vy, of, 0.), n=len(y))
+
+# %% ../nbs/31_text.ipynb #4c809428
+@patch
+def validation(
+    self:TextLearner,
+) -> tuple[np.ndarray, np.ndarray, str]: # (n, k) probabilities, (n,) classes, whose they are
+    "As for pictures; where there are no validation texts, what heads that did not see them said of training texts"
+    if self.dls[1].n: return TransferLearner.validation(self)
+    if not self.probed:
+        raise InputError("there are no validation texts, and no probe that was judged on training texts; call `probe` first.")
+    scores, y, source = self.held_out
+    return softmax(fit_scale(scores, y)*scores, 1), y, source
 
 # %% ../nbs/31_text.ipynb #95f62568
 @patch
@@ -714,8 +733,11 @@ def learning_curve(
     draws:int=10,
     names:bool=True,
     seed:int=0,
-) -> dict[int, list[float]]: # labels per class → test accuracy of each draw
-    "Accuracy of the probe on random parts of the training labels: layers, ridge strength and the names' use are chosen for each draw anew"
+) -> dict[int, np.ndarray]: # labels per class → (draws, test texts) booleans, for `evidence.two_way_interval`
+    """What the probe gets right from random parts of the training labels.
+
+    Layers, ridge strength and the names' use are chosen for each draw anew.
+    """
     x, y, *_ = learn.layer_means
     tx, ty = test
     k, words = len(learn.dls.vocab), learn.word_means() if names else None
@@ -726,15 +748,15 @@ def learning_curve(
             g = torch.Generator().manual_seed(seed*100_003 + d)
             at = torch.cat([(i := torch.nonzero(y == c)[:,0])[torch.randperm(len(i), generator=g)[:n]] for c in range(k)])
             out.setdefault(n, []).append(_one_draw(x[at], y[at], tx, ty, k, words))
-    return out
+    return {n: np.stack(right) for n,right in out.items()}
 
 # %% ../nbs/31_text.ipynb #ff3d0de8
-def _one_draw(x, y, tx, ty, k:int, words) -> float:
+def _one_draw(x, y, tx, ty, k:int, words) -> np.ndarray:
     ls = choose_layers(x, y, k).layers
     prior = None if words is None else keep_prior(pick_layers(x, ls), y, k, pick_layers(words, ls).double().numpy())
     found = ridge_loo(pick_layers(x, ls), y, k, prior=prior)
     scores = pick_layers(tx, ls).numpy() @ found.weight.T + found.bias
-    return float((scores.argmax(1) == ty.numpy()).mean())
+    return scores.argmax(1) == ty.numpy()
 
 @patch
 def layer_means_of(self:TextLearner, dl) -> tuple[torch.Tensor, torch.Tensor]:
@@ -744,7 +766,7 @@ def layer_means_of(self:TextLearner, dl) -> tuple[torch.Tensor, torch.Tensor]:
     return x.view(len(x), body.n_blocks, body.width), y
 
 # %% ../nbs/31_text.ipynb #71de2ee5
-def more_labels(curve:dict[int, list[float]], factor:int=2) -> tuple[int, float]: # labels per class, accuracy
+def more_labels(curve:dict[int, Sequence], factor:int=2) -> tuple[int, float]: # labels per class, accuracy
     "Extrapolated accuracy with `factor` times the most labels of a `learning_curve`: log error is linear in log labels (last three sizes)"
     n = sorted(curve)[-3:]
     if len(n) < 2: raise InputError(f"a learning curve of {len(n)} sizes cannot be continued; accepted: at least two.")

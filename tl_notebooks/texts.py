@@ -26,7 +26,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .core import InputError, did_you_mean, hash_bytes
+from .core import InputError, did_you_mean, hash_bytes, install_hint
 from .data import (SPLIT_NAMES, LabelledData, Problem, check_args, check_items, check_whole, data_notes, data_path,
     fingerprint, list_folder, make_splits, name_some, natural_key, problem_report, read_csv, read_utf8, sample_rows, short_classes,
     spelling_problems, summarise)
@@ -155,7 +155,7 @@ def _delimiter(file:Path) -> str:
 
 def _parquet_rows(file:Path) -> list[tuple[int, dict]]:
     try: table = pd.read_parquet(file)
-    except ImportError: raise InputError(f"`{file}`: reading Parquet needs the package pyarrow (`pip install pyarrow`); or save the table as CSV.") from None
+    except ImportError: raise InputError(f"`{file}`: reading Parquet needs the package pyarrow. Save the table as CSV, or install it: {install_hint('pyarrow')}") from None
     except Exception as e: raise InputError(f"`{file}` cannot be read as Parquet: {str(e)[:200]}.") from None
     return [*enumerate(table.to_dict('records'), 1)]
 

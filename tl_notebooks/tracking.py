@@ -10,7 +10,7 @@ __all__ = ['TRACKERS', 'check_tracker', 'live_in', 'cut_rows', 'epochs_to_dvc', 
 import importlib.util
 from pathlib import Path
 
-from .core import InputError, did_you_mean
+from .core import InputError, did_you_mean, install_hint
 
 # %% ../nbs/27_tracking.ipynb #6cf8e64a
 TRACKERS = dict(none=(), dvc=('dvclive', 'dvc'), tensorboard=('tensorboard',)) # the packages that each needs
@@ -19,8 +19,8 @@ def check_tracker(kind:str) -> str:
     "`kind`, if there is such a tracker and it is installed"
     if kind not in TRACKERS: raise InputError(f"`track` is {kind!r}. {did_you_mean(kind, TRACKERS)}")
     if missing := [p for p in TRACKERS[kind] if importlib.util.find_spec(p) is None]:
-        raise InputError(f"`track` is {kind!r}, and {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed; accepted: none, or "
-                         f"{kind} after `python -m pip install 'tl_notebooks[{kind}]'`.")
+        raise InputError(f"`track` is {kind!r}, and {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed. "
+                         f"Use none, or install what is missing: {install_hint(*missing)}")
     return kind
 
 # %% ../nbs/27_tracking.ipynb #65b2103f

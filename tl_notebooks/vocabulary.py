@@ -21,7 +21,7 @@ from torch import nn
 from . import evidence
 from .artifact import Model, free_folder
 from .certificate import Judged, Limits, certificate_page, check_limits, latency, old_figures, state_bytes
-from .core import InputError, did_you_mean
+from .core import InputError, did_you_mean, tl_hint
 from .finetune import TransferNet, put_head
 from .heads import ClassStatistics, fit_into, solve_statistics
 from .records import code_version, environment
@@ -224,7 +224,7 @@ def expand_words(
 # %% ../nbs/52_vocabulary.ipynb #38056c98
 def _checked(out, parent, words, corpus, train, thaw) -> tuple[Path, Model]:
     out, model = free_folder(out), Model(parent)
-    if not model.is_text: raise InputError(f"`{parent}` is a model for pictures; accepted: text models, as `tl run reviews` and `tl run mail` make them.")
+    if not model.is_text: raise InputError(f"`{parent}` is a model for pictures; accepted: text models, as `{tl_hint('run', 'reviews')}` and `{tl_hint('run', 'mail')}` make them.")
     if not words and not corpus: raise InputError("neither words nor a corpus to find them in; accepted: one of them, or both.")
     for name,v in (('train', train), ('thaw', thaw)):
         if not isinstance(v, int) or v < 0: raise InputError(f"`{name}` is {v!r}; accepted: a whole number from 0.")
