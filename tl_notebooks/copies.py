@@ -59,7 +59,7 @@ def turn_signs(s:np.ndarray, swap:int, up:int, left:int) -> np.ndarray:
     s = s*odd[:, None] if up else s
     return s*odd if left else s
 
-# %% ../nbs/01_copies.ipynb #ae7be070
+# %% ../nbs/01_copies.ipynb #357e7046
 CROP = .92
 CROPS = [(top, left, CROP) for top in (0, .04, .08) for left in (0, .04, .08)] # where a part begins and its side, shares of the whole
 
@@ -68,8 +68,9 @@ def _weights(start, scale, n:int, cells:int) -> np.ndarray:
     fine = max(n, cells)
     at = (np.arange(fine, dtype='float32') + .5)/fine
     at = np.asarray(start, 'float32')[..., None]*cells + np.asarray(scale, 'float32')[..., None]*cells*at - .5
-    w = np.maximum(0, 1 - np.abs(np.clip(at, 0, cells - 1)[..., None] - np.arange(cells, dtype='float32')))
-    return w.reshape(*w.shape[:-2], n, fine//n, cells).mean(-2)
+    w = np.clip(at, 0, cells - 1)[..., None] - np.arange(cells, dtype='float32')
+    w = np.maximum(1 - np.abs(w, out=w), 0, out=w)
+    return sum(w[..., i::fine//n, :] for i in range(fine//n))/np.float32(fine//n)
 
 def read_part(thumbs:np.ndarray, part:np.ndarray, n:int) -> np.ndarray:
     "(m, n, n) the part of each thumbnail (m, s, s) that `part` (m or 1, 3) names: top, left, side, shares"
@@ -78,9 +79,10 @@ def read_part(thumbs:np.ndarray, part:np.ndarray, n:int) -> np.ndarray:
 
 def pool(a:np.ndarray, n:int) -> np.ndarray: # (m, n, n)
     "Means of cells of (m, s, s)"
-    return a.reshape(len(a), n, a.shape[1]//n, n, a.shape[2]//n).mean((2, 4))
+    k = a.shape[1]//n
+    return sum(a[:, i::k] for i in range(k)).reshape(len(a), n, n, k).sum(3)/(k*k) # far faster than a mean over two axes
 
-# %% ../nbs/01_copies.ipynb #d20f544f
+# %% ../nbs/01_copies.ipynb #3695c41b
 LEVELS = [(140, 64, .3), (90, 32, .45), (45, 16, .45), (0, 8, .5)] # pixels of the smaller side from …, cells per side, greatest difference
 CROP_ROUGH, CROP_FINE = .35, .9  # the same for parts, in 16 (small images: 8) and 32 cells per side
 
@@ -88,13 +90,14 @@ def _difference(x:np.ndarray, y:np.ndarray) -> np.ndarray:
     "(m,) greatest difference of two images' cells (m, s, s), in standard deviations, up to brightness and contrast"
     ok = (np.minimum(x, y) > 12) & (np.maximum(x, y) < 243)
     n = np.maximum(ok.sum((1, 2), keepdims=True), 1)
-    def mean(v): return (v*ok).sum((1, 2), keepdims=True)/n
+    weights = (ok/n).astype('float32')
+    def mean(v): return np.einsum('nij,nij->n', v, weights)[:, None, None]
     mx, my = mean(x), mean(y)
-    sx, sy = (np.sqrt(np.maximum(mean((v - m)**2), 1.)) for v,m in ((x, mx), (y, my)))
-    as_y, as_x = (x - mx)/sx*sy + my, (y - my)/sy*sx + mx
-    exposed = np.abs(sy/sx - 1) < .05                       # the same light: nothing was cut off
-    seen = exposed | ((as_y < 215) & (as_x < 215))
-    d = np.minimum(np.abs(as_y - y)/sy, np.abs(as_x - x)/sx)*seen
+    dx, dy = x - mx, y - my
+    sx, sy = (np.sqrt(np.maximum(mean(d*d), 1.)) for d in (dx, dy))
+    zx, zy = dx/sx, dy/sy
+    seen = (np.abs(sy/sx - 1) < .05) | ((zx*sy + my < 215) & (zy*sx + mx < 215)) # in the same light nothing was cut off
+    d = np.abs(zx - zy)*seen
     return np.where(n[:, 0, 0] < .3*x[0].size, np.inf, d.max((1, 2)))
 
 def _brighter(x:np.ndarray, y:np.ndarray) -> np.ndarray:
@@ -104,8 +107,9 @@ def _brighter(x:np.ndarray, y:np.ndarray) -> np.ndarray:
 def same_whole(x:np.ndarray, y:np.ndarray, side:np.ndarray) -> np.ndarray: # (m,) bool
     "Which pairs of thumbnails (m, 64, 64) show the same image; `side`: (m,) pixels of the smaller side of the smaller one"
     out, more = np.zeros(len(x), bool), np.where(_brighter(x, y), 2, 1)
-    for at_least, cells, most in reversed(LEVELS):
-        at = np.flatnonzero(side >= at_least)
+    level = np.select([side >= l[0] for l in LEVELS], range(len(LEVELS)))
+    for i,(_, cells, most) in enumerate(LEVELS):
+        at = np.flatnonzero(level == i)
         if len(at): out[at] = _difference(pool(x[at], cells), pool(y[at], cells)) < most*more[at]
     return out
 
@@ -132,7 +136,7 @@ def same_part(x:np.ndarray, y:np.ndarray, part:np.ndarray, side:np.ndarray) -> n
     rough = np.where(side >= 45, _difference(pool(a, 16), pool(b, 16)), _difference(pool(a, 8), pool(b, 8)))
     return inside & (rough < CROP_ROUGH) & (_difference(a, b) < CROP_FINE)
 
-# %% ../nbs/01_copies.ipynb #1f685fef
+# %% ../nbs/01_copies.ipynb #cfdb2848
 BITS, PART_BITS = 16, 12 # frequencies in each direction, of whole images and of parts
 
 def _close(a:np.ndarray, b:np.ndarray, most:int, block:int=512) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -144,19 +148,19 @@ def _close(a:np.ndarray, b:np.ndarray, most:int, block:int=512) -> Iterator[tupl
         r, c = np.nonzero(dot >= bits - 2*most)
         yield r + i, c, ((bits - dot[r, c])/2).astype(int)
 
-def _whole_pairs(x:np.ndarray, side:np.ndarray, chunk:int=2048) -> Iterator[np.ndarray]: # (2, m)
+def _whole_pairs(x:np.ndarray, side:np.ndarray, chunk:int=1024) -> Iterator[np.ndarray]: # (2, m)
     signs, rough = dct_signs(x, BITS), pool(x, 16)
     for t in TURNS:
         turned, turned_rough = turn_signs(signs, *t), turn(rough, *t)
         for p,q,d in _close(signs, turned, 64):
             small = np.minimum(side[p], side[q])
-            ok = (p < q) & (d <= np.where(small >= LEVELS[0][0], 32, 64))
+            ok = (p < q) & (d <= np.where(small >= LEVELS[0][0], 24, 64)) # large images keep more of their bits
             for k in np.array_split(np.flatnonzero(ok), -(-ok.sum()//chunk) or 1):
                 k = k[_difference(rough[p[k]], turned_rough[q[k]]) < .7] if len(k) else k
                 if len(k): k = k[same_whole(x[p[k]], turn(x[q[k]], *t), small[k])]
                 yield np.stack([p[k], q[k]])
 
-# %% ../nbs/01_copies.ipynb #dfb613ae
+# %% ../nbs/01_copies.ipynb #a8d3e3b9
 PART_MOST, PART_TOP = 34, 8 # bits that a crop's hash may differ in; how many images are looked at as its source
 
 def _part_hashes(x:np.ndarray) -> list[np.ndarray]: # per crop (n, 12, 12)
@@ -175,7 +179,7 @@ def _part_candidates(x:np.ndarray, block:int=256) -> Iterator[np.ndarray]: # (4,
         f = f[:, np.lexsort((f[4], f[0]))]
         yield f[:4, np.arange(f.shape[1]) - np.searchsorted(f[0], f[0]) < PART_TOP]
 
-def _part_pairs(x:np.ndarray, side:np.ndarray, chunk:int=2048) -> Iterator[np.ndarray]: # (2, m)
+def _part_pairs(x:np.ndarray, side:np.ndarray, chunk:int=1024) -> Iterator[np.ndarray]: # (2, m)
     start = np.array(CROPS)
     for f in _part_candidates(x):
         for k in range(0, f.shape[1], chunk):
