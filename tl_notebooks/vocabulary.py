@@ -220,7 +220,7 @@ def expand_words(
     fitted = some if train or g.fitted else []
     tests, y, why = _test_texts(judge, model, learned, fitted)
     s, head = solve_again(g, learned.items.text.tolist(), [model.classes.index(l) for l in learned.items.label], seed) if learned else (None, None)
-    c = _certificate(model, g, init or ('context' if some else 'mean'), given or tests, some, tests, y, why, judge, learned, thaw, limits or Limits())
+    c = _certificate(model, g, init or ('context' if some else 'mean'), given or judge.items.text.tolist(), some, tests, y, why, judge, learned, thaw, limits or Limits())
     return WordExpansion(_save(out, model, g, c, s, head, thaw, [*fitted, *(learned.items.text if learned else [])]), c, proposal)
 
 # %% ../nbs/52_vocabulary.ipynb #38056c98
