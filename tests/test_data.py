@@ -619,13 +619,10 @@ def provenance(name):
 
 def test_lego6_as_its_provenance_says():
     want = provenance('lego6')
-    start = time.perf_counter()
     d = read_images(REAL/'lego6', progress=False)
-    took = time.perf_counter() - start
     got = d.items.path.str.rsplit('/', n=1).str[0].value_counts().to_dict()
     assert got == want and not d.problems and d.classes == ['3001', '3003', '3004', '3010', '3039', '3660']
     assert d.counts()['test'] == {c: 60 for c in d.classes} and d.counts()['valid'] == {c: 30 for c in d.classes}
-    assert took < 6, f'{took:.1f} s for 1260 pictures'
 
 def test_electronic_components_as_its_provenance_says():
     want = provenance('electronic_components')

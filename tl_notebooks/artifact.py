@@ -25,10 +25,11 @@ from torch import nn
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from .core import InputError, did_you_mean, hash_bytes, hash_file, hash_state, progress, read_json, umask
-from .data import SUFFIXES, open_image
+from .data import SUFFIXES, LabelledData, open_image
 from .detection import BoxNet, box_net
 from .finetune import GrownHead, RandomFeatures, TransferLearner, TransferNet, small_step
 from .heads import ClassStatistics, statistics_from, statistics_state
+from .learned import Learned, learned_from, learned_items, learned_state, looks_of
 from .records import code_version, environment, new_run_id
 from .replay import Exemplars, content_of, exemplars_from, exemplars_state, take_exemplars
 from .text import PadTokens, TextLearner, TokenReader, load_tokenizer, name_texts, net_from_config, text_dls
@@ -37,7 +38,7 @@ from .vision import image_dls, image_net, image_tensor
 
 # %% ../nbs/40_artifact.ipynb #fdd37850
 SCHEMA = 'tl_notebooks/model/1'
-FILES = ('weights.safetensors', 'statistics.safetensors', 'config.json', 'tokenizer.json', 'tokenizer_config.json', 'certificate.json', 'certificate.html', 'memory.safetensors')
+FILES = ('weights.safetensors', 'statistics.safetensors', 'config.json', 'tokenizer.json', 'tokenizer_config.json', 'certificate.json', 'certificate.html', 'memory.safetensors', 'learned.safetensors')
 PREPROCESSING = dict(image_classification=('size', 'mean', 'std', 'resize', 'precision'), text_classification=('max_tokens', 'layers', 'precision'),
     boxes=('size', 'mean', 'std', 'resize', 'precision', 'arch', 'channels', 'convs'))
 MANIFEST = dict(schema=str, task=str, classes=list, backbone=dict, preprocessing=dict, metrics=dict, data=dict,
@@ -73,6 +74,7 @@ def save_model(
     lineage:Sequence[dict]=(),# What is known of its ancestors, the parent last
     extra:dict[str, str]|None=None, # Texts of further files, such as certificate.json
     memory:Exemplars|None=None, # Items that stay with the model
+    learned:Learned|LabelledData|None=None, # What it and its ancestors learned from; of data, training and validation items
 ) -> Path:
     "Write a model folder, whole or not at all"
     folder = Path(folder)
@@ -83,6 +85,7 @@ def save_model(
         if tok is not None: _save_text_parts(tmp, net, tok)
         if statistics: save_file({k: v.contiguous() for k,v in statistics.items()}, tmp/'statistics.safetensors')
         if memory: save_file(exemplars_state(memory, classes), tmp/'memory.safetensors')
+        if learned is not None: save_file(learned_state(learned_items(learned) if isinstance(learned, LabelledData) else learned), tmp/'learned.safetensors')
         for name,text in (_config(net) | (extra or {})).items(): (tmp/name).write_text(text, encoding='utf-8')
         env = environment()
         files = {p.name: dict(sha256=hash_file(p), bytes=p.stat().st_size) for p in sorted(tmp.iterdir())}
@@ -283,6 +286,12 @@ def exemplars(self:Model) -> Exemplars:
     return exemplars_from(load_file(self.manifest['folder']/'memory.safetensors'), self.classes)
 
 @patch
+def learned(self:Model) -> Learned:
+    "Hashes of what this model and its ancestors learned from; of a folder that was saved without any, none, and not `complete`"
+    if 'learned.safetensors' not in self.manifest['files']: return Learned(complete=False)
+    return learned_from(load_file(self.manifest['folder']/'learned.safetensors'))
+
+@patch
 def take(self:Model, inputs:Sequence, labels:Sequence[str], per_class:int, seed:int=0) -> Exemplars:
     "At most `per_class` items of each class, as the network takes them: what `save_model` keeps as `memory`"
     if not per_class: return take_exemplars([], [], per_class, seed)
@@ -382,6 +391,7 @@ def save_child(
     data:dict|None=None,    # `None`: the parent's
     tok=None,               # `None`: the parent's
     memory:Exemplars|None=None,
+    learned:Sequence|Learned=(), # What the child learned from beside what this model did: files, images or texts, or their hashes
     **more,                 # For this model's entry in the lineage
 ) -> Path:
     "Write the folder of a model that grew from this one, whole or not at all"
@@ -393,7 +403,8 @@ def save_child(
     out.parent.mkdir(parents=True, exist_ok=True)
     return save_model(out, net, m['backbone'] | m['preprocessing'], classes, metrics, m['data'] if data is None else {k: data[k] for k in ('fingerprint', 'counts') if k in data},
                       parent=m['sha256'], statistics=statistics and statistics_state(statistics), tok=tok or (self.reader.tok if self.is_text else None), head=head,
-                      lineage=[*m.get('lineage', []), entry], extra=extra, memory=memory)
+                      lineage=[*m.get('lineage', []), entry], extra=extra, memory=memory,
+                      learned=self.learned() + (learned if isinstance(learned, Learned) else Learned.of(looks_of(learned))))
 
 # %% ../nbs/40_artifact.ipynb #c4276405
 def list_images(

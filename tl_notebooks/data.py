@@ -7,8 +7,9 @@ __all__ = ['FORMATS', 'SUFFIXES', 'MAX_PIXELS', 'KINDS', 'LAYOUTS', 'SPLITS', 'S
            'open_image', 'Problem', 'problem_report', 'data_path', 'natural_key', 'name_some', 'list_folder',
            'list_files', 'read_utf8', 'read_csv', 'split_items', 'join_groups', 'fingerprint', 'LabelledData',
            'ImageData', 'summarise', 'list_items', 'list_sources', 'compare_files', 'read_pictures', 'known_pictures',
-           'spelling_problems', 'leak_problems', 'make_splits', 'sample_rows', 'check_items', 'short_classes',
-           'data_notes', 'check_share', 'check_whole', 'check_args', 'read_images']
+           'spelling_problems', 'leak_problems', 'make_splits', 'sample_rows', 'check_items', 'near_families',
+           'split_families', 'near_summary', 'near_notes', 'short_classes', 'data_notes', 'check_share', 'check_whole',
+           'check_args', 'read_images']
 
 # %% ../nbs/11_data.ipynb #40940d3d
 import contextlib
@@ -26,7 +27,7 @@ import sys
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PureWindowsPath
@@ -36,6 +37,7 @@ import pandas as pd
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from .copies import families, near_pairs, pack_thumbnail, thumbnail, unpack_thumbnails
 from .core import InputError, cache_dir, did_you_mean, hash_bytes, hash_file
 
 # %% ../nbs/11_data.ipynb #22edfb1d
@@ -596,6 +598,8 @@ class LabelledData:
 @dataclass
 class ImageData(LabelledData):
     "Images: `items` also holds width, height (pixels, upright) and mode (as stored), and is sorted by path"
+    near:dict = field(default_factory=dict) # See `near_summary`
+    def as_json(self) -> dict: return super().as_json() | {'near_copies': self.near}
     def files(self, split:str) -> list[Path]:
         "Absolute paths of one split's images, in the order of `subset` and `labels`"
         return [self.root/p for p in self.subset(split).path]
@@ -669,8 +673,8 @@ def compare_files(
                 changed=[(f, then[f], now[f]) for f in then if now[f] and now[f] != then[f]])
 
 # %% ../nbs/11_data.ipynb #129e468a
-def _read_one(root:Path, path:str, max_pixels:int, more:Callable|None=None, known:'_Known|None'=None) -> dict|Problem:
-    "Content hash, pixel hash, size (upright) and stored mode of one image, or what is wrong with it"
+def _read_one(root:Path, path:str, max_pixels:int, known:'_Known|None'=None) -> dict|Problem:
+    "Content hash, pixel hash, size (upright), stored mode and thumbnail of one image, or what is wrong with it"
     try:
         data = _read_bytes(root/path, max_pixels)
         sha = hashlib.sha256(data).hexdigest()
@@ -678,24 +682,23 @@ def _read_one(root:Path, path:str, max_pixels:int, more:Callable|None=None, know
         im, mode = _decode(data, max_pixels)
     except BadImage as e: return Problem(e.kind, path, e.detail)
     pixels = hashlib.blake2b(repr(im.size).encode() + im.tobytes(), digest_size=16).hexdigest()
-    facts = {'content': pixels, 'width': im.width, 'height': im.height, 'mode': mode}
+    facts = {'content': pixels, 'width': im.width, 'height': im.height, 'mode': mode, 'look': pack_thumbnail(thumbnail(im))}
     if known: known.new[sha] = facts
-    return {'sha256': sha, **facts, **(more(im) if more else {})}
+    return {'sha256': sha, **facts}
 
 def read_pictures(
     root:Path,
     rows:list[dict],          # With at least `path`, relative to `root`
     max_pixels:int=MAX_PIXELS,
     progress:bool=True,
-    more:Callable|None=None,  # RGB picture → dict of further columns
-) -> tuple[pd.DataFrame, list[Problem]]: # Good rows with sha256, content, width, height, mode; problems
+) -> tuple[pd.DataFrame, list[Problem]]: # Good rows with sha256, content, width, height, mode, look; problems
     "Read every row's file once"
     with ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 2))) as pool, _Known() as known:
-        found = pool.map(lambda r: _read_one(root, r['path'], max_pixels, more, None if more else known), rows)
+        found = pool.map(lambda r: _read_one(root, r['path'], max_pixels, known), rows)
         found = list(tqdm(found, 'reading images', len(rows), leave=False, delay=2,
                           mininterval=.5, file=sys.stderr, disable=not progress))
     good = [{**r, **f} for r,f in zip(rows, found) if isinstance(f, dict)]
-    cols = ['path','label','split','group','sha256','content','width','height','mode']
+    cols = ['path','label','split','group','sha256','content','width','height','mode','look']
     cols += [c for c in (good[0] if good else ()) if c not in cols]
     return pd.DataFrame(good, columns=cols), [f for f in found if isinstance(f, Problem)]
 
@@ -706,7 +709,7 @@ def known_pictures() -> Path:
 
 class _Known:
     "What was found in pictures before; `new` is added at the end. A file that is damaged, locked or not writable knows nothing"
-    how = f'1 {Image.__version__}'
+    def __init__(self, what:str='2'): self.how = f'{what} {Image.__version__}' # what is kept, and by which decoder
     def __enter__(self):
         self.new, self.db, self.lock = {}, None, threading.Lock()
         with contextlib.suppress(OSError, sqlite3.Error):
@@ -810,6 +813,47 @@ def check_items(items:pd.DataFrame, classes:list[str], least:int, what:str='pict
     items['unit'] = join_groups(items.content.tolist(), items.group.tolist())
     return items, two + leaks + _enough(items, classes, least, what)
 
+# %% ../nbs/11_data.ipynb #9439a35e
+def near_families(items:pd.DataFrame) -> list[str]:
+    "The same text for images that are copies of one another, up to size, format, brightness, a crop or a mirror; '' for those without"
+    key = hash_bytes(*(s.encode() for s in items.sha256))
+    with _Known('copies 1') as known:
+        if (pairs := known.get(key)) is None:
+            pairs = near_pairs(unpack_thumbnails(items.look), items[['width', 'height']].min(axis=1)).tolist()
+            if len(items) > 200: known.new[key] = pairs
+    return families(len(items), np.array(pairs, int).reshape(2, -1))
+
+# %% ../nbs/11_data.ipynb #1de3706e
+def split_families(items:pd.DataFrame, share:dict[str,float], seed:int, classes:Sequence[str]) -> tuple[pd.Series, list[str]]:
+    "The split of each item as `make_splits` gives it, families in column `near` kept whole; the classes of which this was impossible"
+    near, divided = items.near, []
+    for _ in (0, 1):
+        unit = join_groups(items.content.tolist(), items.group.tolist(), near.tolist())
+        split = make_splits(items.assign(unit=unit), share, seed)
+        n = Counter(zip(split, items.label))
+        short = [c for c in classes for s in ('train', *share) if not n[s,c]] if share else []
+        divided = sorted({c for c in short if (near[items.label == c] != '').any()}, key=natural_key) or divided
+        if not divided: break
+        near = near.where(~items.label.isin(divided), '')
+    return split, divided
+
+def near_summary(items:pd.DataFrame, examples:int=5) -> dict:
+    "Families of near copies in column `near`, for a record: how many, how many cross splits or labels, and some of them"
+    groups = [g for _,g in items[items.near != ''].groupby('near', sort=False) if g.content.nunique() > 1]
+    across = [g for g in groups if g.split.nunique() > 1]
+    some = across[:examples] + [g for g in groups if g.split.nunique() == 1][:max(0, examples - len(across))]
+    return dict(families=len(groups), images=sum(map(len, groups)), across_splits=len(across), two_labels=sum(g.label.nunique() > 1 for g in groups),
+                examples=[[_printable(p) for p in g.drop_duplicates('split').path.tolist() + g[g.duplicated('split')].path.tolist()][:4] for g in some])
+
+def near_notes(near:dict, divided:Sequence[str]=()) -> list[str]:
+    "What `near_summary` found, in sentences"
+    n, out = near.get('families', 0), []
+    if n: out.append(f"{near['images']:,} images are near copies, in {n:,} famil{'ies' if n > 1 else 'y'} (another size, quality, brightness, a crop or a mirror): {' ~ '.join(near['examples'][0])}")
+    if k := near.get('across_splits'): out.append(f"{k:,} of these cross the splits, so that the test is easier than the world: {'; '.join(' ~ '.join(e[:2]) for e in near['examples'][:min(k, 3)])}")
+    if k := near.get('two_labels'): out.append(f"{k:,} of these bear two labels; one may be wrong")
+    if divided: out.append(f"near copies of {name_some(divided)} were divided among the splits, which would else lack that class")
+    return out
+
 # %% ../nbs/11_data.ipynb #05d04580
 def short_classes(items:pd.DataFrame, classes:list[str], made:list[str], what:str='picture') -> list[Problem]:
     "Classes that whole groups kept out of a split which was made"
@@ -870,7 +914,9 @@ def read_images(
     items, found = check_items(items, classes, 0 if addition else max(2 + bool(made), min_per_class or 0))
     problems, skipping = bad + spelling_problems(classes) + unread + found, on_bad == 'skip'
     if any(not (skipping and p.can_skip) for p in problems): raise InputError(problem_report(problems, path, len(rows), skipping))
-    items['split'] = make_splits(items, made, seed)
+    items = items.assign(near=near_families(items))
+    items['split'], divided = split_families(items, made, seed, classes)
     if not addition and (short := short_classes(items, classes, [*made])): raise InputError(problem_report(short, path, len(rows)))
-    notes, items = data_notes(items, classes), items.drop(columns=['content','unit'])
-    return ImageData(root, items, classes, problems, fingerprint(items), 'given' if given else 'made', [*made], notes, str(path))
+    notes = data_notes(items, classes) + near_notes(near := near_summary(items), divided)
+    items = items.drop(columns=['content','unit','look','near'])
+    return ImageData(root, items, classes, problems, fingerprint(items), 'given' if given else 'made', [*made], notes, str(path), near)

@@ -22,13 +22,14 @@ from scipy.special import log_softmax
 from torch import nn
 
 from .artifact import Model, free_folder
-from .certificate import Judged, Limits, certificate_page, check_limits, latency, new_figures, old_figures, state_bytes
+from .certificate import Judged, Limits, certificate_page, check_limits, judged_by, judging_notes, latency, new_figures, old_figures, state_bytes
 from .core import InputError, did_you_mean, hash_bytes, hash_state, seeded
 from .data import LabelledData, read_images
 from .finetune import FitProgress, GrownHead, Stage, TransferNet, put_head, raw_head
 from .heads import (ClassStatistics, SolvedHead, carry_statistics, fit_into, join_classes, keep_classes, merge_statistics, move_rows, sample_scores,
     solve_statistics, take_away)
 from .labels import class_places
+from .learned import Learned, looks_of, why_learned
 from .records import code_version, environment
 from .replay import Distil, Exemplars, content_of, take_exemplars
 from .texts import read_texts
@@ -310,6 +311,8 @@ class _Job:
     seed:int
     n_kept:int=0                   # of `old`, the last ones: those that stayed with the model
     rows_change:bool=True          # whether any row comes, goes or changes its class; otherwise the head is left alone
+    judging:'_Judging|None'=None
+    fixed:list = field(default_factory=list) # items whose labels were corrected
     grown:ClassStatistics|None=None
     solved:SolvedHead|None=None
     x:torch.Tensor|None=None       # features of the new items
@@ -364,8 +367,8 @@ def expand_model(
     kept = model.exemplars().renamed({c: None for c in remove} | (join or {})).renamed(rename or {})
     more = Exemplars([*replay.train, *replay.test], [*replay.train_labels, *replay.test_labels]) if replay else Exemplars([], [])
     job = _Job(model, s, known, class_places(known, new.data.classes if new else [])[0], new, judge, Exemplars(more.items + kept.items, more.labels + kept.labels),
-               not (remove or join), limits or Limits(), tuning, seed, len(kept),
-               bool(remove or join or fixes or new and new.train))
+               not (remove or join), limits or Limits(), tuning, seed, len(kept), bool(remove or join or fixes or new and new.train),
+               fixed=[i if model.is_text else Path(i) for i,*_ in fixes])
     _check_job(job, mode, test_pct)
     made = _make(job, mode)
     if memory is None: memory = max((kept.labels.count(c) for c in set(kept.labels)), default=0)
@@ -453,11 +456,37 @@ def _memory(model:Model, old:Exemplars, new:NewData|None, per_class:int, seed:in
     "What stays with the new model: as many of each class, from old items that are there and the new ones"
     return model.take([*old.items, *(new.train if new else [])], [*old.labels, *(new.train_labels if new else [])], per_class, seed)
 
+# %% ../nbs/50_expand.ipynb #2f66af01
+@dataclass
+class _Judging:
+    "Items to judge by with their labels, whether each is of an old class, and why it may not judge ('': it may)"
+    items:list
+    labels:list[str]
+    old:np.ndarray # (n,) bool
+    why:list[str]
+    complete:bool  # whether the parent knows all that it learned from
+    @property
+    def reasons(self) -> tuple[list[str], list[str]]: return [w for w,o in zip(self.why, self.old) if o], [w for w,o in zip(self.why, self.old) if not o]
+    def part(self, old:bool) -> tuple[list, list[str]]:
+        "Items of old or of new classes that may judge, and their labels"
+        at = [k for k,(w,o) in enumerate(zip(self.why, self.old)) if not w and o == old]
+        return [self.items[k] for k in at], [self.labels[k] for k in at]
+
+def _judging(job:_Job) -> _Judging:
+    new, judge, replay, learned = job.new, job.judge, job.old.items[:len(job.old) - job.n_kept], job.model.learned()
+    rows = [*zip(new.test, new.test_labels)] if new else []
+    if judge: rows += zip(judge.test, judge.test_labels) if judge.test else zip(judge.train, judge.train_labels)
+    items, labels = [i for i,_ in rows], [l for _,l in rows]
+    sources = {'new items to learn from': new.train if new else [], 'items to replay': replay,
+               'items that stayed with the model': job.old.items[len(replay):], 'corrected items': job.fixed,
+               'what the parent learned from': learned}
+    return _Judging(items, labels, np.array([l in job.known for l in labels], bool), why_learned(items, sources), learned.complete)
+
 # %% ../nbs/50_expand.ipynb #d1fce353
 def _certificate(job:_Job, net:TransferNet, mode:str, head:dict) -> tuple[dict, np.ndarray]:
     model, classes, known, new, judge, same = job.model, job.classes, job.known, job.new, job.judge, job.same
-    items, labels = _judging(new, judge, known)
-    fresh = [(i, l) for i,l in zip(new.test, new.test_labels) if l not in known] if new else []
+    job.judging = job.judging or _judging(job)
+    (items, labels), fresh = job.judging.part(True), [*zip(*job.judging.part(False))]
     before, after = _logits(model, [model.net, net], items, 'judging old classes') if items else (np.zeros((0, len(model.classes))), np.zeros((0, len(classes))))
     on_new, = _logits(model, [net], [i for i,_ in fresh], 'judging new classes') if fresh else (np.zeros((0, len(classes))),)
     number = {c: i for i,c in enumerate(classes)}
@@ -466,28 +495,15 @@ def _certificate(job:_Job, net:TransferNet, mode:str, head:dict) -> tuple[dict, 
     c = dict(schema='tl_notebooks/certificate/1', made=time.strftime('%Y-%m-%dT%H:%M:%S%z'), mode=mode,
              parent=dict(sha256=model.manifest['sha256'], classes=list(model.classes)), child=dict(classes=classes), new_classes=job.added,
              data=dict(path=str(new.data.given), fingerprint=new.data.fingerprint, counts=new.data.counts()) if new else None,
-             judged_by=dict(old=len(y), new=len(new_y), old_fingerprint=judge.data.fingerprint if judge else None),
+             judged_by=judged_by(*job.judging.reasons, job.judging.complete, old_fingerprint=judge.data.fingerprint if judge else None),
              body_bit_identical=hash_state(net.body.state_dict()) == hash_state(model.net.body.state_dict()))
     c |= (old_figures(was, now, classes) if same else {}) | new_figures(added, now if len(y) else None, classes, len(known))
     c |= dict(size=dict(before=state_bytes(model.net), after=state_bytes(net)), latency_ms=_latencies(model, net, [*items, *(i for i,_ in fresh)]),
-              close_pairs=job.pairs, notes=_notes(job, items, mode, head), limits=check_limits(c, job.limits), head=head, code_version=code_version(), processor=environment()['processor'])
+              close_pairs=job.pairs, notes=_notes(job, items, mode, head) + judging_notes(c['judged_by']), limits=check_limits(c, job.limits), head=head, code_version=code_version(), processor=environment()['processor'])
     c['status'] = 'pass' if all(l['passed'] for l in c['limits']) else 'fail'
     matrix = np.zeros((len(classes),)*2, int)
     for j in (now, added): np.add.at(matrix, (j.y, j.logits.argmax(1)), 1) if len(j.y) else None
     return c, matrix
-
-def _judging(new:NewData|None, judge:NewData|None, known:Sequence[str]) -> tuple[list, list[str]]:
-    "Items of old classes to judge by; none that the expansion learns from"
-    learned = set(new.data.items[new.data.items.split != 'test'].sha256) if new else set()
-    out = [(i, l) for i,l in zip(new.test, new.test_labels) if l in known] if new else []
-    if judge:
-        rows = judge.data
-        use = ['test'] if (rows.items.split == 'test').any() else ['train', 'valid']
-        inputs = [*judge.test] if use == ['test'] else [*judge.train]
-        hashes = [h for u in use for h in rows.subset(u).sha256]
-        labels = judge.test_labels if use == ['test'] else judge.train_labels
-        out += [(i, l) for i,l,h in zip(inputs, labels, hashes) if h not in learned]
-    return [i for i,_ in out], [l for _,l in out]
 
 # %% ../nbs/50_expand.ipynb #a4c4e0c4
 def _notes(job:_Job, items, mode:str, head:dict) -> list[str]:
@@ -504,7 +520,7 @@ def _notes(job:_Job, items, mode:str, head:dict) -> list[str]:
         few = [c for c in dict.fromkeys(job.new.train_labels) if job.new.train_labels.count(c) == 1]
         if few: out.append(f"one item only to learn {', '.join(map(repr, few))} from.")
     if job.statistics is not None and job.statistics.prior is not None and job.grown is not None and job.grown.prior is None: out.append("a new class has a name without letters, so the names of the others no longer help either.")
-    if not items: out.append("no items of old classes to judge by; give some with `old`.")
+    if not items and not any(job.judging.reasons[0]): out.append("no items of old classes to judge by; give some with `old`.")
     if not job.same: out.append("classes were removed or joined: old scores cannot be compared one by one.")
     return out
 
@@ -514,10 +530,17 @@ def _latencies(model:Model, net:TransferNet, items:Sequence) -> dict|None:
     x = model._normal(batch)
     return dict(before=latency(model.net, x), after=latency(net, x))
 
+def _learned(job:_Job) -> Learned:
+    "Hashes of what this expansion learned from"
+    out, replay = Learned(), job.old.items[:len(job.old) - job.n_kept]
+    for items in (job.new.train if job.new else [], replay, job.fixed): out += Learned.of(looks_of(items))
+    return out
+
 def _save(out:Path, job:_Job, made:_Made, memory:Exemplars) -> Path:
     c = made.certificate
     metrics = {k: c[v] for k,v in (('old_accuracy', 'old_accuracy_after'), ('new_accuracy', 'new_accuracy')) if v in c}
-    return job.model.save_child(out, made.net, job.classes, made.statistics, made.head, c, certificate_page(c, made.matrix), metrics, c['data'], memory=memory)
+    return job.model.save_child(out, made.net, job.classes, made.statistics, made.head, c, certificate_page(c, made.matrix), metrics, c['data'], memory=memory,
+                                learned=_learned(job))
 
 # %% ../nbs/50_expand.ipynb #a74a6fdb
 def _ancestors(m:dict) -> list[str]: return [a['sha256'] for a in m.get('lineage', [])] + [m['sha256']]
@@ -543,7 +566,7 @@ def merge_models(
                   p and need_statistics(p), b.classes)
     net, head = solved_net(a, s, seed)
     if estimates := [h['carried'] for h in (a.manifest.get('head') or {}, b.manifest.get('head') or {}) if 'carried' in h]: head['carried'] = min(estimates)
-    return a.save_child(out, net, classes, fit_into(s), head, metrics={}, data={}, memory=_both(a.exemplars(), b.exemplars()), merged_with=b.manifest['sha256'])
+    return a.save_child(out, net, classes, fit_into(s), head, metrics={}, data={}, memory=_both(a.exemplars(), b.exemplars()), learned=b.learned(), merged_with=b.manifest['sha256'])
 
 # %% ../nbs/50_expand.ipynb #3e91c878
 def _both(a:Exemplars, b:Exemplars) -> Exemplars:

@@ -10,7 +10,7 @@ __all__ = ['GROWS', 'BOX_PAGE', 'OldAnswers', 'moved_answers', 'drawn_loss', 'gr
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,13 @@ from .artifact import Model, free_folder
 from .box_predict import picture_detector
 from .box_scores import box_scores, compare_boxes, compare_scores
 from .boxes import BoxData, read_boxes
-from .certificate import Limits, check_limits, state_bytes
+from .certificate import Limits, check_limits, judged_by, judging_notes, state_bytes
 from .core import InputError, progress, seeded
 from .data import open_image
 from .detection import BoxLearner, DenseNet, box_dls, box_net, square
 from .finetune import FitProgress
 from .labels import class_places, class_rows, warm_start
+from .learned import learned_items, why_learned
 from .records import code_version
 
 # %% ../nbs/53_expand_boxes.ipynb #89415304
@@ -210,26 +211,47 @@ def expand_boxes(
     report = tuned_boxes(model, net, d, classes, mode, tuning, seed)
     c = _certificate(model, net, d, judge, classes, mode, limits or Limits(), report, seed)
     head = (model.manifest.get('head') or {}) | dict(kind='trained', grown=report)
-    return BoxExpansion(model.save_child(out, net, classes, None, head, c, box_page(c), c['metrics'], c['data']), c)
+    return BoxExpansion(model.save_child(out, net, classes, None, head, c, box_page(c), c['metrics'], c['data'], learned=learned_items(d)), c)
+
+# %% ../nbs/53_expand_boxes.ipynb #927bfcd7
+def _only_pictures(data:BoxData, keep:np.ndarray) -> BoxData:
+    "`data` without the pictures whose row of `keep` (n,) is False, and without their boxes"
+    row = np.cumsum(keep) - 1
+    boxes = data.boxes[keep[data.boxes.image.to_numpy()]]
+    return replace(data, items=data.items[keep].reset_index(drop=True), boxes=boxes.assign(image=row[boxes.image.to_numpy()]).reset_index(drop=True))
+
+def _may_judge(model:Model, d:BoxData, judge:BoxData|None) -> tuple[BoxData, BoxData|None, tuple[list[str], list[str]]]:
+    "Both without test pictures that were learned from (of `judge`, what judges becomes its test split), and why each may not judge"
+    sources = {'new pictures to learn from': d.files('train') + d.files('valid'), 'what the parent learned from': model.learned()}
+    if judge is not None and not (judge.items.split == 'test').any(): judge = replace(judge, items=judge.items.assign(split=judge.items.split.replace('train', 'test')))
+    out, why = [], []
+    for data in (judge, d):
+        if data is None: out.append(None); why.append([]); continue
+        reasons, at = why_learned(data.files('test'), sources), np.flatnonzero(data.items.split == 'test')
+        keep = np.ones(len(data.items), bool); keep[at] = [not r for r in reasons]
+        out.append(_only_pictures(data, keep)); why.append(reasons)
+    return out[1], out[0], tuple(why)
 
 # %% ../nbs/53_expand_boxes.ipynb #8b86b4f9
 def _certificate(model:Model, net:DenseNet, d:BoxData, judge:BoxData|None, classes:list[str], mode:str, limits:Limits, report:dict, seed:int) -> dict:
     n, threshold = len(model.classes), (model.manifest.get('head') or {}).get('threshold', .3)
+    given, (d, judge, why) = d, _may_judge(model, d, judge)
     drawn, truth = [i for i,c in enumerate(classes) if c in d.classes], d.targets('test')
     c = dict(schema='tl_notebooks/certificate/1', task='boxes', made=time.strftime('%Y-%m-%dT%H:%M:%S%z'), mode=mode, parent=dict(sha256=model.manifest['sha256'], classes=model.classes),
              child=dict(classes=classes), new_classes=classes[n:], code_version=code_version(), notes=[], training=report,
              size=dict(before=state_bytes(model.net), after=state_bytes(net)),
              body_bit_identical=all(torch.equal(a, b) for a,b in zip(model.net.body.state_dict().values(), net.body.state_dict().values())),
-             data=dict(path=str(d.given), fingerprint=d.fingerprint, counts=d.counts()))
+             data=dict(path=str(given.given), fingerprint=given.fingerprint, counts=given.counts()))
     if truth:
         truth = [{**t, 'labels': np.array([classes.index(d.classes[l]) for l in t['labels']], int)} for t in truth]
         found = found_in(model, net, d.files('test'))
         c['new'] = {k: v.as_json() for k,v in box_scores(truth, only_classes(found, drawn), classes, seed=seed).metrics.items()}
         fresh = box_scores(*(only_classes(x, range(n, len(classes))) for x in (truth, found)), classes, seed=seed)
         if 'map50' in fresh.metrics: c['new_accuracy'] = fresh.metrics['map50'].as_json()
-    if judge is not None: c |= old_box_figures(model, net, judge, 'test' if len(judge.subset('test')) else 'train', classes, threshold, seed)
-    else: c['notes'].append('old classes were not judged: no pictures with them were given (--old).')
-    c['judged_by'] = dict(old=0 if judge is None else len(judge.subset('test')) or len(judge.subset('train')), new=len(truth))
+    c['judged_by'] = judged_by(*why, model.learned().complete)
+    if c['judged_by']['old']: c |= old_box_figures(model, net, judge, 'test', classes, threshold, seed)
+    elif not why[0]: c['notes'].append('old classes were not judged: no pictures with them were given (--old).')
+    c['notes'] += judging_notes(c['judged_by'])
     c['metrics'] = {k: c[k] for k in ('old_accuracy_after', 'new_accuracy') if k in c}
     c['limits'] = check_limits(c, limits)
     c['status'] = 'pass' if all(l['passed'] for l in c['limits']) else 'fail'
@@ -243,12 +265,14 @@ BOX_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta n
 <h2>What became of the old classes</h2><table><tr><td>body of the network<td>{{ 'bit-identical' if c.body_bit_identical else 'changed' }}</tr>
 {% if c.old_difference %}<tr><td>old logits<td>{{ 'bit-identical' if c.old_logits_bit_identical else 'greatest change ' ~ num(c.greatest_change_of_an_old_logit) }}</tr>
 <tr><td>AP50<td>{{ iv(c.old_accuracy_before) }} before, {{ iv(c.old_accuracy_after) }} after</tr><tr><td>difference, same pictures<td>{{ iv(c.old_difference) }}</tr>
-<tr><td>old objects taken for a new class<td>{{ c.taken_for_new }} of {{ c.old_boxes }}</tr>{% for k in c.old_before if '/' in k or k == 'map' %}<tr><td>{{ k }}<td>{{ iv(c.old_before[k]) }} before, {{ iv(c.old_after[k]) }} after</tr>{% endfor %}{% endif %}</table>
+<tr><td>old objects taken for a new class<td>{{ c.taken_for_new }} of {{ c.old_boxes }}</tr>{% for k in c.old_before if '/' in k or k == 'map' %}<tr><td>{{ k }}<td>{{ iv(c.old_before[k]) }} before, {{ iv(c.old_after[k]) }} after</tr>{% endfor %}
+{% elif left.old %}<tr><td>AP50<td class="fail">not judged: all {{ left.old.values()|sum }} pictures were learned from</tr>{% endif %}</table>
 {% for n in c.notes %}<p class="fail">{{ n }}</p>{% endfor %}<h2>What is new</h2><p>{{ c.new_classes|join(', ') }}{% if c.new_accuracy %}: AP50 {{ iv(c.new_accuracy) }}{% endif %}.</p>
 <table><tr><td>learned from<td>{{ c.training.pictures }} pictures, on which {{ c.training.drawn|join(', ') }} was drawn{% if c.training.held %}; {{ c.training.held|join(', ') }} held to the old model's answers{% endif %}</tr><tr><td>time<td>{{ '%.0f'|format(c.training.seconds) }} s</tr></table>
 {% for f in figures %}<p><img alt="" src="data:image/png;base64,{{ f }}"></p>{% endfor %}
 <h2>From what</h2><table><tr><td>parent<td><code>{{ c.parent.sha256 }}</code></tr><tr><td>new data<td><code>{{ c.data.path }}</code>, fingerprint <code>{{ (c.data.fingerprint or '')[:16] }}</code></tr>
-<tr><td>judged by<td>{{ c.judged_by.old }} pictures with old classes, {{ c.judged_by.new }} with new ones</tr><tr><td>code<td><code>{{ c.code_version }}</code></tr></table></body></html>"""
+<tr><td>judged by<td>{{ c.judged_by.old }} pictures with old classes, {{ c.judged_by.new }} with new ones</tr>
+{% for k in ('old', 'new') if left[k] %}<tr><td>left out, {{ k }} classes<td>{% for r,n in left[k].items() %}{{ n }} that are or copy {{ r }}{{ ', ' if not loop.last }}{% endfor %}</tr>{% endfor %}<tr><td>code<td><code>{{ c.code_version }}</code></tr></table></body></html>"""
 
 def box_page(c:dict) -> str:
     "The certificate as one page"
@@ -256,5 +280,5 @@ def box_page(c:dict) -> str:
     rows = {f'{k.partition("/")[2]}, {w}': v[k] for w,v in (('before', c.get('old_before', {})), ('after', c.get('old_after', {}))) for k in v if k.startswith('map50/')}
     rows |= {f'{k.partition("/")[2]}, new': v for k,v in c.get('new', {}).items() if k.startswith('map50/') and k.partition('/')[2] in c['new_classes']}
     figures = [plots.plot_intervals(dict(sorted(rows.items())), 'AP50 (95 % interval)', highlight=[r for r in rows if r.endswith('before')])] if rows else []
-    return Environment(autoescape=True).from_string(BOX_PAGE).render(c=c, style=plots.PAGE_STYLE, figures=[plots.png_base64(f) for f in figures],
+    return Environment(autoescape=True).from_string(BOX_PAGE).render(c=c, left=c.get('judged_by', {}).get('left_out', {}), style=plots.PAGE_STYLE, figures=[plots.png_base64(f) for f in figures],
         num=lambda v: 'not judged' if v is None else f'{v:.3g}', iv=lambda i: f"{i['value']:.3f} ({i['low']:.3f} … {i['high']:.3f}, n={i['n']})")

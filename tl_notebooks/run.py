@@ -376,6 +376,7 @@ same budget: <b>{{ pc(control.value) }}</b> ({{ pc(control.low) }} to {{ pc(cont
 {% if r.frozen %}<p class="muted">Frozen layers: {{ r.frozen|sum(attribute='computed') }} rows computed ({{ mb(r.frozen|sum(attribute='bytes')) }}), everything else read from the cache.</p>{% endif %}
 <h2>On what</h2><table><tr><td>data<td><code>{{ r.data.path }}</code>, fingerprint <code>{{ (r.data.fingerprint or '')[:16] }}</code></tr>
 {% for s,c in (r.data.counts or {}).items() %}<tr><td>{{ s }}<td>{{ c.values()|sum }}: {% for k,v in c.items() %}{{ k }} {{ v }}{{ ', ' if not loop.last }}{% endfor %}</tr>{% endfor %}
+{% for n in r.data.notes or [] %}<tr><td>note<td>{{ n }}</tr>{% endfor %}
 {% for k,v in r.model.items() %}<tr><td>{{ k }}<td>{{ v }}</tr>{% endfor %}</table>
 <h2>How to repeat it</h2><pre>{{ command }}</pre><table>
 <tr><td>parameters<td>{% for k,v in r.params.items() %}<code>{{ k }}={{ v }}</code> {% endfor %}</tr>

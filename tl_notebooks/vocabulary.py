@@ -20,10 +20,11 @@ from torch import nn
 
 from . import evidence
 from .artifact import Model, free_folder
-from .certificate import Judged, Limits, certificate_page, check_limits, latency, old_figures, state_bytes
+from .certificate import Judged, Limits, certificate_page, check_limits, judged_by, judging_notes, latency, old_figures, state_bytes
 from .core import InputError, did_you_mean, tl_hint
 from .finetune import TransferNet, put_head
 from .heads import ClassStatistics, fit_into, solve_statistics
+from .learned import why_learned
 from .records import code_version, environment
 from .text import TokenReader, text_groups
 from .texts import TABLES, TEXT_SUFFIXES, TextData, list_texts, read_texts
@@ -216,10 +217,11 @@ def expand_words(
     some = sample_texts(given, 5000, seed)
     g = grow_model(model, wanted, init or ('context' if some else 'mean'), some, fit_steps, seed)
     if train: train_growth(g, model, some, train, thaw, seed)
-    tests, y = _test_texts(judge, model, learned)
+    fitted = some if train or g.fitted else []
+    tests, y, why = _test_texts(judge, model, learned, fitted)
     s, head = solve_again(g, learned.items.text.tolist(), [model.classes.index(l) for l in learned.items.label]) if learned else (None, None)
-    c = _certificate(model, g, init or ('context' if some else 'mean'), given or tests, some, tests, y, judge, learned, thaw, limits or Limits())
-    return WordExpansion(_save(out, model, g, c, s, head, thaw), c, proposal)
+    c = _certificate(model, g, init or ('context' if some else 'mean'), given or judge.items.text.tolist(), some, tests, y, why, judge, learned, thaw, limits or Limits())
+    return WordExpansion(_save(out, model, g, c, s, head, thaw, [*fitted, *(learned.items.text if learned else [])]), c, proposal)
 
 # %% ../nbs/52_vocabulary.ipynb #38056c98
 def _checked(out, parent, words, corpus, train, thaw) -> tuple[Path, Model]:
@@ -241,32 +243,34 @@ def _labelled(model:Model, data, name:str, on_bad:str, columns:dict) -> TextData
     if name == 'learn': d = copy.copy(d); d.items = d.items[d.items.split != 'test'] # those are never learned from
     return d
 
-def _test_texts(judge:TextData|None, model:Model, learned:TextData|None) -> tuple[list[str], np.ndarray]:
-    "Texts to judge by, none that the head is solved from"
-    if judge is None: return [], np.zeros(0, int)
+def _test_texts(judge:TextData|None, model:Model, learned:TextData|None, fitted:Sequence[str]) -> tuple[list[str], np.ndarray, list[str]]:
+    "Texts to judge by, their class numbers, and why others that were given may not ('': those that may); `fitted`: texts that the new words were fitted to"
+    if judge is None: return [], np.zeros(0, int), []
     rows = judge.subset('test') if (judge.items.split == 'test').any() else judge.items
-    if learned is not None: rows = rows[~rows.sha256.isin({*learned.items.sha256})]
-    return rows.text.tolist(), np.array([model.classes.index(l) for l in rows.label], int)
+    why = why_learned(rows.text.tolist(), {'texts that the head is solved from': [] if learned is None else learned.items.text.tolist(),
+                                           'texts that the new words were fitted to': fitted, 'what the parent learned from': model.learned()})
+    rows = rows[[not w for w in why]]
+    return rows.text.tolist(), np.array([model.classes.index(l) for l in rows.label], int), why
 
 # %% ../nbs/52_vocabulary.ipynb #7cb6d145
-def _certificate(model, g, init, corpus, some, tests, y, judge, learned, thaw, limits) -> dict:
+def _certificate(model, g, init, corpus, some, tests, y, why, judge, learned, thaw, limits) -> dict:
     was, now = model.reader.tok, g.model.reader.tok
     words = dict(words=list(g.words), init=init, fitted=g.fitted, training=g.training and vars(g.training), thawed_groups=thaw,
                  head='solved anew' if learned else 'bit-identical', unchanged=unchanged_texts(model, g, [*tests, *some]),
                  tokens=token_figures(was, now, corpus), speed=text_speed(model, g.model, (tests or some)))
     c = dict(schema='tl_notebooks/certificate/1', made=time.strftime('%Y-%m-%dT%H:%M:%S%z'), mode='words', parent=dict(sha256=model.manifest['sha256'], classes=list(model.classes)),
              child=dict(classes=list(model.classes)), new_classes=[], data=learned and dict(path=str(learned.given), fingerprint=learned.fingerprint, counts=learned.counts()),
-             judged_by=dict(old=len(tests), new=0, old_fingerprint=judge.fingerprint if judge else None), body_bit_identical=same_but_rows(model, g))
+             judged_by=judged_by(why, [], model.learned().complete, old_fingerprint=judge.fingerprint if judge else None), body_bit_identical=same_but_rows(model, g))
     c |= _judge(model, g, tests, y)
     speed = words['speed']
     c |= dict(vocabulary=words, size=dict(before=state_bytes(model.net), after=state_bytes(g.model.net)), latency_ms=speed and speed['single'], close_pairs=[],
-              notes=_notes(model, c, words, tests, learned, thaw), limits=check_limits(c, limits), code_version=code_version(), processor=environment()['processor'])
+              notes=_notes(model, c, words, tests, learned, thaw) + judging_notes(c['judged_by']), limits=check_limits(c, limits), code_version=code_version(), processor=environment()['processor'])
     return c | dict(status='pass' if all(l['passed'] for l in c['limits']) else 'fail')
 
 def _notes(model, c, w, tests, learned, thaw) -> list[str]:
     out = []
     if c.get('old_difference', {}).get('high', 0) < 0: out.append("accuracy fell by more than chance: the tokens saved are paid for. More steps of fitting, fewer words, or `learn` may help; else the old words are better.")
-    if not tests: out.append("no labelled texts to judge by; give some with `data`.")
+    if not tests and not c['judged_by']['left_out']['old']: out.append("no labelled texts to judge by; give some with `data`.")
     if not w['unchanged']['texts']: out.append("no text without new words was at hand, so none could be compared.")
     elif not thaw and not w['unchanged']['features_bit_identical']: out.append("texts without new words have other features than before: this should not be.")
     if not learned and model.statistics() is not None:
@@ -279,7 +283,7 @@ def _notes(model, c, w, tests, learned, thaw) -> list[str]:
     return out
 
 # %% ../nbs/52_vocabulary.ipynb #b294726a
-def _save(out:Path, model:Model, g:Growth, c:dict, s:ClassStatistics|None, head:dict|None, thaw:int) -> Path:
+def _save(out:Path, model:Model, g:Growth, c:dict, s:ClassStatistics|None, head:dict|None, thaw:int, learned:Sequence[str]) -> Path:
     metrics = {'accuracy': c['old_accuracy_after']} if 'old_accuracy_after' in c else {}
     return model.save_child(out, g.model.net, model.classes, s or (None if thaw else model.statistics()), head or model.manifest.get('head') or {}, c, certificate_page(c), metrics, c['data'],
-                            g.model.reader.tok, model.exemplars())
+                            g.model.reader.tok, model.exemplars(), learned)
