@@ -6,24 +6,27 @@
 __all__ = ['PRECISIONS', 'NORMS', 'TURNS', 'WIN', 'merge_groups', 'TransferNet', 'autocast', 'RandomFeatures', 'random_signs',
            'small_step', 'measure_precision', 'compare_turns', 'choose_precision', 'compile_body', 'NormEval', 'Probe',
            'FitProgress', 'FrozenPrefix', 'FlipMaps', 'TransferLearner', 'solve_head', 'put_head', 'raw_head',
-           'GrownHead', 'without_augmentation', 'Stage', 'measuring_norms', 'refresh_norms', 'scale_logits']
+           'GrownHead', 'without_augmentation', 'Stage', 'Gain', 'compare_losses', 'item_losses', 'measuring_norms',
+           'refresh_norms', 'scale_logits']
 
 # %% ../nbs/20_finetune.ipynb #aa1a93a5
 import contextlib
 import copy
 import functools
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import numpy as np
 import torch
+from scipy.special import log_softmax, stdtr
 from torch import nn
 from .activations import (DTYPES, Activations, ActivationStore, CachedDL, CannotCache, Cut, Items, Prefix, activations_dir, cache_limit,
     channels_last, fill, find_cut, format_bytes, free_disk, hash_prefix, make_room, room, row_name, run_suffix, say, ViewedDL)
 from .core import InputError, cache_dir, hash_json, progress, write_json
-from .heads import ClassStatistics, RidgeHead, ridge_loo, scale_of, solve_statistics
+from .heads import ClassStatistics, RidgeHead, fit_scale, ridge_loo, scale_of, solve_statistics
 from .records import code_version, environment, make_choice, processor_name
 from fastai.callback.core import Callback, GatherPredsCallback
 from fastai.callback.schedule import lr_find # noqa: F401  adds fit_one_cycle, fine_tune and lr_find to Learner
@@ -653,6 +656,7 @@ def probe(
     "Solve the head in closed form from one pass over the training images and report on the validation images"
     start, net = time.perf_counter(), self.model
     if isinstance(net.lift, RandomFeatures): net.lift_features(None)
+    self.kept = 'probe'
     with without_augmentation(self.dls[0]) as train:
         if thaw: self.precompute([train, self.dls[1]], thaw)
         x, y = self.features(train, 'probe: training items')
@@ -684,6 +688,9 @@ class Stage:
     valid_accuracy:float|None=None
     seconds:float=0.
     kept:bool=False             # whether its weights are the ones that the next stage began with
+    gain:float|None=None        # in held-out loss, on the average item, over the better of what stood
+    p:float|None=None           # one-sided, of that gain; see `compare_losses`
+    why:str=''                  # it was kept, or undone
 
 @patch
 def trains(self:TransferLearner, thaw:int|None) -> int:
@@ -709,10 +716,67 @@ def thaw_that_fits(self:TransferLearner, thaw:int|None, epochs:int) -> int|None:
     try: return make_choice(f'groups that train, of {thaw} in {epochs} epochs', thaw, decide, tell=say)
     except CannotCache: return thaw # said when it is opened
 
+# %% ../nbs/20_finetune.ipynb #a8d0c36b
+@dataclass
+class Gain:
+    "What held-out items say about two networks: the mean gain in loss, the chance of such a gain without any (one-sided), and whether it counts"
+    gain:float
+    p:float
+    n:int
+    better:bool
+    why:str
+
+def compare_losses(
+    before,          # (n,) losses of held-out items
+    after,           # (n,) of the same items
+    sure:float=2.,   # Standard errors that a normal variable must pass to be as unlikely as the gain; below 0: anything counts
+    fewest:int=10,   # Items below which nothing is shown
+) -> Gain:
+    "One-sided paired t-test"
+    each = np.asarray(before, float) - np.asarray(after, float)
+    n, gain = len(each), float(each.mean()) if len(each) else 0.
+    error = float(each.std(ddof=1)/n**.5) if n > 1 else 0.
+    p = float(stdtr(n - 1, -gain/error)) if error else float(gain <= 0 or n < 2)
+    if sure < 0: return Gain(gain, p, n, True, 'kept, as asked for')
+    if n < fewest: return Gain(gain, p, n, False, f'undone: {n} held-out items show nothing, {fewest} would be the fewest')
+    better = p < math.erfc(sure/2**.5)/2
+    return Gain(gain, p, n, better, f"{'kept: better' if better else 'undone: not better beyond chance'} on {n} held-out items, p = {p:.2g}")
+
+def item_losses(scores:np.ndarray, y:np.ndarray) -> np.ndarray: # (n,)
+    "Cross-entropy of each row of (n, k) scores, times the factor that suits them all best"
+    return -log_softmax(fit_scale(scores, y)*scores, 1)[np.arange(len(y)), y] if len(y) else np.zeros(0)
+
+# %% ../nbs/20_finetune.ipynb #457ae981
+@patch
+def valid_logits(self:TransferLearner) -> tuple[np.ndarray, np.ndarray]:
+    "(n, k) float64 logits and (n,) classes of the validation items, in order"
+    if not self.dls[1].n: return np.zeros((0, self.model.head[-1].out_features)), np.zeros(0, int)
+    with self.no_bar(), self.no_logging(): logits, y = self.get_preds(ds_idx=1, act=lambda x: x)
+    return logits.double().cpu().numpy(), y.cpu().numpy().astype(int)
+
+@patch
+def refit_rows(self:TransferLearner) -> tuple[torch.Tensor, torch.Tensor, dict]:
+    "Features and classes that a probe is solved from in the end, training items first, then validation items; and what `ridge_loo` takes beside them"
+    x, y, vx, vy = self.probe_features
+    return torch.cat([x, vx]), torch.cat([y, vy]), {}
+
+@patch
+def standing(self:TransferLearner) -> list[np.ndarray]:
+    "Scores (n, k) of the validation items by what would stay without a stage: the network as it is; and the refitted probe, where it is one"
+    if self.kept == 'fine-tuned': return [self.valid_logits()[0]]
+    (x, y, more), (_, own, _, vy) = self.refit_rows(), self.probe_features
+    return [self.valid_logits()[0], ridge_loo(x, y, self.model.head[-1].out_features, **more).loo_scores[len(own):len(own) + len(vy)]]
+
 # %% ../nbs/20_finetune.ipynb #a6d7de58
 @patch
-def run_stage(self:TransferLearner, stage:Stage, best:float, lr_mult:float=100, **kwargs) -> Stage:
-    "Train as `stage` says; keep the outcome if its validation loss is below `best`, otherwise go back"
+def run_stage(
+    self:TransferLearner,
+    stage:Stage,
+    stands:Sequence[np.ndarray]|None, # Scores of the validation items that it must beat, each; `None`: kept whatever comes out
+    lr_mult:float=100,
+    **kwargs,                         # For `fit_one_cycle`
+) -> Stage:
+    "Train as `stage` says; keep the outcome if held-out items show that it is better than what stands, otherwise go back"
     start, before = time.perf_counter(), {k: v.detach().clone() for k,v in self.model.state_dict().items()}
     self.unfreeze() if stage.thaw is None else self.freeze_to(-stage.thaw)
     thawed = stage.thaw or len(self.model.param_groups())
@@ -720,29 +784,38 @@ def run_stage(self:TransferLearner, stage:Stage, best:float, lr_mult:float=100, 
     stage.name = stage.name or ('all layers' if stage.thaw is None else 'head' if thawed == 1 else f'last {thawed} groups')
     self.fit_one_cycle(stage.epochs, slice(stage.lowest_lr, stage.lr) if thawed > 1 else stage.lr, **kwargs)
     stage.valid_loss, stage.valid_accuracy = (list(map(float, self.recorder.values[-1][1:3])) + [None])[:2]
-    stage.kept, stage.seconds = stage.valid_loss < best, time.perf_counter() - start
+    self._judge(stage, stands)
+    stage.seconds = time.perf_counter() - start
     if not stage.kept: self.model.load_state_dict(before); self.opt = None
     return stage
+
+@patch
+def _judge(self:TransferLearner, stage:Stage, stands:Sequence[np.ndarray]|None) -> None:
+    if stands is None: stage.kept, stage.why = True, 'kept, as asked for'; return
+    logits, y = self.valid_logits()
+    found = max((compare_losses(item_losses(s, y), item_losses(logits, y)) for s in stands), key=lambda g: g.p)
+    stage.kept, stage.gain, stage.p, stage.why = found.better, found.gain, found.p, found.why
 
 # %% ../nbs/20_finetune.ipynb #e4e84229
 @patch
 def thaw_progressively(
     self:TransferLearner,
     stages:Sequence[Stage], # After the probe, in order
-    keep_best:bool=True,    # Go back where a stage did not lower the validation loss
+    keep_best:bool=True,    # Go back where the validation items do not show that a stage helped
+    stands:Sequence[np.ndarray]|None=None, # What the first stage must beat, see `standing`; `None`: what is there
     **kwargs,               # For `fit_one_cycle`; and `lr_mult`, the ratio of the largest to the smallest rate
 ) -> list[Stage]:           # The probe and the stages that ran, filled in
     "Probe, then thaw from the head towards the input, keeping what helps on validation"
     _check_stages(stages, len(self.model.param_groups()))
     for s in stages: s.thaw = self.thaw_that_fits(s.thaw, s.epochs)
     if not self.probed: self.probe(next((s.thaw for s in stages), None))
-    r = self.probe_result
-    if self.kept == 'fine-tuned': self.kept = 'probe'
+    r, level = self.probe_result, 1
     self.stages = [Stage(0, 1, 0., self.kept, self.trains(1), None, r.valid_loss, r.valid_accuracy, r.seconds, True)]
-    best, level = r.valid_loss, 1
-    for s in stages:
-        self.stages.append(self.run_stage(s, best if keep_best else float('inf'), **kwargs))
-        if s.kept: best, level, self.kept = s.valid_loss, s.thaw, 'fine-tuned'
+    if self.kept == 'fine-tuned': self.stages[0].valid_loss, self.stages[0].valid_accuracy = (list(map(float, self.validate())) + [None])[:2]
+    if keep_best and stages: stands = self.standing() if stands is None else stands
+    for i,s in enumerate(stages):
+        self.stages.append(self.run_stage(s, stands if keep_best else None, **kwargs))
+        if s.kept: level, self.kept, stands = s.thaw, 'fine-tuned', [self.valid_logits()[0]] if keep_best and i < len(stages) - 1 else None
     if stages and not s.kept: self.unfreeze() if level is None else self.freeze_to(-level) # what is kept decides what is read from the cache
     return self.stages
 
@@ -764,7 +837,7 @@ def fine_tune(
     div:float=5.0,         # Ratio of the largest to the first rate of the cycle
     probe:bool=True,       # Solve the head in closed form instead of training it for `freeze_epochs`
     thaw:int|None=None,    # Groups that train, counted from the head; `None`: all
-    keep_best:bool=True,   # After a probe: go back to it where fine-tuning did not lower the validation loss
+    keep_best:bool=True,   # After a probe: go back to it unless the validation items show that fine-tuning helped
     **kwargs,              # For `fit_one_cycle`
 ) -> None:
     "Probe (or train the head), then train the last `thaw` groups with discriminative learning rates"
@@ -779,10 +852,10 @@ def refit(self:TransferLearner, **kwargs) -> RidgeHead:
     "Solve the head once more from training and validation items together, only while the probe's body is in place; `kwargs` for `heads.ridge_loo`"
     if self.kept == 'fine-tuned' or not self.probed:
         raise InputError("`refit` wants a probed head on an unchanged body; call `probe` first, and not after fine-tuning was kept.")
-    x, y, vx, vy = self.probe_features
-    x, y = torch.cat([x, vx]), torch.cat([y, vy])
-    found = solve_head(self.model, x, y, **kwargs)
-    self.opt, self.statistics = None, ClassStatistics.from_features(x, y, len(found.weight), kwargs.get('prior'))
+    x, y, more = self.refit_rows()
+    found = solve_head(self.model, x, y, **(kwargs := more | kwargs))
+    n = sum(map(len, self.probe_features[1::2])) # what follows them has no label of its own
+    self.opt, self.statistics = None, ClassStatistics.from_features(x[:n], y[:n], len(found.weight), kwargs.get('prior'))
     return found
 
 # %% ../nbs/20_finetune.ipynb #f756cfe2
