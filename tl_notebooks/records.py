@@ -164,7 +164,7 @@ _run = dict(choices=None, keep=None) # of the run that this process is: name →
 
 def begin_choices(given:dict|None=None, keep:Callable=lambda: None) -> dict:
     "From now on this process is a run: choices that are `given` are taken again, `keep` is called after each new one; gives the dict that holds them"
-    _run.update(choices=dict(given or {}), keep=keep)
+    _run.update(choices={n: {k: c[k] for k in ('asked', 'took', 'why')} for n,c in (given or {}).items()}, keep=keep)
     return _run['choices']
 
 def end_choices() -> None: _run.update(choices=None, keep=None)
