@@ -6,7 +6,8 @@
 __all__ = ['VERSIONED', 'FORMAT', 'DTYPES', 'BLOCK', 'UNITS', 'CannotCache', 'Cut', 'find_cut', 'run_suffix', 'fold_norms',
            'channels_last', 'Prefix', 'describe', 'hash_prefix', 'activations_dir', 'ActivationStore', 'parse_bytes',
            'format_bytes', 'cache_limit', 'say', 'StoreInfo', 'list_stores', 'remove_store', 'clear_stores',
-           'format_stores', 'free_disk', 'room', 'make_room', 'fill', 'Items', 'Activations', 'row_name', 'CachedDL']
+           'format_stores', 'free_disk', 'room', 'make_room', 'fill', 'Items', 'Activations', 'row_name', 'ViewedDL',
+           'CachedDL']
 
 # %% ../nbs/15_activations.ipynb #e5a1a7ed
 import contextlib
@@ -803,32 +804,24 @@ def row_name(name:str, view:int) -> str:
     return f'{name}/{view}' if view else name
 
 # %% ../nbs/15_activations.ipynb #fe8cb74e
-class CachedDL:
-    """The batches of `dl` with activations in place of inputs, as float32; before them where the cut wants both.
-
-    items : of `dl`;  names : of its items;  store : of view 0;  more : of the views 1 … `views`-1, or None
-    live  : (positions, views) → rows, for those that could not be kept;  ram : bytes up to which all rows are held in memory
-    """
-    def __init__(self, dl:DataLoader, items:Items, names:Sequence[str], cut:Cut, store:ActivationStore, more:ActivationStore|None=None,
-                 views:int=1, live:Callable|None=None, ram:int=2**26):
-        self.dl, self.items, self.names, self.cut, self.stores, self.views, self.live = dl, items, names, cut, (store, more), views, live
+class ViewedDL:
+    "The batches of `dl`, whose items are `items` with `names`, where each item shows its versions 0 (plain) … `views`-1 in turn, one an epoch"
+    cut = None
+    def __init__(self, dl:DataLoader, items:Items, names:Sequence[str], views:int):
+        self.dl, self.items, self.names, self.views = dl, items, names, views
         self.epoch, self.first = 0, [int(n[:8], 16) % views for n in names]
-        self.held = None
-        if views*store.bytes_for(names, self.tokens()) <= ram and not self.lacking() and names:
-            held = [self._gather(range(len(names)), [v]*len(names)) for v in range(views)]
-            self.held = held[0] if store.ragged else torch.cat(held)
-
-    def tokens(self) -> dict[str, int]|None: return dict(zip(self.names, self.items.lengths)) if self.items.lengths else None
 
     def __getattr__(self, name):
         if name.startswith('__') or name == 'dl': raise AttributeError(name)
         return getattr(self.dl, name)
     def __len__(self): return len(self.dl)
 
-    def over(self, dl:DataLoader) -> 'CachedDL':
+    def over(self, dl:DataLoader) -> 'ViewedDL':
         "The same for another DataLoader of the same items"
         other = copy.copy(self); other.dl = dl
         return other
+
+    def view_of(self, i:int, epoch:int|None=None) -> int: return ((self.epoch if epoch is None else epoch) + self.first[i]) % self.views
 
     def __iter__(self):
         self.dl.randomize()
@@ -836,6 +829,28 @@ class CachedDL:
         at, bs = list(self.dl.get_idxs()), self.dl.bs
         for i in range(0, len(at)//bs*bs if self.dl.drop_last else len(at), bs): yield self.batch(at[i:i+bs])
         self.epoch += 1
+
+    def batch(self, at:Sequence[int]) -> tuple:
+        "Inputs and targets of some items"
+        b = *self.items.inputs(at, [self.view_of(i) for i in at], self.names), *(y[list(at)] for y in self.items.targets())
+        return to_device(b, self.dl.device) if self.dl.device is not None else b
+
+# %% ../nbs/15_activations.ipynb #df4cdc6b
+class CachedDL(ViewedDL):
+    """The batches of `dl` with activations in place of inputs, as float32; before them where the cut wants both.
+
+    items : of `dl`;  names : of its items;  store : of view 0;  more : of the views 1 … `views`-1, or None
+    live  : (positions, views) → rows, for those that could not be kept;  ram : bytes up to which all rows are held in memory
+    """
+    def __init__(self, dl:DataLoader, items:Items, names:Sequence[str], cut:Cut, store:ActivationStore, more:ActivationStore|None=None,
+                 views:int=1, live:Callable|None=None, ram:int=2**26):
+        super().__init__(dl, items, names, views)
+        self.cut, self.stores, self.live, self.held = cut, (store, more), live, None
+        if views*store.bytes_for(names, self.tokens()) <= ram and not self.lacking() and names:
+            held = [self._gather(range(len(names)), [v]*len(names)) for v in range(views)]
+            self.held = held[0] if store.ragged else torch.cat(held)
+
+    def tokens(self) -> dict[str, int]|None: return dict(zip(self.names, self.items.lengths)) if self.items.lengths else None
 
 # %% ../nbs/15_activations.ipynb #6dbf8dfa
 @patch
@@ -847,7 +862,7 @@ def lacking(self:CachedDL) -> bool:
 @patch
 def batch(self:CachedDL, at:Sequence[int]) -> tuple:
     "Activations and targets of some items"
-    views = [(self.epoch + self.first[i]) % self.views if self.views > 1 else 0 for i in at]
+    views = [self.view_of(i) for i in at]
     if self.held is None: rows = self._gather(at, views)
     else: rows = [self.held[i] for i in at] if self.cut.ragged else self.held[[v*len(self.names) + i for i,v in zip(at, views)]]
     more = self.items.inputs(at) if self.cut.inputs else ()

@@ -25,7 +25,7 @@ from .artifact import Model, free_folder
 from .certificate import Judged, Limits, certificate_page, check_limits, judged_by, judging_notes, latency, new_figures, old_figures, state_bytes
 from .core import InputError, did_you_mean, hash_bytes, hash_state, seeded
 from .data import LabelledData, read_images
-from .finetune import FitProgress, GrownHead, Stage, TransferNet, put_head, raw_head
+from .finetune import FitProgress, GrownHead, Stage, TransferNet, compare_losses, put_head, raw_head
 from .heads import (ClassStatistics, SolvedHead, carry_statistics, fit_into, join_classes, keep_classes, merge_statistics, move_rows, sample_scores,
     solve_statistics, take_away)
 from .labels import class_places
@@ -250,7 +250,7 @@ def _train(model:Model, net:TransferNet, classes, rows:Rows, tuning:Tuning, n_te
     with seeded(seed): # the order of items is drawn when the learner is made
         learn = model.learner(*of(~rows.valid), *of(rows.valid), classes=classes, net=net, loss_func=balanced_loss(weights))
         stage.thaw = learn.thaw_that_fits(stage.thaw, stage.epochs)
-        with learn.no_bar(), learn.no_logging(): learn.run_stage(stage, float('inf'), cbs=cbs)
+        with learn.no_bar(), learn.no_logging(): learn.run_stage(stage, None, cbs=cbs)
     return dict(thaw=stage.thaw, epochs=stage.epochs, parameters=stage.parameters, held_out=int(rows.valid.sum()), old_items=len(rows.y) - rows.n_new, seconds=time.perf_counter() - start)
 
 # %% ../nbs/50_expand.ipynb #41c19da6
@@ -279,11 +279,11 @@ def _held_out(net:TransferNet, z:torch.Tensor, rows:Rows) -> _HeldOut:
 # %% ../nbs/50_expand.ipynb #2e3a94ba
 def _compared(before:_HeldOut, after:_HeldOut, rows:Rows, sure:float) -> tuple[dict, bool]:
     "Figures of the held-out items, and whether what came after is worth it"
-    gain, old = before.losses - after.losses, ~rows.new[rows.valid]
+    gain, old, shown = before.losses - after.losses, ~rows.new[rows.valid], compare_losses(before.losses, after.losses, sure)
     figures = dict(loss_before=before.loss, accuracy_before=before.accuracy, loss_after=after.loss, accuracy_after=after.accuracy,
-                   error=float(gain.std(ddof=1)/len(gain)**.5) if len(gain) > 1 else 0., old_gain=float(gain[old].mean()) if old.any() else 0.)
+                   error=float(gain.std(ddof=1)/len(gain)**.5) if len(gain) > 1 else 0., old_gain=float(gain[old].mean()) if old.any() else 0., p=shown.p, why=shown.why)
     worse = sure >= 0 and (figures['old_gain'] < 0 or after.accuracy < before.accuracy)
-    return figures, bool(not worse and gain.mean() > sure*figures['error'])
+    return figures, not worse and shown.better
 
 # %% ../nbs/50_expand.ipynb #6e87298c
 @dataclass
@@ -438,6 +438,7 @@ def _made(job:_Job, way:str, tried:list) -> _Made|None:
         if t.net is None: tried.append(dict(mode=way, status='undone', **t.report)); return None
         net, head, s = t.net, t.head | dict(tuning=t.report), fit_into(t.statistics)
     else: net, head, s = *(kept_net if way == 'keep-scores' else solved_net)(job.model, job.grown, job.seed, job.solved), job.grown
+    if way == 'keep-scores': head |= {k: v for k,v in (job.model.manifest.get('head') or {}).items() if k in ('labelled', 'guessed')}
     if (was := (job.model.manifest.get('head') or {}).get('carried')) is not None: head.setdefault('carried', was)
     c, matrix = _certificate(job, net, way, head)
     return _Made(net, head, s, c, matrix)
@@ -511,6 +512,8 @@ def _notes(job:_Job, items, mode:str, head:dict) -> list[str]:
     a, b = was.get('trained_accuracy'), was.get('solved_accuracy')
     if mode == 'exact' and was.get('kind') == 'trained' and a is not None and b is not None and a > b:
         out.append(f"the parent's head was trained, and better on its validation items than a solved one: {a:.3f} against {b:.3f}. This model has a solved one; `keep-scores` would keep the trained one.")
+    if was.get('guessed') and mode != 'keep-scores':
+        out.append(f"the parent's head had also learned from {was['guessed']} texts that it labelled itself. Guessed labels are not passed on: this model's is solved from labelled texts alone, so old answers change; `keep-scores` would keep the parent's head.")
     if 'carried' in head:
         out.append(f"statistics of items from before a fine-tuning are estimates, carried along by a linear map that explains {100*head['carried']:.0f} % of how features moved; what is solved from them is as good as that.")
     for p in job.pairs:

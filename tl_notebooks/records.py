@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'PUT_IN', 'SCHEMA', 'MEASURED', 'STATUSES', 'FIELDS', 'ON', 'SILENT', 'environment', 'processor_name',
            'code_version', 'notebook_cells', 'hash_cells', 'this_process', 'is_alive', 'new_record', 'new_run_id',
-           'check_record', 'save_record', 'load_record', 'choosing_figure', 'run_state', 'outputs_root', 'flatten',
-           'diff_records']
+           'check_record', 'save_record', 'load_record', 'choosing_figure', 'run_state', 'outputs_root',
+           'begin_choices', 'end_choices', 'tell_choice', 'make_choice', 'unlike_asked', 'flatten', 'diff_records']
 
 # %% ../nbs/13_records.ipynb #21fd6016
 import importlib.metadata
@@ -14,7 +14,9 @@ import json
 import os
 import platform
 import re
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 import psutil
 from .core import InputError, hash_bytes, hash_json, read_json, write_json
@@ -172,6 +174,42 @@ def outputs_root() -> Path:
     for d in (here, *here.parents):
         if (d/'settings.ini').is_file() and (d/'nbs').is_dir(): return d/'outputs'
     return here/'outputs'
+
+# %% ../nbs/13_records.ipynb #0358ce06
+_run = dict(choices=None, keep=None) # of the run that this process is: name → dict(asked, took, why); None outside a run
+
+def begin_choices(given:dict|None=None, keep:Callable=lambda: None) -> dict:
+    "From now on this process is a run: choices that are `given` are taken again, `keep` is called after each new one; gives the dict that holds them"
+    _run.update(choices={n: {k: c[k] for k in ('asked', 'took', 'why')} for n,c in (given or {}).items()}, keep=keep)
+    return _run['choices']
+
+def end_choices() -> None: _run.update(choices=None, keep=None)
+
+def tell_choice(message:str) -> None: print(f'choice: {message}', file=sys.stderr, flush=True)
+
+# %% ../nbs/13_records.ipynb #4278bfaa
+def make_choice(
+    name:str,          # The same in every run that does the same
+    asked,             # What was asked for, JSON-ready; 'auto': nothing in particular
+    decide:Callable,   # () → (what is taken, why); `why` is '' where it is just what was asked for
+    obstacle:Callable=lambda took: '', # What is recorded → why it cannot be taken here; '': it can
+    tell:Callable=tell_choice,         # Called with a line wherever less is taken than was asked for
+):
+    "What is taken: in a run, what its record says, otherwise what `decide` finds"
+    made, then = _run['choices'], (_run['choices'] or {}).get(name)
+    if then is not None and not (bar := obstacle(then['took'])): return then['took']
+    took, why = decide()
+    new = dict(asked=asked, took=took, why=why)
+    if then is not None and took != then['took']:
+        new |= dict(recorded=then['took'], obstacle=bar)
+        tell_choice(f"{name}: {then['took']} is recorded and cannot be taken here ({bar}); took {took}, so figures may differ")
+    elif took != asked and asked != 'auto': tell(why)
+    if made is not None: made[name] = new; _run['keep']()
+    return took
+
+def unlike_asked(choices:dict) -> dict:
+    "Those of a record's choices in which something else was taken than what was asked for, or recorded before"
+    return {n: c for n,c in choices.items() if c['asked'] not in ('auto', c['took']) or 'recorded' in c}
 
 # %% ../nbs/13_records.ipynb #daaeef0a
 def flatten(obj, prefix:str='') -> dict:

@@ -185,7 +185,13 @@ def compare_runs(a:str|Path, b:str|Path, tolerance:float=TOLERANCE) -> list[Outc
     data = [(r['data'].get('fingerprint') or '') for r in (x, y)]
     out = [Outcome('data', data[0][:16], data[1][:16], VERDICTS[0] if data[0] == data[1] else VERDICTS[2])] if any(data) else []
     out += [*_metric_outcomes(x, y, tolerance), _prediction_outcome(a, b, tolerance), _weights_outcome(a, b, x, y, tolerance)]
-    return [o for o in out if o]
+    return [o for o in [*out, *_choice_outcomes(x, y)] if o]
+
+def _choice_outcomes(a:dict, b:dict) -> Iterator[Outcome]:
+    "What the second run decided otherwise; no verdict of its own, a reason for others"
+    then, now = (r.get('choices', {}) for r in (a, b))
+    for n in then:
+        if n in now and then[n]['took'] != now[n]['took']: yield Outcome(n, str(then[n]['took']), str(now[n]['took']), 'unknown', now[n].get('obstacle') or now[n]['why'])
 
 def verdict_on(outcomes:Sequence[Outcome]) -> str:
     "The worst of the outcomes that are known"
@@ -205,7 +211,7 @@ def same_params(rec:dict, spec:dict, data:str='') -> dict:
     if data: params['data'] = data
     threads = rec['environment'].get('threads')
     if 'threads' in spec and threads and threads != os.cpu_count(): params['threads'] = threads
-    if params.get('precision') == 'auto' and rec['model'].get('precision') in spec['precision'].choices: params['precision'] = rec['model']['precision']
+    if 'choices' not in rec and params.get('precision') == 'auto' and rec['model'].get('precision') in spec['precision'].choices: params['precision'] = rec['model']['precision']
     return params
 
 # %% ../nbs/61_reproduce.ipynb #545aa27b
@@ -229,7 +235,7 @@ def reproduce_run(
     with tempfile.TemporaryDirectory() as tmp:
         if notebook.parent.resolve() == folder.resolve(): notebook = extract_notebook(notebook, Path(tmp)/f"{rec['usecase']}.ipynb")
         shared = dict(processes=rec['processes']) if rec.get('processes', 1) > 1 else {} # a batch that several processes shared
-        new = run_usecase(str(notebook), same_params(rec, usecase_params(notebook), data), out, **shared)
+        new = run_usecase(str(notebook), same_params(rec, usecase_params(notebook), data), out, choices=rec.get('choices'), **shared)
     outcomes = compare_runs(folder, new, tolerance)
     done = Reproduction(new, verdict_on(outcomes), outcomes)
     save_record(new, load_record(new) | {'reproduces': dict(run_id=rec['run_id'], verdict=done.verdict, tolerance=tolerance,

@@ -34,8 +34,8 @@ import psutil
 from fastcore.basics import patch
 from .core import InputError, atomic_write, did_you_mean, hash_file, install_hint, read_json, seed_everything, tl_hint, write_json
 from .data import data_path, list_items, list_sources
-from .records import (code_version, environment, hash_cells, load_record, new_record, new_run_id, notebook_cells, outputs_root,
-    save_record, this_process)
+from .records import (begin_choices, code_version, end_choices, environment, hash_cells, load_record, new_record, new_run_id, notebook_cells, outputs_root,
+    save_record, this_process, unlike_asked)
 from .tracking import check_tracker, track_callbacks, track_figures
 
 # %% ../nbs/51_run.ipynb #82740649
@@ -188,6 +188,7 @@ class Run:
         seed_everything(self.record['seed'], params.get('threads') or os.cpu_count())
         self.record['environment'] = environment()
         self.captions, self.began = {}, time.perf_counter()
+        self.record['choices'] = begin_choices(self.record.get('choices'), self.save)
         hold(self.folder)
         _checkpoints(self.folder/'checkpoints')
         _attach(self)
@@ -281,7 +282,7 @@ def finish(self:Run) -> str:
     self.save()
     (self.folder/'.reserve').unlink(missing_ok=True)
     write_report(self.folder)
-    _checkpoints(None)
+    _checkpoints(None); end_choices()
     shutil.rmtree(self.folder/'checkpoints', ignore_errors=True)
     return str(self.folder)
 
@@ -372,8 +373,14 @@ same budget: <b>{{ pc(control.value) }}</b> ({{ pc(control.low) }} to {{ pc(cont
 {% for f in figures %}<figure><img alt="{{ f.name }}" src="data:image/png;base64,{{ f.data }}"><figcaption>{{ f.caption }}</figcaption></figure>{% endfor %}
 {% if r.stages %}<h2>Schedule</h2><table><tr><th>stage<th class="n">parameters<th class="n">epochs<th class="n">validation loss<th class="n">accuracy<th class="n">seconds<th></tr>
 {% for s in r.stages %}<tr><td>{{ s.name }}<td class="n">{{ '{:,}'.format(s.parameters) }}<td class="n">{{ s.epochs if s.thaw != 0 }}<td class="n">{{ num(s.valid_loss) }}
-<td class="n">{% if s.valid_accuracy is not none %}{{ num(s.valid_accuracy) }}{% endif %}<td class="n">{{ '%.1f'|format(s.seconds) }}<td>{{ 'kept' if s.kept else 'undone: no lower loss' }}</tr>{% endfor %}</table>{% endif %}
+<td class="n">{% if s.valid_accuracy is not none %}{{ num(s.valid_accuracy) }}{% endif %}<td class="n">{{ '%.1f'|format(s.seconds) }}<td>{{ s.why or ('kept' if s.kept else 'undone: no lower loss') }}</tr>{% endfor %}</table>{% endif %}
 {% if r.frozen %}<p class="muted">Frozen layers: {{ r.frozen|sum(attribute='computed') }} rows computed ({{ mb(r.frozen|sum(attribute='bytes')) }}), everything else read from the cache.</p>{% endif %}
+{% if r.augmentation %}<p class="muted">Augmentation, asked for: {{ 'yes' if r.augmentation.asked else 'no' }}.
+{% for who in ('fine_tuning', 'control') %}{% for f in r.augmentation[who] or () %} {{ who|replace('_', '-') }}: {{ f.epochs }} epochs, {{ f.versions }} versions of each
+{%- if f.anew %}, new in every epoch{% endif %}, {{ pc(f.augmented) }} of what was seen augmented.{% endfor %}{% endfor %}</p>{% endif %}
+{% if r.choices %}<h2>What this machine decided</h2><table><tr><th>choice<th>asked for<th>taken<th>why</tr>
+{% for n,c in r.choices.items() %}<tr><td>{{ n }}<td>{{ c.asked }}<td{% if n in unlike %} class="bad"{% endif %}>{{ c.took }}<td>{{ c.why }}
+{%- if 'recorded' in c %} {{ c.recorded }} was recorded, and could not be taken: {{ c.obstacle }}{% endif %}</tr>{% endfor %}</table>{% endif %}
 <h2>On what</h2><table><tr><td>data<td><code>{{ r.data.path }}</code>, fingerprint <code>{{ (r.data.fingerprint or '')[:16] }}</code></tr>
 {% for s,c in (r.data.counts or {}).items() %}<tr><td>{{ s }}<td>{{ c.values()|sum }}: {% for k,v in c.items() %}{{ k }} {{ v }}{{ ', ' if not loop.last }}{% endfor %}</tr>{% endfor %}
 {% for n in r.data.notes or [] %}<tr><td>note<td>{{ n }}</tr>{% endfor %}
@@ -408,7 +415,7 @@ def write_report(folder:str|Path) -> Path:
     name = next(iter(rec['metrics']), None)
     page = Environment(autoescape=True).from_string(REPORT).render(
         r={'started': '', 'notes': '', **rec}, style=PAGE_STYLE, figures=figures, name=name, main=rec['metrics'].get(name),
-        control=rec['control'].get(name), command=repeat_command(rec),
+        control=rec['control'].get(name), command=repeat_command(rec), unlike=unlike_asked(rec.get('choices', {})),
         pc=lambda v: f'{100*v:.1f} %', num=lambda v: f'{v:.3f}', mb=lambda v: f'{v/1e6:.0f} MB')
     with atomic_write(folder/'report.html') as f: f.write(page)
     return folder/'report.html'
@@ -426,6 +433,7 @@ def run_usecase(
     out:str='',          # Where run folders go; `outputs` unless told
     timeout:float|None=None, # Seconds after which the notebook is stopped and the run has failed
     processes:int=1,     # That share each batch in training, see `checkpoint.Processes`
+    choices:dict|None=None, # Of another run's record, that this one takes again, see `records.make_choice`
 ) -> Path:               # The run folder
     "Run a use case's notebook with checked parameters; raises `InputError` (nothing written) or `RunFailed`"
     if timeout is not None and not 0 < timeout < 1e9: raise InputError(f"`timeout` is {timeout:g}; accepted: seconds, more than 0.")
@@ -438,7 +446,8 @@ def run_usecase(
     (folder/'checkpoints').mkdir()
     shutil.copyfile(notebook, folder/'checkpoints'/'notebook.ipynb') # what `resume_run` goes on with, whatever becomes of the original
     write_json(folder/'checkpoints'/'run.json', dict(cwd=str(Path.cwd())))
-    if processes > 1: save_record(folder, load_record(folder) | dict(processes=processes))
+    more = {k: v for k,v in (('processes', processes if processes > 1 else None), ('choices', choices)) if v}
+    if more: save_record(folder, load_record(folder) | more)
     with held(folder): return _run_in(folder, notebook, {k: v for k,v in params.items() if v != spec[k].default}, timeout=timeout)
 
 # %% ../nbs/51_run.ipynb #ae80e764
@@ -589,6 +598,6 @@ def resume_run(
         cwd = Path(read_json(folder/'checkpoints'/'run.json')['cwd']) if (folder/'checkpoints'/'run.json').is_file() else Path.cwd() # paths may have been relative
         again = dict(at=time.strftime('%Y-%m-%dT%H:%M:%S%z'), status=rec['status'], data=rec['data'].get('fingerprint'))
         save_record(folder, new_record(rec['usecase'], rec['run_id'], params, rec['notebook_sha256'])
-                    | {k: rec[k] for k in ('started', 'processes') if k in rec} | dict(resumed=[*rec.get('resumed', []), again]))
+                    | {k: rec[k] for k in ('started', 'processes', 'choices') if k in rec} | dict(resumed=[*rec.get('resumed', []), again]))
         try: return _run_in(folder, notebook, {k: v for k,v in params.items() if v != spec[k].default}, cwd if cwd.is_dir() else None)
         except InputError: save_record(folder, rec); raise

@@ -297,6 +297,7 @@ def choose_layers(
 # %% ../nbs/31_text.ipynb #31dffd31
 class TextLearner(TransferLearner):
     "A `TransferLearner` for texts, whose probe chooses layers and may use the classes' names"
+    guessed = None # features and classes of the rows that the head labelled itself, where `self_train` was kept
     def predict(self, item:str, **kwargs): return super().predict(LabelledText(item), **kwargs) # fastai takes only what its training items were
 
     def use_layers(self, layers:Sequence[int]) -> None:
@@ -363,7 +364,7 @@ def probe(
     self.probed, self.refitted, self.probe_features = True, False, (x, y, vx, vy)
     self.held_out = found.loo_scores, y.numpy(), 'training texts, each from a head solved without it (leave-one-out)'
     self.statistics = ClassStatistics.from_features(x, y, len(found.weight), self.prior)
-    self.opt, self.kept = None, 'probe'
+    self.opt, self.kept, self.guessed = None, 'probe', None
     self.probe_result = self._result(found, vx, vy, y, time.perf_counter() - start)
     return self.probe_result
 
@@ -400,9 +401,18 @@ def _result(self:TextLearner, found, vx, vy, y, seconds:float) -> Probe:
 @patch
 def refit(self:TextLearner):
     "Solve the head once more from training and validation texts together; only while the probe's body, or that of `contrast`, is in place"
-    found = TransferLearner.refit(self, prior=getattr(self, 'prior', None))
-    if self.kept in ('contrast', 'self-trained'): scale_logits(self.model, found.scale/self.own_scale)
-    return found
+    (_, y, _, vy), found = self.probe_features, TransferLearner.refit(self)
+    if self.kept not in ('contrast', 'self-trained'): return found
+    scale_logits(self.model, found.scale/self.own_scale)
+    found = replace(found, scale=self.own_scale)
+    return found if self.guessed is None else self._of_labelled(found, y, vy)
+
+@patch
+def refit_rows(self:TextLearner) -> tuple[torch.Tensor, torch.Tensor, dict]:
+    "As for pictures; then the rows that the head labelled itself"
+    x, y, more = TransferLearner.refit_rows(self)
+    if self.guessed is not None: x, y = (torch.cat(t) for t in zip((x, y), self.guessed))
+    return x, y, more | dict(prior=getattr(self, 'prior', None))
 
 # %% ../nbs/31_text.ipynb #9d11f034
 def contrastive_loss(z:torch.Tensor, y:torch.Tensor, temperature:float=.1) -> torch.Tensor:
@@ -642,22 +652,35 @@ def self_train(
         held[te] = x[te].double().numpy() @ head.weight.T + head.bias
     result = _compare(base, held, y.numpy(), folds, 'unless worse')
     if result.kept:
-        self._keep_self_trained(loose, fit_scale(held, y.numpy()))
+        self._keep_self_trained(loose, held)
         source = f'training texts with a label of their own, each from a head that did not see it ({folds}-fold cross-validation)'
         self.held_out = held, y.numpy(), source
     return replace(result, texts=len(some), seconds=time.perf_counter() - start)
 
 # %% ../nbs/31_text.ipynb #af385c46
 @patch
-def _keep_self_trained(self:TextLearner, loose:torch.Tensor, scale:float) -> None:
-    x, y, vx, vy = self.probe_features
-    _, rows, of = self_trained(x, y, loose, len(self.dls.vocab), self.prior)
-    found = solve_head(self.model, rows, of, prior=self.prior)
+def _keep_self_trained(self:TextLearner, loose:torch.Tensor, held:np.ndarray) -> None:
+    "`held`: scores (n, k) of the labelled texts from the folds"
+    (x, y, vx, vy), k = self.probe_features, len(self.dls.vocab)
+    _, rows, of = self_trained(x, y, loose, k, self.prior)
+    found, scale = solve_head(self.model, rows, of, prior=self.prior), fit_scale(held, y.numpy())
     scale_logits(self.model, found.scale/scale)
     found.scale = scale
-    self.probe_features, self.opt, self.kept, self.own_scale = (rows, of, vx, vy), None, 'self-trained', scale
-    self.statistics = ClassStatistics.from_features(rows, of, len(found.weight), self.prior)
-    self.probe_result = replace(self._result(found, vx, vy, of, 0.), n=len(y))
+    self.guessed, self.own_scores = (rows[len(y):], of[len(y):]), held
+    self.opt, self.kept, self.own_scale = None, 'self-trained', scale
+    self.statistics = ClassStatistics.from_features(x, y, k, self.prior)
+    self.probe_result = self._result(self._of_labelled(found, y, vy[:0]), vx, vy, y, 0.)
+
+@patch
+def _of_labelled(self:TextLearner, found:RidgeHead, y, vy) -> RidgeHead:
+    "`found` with held-out scores of labelled texts only: of the training texts from the folds, of the validation texts by leave-one-out"
+    scores, y = np.concatenate([self.own_scores, found.loo_scores[len(y):len(y) + len(vy)]]), torch.cat([y, vy]).numpy()
+    return replace(found, loo_scores=scores, loo_accuracy=float((scores.argmax(1) == y).mean()))
+
+@patch
+def labels_used(self:TextLearner) -> dict:
+    "What a manifest's `head` says beside the solution, where the head learned from labels that it gave itself"
+    return {} if self.guessed is None or self.kept != 'self-trained' else dict(kind='self-trained', labelled=self.statistics.n, guessed=len(self.guessed[1]))
 
 # %% ../nbs/31_text.ipynb #4c809428
 @patch
@@ -680,9 +703,10 @@ def thaw_progressively(self:TextLearner, stages:Sequence[Stage], keep_best:bool=
     if not self.dls[1].n: raise InputError("fine-tuning is judged on validation texts, and there are none. Accepted: `valid_pct` above 0, or only the probe.")
     probed = self.model.body.layers, {k: v.clone() for k,v in self.model.state_dict().items()}, self.probe_features
     x, y, *_ = self.layer_means
+    stands = self.standing() if keep_best else None # before the layers change
     self.use_layers(range(self._first_layer(stages), self.model.body.n_blocks + 1))
     solve_head(self.model, pick_layers(x, self.model.body.layers), y)
-    TransferLearner.thaw_progressively(self, stages, keep_best, **kwargs)
+    TransferLearner.thaw_progressively(self, stages, keep_best, stands, **kwargs)
     if self.kept != 'fine-tuned': # not worth it: all as it was
         self.use_layers(probed[0]); self.model.load_state_dict(probed[1]); self.probe_features = probed[2]; self.freeze()
     return self.stages
