@@ -219,3 +219,148 @@ def test_what_stays_shows_nothing_and_is_checked(with_copies):
         with pytest.raises(InputError, match='learned.safetensors'): learned_from(state | {k: torch.zeros(3, 5)})
     both = learned + Learned(complete=False)
     assert not learned_from(learned_state(both)).complete and both.know(looks_of(d.files('train'))).all()
+
+
+# What judges
+
+@pytest.fixture(scope='module')
+def parts(tmp_path_factory):
+    "A model of two kinds of drawn parts that keeps hashes of what it learned from; pictures of two kinds to come, and some of each to judge by"
+    from tl_notebooks.artifact import save_model
+    from tl_notebooks.heads import statistics_state
+    from tl_notebooks.samples import PARTS, make_parts
+    from tl_notebooks.vision import image_learner
+    root = tmp_path_factory.mktemp('parts')
+    make_parts(root/'all', kinds=PARTS[:4], n=14, size=128, progress=False)
+    for i,k in enumerate(PARTS[:4]):
+        for p in sorted((root/'all'/k).iterdir()):
+            to = root/('judge' if p.stem[-1] in '13' else 'first' if i < 2 else k)/k/p.name
+            to.parent.mkdir(parents=True, exist_ok=True); shutil.copy(p, to)
+    data = read_images(root/'first', valid_pct=.2, test_pct=0.)
+    learn = image_learner(data, 'efficientnet_lite0', size=96, precision='fp32', seed=0)
+    with learn.no_bar(): learn.probe(); learn.thaw_progressively([]); head = learn.refit()
+    save_model(root/'model', learn.model, learn.info, data.classes, statistics=statistics_state(learn.statistics), head=dict(kind='solved', alpha=head.alpha), learned=data)
+    save_model(root/'unknowing', learn.model, learn.info, data.classes, statistics=statistics_state(learn.statistics), head=dict(kind='solved', alpha=head.alpha))
+    return root, PARTS[:4]
+
+
+def old_set(root, kinds, to, n=2):
+    "Pictures to judge by, and for each kind `n` that were learned from and `n` of these once more, encoded anew and darker"
+    for k in kinds:
+        shutil.copytree(root/'judge'/k, to/k)
+        for i,p in enumerate(sorted((root/'first'/k).iterdir())[:2*n]):
+            if i < n: shutil.copy(p, to/k/f'exact{p.name}')
+            else: encoded(ImageEnhance.Brightness(Image.open(p).convert('RGB')).enhance(.85), 60).save(to/k/f'again{p.stem}.png')
+    return to
+
+
+def accuracy(folder, files):
+    "What the model itself says"
+    from tl_notebooks.artifact import Model
+    return np.mean([p.label == f.parent.name for p,f in zip(Model(folder).predict(files), files)])
+
+
+def test_what_the_parent_learned_from_does_not_judge(parts, tmp_path):
+    "Neither as it was nor encoded anew; the figure is that of the others alone, also for the child's child"
+    from tl_notebooks.expand import expand_model
+    root, kinds = parts
+    old = old_set(root, kinds[:2], tmp_path/'old')
+    honest = [p for k in kinds[:2] for p in sorted((root/'judge'/k).iterdir())]
+    done = expand_model(root/'model', root/kinds[2], tmp_path/'child', old=old, test_pct=0.)
+    c = json.loads((done.folder/'certificate.json').read_text())
+    assert c['judged_by']['old'] == len(honest) and c['judged_by']['left_out']['old'] == {'what the parent learned from': 8}
+    assert c['old_accuracy_after']['value'] == accuracy(done.folder, honest) and c['old_accuracy_after']['n'] == len(honest)
+    assert any(f'8 of {len(honest) + 8} items do not judge' in n for n in c['notes']) and not any('could not be checked' in n for n in c['notes'])
+    assert '8 that are or copy what the parent learned from' in (done.folder/'certificate.html').read_text()
+    shutil.copytree(root/kinds[2]/kinds[2], old/kinds[2])    # what the child learned from
+    shutil.copy(next((root/'judge'/kinds[2]).iterdir()), old/kinds[2]/'unseen.png')
+    second = expand_model(done.folder, root/kinds[3], tmp_path/'second', old=old, test_pct=0.).certificate
+    assert second['judged_by']['old'] == len(honest) + 1 and second['judged_by']['left_out']['old'] == {'what the parent learned from': 8 + len([*(root/kinds[2]/kinds[2]).iterdir()])}
+
+
+def test_where_all_was_learned_from_nothing_is_judged(parts, tmp_path):
+    from tl_notebooks.certificate import Limits
+    from tl_notebooks.expand import expand_model
+    root, kinds = parts
+    done = expand_model(root/'model', root/kinds[2], tmp_path/'child', old=root/'first', test_pct=0., limits=Limits(max_old_drop=1.))
+    n, c = sum(len([*(root/'first'/k).iterdir()]) for k in kinds[:2]), done.certificate
+    assert not done.passed and c['limits'] == [dict(name='max_old_drop', limit=1., value=None, passed=False)] and 'old_accuracy_after' not in c
+    assert any(f'not judged: all {n} items were learned from' in note for note in c['notes'])
+    assert f'not judged: all {n} items were learned from' in (done.folder/'certificate.html').read_text()
+
+
+def test_new_items_that_were_learned_from_do_not_judge_either(parts, tmp_path):
+    "A split given by folders, with a copy on both sides; and one whose test is all copies"
+    from tl_notebooks.certificate import Limits
+    from tl_notebooks.expand import expand_model
+    root, kinds = parts
+    k, fresh = kinds[2], sorted((root/'judge'/kinds[2]).iterdir())
+    for name,tests in (('some', fresh), ('none', [])):
+        new = tmp_path/name
+        shutil.copytree(root/k/k, new/'train'/k); (new/'test'/k).mkdir(parents=True)
+        for p in tests: shutil.copy(p, new/'test'/k/p.name)
+        for p in sorted((root/k/k).iterdir())[:2]: encoded(ImageOps.mirror(Image.open(p).convert('RGB')), 70).save(new/'test'/k/f'mirror{p.stem}.png')
+        done = expand_model(root/'model', new, tmp_path/f'{name}-out', limits=Limits(min_new_accuracy=0.))
+        c = done.certificate
+        assert c['judged_by']['new'] == len(tests) and c['judged_by']['left_out']['new'] == {'new items to learn from': 2}
+        assert done.passed == bool(tests) and any('not judged: all 2 items' in n for n in c['notes']) == (not tests)
+
+
+def test_replayed_and_remembered_items_do_not_judge(parts, tmp_path):
+    "Also of a model that was saved without hashes, which says that it cannot know the rest"
+    from tl_notebooks.artifact import Model, save_model
+    from tl_notebooks.expand import Tuning, expand_model
+    root, kinds = parts
+    m = Model(root/'unknowing')
+    first = read_images(root/'first', valid_pct=0., test_pct=0.)
+    files, labels = first.files('train'), first.subset('train').label.tolist()
+    memory = m.take(files[:3], labels[:3], 3)
+    keeps = save_model(tmp_path/'keeps', m.net, m.manifest['backbone'] | m.manifest['preprocessing'], m.classes, statistics=statistics(m), head=m.manifest['head'], memory=memory)
+    for p in files[-4:]:
+        to = tmp_path/'replay'/p.parent.name/p.name; to.parent.mkdir(parents=True, exist_ok=True); shutil.copy(p, to)
+    old = tmp_path/'old'
+    for k in kinds[:2]: shutil.copytree(root/'judge'/k, old/k)
+    for p in files[:3] + files[-4:]: encoded(Image.open(p).convert('RGB'), 85).save(old/p.parent.name/f'again{p.stem}.png')
+    done = expand_model(keeps, root/kinds[2], tmp_path/'child', old=old, test_pct=0., tuning=Tuning(replay=tmp_path/'replay'))
+    c = done.certificate
+    assert c['judged_by']['left_out']['old'] == {'items to replay': 4, 'items that stayed with the model': 3}
+    assert c['judged_by']['old'] == sum(len([*(root/'judge'/k).iterdir()]) for k in kinds[:2])
+    assert any('could not be checked' in n for n in c['notes']) and not Model(done.folder).learned().complete
+
+
+def statistics(m):
+    from tl_notebooks.heads import statistics_state
+    return statistics_state(m.statistics())
+
+
+def test_texts_that_were_learned_from_do_not_judge(tmp_path):
+    "In other cases and blanks, too; vocabulary and classes alike"
+    from tl_notebooks.artifact import save_model
+    from tl_notebooks.expand import expand_model
+    from tl_notebooks.heads import statistics_state
+    from tl_notebooks.samples import sample_path
+    from tl_notebooks.text import text_learner
+    from tl_notebooks.texts import read_texts
+    from tl_notebooks.vocabulary import expand_words
+    d = read_texts(sample_path('reviews'), valid_pct=0.)
+    learn = text_learner(d, seed=0)
+    with learn.no_bar(): learn.probe(); learn.thaw_progressively([]); head = learn.refit()
+    save_model(tmp_path/'model', learn.model, learn.info, d.classes, statistics=statistics_state(learn.statistics), head=dict(kind='solved', alpha=head.alpha), tok=learn.tok, learned=d)
+    seen, tests = d.items[d.items.split == 'train'].groupby('label').head(3), d.items[d.items.split == 'test']
+    old = [*zip(seen.text.str.upper() + '  ', seen.label), *zip(tests.text, tests.label)]
+    (tmp_path/'old.jsonl').write_text('\n'.join(json.dumps(dict(text=t, label=l)) for t,l in old))
+    mails = read_texts(sample_path('mails'), valid_pct=0.).items
+    mails[mails.label == mails.label.iloc[0]].assign(label='mail')[['text', 'label', 'split']].to_csv(tmp_path/'new.csv', index=False)
+    c = expand_model(tmp_path/'model', tmp_path/'new.csv', tmp_path/'grown', old=tmp_path/'old.jsonl').certificate
+    assert c['judged_by']['old'] == len(tests) and c['judged_by']['left_out']['old'] == {'what the parent learned from': len(seen)}
+    w = expand_words(tmp_path/'model', tmp_path/'words', words=['gefitinib'], data=tmp_path/'old.jsonl').certificate
+    assert w['judged_by']['old'] == len(tests) == w['old_accuracy_after']['n'] and w['judged_by']['left_out']['old'] == {'what the parent learned from': len(seen)}
+
+
+def test_the_hashes_are_part_of_the_folder(parts, tmp_path):
+    "Named and hashed in the manifest like every file; a changed byte is noticed"
+    from tl_notebooks.artifact import Model
+    shutil.copytree(parts[0]/'model', tmp_path/'m')
+    assert 'learned.safetensors' in Model(tmp_path/'m').manifest['files']
+    b = bytearray((tmp_path/'m'/'learned.safetensors').read_bytes()); b[-1] ^= 1; (tmp_path/'m'/'learned.safetensors').write_bytes(b)
+    with pytest.raises(InputError, match='learned.safetensors` was changed'): Model(tmp_path/'m')
