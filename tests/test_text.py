@@ -333,11 +333,53 @@ def test_texts_without_a_label_are_for_few_labels_and_a_probe(cache):
         states.append({k: v.clone() for k,v in learn.model.state_dict().items()})
     assert found.kept and found.texts == len(few.unlabelled) and not torch.equal(before, after)
     assert all(torch.equal(v, states[0][k]) for k,v in states[1].items())
-    rows, of = learn.probe_features[:2]                # the labels stay what they are, first; the others are as many of each class as the labels are
-    assert torch.equal(rows[:16], labelled) and torch.equal(of[:16], y) and learn.statistics.n == len(of) == 16 + 2*round(.4*len(few.unlabelled))
+    rows, of = learn.guessed                           # apart from the labels, and as many of each class as the labels are
+    assert torch.equal(learn.probe_features[0], labelled) and torch.equal(learn.probe_features[1], y) and len(rows) == len(of) == 2*round(.4*len(few.unlabelled))
     assert len({*torch.bincount(of).tolist()}) == 1 and (after.argmax(1) == truth).float().mean() > (before.argmax(1) == truth).float().mean() - .05
     with pytest.raises(InputError, match="comes before `self_train`"): learn.contrast()
-    learn.refit()
+    assert learn.probe_result.n == learn.statistics.n == 16 and learn.labels_used() == dict(kind='self-trained', labelled=16, guessed=len(of))
+    head = learn.refit()
+    assert head.loo_scores.shape == (16, 2) and learn.statistics.n == 16
+    assert torch.equal(learn.get_preds(dl=dl_of_split(learn, few))[0].argmax(1), after.argmax(1))  # solved from the guessed ones, too, as before
+
+
+def test_labels_that_a_head_gave_itself_are_no_evidence_for_it(cache, monkeypatch):
+    "Labels drawn by lot: nothing can be known, and a head that agrees with itself on hundreds of texts must not look as if"
+    from tl_notebooks import text
+    real = text._compare
+    def kept(*args): found = real(*args); found.kept = True; return found
+    monkeypatch.setattr(text, '_compare', kept)
+    few = draw_labels(read_texts(sample_path('reviews'), valid_pct=0.), 24, 0)
+    learn = text_learner(few, seed=0)
+    with learn.no_bar():
+        learn.probe()
+        x, y, *rest = learn.probe_features
+        learn.probe_features = (x, y[torch.randperm(len(y), generator=torch.Generator().manual_seed(1))], *rest)
+        found = learn.self_train(few.unlabelled)
+        head = learn.refit()
+    assert learn.kept == 'self-trained' and abs(found.accuracy - .5) < .25
+    assert head.loo_accuracy == pytest.approx(found.accuracy) and abs(learn.probe_result.valid_accuracy - .5) < .25
+
+
+def test_an_expansion_does_not_inherit_guessed_labels_and_says_so(cache, tmp_path):
+    from tl_notebooks.expand import expand_model
+    from tl_notebooks.heads import statistics_state
+    few = draw_labels(read_texts(sample_path('reviews'), valid_pct=0.), 8, 0)
+    learn = text_learner(few, seed=0)
+    with learn.no_bar(): learn.probe(); assert learn.self_train(few.unlabelled).kept; head = learn.refit()
+    info = dict(kind='solved', alpha=head.alpha, scale=head.scale) | learn.labels_used()
+    save_model(tmp_path/'parent', learn.model, learn.info, few.classes, tok=learn.tok, statistics=statistics_state(learn.statistics), head=info)
+    rows = [json.loads(line) for line in sample_path('mails').read_text(encoding='utf-8').splitlines()][:12]
+    (tmp_path/'new.jsonl').write_text('\n'.join(json.dumps(dict(text=r['text'], label='mail')) for r in rows))
+    old = few.items[few.items.split == 'test'].head(40)
+    old[['text', 'label']].to_csv(tmp_path/'old.csv', index=False)
+    kinds = {}
+    for mode in ('exact', 'keep-scores'):
+        done = expand_model(tmp_path/'parent', tmp_path/'new.jsonl', tmp_path/mode, mode, tmp_path/'old.csv')
+        child = Model(tmp_path/mode)
+        kinds[mode] = any('labelled itself' in n for n in done.certificate['notes']), child.manifest['head'].get('guessed')
+        assert 16 < child.statistics().n <= 16 + 12
+    assert kinds == {'exact': (True, None), 'keep-scores': (False, info['guessed'])} and Model(tmp_path/'parent').manifest['head']['kind'] == 'self-trained'
 
 
 def test_texts_without_a_label_that_make_it_worse_or_come_too_late_change_nothing(cache, monkeypatch):
@@ -451,7 +493,7 @@ def test_reviews_from_the_box(tmp_path):
     assert rec['data']['counts']['train'] == {'negative': 8, 'positive': 8} and set(rec['learning_curve']['labels alone']) >= {'2', '8', '64'}
     assert rec['contrast']['folds'] == 3 and rec['contrast']['texts'] == 16
     own = rec['self_training']; assert own['texts'] > 100 and own['folds'] == (0 if rec['kept'] == 'contrast' else 3) and (rec['kept'] == 'self-trained') == own['kept']
-    assert Model(folder).statistics().n == 16 + (2*round(.4*own['texts']) if own['kept'] else 0)
+    assert Model(folder).statistics().n == 16 and rec['head'].get('guessed', 0) == (2*round(.4*own['texts']) if own['kept'] else 0)
     assert {p.stem for p in (folder/'figures').iterdir()} >= {'accuracy', 'learning_curve', 'words', 'confusion', 'reliability', 'counts'}
     assert 'test texts' in (folder/'report.html').read_text() and rec['baselines']['tfidf']['accuracy']['n'] == rec['metrics']['accuracy']['n']
     data = read_texts(sample_path('reviews'), valid_pct=0., test_pct=rec['params']['test_pct'])

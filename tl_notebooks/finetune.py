@@ -153,7 +153,6 @@ def measure_precision(
     net:TransferNet,
     xb:torch.Tensor, # A batch such as it will see; of it, or of its copies, one micro-batch is taken
     turns:int=TURNS,
-    clock:Callable=time.perf_counter,
 ) -> dict[str, list[float]]: # precision → seconds in each turn
     "Time of eval-mode passes of the body over one micro-batch, in turns"
     was, training, seconds = net.precision, net.training, {p: [] for p in PRECISIONS}
@@ -162,7 +161,7 @@ def measure_precision(
     with torch.inference_mode():
         for turn in range(turns + 1): # the first warms up; who goes first changes
             for net.precision in PRECISIONS[::-1 if turn % 2 else 1]:
-                start = clock(); net.features(xb); seconds[net.precision].append(clock() - start)
+                start = time.perf_counter(); net.features(xb); seconds[net.precision].append(time.perf_counter() - start)
     net.precision = was; net.train(training)
     return {p: s[1:] for p,s in seconds.items()}
 

@@ -378,8 +378,8 @@ same budget: <b>{{ pc(control.value) }}</b> ({{ pc(control.low) }} to {{ pc(cont
 {% if r.augmentation %}<p class="muted">Augmentation, asked for: {{ 'yes' if r.augmentation.asked else 'no' }}.
 {% for who in ('fine_tuning', 'control') %}{% for f in r.augmentation[who] or () %} {{ who|replace('_', '-') }}: {{ f.epochs }} epochs, {{ f.versions }} versions of each
 {%- if f.anew %}, new in every epoch{% endif %}, {{ pc(f.augmented) }} of what was seen augmented.{% endfor %}{% endfor %}</p>{% endif %}
-{% if r.choices %}<h2>What this machine decided</h2><table><tr><th>choice<th>asked for<th>taken<th>why</tr>
-{% for n,c in r.choices.items() %}<tr><td>{{ n }}<td>{{ c.asked }}<td{% if n in unlike %} class="bad"{% endif %}>{{ c.took }}<td>{{ c.why }}
+{% if choices %}<h2>What this machine decided</h2><table><tr><th>choice<th>asked for<th>taken<th>why</tr>
+{% for n,c in choices.items() %}<tr><td>{{ n }}<td>{{ c.asked }}<td{% if n in unlike %} class="bad"{% endif %}>{{ c.took }}<td>{{ c.why }}
 {%- if 'recorded' in c %} {{ c.recorded }} was recorded, and could not be taken: {{ c.obstacle }}{% endif %}</tr>{% endfor %}</table>{% endif %}
 <h2>On what</h2><table><tr><td>data<td><code>{{ r.data.path }}</code>, fingerprint <code>{{ (r.data.fingerprint or '')[:16] }}</code></tr>
 {% for s,c in (r.data.counts or {}).items() %}<tr><td>{{ s }}<td>{{ c.values()|sum }}: {% for k,v in c.items() %}{{ k }} {{ v }}{{ ', ' if not loop.last }}{% endfor %}</tr>{% endfor %}
@@ -416,6 +416,7 @@ def write_report(folder:str|Path) -> Path:
     page = Environment(autoescape=True).from_string(REPORT).render(
         r={'started': '', 'notes': '', **rec}, style=PAGE_STYLE, figures=figures, name=name, main=rec['metrics'].get(name),
         control=rec['control'].get(name), command=repeat_command(rec), unlike=unlike_asked(rec.get('choices', {})),
+        choices={n: c for n,c in rec.get('choices', {}).items() if c['why'] or 'recorded' in c},
         pc=lambda v: f'{100*v:.1f} %', num=lambda v: f'{v:.3f}', mb=lambda v: f'{v/1e6:.0f} MB')
     with atomic_write(folder/'report.html') as f: f.write(page)
     return folder/'report.html'
