@@ -126,6 +126,34 @@ def of_texts(place, data):
     return dict(contrast={k: v for k,v in vars(contrast).items() if k != 'seconds'}, learn=outcome(learn), body=len(body))
 
 
+def scene_learner(data, **kwargs):
+    "A detector as small as they come, with an average of its weights"
+    from tl_notebooks.boxes import read_boxes
+    from tl_notebooks.detection import detection_learner
+    scenes = read_boxes(data, min_per_class=1, progress=False)
+    small = dict(backbone='timm/resnet18', weights='random', size=64, bs=4, channels=32, convs=1)
+    return quiet(detection_learner(scenes, **small, **kwargs))
+
+
+def of_boxes(place, data, views=3):
+    "Two fits of a detector, one after the other; the first goes on from cached maps, as the `crossing` use case does"
+    from tl_notebooks.checkpoint import keep_checkpoints
+    keep_checkpoints(place/'checkpoints')
+    learn = scene_learner(data, views=views, ema=.9)
+    learn.freeze_to(-2)
+    learn.fit_one_cycle(4, slice(1e-3, 5e-3), pct_start=.2)
+    first = outcome(learn)
+    learn.unfreeze()
+    learn.fit_one_cycle(2, 1e-3)
+    cached = [(r['items'], r['views']) for r in learn.frozen_pyramid.report]
+    return dict(first=first, second=outcome(learn), cached=cached)
+
+
+def of_new_views(place, data):
+    "The same with another view of each image in every epoch, which no cache can hold"
+    return of_boxes(place, data, views=0)
+
+
 def cache(place, data):
     "Activations of pictures, computed and kept; then every row is read back from the disk"
     import torch
@@ -154,7 +182,8 @@ def child(kind, place, data, cache, ready):
 def server():
     "A process that has imported everything and computed nothing: its children begin at once"
     ctx = multiprocessing.get_context('forkserver')
-    ctx.set_forkserver_preload(['killed', 'tl_notebooks.vision', 'tl_notebooks.text', 'transformers.models.bert.modeling_bert'])
+    ours = ['tl_notebooks.vision', 'tl_notebooks.text', 'tl_notebooks.detection']
+    ctx.set_forkserver_preload(['killed', *ours, 'transformers.models.bert.modeling_bert'])
     return ctx
 
 

@@ -6,7 +6,7 @@ import torch
 from faster_coco_eval import COCO, COCOeval_faster
 
 from tl_notebooks.box_scores import (IOUS, MAX_BOXES, SIZES, average_precision, box_confusion, box_scores, choose_threshold, compare_boxes,
-                                     match_boxes, pr_curves)
+                                     compare_scores, crossfit_thresholds, match_boxes, pr_curves)
 from tl_notebooks.core import nms
 
 CLASSES = ['car', 'pedestrian', 'cyclist', 'tram'] # no tram is ever drawn
@@ -205,3 +205,55 @@ def test_suppression_is_the_compiled_one():
         scores = scores + np.arange(len(scores), dtype='float32')[::-1]*1e-5 # the compiled one does not promise an order of equal scores
         b, s = torch.from_numpy(boxes), torch.from_numpy(scores)
         assert nms(b, s, t).tolist() == torch.ops.torchvision.nms(b, s, t).tolist(), f'case {seed}'
+
+
+# Copies of one picture, and thresholds without their own pictures
+
+def test_three_copies_of_every_picture_are_no_more_evidence_than_one():
+    "Figures, intervals and their n are those of the pictures once; taken for more, copies nearly halve the intervals"
+    truths, preds = made(3, n=24, scores=10**6) # ties would be ordered otherwise
+    fewer = [{k: v[::2] for k,v in p.items()} for p in preds]
+    def thrice(dicts): return [d for d in dicts for _ in range(3)]
+    family = thrice([f'source {i:02}' for i in range(24)])
+    once = box_scores(truths, preds, CLASSES, draws=300)
+    kept = box_scores(thrice(truths), thrice(preds), CLASSES, draws=300, groups=family)
+    for k,i in once.metrics.items():
+        same([*kept.metrics[k].as_json().values()], [*i.as_json().values()])
+    naive = box_scores(thrice(truths), thrice(preds), CLASSES, draws=300)
+    for k in ('map50', 'map', 'map50/car'):
+        assert naive.metrics[k].high - naive.metrics[k].low < .75*(once.metrics[k].high - once.metrics[k].low)
+    of_once = compare_scores(box_scores(truths, fewer, CLASSES, draws=0), once, draws=300)
+    less = box_scores(thrice(truths), thrice(fewer), CLASSES, draws=0, groups=family)
+    of_kept = compare_scores(less, kept, draws=300)
+    same([*of_kept.as_json().values()], [*of_once.as_json().values()])
+
+
+def test_a_threshold_does_not_know_the_pictures_that_it_judges():
+    "Whatever the truth of a family's pictures is, their own threshold stays; those of others follow it"
+    truths, preds = made(5, n=20)
+    groups = [i//2 for i in range(20)]
+    was, moved = crossfit_thresholds(truths, preds, CLASSES, groups=groups), 0
+    assert len({*was}) > 1
+    empty = dict(boxes=np.zeros((0, 4)), labels=np.zeros(0, int))
+    for g in range(10):
+        own = np.array(groups) == g
+        now = crossfit_thresholds([empty if o else t for t,o in zip(truths, own)], preds, CLASSES, groups=groups)
+        assert (now[own] == was[own]).all()
+        moved += (now != was).sum()
+    assert moved
+
+
+def test_a_threshold_flatters_the_pictures_that_it_was_chosen_on():
+    "Few pictures and scores of pure chance: F1 at its best on the same pictures, and honest without them"
+    def f1(truths, preds, at):
+        c = [compare_boxes([t], [p], CLASSES, float(a))[0] for t,p,a in zip(truths, preds, at)]
+        hits, said = sum(len(x.hits) for x in c), sum(len(x.hits) + len(x.confused) + len(x.false_alarms) for x in c)
+        return 2*hits/max(1, said + sum(len(t['labels']) for t in truths))
+    same, fair, other = [], [], []
+    for seed in range(30):
+        truths, preds = made(100 + seed, n=6, crowds=False)
+        more = made(900 + seed, n=40, crowds=False)
+        t = choose_threshold(truths, preds, CLASSES)
+        same.append(f1(truths, preds, [t]*6)); other.append(f1(*more, [t]*40))
+        fair.append(f1(truths, preds, crossfit_thresholds(truths, preds, CLASSES)))
+    assert np.mean(fair) < np.mean(same) and abs(np.mean(fair) - np.mean(other)) < abs(np.mean(same) - np.mean(other))

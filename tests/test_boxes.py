@@ -386,6 +386,23 @@ def test_street_coco():
     assert read(root, 'car=Vehiculo,pedestrian=Peaton,cyclist=Moto', annotations='_annotations.coco.json', test_pct=0., on_bad='skip').fingerprint == d.fingerprint
 
 
+def test_a_test_split_of_street_coco_is_made_of_whole_sources_or_not_at_all():
+    "The given splits stay; the name before .rf. tells the source, as PROVENANCE says"
+    root, classes = need('street_coco'), 'car=Vehiculo,pedestrian=Peaton,cyclist=Moto'
+    kind = dict(classes=classes, annotations='annotations_clean.json')
+    made = read(root, **kind)
+    d, few = made.merge_small_test(), made.merge_small_test(30)
+    def sources(data, split): return [p.name.split('.rf.')[0] for p in data.files(split)]
+    given = sorted(p.name.split('.rf.')[0] for p in (root/'valid').glob('*.jpg'))
+    for data in (d, few): assert sorted(sources(data, 'valid')) == given
+    assert not {*sources(d, 'test')} & {*sources(d, 'train')} and len({*sources(d, 'test')}) == 25
+    assert len({*d.families('test')}) == 25 and len({*d.families('valid')}) == 35
+    assert not few.files('test') and len(few.files('train')) == 368 and few.made == []
+    assert 'no test split is made: it would have 25 distinct pictures, fewer than 30' in few.notes
+    assert few.fingerprint == read(root, test_pct=0., **kind).fingerprint != made.fingerprint
+    assert read(root/'train', **kind).made == ['valid', 'test'] and d.fingerprint == made.fingerprint
+
+
 def test_kitti_sample():
     d = read(need('kitti_sample'), valid_pct=0., test_pct=0.)
     assert d.counts()['train'] == {'Car': 2, 'Cyclist': 1, 'Misc': 1, 'Pedestrian': 1, 'Truck': 1} and 'regions marked DontCare, left out: 4' in d.notes

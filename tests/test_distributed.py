@@ -112,3 +112,28 @@ def test_a_run_in_two_processes(tmp_path):
     assert two['losses'] == pytest.approx(one['losses'], rel=2e-3, abs=1e-3) and two['losses'] != one['losses']
     assert (one.get('processes', 1), two['processes']) == (1, 2)
     assert tl('run', path, '--processes', 0, cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize('kind', ['dvc', 'tensorboard'])
+def test_what_tracks_a_fit_in_two_processes_writes_each_epoch_once(kind, tmp_path):
+    "Read back by other code: a line per epoch in DVCLive's tables, TensorBoard's own reader for its events"
+    pytest.importorskip(dict(dvc='dvclive', tensorboard='tensorboard')[kind])
+    from tl_notebooks.checkpoint import Processes
+    from tl_notebooks.tracking import track_callbacks
+    learn = plain(); learn.fit_one_cycle(3, 1e-2, cbs=[Processes(2), *track_callbacks(kind, tmp_path/'track')])
+    if kind == 'dvc':
+        tables = [p.read_text().splitlines() for p in (tmp_path/'track').rglob('*.tsv')]
+        assert len(tables) == 3 and all([r.split('\t')[0] for r in t] == ['step', '0', '1', '2'] for t in tables)
+    else:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        events = EventAccumulator(str(tmp_path/'track')); events.Reload()
+        assert [e.step for e in events.Scalars('valid_loss')] == [7, 14, 21]
+
+
+def test_a_detector_is_not_divided(tmp_path):
+    "Said before anything is computed, not from inside a process"
+    from tl_notebooks.checkpoint import Processes
+    from tl_notebooks.core import InputError
+    from tl_notebooks.samples import make_scenes
+    learn = killed.scene_learner(make_scenes(tmp_path/'scenes', n=14, size=128, progress=False))
+    with pytest.raises(InputError, match='Accepted: 1'): learn.fit(1, 1e-3, cbs=Processes(2))

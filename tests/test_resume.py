@@ -24,6 +24,12 @@ def few_pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
+def few_scenes(tmp_path_factory):
+    from tl_notebooks.samples import make_scenes
+    return make_scenes(tmp_path_factory.mktemp('few')/'scenes', n=14, size=128, progress=False)
+
+
+@pytest.fixture(scope='module')
 def small_bert(tmp_path_factory):
     transformers = pytest.importorskip('transformers')
     from tl_notebooks.core import seed_everything
@@ -36,9 +42,13 @@ def small_bert(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize('kind,kills', [('by_hand', 6), ('in_a_run', 6), ('of_texts', 3), ('cache', 3)])
-def test_killed_at_random_moments_the_same_bits(server, few_pictures, small_bert, tmp_path, kind, kills):
-    data = small_bert if kind == 'of_texts' else few_pictures
+KILLED = dict(by_hand=6, in_a_run=6, of_texts=3, of_boxes=4, of_new_views=4, cache=3) # what → how often
+USES = dict(of_texts='small_bert', of_boxes='few_scenes', of_new_views='few_scenes')
+
+
+@pytest.mark.parametrize('kind,kills', KILLED.items())
+def test_killed_at_random_moments_the_same_bits(server, request, tmp_path, kind, kills):
+    data = request.getfixturevalue(USES.get(kind, 'few_pictures'))
     whole, others, n, _ = killed.kill_at_random(server, kind, tmp_path, data, kills, seed=kills)
     assert n >= kills
     for other in others: assert json.loads(other) == json.loads(whole)
@@ -143,3 +153,103 @@ def test_half_a_checkpoint_is_passed_over(tmp_path, n):
     slot.paths()[-1].write_bytes(whole[:random.Random(n).randrange(len(whole))])
     path, tensors, values = slot.last(); slot.release()
     assert values == dict(k=2) and tensors['w'][0] == 2
+
+
+# What a fit that goes on must be told, and what it must refuse
+
+def cut_short(learn, folder, epoch, *cbs, epochs=4):
+    "A fit that ends in the middle of an epoch, as far as one process can have it"
+    from fastai.callback.core import Callback
+    from tl_notebooks.checkpoint import Checkpoint
+    class Stop(Callback):
+        order = 95
+        def after_batch(self):
+            if self.training and (self.epoch, self.iter) == (epoch, 1): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): learn.fit(epochs, 1e-2, cbs=[*cbs, Checkpoint(folder), Stop()])
+
+
+def moved_box(learn): learn.dls.train.dataset.targets[0][0][0, 2] += 1
+def other_label(learn): t = learn.dls.train.dataset.targets[0][1]; t[0] = (t[0] + 1) % 3
+def other_picture(learn): learn.dls.train.dataset.names[0] = '0'*64
+
+
+SETTINGS = dict(views=2, seed=1, resize='pad', augment=False, ema=.8, cache=False)
+OTHER = [moved_box, other_label, other_picture, *(dict([s]) for s in SETTINGS.items())]
+
+
+@pytest.mark.parametrize('what', OTHER, ids=lambda w: w.__name__ if callable(w) else next(iter(w)))
+def test_a_detector_goes_on_with_nothing_else(few_scenes, cut_off_detector, what):
+    from tl_notebooks.checkpoint import Checkpoint
+    from tl_notebooks.core import InputError
+    learn = killed.scene_learner(few_scenes, **dict(views=3, ema=.9) | (what if isinstance(what, dict) else {}))
+    if callable(what): what(learn)
+    with pytest.raises(InputError, match='was made with other'): learn.fit(4, 1e-2, cbs=Checkpoint(cut_off_detector))
+
+
+@pytest.fixture(scope='module')
+def cut_off_detector(few_scenes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('cut off')/'detector'
+    cut_short(killed.scene_learner(few_scenes, views=3, ema=.9), folder, 2)
+    return folder
+
+
+def test_a_detector_that_is_finished_keeps_its_weights(few_scenes, tmp_path):
+    "Asked for once more, from an untrained network: nothing is trained, and the average stays what it was"
+    from tl_notebooks.checkpoint import Checkpoint
+    from tl_notebooks.core import hash_state
+    learn = killed.scene_learner(few_scenes, views=0)
+    learn.fit(2, 1e-2, cbs=Checkpoint(tmp_path))
+    again = killed.scene_learner(few_scenes, views=0, ema=.99)
+    start = hash_state(again.model.state_dict())
+    again.fit(2, 1e-2, cbs=Checkpoint(tmp_path))
+    assert hash_state(again.model.state_dict()) == hash_state(learn.model.state_dict()) != start
+
+
+def test_a_torch_dataset_is_known_by_its_items(tmp_path):
+    "Not by its class alone; and looking at it moves no generator"
+    import torch
+    from fastai.data.load import DataLoader
+    from tl_notebooks.checkpoint import data_print
+    class Pairs(torch.utils.data.Dataset):
+        def __init__(self, x): self.x = x
+        def __len__(self): return len(self.x)
+        def __getitem__(self, i): return self.x[i] + .1*torch.randn(3), i % 2
+    was, x = torch.get_rng_state(), torch.arange(30.).view(10, 3)
+    same, other, longer = (data_print(DataLoader(Pairs(t), bs=2)) for t in (x, x + 1, torch.cat([x, x])))
+    assert data_print(DataLoader(Pairs(x.clone()), bs=2)) == same and len({same, other, longer}) == 3
+    assert torch.equal(torch.get_rng_state(), was)
+
+
+def test_callbacks_may_come_and_go(tmp_path):
+    "Early stopping counts on, although another callback stands before it now; the oracle is the uninterrupted fit"
+    from fastai.callback.core import Callback
+    from fastai.callback.tracker import EarlyStoppingCallback
+    from tl_notebooks.checkpoint import Checkpoint
+    from tl_notebooks.core import hash_state, seed_everything
+    class Guest(Callback): pass
+    def learner(): seed_everything(0, 1); return killed.plain_learner()
+    def stop(): return EarlyStoppingCallback(min_delta=10., patience=3) # nothing is ever better than the first epoch
+    whole = learner(); whole.fit(8, 1e-2, cbs=stop())
+    assert len(whole.recorder.values) == 4
+    cut_short(learner(), tmp_path, 2, stop(), epochs=8)
+    again = learner(); again.fit(8, 1e-2, cbs=[Guest(), stop(), Checkpoint(tmp_path)])
+    assert again.recorder.values == whole.recorder.values
+    assert hash_state(again.model.state_dict()) == hash_state(whole.model.state_dict())
+
+
+STATELESS = dict(NormEval='looks at the network before each fit', FitProgress='a bar', FlipMaps="draws from torch's generator",
+                 Distil='its teacher stays', OldAnswers='its teacher stays', GiveTargets='no state',
+                 FrozenPyramid='order and views are the DataLoader\'s', Checkpoint='keeps it', Processes='no state')
+
+
+def test_what_holds_state_over_epochs_says_so():
+    "A callback or DataLoader of ours either gives a checkpoint what a resumed fit needs, or is known to need nothing"
+    import importlib
+    from fastai.callback.core import Callback
+    from fastai.data.load import DataLoader
+    from conftest import ROOT
+    modules = [importlib.import_module(f'tl_notebooks.{p.stem}') for p in (ROOT/'tl_notebooks').glob('[a-z]*.py')]
+    classes = {k for m in modules for k in vars(m).values() if isinstance(k, type) and k.__module__ == m.__name__}
+    ours = [k for k in classes if issubclass(k, (Callback, DataLoader))]
+    assert len(ours) > 8
+    for k in ours: assert hasattr(k, 'resume_state') == hasattr(k, 'resume_from') != (k.__name__ in STATELESS), k

@@ -1,5 +1,7 @@
 "The crossing use case, through a real papermill kernel: what a run leaves, that it repeats, and what is refused."
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,23 @@ from tl_notebooks.samples import make_scenes
 QUICK = ['-p', 'size=96', '-p', 'bs=4', '-p', 'epochs=2', '-p', 'views=2', '-p', 'thaw=1', '-p', 'precision=fp32', '-p', 'threads=1']
 
 
+def unsplit(root, n, size):
+    "Junctions in one folder, with nothing that says which of them are for what"
+    from tl_notebooks.boxes import as_coco, read_boxes
+    from tl_notebooks.core import write_json
+    made = read_boxes(make_scenes(root/'made', n=n, size=size, progress=False), min_per_class=1, progress=False)
+    coco, flat = as_coco(made), root/'flat'
+    flat.mkdir()
+    for i in coco['images']:
+        to = f"{i['id']:03}{Path(i['file_name']).suffix}"
+        shutil.copy(made.root/i['file_name'], flat/to)
+        i |= {'file_name': to}; del i['split']
+    write_json(flat/'boxes.json', coco)
+    return flat
+
+
 @pytest.fixture(scope='module')
-def scenes(tmp_path_factory): return make_scenes(tmp_path_factory.mktemp('scenes')/'s', n=24, size=160, progress=False)
+def scenes(tmp_path_factory): return unsplit(tmp_path_factory.mktemp('scenes'), 24, 160)
 
 
 @pytest.fixture(scope='module')
@@ -31,6 +48,43 @@ def test_a_run_leaves_figures_with_intervals_and_a_control(run):
     assert {p.stem for p in (run/'figures').iterdir()} >= {'samples', 'counts', 'augmented', 'map50', 'classes', 'curves', 'confusion', 'mistakes'}
     page = (run/'report.html').read_text()
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page) and 'tl run crossing --data' in page
+
+
+def page_and_output(run):
+    "The report without its pictures, and what the notebook printed"
+    page = re.sub(r'data:image/png;base64,[^"]*', '', (run/'report.html').read_text())
+    cells = json.loads((run/'notebook.ipynb').read_text())['cells']
+    return page, ''.join(''.join(o.get('text', '')) for c in cells for o in c.get('outputs', []))
+
+
+def test_few_pictures_are_judged_on_validation_and_every_place_says_so(run, scenes):
+    "24 pictures leave no ten for a test; nothing calls what judged a test"
+    from tl_notebooks.boxes import read_boxes
+    rec, (page, printed) = record(run), page_and_output(run)
+    assert rec['judged_on'] == 'valid' and not any(rec['data']['counts']['test'].values())
+    n = rec['metrics']['map50']['n']
+    assert f'map50 on {n} validation pictures' in page and f'on {n} validation pictures with 95' in page
+    assert ' test pictures' not in page.replace('No test pictures', '')
+    assert re.search(r'judged on \d+ validation pictures, with thresholds of', printed)
+    assert 'no test split is made' in printed
+    assert rec['valid'] == rec['metrics']
+    boxes = read_boxes(scenes, seed=5, progress=False).merge_small_test().targets('valid', crowd=False)
+    seen = sum(rec['outcomes'][k] for k in ('hits', 'confused', 'missed'))
+    assert seen == sum(len(t['labels']) for t in boxes) # each once
+
+
+def test_more_pictures_are_judged_on_a_test_split_and_validation_stands_beside(tmp_path):
+    data = unsplit(tmp_path, 56, 128)
+    quick = [q.replace('epochs=2', 'epochs=1') for q in QUICK]
+    done = tl('run', 'crossing', '--data', data, '--out', tmp_path, *quick, '-p', 'control=no', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = Path(done.stdout.strip().splitlines()[-1])
+    rec, (page, printed) = record(folder), page_and_output(folder)
+    assert rec['judged_on'] == 'test' and f"map50 on {rec['metrics']['map50']['n']} test pictures" in page
+    assert 'validation pictures' not in page and re.search(r'judged on \d\d test pictures\n', printed)
+    assert rec['valid'].keys() >= {'map50', 'map', 'map50/car'} and rec['valid']['map50'] != rec['metrics']['map50']
+    for m in rec['valid'].values():
+        assert {*m} == {'value', 'low', 'high', 'n'} and 0 <= m['low'] <= m['value'] <= m['high'] <= 1
 
 
 def test_its_model_loads_and_answers(run, scenes):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IOUS', 'RECALLS', 'SIZES', 'MAX_BOXES', 'overlaps', 'ClassMatches', 'match_boxes', 'average_precision', 'BoxScores',
-           'box_scores', 'compare_scores', 'Curve', 'pr_curves', 'choose_threshold', 'Compared', 'compare_boxes',
-           'box_confusion', 'error_counts', 'worst_pictures', 'outcome_boxes']
+           'box_scores', 'compare_scores', 'Curve', 'pr_curves', 'choose_threshold', 'crossfit_thresholds', 'Compared',
+           'compare_boxes', 'box_confusion', 'error_counts', 'worst_pictures', 'outcome_boxes']
 
 # %% ../nbs/24_box_scores.ipynb #b5db83f9
 from collections.abc import Iterator, Sequence
@@ -163,6 +163,19 @@ def _figures(ap:np.ndarray) -> dict[str, np.ndarray]:
     return {'map50': _mean(ap[..., 0, 0, :], -1), 'map': _mean(ap[..., 0, :, :], (-2, -1)), 'map75': _mean(ap[..., 0, 5, :], -1),
             **{f'map_{s}': _mean(ap[..., i, :, :], (-2, -1)) for i,s in enumerate(SIZES) if s}}
 
+# %% ../nbs/24_box_scores.ipynb #4fd7e165
+def _families(groups:Sequence|None, n:int) -> np.ndarray: # (n,) numbers
+    "The family of each picture; each its own without `groups`"
+    if groups is None: return np.arange(n)
+    if len(groups) != n: raise InputError(f"{n} pictures, but {len(groups)} groups; accepted: as many of each.")
+    return np.unique(np.asarray([str(g) for g in groups]), return_inverse=True)[1]
+
+def _resampled(family:np.ndarray, draws:int, seed:int) -> np.ndarray: # (draws, n)
+    "How often each picture is in each resampled set"
+    n = int(family.max()) + 1
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1/n), size=draws)[:, family]
+
+
 # %% ../nbs/24_box_scores.ipynb #6c50deb3
 @dataclass
 class BoxScores:
@@ -171,6 +184,7 @@ class BoxScores:
     classes:list[str]
     counts:dict[str, int]                                   # Boxes to find, by class
     matches:list[ClassMatches] = field(repr=False, default_factory=list)
+    family:np.ndarray|None = field(repr=False, default=None) # (n,) number of each picture's family
 
     def __str__(self): return '\n'.join(f'{k:<{max(map(len, self.metrics))}}  {v}' for k,v in self.metrics.items())
     def of(self, name:str) -> dict[str, Interval]:
@@ -184,20 +198,22 @@ def box_scores(
     classes:Sequence[str],
     draws:int=1000,         # Resampled sets for the intervals; 0: none, the ends are the figure
     seed:int=0,
+    groups:Sequence|None=None, # (n,) pictures of equal group are copies of one another; `None`: each is its own
 ) -> BoxScores:
     "mAP, AP50, AP75, by class and by size, as COCO's evaluator has them, with bootstrap intervals over pictures"
-    classes, n = [*classes], len(truths)
+    classes, family = [*classes], _families(groups, len(truths))
     truths, preds = _arrays(truths, preds, len(classes))
     ap, matches = _coco(truths, preds, len(classes)), match_boxes(truths, preds, len(classes))
-    w = np.random.default_rng(seed).multinomial(n, np.full(n, 1/n), size=draws)
+    w = _resampled(family, draws, seed)
     again = np.concatenate([np.stack([average_precision(m, part) for m in matches], 3) for part in _parts(w, matches)] or [np.zeros((0, *ap.shape))])
     names = {'': slice(None), **{f'/{c}': slice(i, i + 1) for i,c in enumerate(classes)}}
     out = {}
     for name,part in names.items():
-        drawn, shown = _figures(again[..., part]), (np.stack([m.truths for m in matches[part]]) > 0).any(0).sum(1)
+        drawn, has = _figures(again[..., part]), (np.stack([m.truths for m in matches[part]]) > 0).any(0)
+        shown = [len(np.unique(family[h])) for h in has]
         shown = dict.fromkeys(('map50', 'map', 'map75'), shown[0]) | {f'map_{s}': shown[i] for i,s in enumerate(SIZES) if s}
         out |= {k + name: _bootstrap(v, drawn[k], int(shown[k])) for k,v in _figures(ap[..., part]).items() if np.isfinite(v)}
-    return BoxScores(out, classes, {c: int(m.truths[0].sum()) for c,m in zip(classes, matches)}, matches)
+    return BoxScores(out, classes, {c: int(m.truths[0].sum()) for c,m in zip(classes, matches)}, matches, family)
 
 # %% ../nbs/24_box_scores.ipynb #df47a1b6
 def _parts(w:np.ndarray, matches:list[ClassMatches], most:int=4_000_000) -> Iterator[np.ndarray]:
@@ -214,9 +230,8 @@ def compare_scores(
     seed:int=0,
 ) -> Interval:
     "A figure of `a` minus that of `b`, with the bootstrap interval of the difference"
-    n = a.matches[0].truths.shape[1]
-    if a.classes != b.classes or n != b.matches[0].truths.shape[1]: raise InputError("two scores of different pictures or classes cannot be compared.")
-    w = np.random.default_rng(seed).multinomial(n, np.full(n, 1/n), size=draws)
+    if a.classes != b.classes or not np.array_equal(a.family, b.family): raise InputError("two scores of different pictures or classes cannot be compared.")
+    w = _resampled(a.family, draws, seed)
     each = [np.concatenate([_figures(np.stack([average_precision(m, part) for m in s.matches], 3))[name] for part in _parts(w, s.matches)]) for s in (a, b)]
     d, drawn = a.metrics[name].value - b.metrics[name].value, each[0] - each[1]
     low, high = 2*d - np.quantile(drawn[np.isfinite(drawn)], [.975, .025])
@@ -263,6 +278,26 @@ def choose_threshold(
     "Score from which a prediction is taken: the best F1 at an overlap of 0.5; 0.5 where nothing was found"
     m = match_boxes(truths, preds, len(classes))
     return {c: _best(_curve([v]), least) for c,v in zip(classes, m)} if per_class else _best(_curve(m), least)
+
+# %% ../nbs/24_box_scores.ipynb #767e1695
+def crossfit_thresholds(
+    truths:Sequence[dict],
+    preds:Sequence[dict],
+    classes:Sequence[str],
+    folds:int=5,          # Fewer where there are fewer families
+    least:float=0.,       # The threshold at which predictions were made
+    groups:Sequence|None=None, # (n,) pictures of equal group stay in one fold
+    seed:int=0,           # Of the folds
+) -> np.ndarray:          # (n,)
+    "For each picture the threshold that `choose_threshold` finds on the other folds; 0.5 where there is but one family"
+    family = _families(groups, len(truths))
+    n = int(family.max()) + 1
+    if n < 2: return np.full(len(truths), .5)
+    fold = (np.random.default_rng(seed).permutation(n) % min(folds, n))[family]
+    def without(f): return [[d for d,k in zip(dicts, fold) if k != f] for dicts in (truths, preds)]
+    found = {f: choose_threshold(*without(f), classes, least=least) for f in np.unique(fold)}
+    return np.array([found[f] for f in fold])
+
 
 # %% ../nbs/24_box_scores.ipynb #078c3cb7
 @dataclass

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'RUN', 'write_state', 'read_state', 'take_chance', 'set_chance', 'take_optimiser', 'set_optimiser',
-           'take_counters', 'moved', 'set_counters', 'take_fit', 'set_fit', 'data_print', 'about_fit', 'machine',
-           'refuse_other', 'tell', 'Slot', 'open_slot', 'Checkpoint', 'shared', 'work', 'train_in_processes',
-           'Processes', 'keep_checkpoints', 'drop_checkpoints', 'resumable_steps']
+           'take_counters', 'moved', 'set_counters', 'split_tensors', 'join_tensors', 'take_fit', 'set_fit',
+           'data_print', 'about_fit', 'machine', 'refuse_other', 'tell', 'Slot', 'open_slot', 'Checkpoint', 'shared',
+           'work', 'train_in_processes', 'Processes', 'keep_checkpoints', 'drop_checkpoints', 'resumable_steps']
 
 # %% ../nbs/26_checkpoint.ipynb #22663431
 import contextlib
@@ -43,7 +43,7 @@ from fastcore.foundation import L
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from .activations import CannotCache, Items, describe
-from .core import InputError, atomic_write, hash_json, hash_state, install_hint
+from .core import InputError, atomic_write, hash_json, hash_state, install_hint, seeded
 from .records import code_version
 
 # %% ../nbs/26_checkpoint.ipynb #fa360cb4
@@ -131,10 +131,10 @@ def _plain(v) -> bool:
     if isinstance(v, dict): return all(isinstance(k, str) and _plain(x) for k,x in v.items())
     return all(map(_plain, v)) if type(v) is list else v is None or isinstance(v, (bool, int, float))
 
-def take_counters(cbs:Sequence) -> list:
-    "Per callback: its class, and its numbers or what it says itself"
+def take_counters(cbs:Sequence, own:bool=True) -> list:
+    "Per callback: its class, and its numbers, or what it says itself (None where `own` is false)"
     def of(cb):
-        if hasattr(cb, 'resume_state'): return cb.resume_state()
+        if hasattr(cb, 'resume_state'): return cb.resume_state() if own else None
         if isinstance(cb, (Recorder, Checkpoint)): return {}
         grad = {k: v.state_dict() for k,v in vars(cb).items() if isinstance(v, torch.amp.GradScaler)}
         return json.loads(json.dumps({k: v for k,v in vars(cb).items() if _plain(v)} | grad))
@@ -146,15 +146,34 @@ def moved(now:list, was:list) -> list:
     return [[name, new(n, w)] for (name,n),(_,w) in zip(now, was)]
 
 def set_counters(cbs:Sequence, kept:list) -> None:
-    "Put back what had moved"
-    for cb,(name,state) in zip(cbs, kept):
-        if type(cb).__name__ != name: continue
+    "Put back what had moved, in each callback what the one of its class had; others may have come or gone"
+    kept = [*kept]
+    for cb in cbs:
+        at = next((i for i,(name,_) in enumerate(kept) if name == type(cb).__name__), None)
+        if at is None: continue
+        _, state = kept.pop(at)
         if hasattr(cb, 'resume_from'): cb.resume_from(state); continue
         for k,v in state.items():
             had = getattr(cb, k, None)
             if isinstance(had, torch.amp.GradScaler): had.load_state_dict(v)
             elif isinstance(had, dict) and isinstance(v, dict): had.update(v)
             else: setattr(cb, k, v)
+
+# %% ../nbs/26_checkpoint.ipynb #1a9e33f3
+def split_tensors(state, name:str, tensors:dict):
+    "`state` of dicts, lists and values with a name in place of each tensor, which goes to `tensors` under it"
+    if isinstance(state, torch.Tensor): tensors[name] = state; return {'tensor': name}
+    if isinstance(state, dict): return {k: split_tensors(v, f'{name}/{k}', tensors) for k,v in state.items()}
+    if isinstance(state, (list, tuple)): return [split_tensors(v, f'{name}/{i}', tensors) for i,v in enumerate(state)]
+    return state
+
+def join_tensors(state, tensors:dict):
+    "What `split_tensors` was given"
+    if isinstance(state, list): return [join_tensors(v, tensors) for v in state]
+    if not isinstance(state, dict): return state
+    if [*state] == ['tensor']: return tensors[state['tensor']]
+    return {k: join_tensors(v, tensors) for k,v in state.items()}
+
 
 # %% ../nbs/26_checkpoint.ipynb #5d63ab58
 def _take_recorder(r) -> tuple[dict, dict]:
@@ -174,7 +193,9 @@ def take_fit(learn, began:list) -> tuple[dict, dict]: # tensors, values
     t, v = {f'model/{n}': x for n,x in model.state_dict().items() if isinstance(x, torch.Tensor)}, dict(trained=[p.requires_grad for p in model.parameters()], iter=learn.train_iter)
     parts = dict(opt=take_optimiser(learn.opt), chance=take_chance(learn.dls.loaders)) | (dict(recorder=_take_recorder(recorder)) if recorder else {})
     for name,(tensors,values) in parts.items(): t |= tensors; v[name] = values
-    return t, v | dict(counters=moved(take_counters(learn.cbs), began))
+    states = dict(counters=moved(take_counters(learn.cbs), began),
+                  loaders=[d.resume_state() if hasattr(d, 'resume_state') else None for d in learn.dls.loaders])
+    return t, v | {name: split_tensors(s, name, t) for name,s in states.items()}
 
 def set_fit(learn, t:dict, v:dict) -> None:
     "Put back what `take_fit` found"
@@ -183,25 +204,36 @@ def set_fit(learn, t:dict, v:dict) -> None:
     for p,trained in zip(model.parameters(), v['trained']): p.requires_grad_(trained)
     set_optimiser(learn.opt, t, v['opt'])
     if 'recorder' in v and hasattr(learn, 'recorder'): _set_recorder(learn.recorder, t, v['recorder'])
-    set_counters(learn.cbs, v['counters'])
+    set_counters(learn.cbs, join_tensors(v['counters'], t))
+    for dl,state in zip(learn.dls.loaders, join_tensors(v['loaders'], t)):
+        if state is not None: dl.resume_from(state)
     set_chance(t, v['chance'], learn.dls.loaders)
     learn.train_iter = v['iter']
 
 # %% ../nbs/26_checkpoint.ipynb #0de9cb32
 def data_print(dl) -> str:
-    "Fingerprint of the items of a DataLoader, by content where its reader knows it; otherwise of files by name and size"
+    "Fingerprint of a DataLoader's items: by content where dataset or reader knows it, of files by name and size"
     ds, out = getattr(dl, 'dataset', None), []
+    if callable(getattr(type(ds), 'fingerprint', None)): return ds.fingerprint()[:16]
     with contextlib.suppress(AttributeError, TypeError, CannotCache):
         items = Items(dl)
         if items.reader: return hash_json([items.names(), [hash_state({'': t.as_subclass(torch.Tensor)}) for t in items.targets()]])[:16]
     items = getattr(ds, 'items', ds if isinstance(ds, (list, tuple)) else None)
-    if items is None: items = [getattr(ds, 'tensors', type(ds).__name__)]
-    for i in np.linspace(0, len(items) - 1, min(len(items), 10_000)).astype(int):
-        x = items.iloc[i].tolist() if hasattr(items, 'iloc') else items[i]
-        with contextlib.suppress(OSError): x = [x.name, x.stat().st_size] if isinstance(x, Path) else x
-        try: out.append(describe(x))
-        except CannotCache: out.append(type(x).__name__)
+    if items is None: items = [ds.tensors] if hasattr(ds, 'tensors') else _some_items(ds)
+    with seeded(0): # reading an item may draw from the generators
+        for i in np.linspace(0, len(items) - 1, min(len(items), 10_000)).astype(int):
+            x = items.iloc[i].tolist() if hasattr(items, 'iloc') else items[i]
+            with contextlib.suppress(OSError): x = [x.name, x.stat().st_size] if isinstance(x, Path) else x
+            try: out.append(describe(x))
+            except CannotCache: out.append(type(x).__name__)
     return hash_json([len(items), out, [str(c) for c in getattr(dl, 'vocab', None) or []]])[:16]
+
+def _some_items(ds, most:int=64) -> list:
+    "The class of a dataset, its length and some of its items; the class alone where it does not give them"
+    kind = type(ds).__name__
+    try:
+        with seeded(0): return [kind, len(ds), *(ds[int(i)] for i in np.linspace(0, len(ds) - 1, min(len(ds), most)))]
+    except Exception: return [kind] # whatever is wrong with it, the fit will say
 
 def _transforms(dl) -> object:
     with contextlib.suppress(AttributeError, TypeError, CannotCache):
@@ -225,7 +257,9 @@ def about_fit(learn) -> dict:
             'network': h([[n, list(x.shape), str(x.dtype)] for n,x in model.state_dict().items() if isinstance(x, torch.Tensor)]),
             'trained layers': h([p.requires_grad for p in model.parameters()]), 'precision': getattr(model, 'precision', None), 'loss': named(learn.loss_func),
             'optimiser': [named(c) for c in getattr(learn.opt, 'cbs', [type(getattr(learn.opt, 'opt', learn.opt)).__name__])], 'schedule': h(_schedule(learn)),
-            'cache': [getattr(learn, 'norm', None), frozen.cache, frozen.views, frozen.dtype, frozen.fold] if frozen else None, 'code': code_version()}
+            'cache': [getattr(learn, 'norm', None), frozen.cache, frozen.views, frozen.dtype, frozen.fold] if frozen else None,
+            'callbacks': {type(c).__name__: c.resume_about() for c in learn.cbs if hasattr(c, 'resume_about')},
+            'code': code_version()}
 
 def machine() -> dict: return {'threads': torch.get_num_threads(), 'torch': torch.__version__, 'device': torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'}
 
@@ -311,7 +345,7 @@ class Checkpoint(Callback):
         if (place := self._place()) is None: self.slot = None; return
         self.slot = open_slot(place, must=bool(self.folder))
         if self.slot is None: return
-        self.over, self.about, self.began = False, about_fit(self.learn), take_counters(self.learn.cbs)
+        self.over, self.about, self.began = False, about_fit(self.learn), take_counters(self.learn.cbs, own=False)
         self.share, self.wrote = (self.most if self.folder else RUN.most), time.perf_counter()
         self.cost = 3*sum(x.nbytes for x in get_model(self.learn.model).state_dict().values() if isinstance(x, torch.Tensor))/2e8 # seconds, until one was written
         if hasattr(self.learn, 'recorder'): self.learn.recorder.rows = []
@@ -472,7 +506,8 @@ def _settle(learn, chance, rank:int) -> None:
         torch.cuda.set_device(rank); device = torch.device('cuda', rank)
         learn.model.to(device); learn.dls.to(device)
         for s in _state_of(learn.opt).values(): s.update({k: x.to(device) for k,x in s.items() if isinstance(x, torch.Tensor) and x.device.type == 'cuda'})
-    if rank: learn.remove_cbs([cb for cb in learn.cbs if type(cb).__name__ == 'FitProgress'])
+    one = [cb for cb in learn.cbs if type(cb).__name__ == 'FitProgress' or getattr(cb, 'one_writer', False)]
+    if rank: learn.remove_cbs(one)
     set_chance(*chance, learn.dls.loaders)
 
 def _environment(n:int, rank:int, threads:int, port:int, cpu:bool) -> dict:
@@ -519,14 +554,14 @@ class Processes(Callback):
         if any(type(cb).__name__ == 'LRFinder' for cb in learn.cbs): return
         _refuse_processes(learn, n)
         tensors, values = train_in_processes(learn, n)
-        states = {name: s for name,s in values['counters']}
-        set_fit(learn, tensors, values | dict(counters=[[type(cb).__name__, {} if hasattr(cb, 'resume_state') else states.get(type(cb).__name__, {})] for cb in learn.cbs]))
+        set_fit(learn, tensors, values)
         for row in values['rows']: learn.logger(L(row))
         if hasattr(learn, 'recorder'): learn.recorder.rows = values['rows']
         learn.epoch = values['last']
         raise CancelFitException
 
 def _refuse_processes(learn, n:int) -> None:
+    if why := getattr(learn, 'one_process', ''): raise InputError(f"{n} processes: {why}. Accepted: 1.")
     if importlib.util.find_spec('accelerate') is None:
         raise InputError("training in several processes wants accelerate, which is not installed. "
                          f"Train in one process, or install it: {install_hint('accelerate')}")

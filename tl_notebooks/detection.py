@@ -11,6 +11,7 @@ __all__ = ['RESIZES', 'GREY', 'STRIDES', 'ARCHS', 'GIVEN', 'placing', 'square', 
 # %% ../nbs/32_detection.ipynb #42269226
 import hashlib
 import random
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 from PIL import Image
-from .activations import ActivationStore, cache_limit, channels_last, describe, fill, format_bytes, make_room, room, row_name, say
+from .activations import ActivationStore, CannotCache, cache_limit, channels_last, describe, fill, format_bytes, make_room, room, row_name, say
 from .boxes import BoxData
 from .core import InputError, did_you_mean, hash_file, hash_json, hash_state, read_json, seed_everything, seeded
 from .data import open_image
@@ -133,6 +134,8 @@ class BoxDL(DataLoader):
     def retain(self, res, b): return res
     def shuffle_fn(self, idxs): return random.Random(f'{self.dataset.seed} {self.dataset.epoch}').sample(idxs, len(idxs))
     def after_iter(self): self.dataset.epoch += self.shuffle
+    def resume_state(self) -> dict: return dict(epoch=self.dataset.epoch) # order and views depend on it
+    def resume_from(self, state:dict) -> None: self.dataset.epoch = state['epoch']
     def show_batch(self, b=None, max_n:int=6, **kwargs):
         "Pictures of a batch with their boxes"
         x, boxes, labels = (t.cpu()[:max_n] for t in (b or self.one_batch()))
@@ -174,6 +177,21 @@ def boxes_dl(data:BoxData, split:str, like:BoxDL) -> BoxDL:
     "The pictures of one split, whole and in order, with the size and batches of `like`"
     ds = like.dataset
     return BoxDL(BoxSet(data, split, ds.size, ds.resize, seed=ds.seed), like.bs, device=like.device)
+
+# %% ../nbs/32_detection.ipynb #318ab2b6
+@patch
+def hash_targets(self:BoxSet) -> str:
+    "sha256 of all boxes and labels, as the network gets them"
+    return hash_state({f'{i} {k}': t for i,pair in enumerate(self.targets) for k,t in enumerate(pair)})
+
+@patch
+def fingerprint(self:BoxSet) -> str:
+    "sha256 of all that decides the batches: images, boxes, labels, classes, size, transforms, views and seed"
+    try: tfms = describe(self.tfms)
+    except CannotCache: tfms = re.sub(r' at 0x[0-9a-f]+', '', repr(self.tfms))
+    made = self.classes, self.size, self.resize, tfms, self.views, self.seed
+    return hash_json([self.names, self.hash_targets(), *made])
+
 
 # %% ../nbs/32_detection.ipynb #663785e3
 def chain(model:nn.Module, x:torch.Tensor) -> tuple[list[nn.Module], dict[int, int]]: # steps, {step: number of the map that it ends}
@@ -430,6 +448,7 @@ class FrozenPyramid(Callback):
     order = 11 # after NormEval, before all that looks at `learn.dl`
     def __init__(self, cache:bool=True): self.cache, self.report, self.fit_dls, self.said = cache, [], {}, set()
     def __getstate__(self): return {**self.__dict__, 'fit_dls': {}}
+    def resume_about(self) -> list: return [self.learn.norm, self.cache]
 
     def steps(self) -> int: return self.learn.model.body.frozen_steps() if self.cache and isinstance(self.learn.model, DenseNet) and self.learn.norm == 'eval' else 0
     def before_fit(self):
@@ -454,9 +473,8 @@ def stores(self:FrozenPyramid, dl:BoxDL, n:int) -> tuple[ActivationStore, Activa
     spec = dict(prefix=hash_json([hash_state(steps.state_dict()), repr(steps), describe([net.mean, net.std])]), cut=f'step {n}', precision=net.precision,
                 step=net.step, code=code_version(), packages=env['packages'], machine=[env['processor'], env['threads'], env['gpu'], dl.device.type], **spec_of(ds, views))
     most = max([1, *(len(l) for _,l in ds.targets)])
-    content = hash_state({f'{i} {k}': t for i,pair in enumerate(ds.targets) for k,t in enumerate(pair)})
     return (ActivationStore(spec, sample.shape[1:], 'bf16' if sample.dtype == torch.bfloat16 else 'fp32', f"{self.learn.info['name']}, maps before step {n}"),
-            ActivationStore(dict(boxes=content, names=hash_json(ds.names), **spec_of(ds, views)), (most, 5), 'fp32', f"boxes of {len(ds)} pictures"))
+            ActivationStore(dict(boxes=ds.hash_targets(), names=hash_json(ds.names), **spec_of(ds, views)), (most, 5), 'fp32', f"boxes of {len(ds)} pictures"))
 
 # %% ../nbs/32_detection.ipynb #4f2dbe8a
 @patch
@@ -492,6 +510,11 @@ class EMA(Callback):
     order = 12
     def __init__(self, decay:float=.99): self.decay, self.average, self.raw = decay, None, None
     def __getstate__(self): return {**self.__dict__, 'average': None, 'raw': None}
+    def resume_about(self) -> float: return self.decay
+    def resume_state(self) -> dict: return dict(n=self.n, average=self.average)
+    def resume_from(self, state:dict) -> None:
+        self.n, average = state['n'], state['average']
+        self.average = average and [torch.empty_like(p).copy_(a) for p,a in zip(self.params, average)] # as weights lie
     def on(self) -> bool: return self.learn.fitting and self.average is not None
     def before_fit(self):
         finding = any(type(cb).__name__ == 'LRFinder' for cb in self.learn.cbs)
@@ -513,6 +536,7 @@ class EMA(Callback):
 # %% ../nbs/32_detection.ipynb #6405f151
 class BoxLearner(Learner):
     "A fastai `Learner` for a `BoxNet`. norm : 'eval' keeps pretrained BatchNorm statistics, 'train' is fastai's way;  ema : decay of the weights' average, 0: none"
+    one_process = "a detector's batches are not divided between processes"
     def __init__(self, dls, model:BoxNet, norm:str='eval', cache:bool=True, ema:float=.99, info:dict|None=None, **kwargs):
         if norm not in ('eval', 'train'): raise InputError(f"`norm` is {norm!r}; accepted: 'eval' or 'train'.")
         self.norm, self.probed, self.fitting, self.info = norm, False, False, info or {'name': type(model).__name__}

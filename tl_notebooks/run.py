@@ -255,7 +255,7 @@ def figure(self:Run, name:str, fig, caption:str='', lead:bool=False) -> Drawn:
 @patch
 def metric(self:Run, name:str, interval, group:str='metrics') -> None:
     "Keep a figure with its interval; groups: metrics (test data), valid (data to choose by), control (without transfer)"
-    self.record[group][name] = interval if isinstance(interval, dict) else interval.as_json()
+    self.record.setdefault(group, {})[name] = interval if isinstance(interval, dict) else interval.as_json()
 
 @patch
 def figures_on(
@@ -360,7 +360,7 @@ REPORT = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta nam
 <h1>{{ r.usecase }}</h1><div class="muted">run {{ r.run_id }}, started {{ r.started }}
 {%- if r.status != 'ok' %}, <b class="bad">{{ r.status }}</b>{% endif %}</div>
 {% if r.error %}<p class="bad">{{ r.error.type }}: {{ r.error.message }}</p>{% endif %}
-{% if main %}<p><span class="big">{{ pc(main.value) }}</span> {{ name }} on {{ main.n }} test {{ r.unit or 'images' }}
+{% if main %}<p><span class="big">{{ pc(main.value) }}</span> {{ name }} on {{ main.n }} {{ 'validation' if r.judged_on == 'valid' else 'test' }} {{ r.unit or 'images' }}
 (95 % interval {{ pc(main.low) }} to {{ pc(main.high) }}){% if control %}; the control without pretrained weights, on the
 same budget: <b>{{ pc(control.value) }}</b> ({{ pc(control.low) }} to {{ pc(control.high) }}){% endif %}.</p>
 <p class="muted">{{ r.notes }}</p>

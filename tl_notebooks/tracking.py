@@ -54,6 +54,7 @@ def epochs_to_dvc(folder:str|Path):
     from dvclive.fastai import DVCLiveCallback
     from dvclive.utils import standardize_metric_name
     class EpochsToDVC(DVCLiveCallback):
+        one_writer = True # of the processes that share a fit, the first
         def after_epoch(self):
             if hasattr(self, 'lr_finder') or hasattr(self, 'gather_preds'): return
             names, values = self.learn.recorder.metric_names, self.learn.recorder.log
@@ -73,7 +74,8 @@ def epochs_to_tensorboard(folder:str|Path):
         start = 0
         def add_scalar(self, tag, value, step): return None if value is None else super().add_scalar(tag, float(value), self.start + step)
     class EpochsToTensorBoard(TensorBoardCallback):
-        start, run_valid = 0, False                       # batches: of training alone
+        start, run_valid, one_writer = 0, False, True     # batches: of training alone
+        def __getstate__(self): return {**self.__dict__, 'writer': None} # each process opens its own
         def _setup_writer(self): self.writer = Writer(self.log_dir); self.writer.start = self.start
         def after_fit(self): self.start += self.train_iter*self.run; super().after_fit()
     return EpochsToTensorBoard(str(folder), trace_model=False, log_preds=False)
