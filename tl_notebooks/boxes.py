@@ -611,6 +611,7 @@ def read_boxes(
     notes, tables = found.notes + notes + _notes(items, boxes, names) + near_notes(near), _final(items, boxes)
     return BoxData(t.root, tables[0], names, problems, box_fingerprint(*tables), 'given' if given else 'made', [*made], notes, str(path), tables[1], near)
 
+# %% ../nbs/23_boxes.ipynb #41085476
 def _report(problems:Sequence[Problem], path, n:int, skipping:bool) -> str:
     todo = {'split': "Splits are called train, valid (or val, validation) and test.", 'layout': f"Accepted: {BOX_LAYOUTS}.",
             'one class': "Annotate something, or name other classes.", 'missing': "Correct the name, or remove the entry."}

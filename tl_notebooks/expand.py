@@ -372,8 +372,7 @@ def expand_model(
     _check_job(job, mode, test_pct)
     made = _make(job, mode)
     if memory is None: memory = max((kept.labels.count(c) for c in set(kept.labels)), default=0)
-    stay = _memory(model, job.old, new, memory, seed)
-    return Expansion(_save(out, job, made, stay), made.certificate)
+    return Expansion(_save(out, job, made, _memory(model, job.old, new, memory, seed)), made.certificate)
 
 # %% ../nbs/50_expand.ipynb #37acd59d
 @dataclass

@@ -450,6 +450,7 @@ def _views_now(self:FrozenPrefix, train, finding:bool) -> int:
     if not isinstance(train, DataLoader) or not train.indexed or not train.n or not train.bs or train.n != len(train.dataset): return 0
     return 1 if finding else self.views_for(self.items_of(train), self.learn.n_epoch)
 
+# %% ../nbs/20_finetune.ipynb #bd792839
 @patch
 def _show_versions(self:FrozenPrefix, train, views:int) -> None:
     items = self.items_of(train)
@@ -692,6 +693,7 @@ class Stage:
     p:float|None=None           # one-sided, of that gain; see `compare_losses`
     why:str=''                  # it was kept, or undone
 
+# %% ../nbs/20_finetune.ipynb #b951b2e7
 @patch
 def trains(self:TransferLearner, thaw:int|None) -> int:
     "Number of parameters in the last `thaw` groups"

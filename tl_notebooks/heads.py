@@ -297,6 +297,7 @@ class ClassStatistics:
     @property
     def means(self) -> np.ndarray: return self.sums/np.maximum(self.counts, 1)[:,None]
 
+# %% ../nbs/16_heads.ipynb #610e3c96
 def _kept(x:np.ndarray) -> tuple[np.ndarray, np.ndarray|None]:
     "Rows and scatter that a class of rows (n, d) keeps"
     n, d = x.shape
