@@ -74,7 +74,7 @@ def test_old_kinds_stay_and_plain_fine_tuning_loses_them(parent, tmp_path, capsy
     code, out, err = said(capsys, 'expand', parent, '--data', parent.parent/'new', '--old', parent.parent/'old', '--epochs', 6, '--out', tmp_path/'grown')
     assert code == 0 and out.splitlines()[-1] == str(tmp_path/'grown'), err
     c = certificate(tmp_path/'grown')
-    assert c['training']['drawn'] == ['green'] and c['training']['held'] == ['red'] and c['judged_by'] == dict(old=12, new=12)
+    assert c['training']['drawn'] == ['green'] and c['training']['held'] == ['red'] and (c['judged_by']['old'], c['judged_by']['new']) == (12, 12)
     before, after = (c[f'old_accuracy_{k}']['value'] for k in ('before', 'after'))
     assert before > .8 and after > before - .25 and c['new_accuracy']['value'] > .5
     m, net = plain_fine_tuning(parent, 6)
@@ -99,6 +99,35 @@ def test_a_limit_that_is_not_met_is_exit_1_and_the_folder_is_there(parent, tmp_p
     code, out, err = said(capsys, 'expand', parent, '--data', parent.parent/'new', '--mode', 'keep-scores', '--epochs', 1, '--out', tmp_path/'kept', '--max-old-drop', '0', '--min-new-accuracy', '1')
     assert code == 1 and (tmp_path/'kept'/'certificate.json').is_file()
     assert err.count('NOT MET') == 2 and 'nothing to judge it by' in err and 'old classes were not judged' in err
+
+
+def test_pictures_that_were_learned_from_do_not_judge(parent, tmp_path):
+    "A parent that keeps hashes: pictures it was trained on, as they were or encoded anew, are left out of what judges; their boxes go with them"
+    from tl_notebooks.artifact import Model, save_model
+    from tl_notebooks.boxes import read_boxes
+    from tl_notebooks.certificate import Limits
+    from tl_notebooks.expand_boxes import BoxTuning, expand_boxes
+    m, data = Model(parent), read_boxes(parent.parent/'old', valid_pct=0., progress=False)
+    knows = save_model(tmp_path/'knows', m.net, m.manifest['backbone'] | m.manifest['preprocessing'], m.classes, head=m.manifest['head'], learned=data)
+    coco = json.loads((parent.parent/'old'/'labels.json').read_text())
+    (tmp_path/'old').mkdir()
+    for im in coco['images']: # all are tests now: 24 of the 36 were learned from
+        picture = Image.open(parent.parent/'old'/im['file_name'])
+        im['split'], im['file_name'] = 'test' if im['id'] else 'train', f"{im['id']}.{'jpg' if im['id'] % 2 else 'png'}"
+        picture.save(tmp_path/'old'/im['file_name'])
+    (tmp_path/'old'/'labels.json').write_text(json.dumps(coco))
+    quick = BoxTuning(epochs=1, views=1)
+    done = expand_boxes(knows, parent.parent/'new', tmp_path/'grown', 'keep-scores', tmp_path/'old', limits=Limits(max_old_drop=1.), tuning=quick)
+    j = done.certificate['judged_by']
+    assert done.passed and (j['old'], j['left_out']['old']) == (12, {'what the parent learned from': 23})
+    honest = {i for i in range(36) if i % 3 == 2}
+    assert done.certificate['old_boxes'] == sum(a['image_id'] in honest for a in coco['annotations'])
+    assert Model(done.folder).learned().complete and len(Model(done.folder).learned()) > len(Model(knows).learned())
+    for im in coco['images']: im['split'] = 'test' if im['id'] % 3 == 1 else 'train'
+    (tmp_path/'old'/'labels.json').write_text(json.dumps(coco))
+    done = expand_boxes(knows, parent.parent/'new', tmp_path/'none', 'keep-scores', tmp_path/'old', limits=Limits(max_old_drop=1.), tuning=quick)
+    assert not done.passed and done.certificate['limits'][0]['value'] is None and any('not judged: all 12' in n for n in done.certificate['notes'])
+    assert 'not judged: all 12 pictures were learned from' in (done.folder/'certificate.html').read_text()
 
 
 def test_requests_that_cannot_be_meant(parent, tmp_path, capsys):

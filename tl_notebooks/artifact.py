@@ -83,9 +83,7 @@ def save_model(
     try:
         save_file(state, tmp/'weights.safetensors')
         if tok is not None: _save_text_parts(tmp, net, tok)
-        if statistics: save_file({k: v.contiguous() for k,v in statistics.items()}, tmp/'statistics.safetensors')
-        if memory: save_file(exemplars_state(memory, classes), tmp/'memory.safetensors')
-        if learned is not None: save_file(learned_state(learned_items(learned) if isinstance(learned, LabelledData) else learned), tmp/'learned.safetensors')
+        _save_items(tmp, statistics, memory, learned, classes)
         for name,text in (_config(net) | (extra or {})).items(): (tmp/name).write_text(text, encoding='utf-8')
         env = environment()
         files = {p.name: dict(sha256=hash_file(p), bytes=p.stat().st_size) for p in sorted(tmp.iterdir())}
@@ -110,6 +108,13 @@ def _move(tmp:Path, folder:Path) -> None:
         raise InputError(f"model folder `{folder}` was made by another command meanwhile; its content is left as it is. Choose another name.") from None
 
 # %% ../nbs/40_artifact.ipynb #90ebaba6
+def _save_items(folder:Path, statistics:dict|None, memory:Exemplars|None, learned:Learned|LabelledData|None, classes:Sequence[str]) -> None:
+    "What stays of the items that the model learned from"
+    if statistics: save_file({k: v.contiguous() for k,v in statistics.items()}, folder/'statistics.safetensors')
+    if memory: save_file(exemplars_state(memory, classes), folder/'memory.safetensors')
+    if isinstance(learned, LabelledData): learned = learned_items(learned)
+    if learned is not None: save_file(learned_state(learned), folder/'learned.safetensors')
+
 def _save_text_parts(folder:Path, net:TransferNet, tok) -> None:
     "Configuration and tokenizer of a text model"
     (folder/'config.json').write_text(net.body.model.config.to_json_string(), encoding='utf-8')

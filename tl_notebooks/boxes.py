@@ -563,6 +563,8 @@ def _final(items:pd.DataFrame, boxes:pd.DataFrame) -> tuple[pd.DataFrame, pd.Dat
     items = items.assign(family=items.unit)
     return items[['path', 'split', 'group', 'sha256', 'width', 'height', 'mode', 'family']], boxes[['image', *_BOX]]
 
+def _summary(items:pd.DataFrame) -> dict: return near_summary(items) | {'two_labels': 0} # a picture has no label of its own
+
 def _notes(items:pd.DataFrame, boxes:pd.DataFrame, classes:Sequence[str]) -> list[str]:
     "What is harmless but worth knowing"
     out, bare, copies = [], int((~items.path.isin(boxes.path)).sum()), int(items.duplicated('unit').sum())
@@ -607,11 +609,9 @@ def read_boxes(
     if any(not (skipping and p.can_skip) for p in problems): raise InputError(_report(problems, path, n, skipping))
     items['split'] = make_splits(items.assign(split=items.split.replace('', 'train')), made, seed)
     if short := _class_problems(items, boxes, names, 1): raise InputError(_report(short, path, n, skipping))
-    near = near_summary(items) | {'two_labels': 0} # a picture has no label of its own
-    notes, tables = found.notes + notes + _notes(items, boxes, names) + near_notes(near), _final(items, boxes)
+    notes, tables = found.notes + notes + _notes(items, boxes, names) + near_notes(near := _summary(items)), _final(items, boxes)
     return BoxData(t.root, tables[0], names, problems, box_fingerprint(*tables), 'given' if given else 'made', [*made], notes, str(path), tables[1], near)
 
-# %% ../nbs/23_boxes.ipynb #41085476
 def _report(problems:Sequence[Problem], path, n:int, skipping:bool) -> str:
     todo = {'split': "Splits are called train, valid (or val, validation) and test.", 'layout': f"Accepted: {BOX_LAYOUTS}.",
             'one class': "Annotate something, or name other classes.", 'missing': "Correct the name, or remove the entry."}

@@ -595,7 +595,7 @@ class LabelledData:
         items = self.items[self.items.label.isin(list(classes))].reset_index(drop=True)
         return replace(self, items=items, classes=[c for c in self.classes if c in classes], fingerprint=fingerprint(items))
 
-# %% ../nbs/11_data.ipynb #e95fd371
+# %% ../nbs/11_data.ipynb #19455f9f
 @dataclass
 class ImageData(LabelledData):
     "Images: `items` also holds width, height (pixels, upright) and mode (as stored), and is sorted by path"
