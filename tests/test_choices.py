@@ -72,13 +72,13 @@ def test_an_unclear_measurement_is_longer_then_fp32_and_says_so(monkeypatch, tmp
 
 # The same in runs: a full disk, another precision, and what goes on or is reproduced afterwards
 
-SMALL = ['-p', 'size=64', '-p', 'bs=16', '-p', 'thaw=4', '-p', 'augment=true', '-p', 'lr=0.0001']
+SMALL = ['-p', 'size=96', '-p', 'bs=16', '-p', 'thaw=4', '-p', 'augment=true', '-p', 'lr=0.0001']
 
 @pytest.fixture(scope='module')
 def cramped(pictures, tmp_path_factory):
     "A run where the cache has room for little"
     out = tmp_path_factory.mktemp('cramped')
-    done = tl('run', 'parts', '--data', pictures, '--out', out, *SMALL, cwd=out, env={'TL_NOTEBOOKS_CACHE_LIMIT': '900kB', 'TL_NOTEBOOKS_CACHE': str(out/'cache')})
+    done = tl('run', 'parts', '--data', pictures, '--out', out, *SMALL, cwd=out, env={'TL_NOTEBOOKS_CACHE_LIMIT': '350kB', 'TL_NOTEBOOKS_CACHE': str(out/'cache')})
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip().splitlines()[-1], done.stderr
 
@@ -123,7 +123,7 @@ def test_a_run_that_goes_on_takes_its_own_choices(pictures, tmp_path):
     at = next(i for i, c in enumerate(nb.cells) if 'learn.get_preds(dl=test_dl' in c.source)
     nb.cells.insert(at, nbformat.v4.new_code_cell("import pathlib\nif not pathlib.Path('on').exists(): raise ValueError('stop here')"))
     nbformat.write(nb, tmp_path/'parts.ipynb')
-    env = {'TL_NOTEBOOKS_CACHE': str(tmp_path/'cache'), 'TL_NOTEBOOKS_CACHE_LIMIT': '900kB'}
+    env = {'TL_NOTEBOOKS_CACHE': str(tmp_path/'cache'), 'TL_NOTEBOOKS_CACHE_LIMIT': '350kB'}
     first = tl('run', tmp_path/'parts.ipynb', '--data', pictures, '--out', tmp_path/'runs', *SMALL, '-p', 'control=false', cwd=tmp_path, env=env)
     folder, = (tmp_path/'runs'/'parts').iterdir()
     was = record(folder)['choices']
