@@ -278,6 +278,17 @@ def test_each_command_of_the_readme_is_one(line):
         assert {p.partition('=')[0] for p in args.p} <= usecase_params(find_usecase(args.usecase)).keys()
 
 
+def test_a_run_is_named_as_the_readme_names_it(tmp_path):
+    "`outputs/parts/RUN` in one line, `RUN` in the next"
+    a, b = run_with(tmp_path/'outputs', 'first', .8, .95), run_with(tmp_path/'outputs', 'second', .9, .7)
+    for command in (('show', 'first'), ('diff', 'first', 'second'), ('reproduce', 'first', '--check')):
+        by_name = tl(*command, cwd=tmp_path)
+        by_path = tl(*(f'outputs/parts/{w}' if w in ('first', 'second') else w for w in command), cwd=tmp_path)
+        said = by_name.stdout.replace(f'{tmp_path}/', '')
+        assert said and (by_name.returncode, said) == (by_path.returncode, by_path.stdout), by_name.stderr
+    assert 'valid' in tl('show', 'first', cwd=tmp_path).stdout and 'does not exist' in tl('reproduce', 'third', cwd=tmp_path).stderr
+
+
 @pytest.mark.parametrize('package', OPTIONAL)
 def test_a_hint_to_install_names_this_python_and_a_version_that_was_tested(package):
     from packaging.requirements import Requirement

@@ -174,7 +174,7 @@ def cmd_merge(args) -> int:
 def cmd_show(args) -> int:
     from pathlib import Path
     from tl_notebooks.expand import family_tree
-    path = Path(args.model)
+    path = Path(_run_folder(args.model))
     if path.name == 'record.json' or (path/'record.json').exists():
         from tl_notebooks.history import show_run
         folder = path if path.is_dir() else path.parent
@@ -187,6 +187,14 @@ def cmd_show(args) -> int:
 # %% ../nbs/70_cli.ipynb #1ca5e9cf
 def _json(obj) -> str: return json.dumps(obj, ensure_ascii=False, default=str)
 
+def _run_folder(name:str) -> str:
+    "A run's folder, by its path or, below `outputs`, by its name; what is neither is left as it is, for the command to refuse"
+    from pathlib import Path
+    from tl_notebooks.records import outputs_root
+    if Path(name).exists(): return name
+    found = [p.parent for p in outputs_root().glob('*/*/record.json') if p.parent.name == name]
+    return str(found[0]) if len(found) == 1 else name
+
 def cmd_runs(args) -> int:
     from tl_notebooks.history import format_runs, runs_table
     table = runs_table(args.dir or '', args.usecase or '', args.where, args.sort or '', args.reverse)
@@ -198,7 +206,7 @@ def cmd_runs(args) -> int:
 
 def cmd_diff(args) -> int:
     from tl_notebooks.history import diff_runs
-    found = diff_runs(args.a, args.b)
+    found = diff_runs(_run_folder(args.a), _run_folder(args.b))
     print(_json(found.as_json()) if args.format == 'json' else found)
     return 0
 
@@ -207,14 +215,14 @@ def cmd_reproduce(args) -> int:
     from tl_notebooks.reproduce import check_run, reproduce_run
     say = lambda text: print(f'tl reproduce: {text}', file=sys.stderr)
     if args.check:
-        findings, _ = check_run(args.run, args.data or '')
+        findings, _ = check_run(_run_folder(args.run), args.data or '')
         worst = [e for e in ('cannot', 'may differ', 'unknown') if any(f.effect == e for f in findings)]
         if args.format == 'json': print(_json([vars(f) for f in findings]))
         else:
             for f in findings: print(f)
             print({'cannot': 'cannot be reproduced here', 'may differ': 'may come out different', 'unknown': 'as far as can be seen, all is as it was'}[worst[0]] if worst else 'all is as it was')
         return 1 if {'cannot', 'may differ'} & {*worst} else 0
-    done = reproduce_run(args.run, args.out or '', args.data or '', args.anyway, args.tolerance, say)
+    done = reproduce_run(_run_folder(args.run), args.out or '', args.data or '', args.anyway, args.tolerance, say)
     if args.format == 'json': print(_json(dict(folder=done.folder, verdict=done.verdict, outcomes=[vars(o) for o in done.outcomes])))
     else: print(*done.outcomes, done.verdict, done.folder, sep='\n')
     return 0 if done.verdict != 'different' else 1
@@ -365,11 +373,11 @@ def _add_runs(sub) -> None:
     runs.add_argument('--format', choices=['text', 'csv', 'json'], default='text')
     runs.set_defaults(func=cmd_runs)
     diff = sub.add_parser('diff', help='what differs between two runs, and what that did')
-    diff.add_argument('a', metavar='A'); diff.add_argument('b', metavar='B')
+    diff.add_argument('a', metavar='A', help='a run folder, or its name below outputs'); diff.add_argument('b', metavar='B')
     diff.add_argument('--format', choices=['text', 'json'], default='text')
     diff.set_defaults(func=cmd_diff)
     again = sub.add_parser('reproduce', help='run a run again, and say whether it came out the same; exit code 1 if not')
-    again.add_argument('run', metavar='RUN', help='a run folder, also one that was copied elsewhere')
+    again.add_argument('run', metavar='RUN', help='a run folder, also one that was copied elsewhere, or its name below outputs')
     again.add_argument('--out', metavar='DIR', help='where the new run folder goes (default: outputs)')
     again.add_argument('--data', metavar='PATH', help='where the data is now (default: where it was)')
     again.add_argument('--check', action='store_true', help='only compare what it depends on with what is here now')
