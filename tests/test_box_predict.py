@@ -99,7 +99,7 @@ def test_slices_find_in_parts_what_is_found_in_pictures_of_their_size(model, sce
     for k,im in enumerate(four): sheet.paste(im, (k % 2*96, k//2*96))
     sheet.save(tmp_path/'sheet.png')
     from tl_notebooks.artifact import Model
-    from tl_notebooks.box_predict import picture_detector
+    from tl_notebooks.detection import picture_detector
     from tl_notebooks.slices import predict_sliced
     m = Model(model)
     look = picture_detector(m.net, 128, 'pad', LEAST)

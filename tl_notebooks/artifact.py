@@ -14,7 +14,7 @@ import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,11 +26,13 @@ from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from .core import InputError, did_you_mean, hash_bytes, hash_file, hash_state, progress, read_json, umask
 from .data import SUFFIXES, LabelledData, open_image
-from .detection import BoxNet, box_net
+from .box_predict import BoxPrediction, check_request, list_scenes, predict_boxes
+from .detection import BoxNet, box_net, picture_detector, square
 from .finetune import GrownHead, RandomFeatures, TransferLearner, TransferNet, small_step
 from .heads import ClassStatistics, statistics_from, statistics_state
 from .learned import Learned, learned_from, learned_items, learned_state, looks_of
 from .records import code_version, environment, new_run_id
+from .slices import predict_sliced
 from .replay import Exemplars, content_of, exemplars_from, exemplars_state, take_exemplars
 from .text import PadTokens, TextLearner, TokenReader, load_tokenizer, name_texts, net_from_config, text_dls
 from .texts import list_texts
@@ -188,7 +190,8 @@ class Model:
     "A model folder, loaded: `classes`, `manifest` and `predict`"
     def __init__(self, folder:str|Path):
         self.manifest = m = read_manifest(folder)
-        self.classes, self.is_text = m['classes'], m['task'] == 'text_classification'
+        self.classes = m['classes']
+        self.is_text, self.is_boxes = m['task'] == 'text_classification', m['task'] == 'boxes'
         self.net = dict(boxes=_box_net, text_classification=_text_net).get(m['task'], _image_net)(m)
         state = load_file(m['folder']/'weights.safetensors')
         _take_lift(self.net, state, m['folder'])
@@ -233,7 +236,7 @@ def _read(self:Model, item) -> torch.Tensor|str:
     if self.is_text: return self.reader(_named(item)[1]).as_subclass(torch.Tensor)
     if isinstance(item, torch.Tensor): return item
     pre = self.manifest['preprocessing']
-    try: return image_tensor(open_image(item), pre['size'], pre['resize'])
+    try: return (square if self.is_boxes else image_tensor)(open_image(item), pre['size'], pre['resize'])
     except (InputError, OSError) as e: return str(e)
 
 def _named(item) -> tuple[str, str]:
@@ -244,13 +247,30 @@ def _named(item) -> tuple[str, str]:
 @patch
 def probabilities(self:Model, inputs:torch.Tensor) -> torch.Tensor:
     "(n, classes) probabilities of (n, 3, size, size) uint8 images, or of (n, tokens) token numbers"
+    self._answers_once('probabilities')
     with torch.inference_mode():
         return self.net(self._normal(inputs)).softmax(1).cpu()
 
 @patch
 def _normal(self:Model, inputs:torch.Tensor) -> torch.Tensor:
     x = inputs.to(self.device)
-    return x if self.is_text else (x.float()/255 - self.mean)/self.std
+    return x if self.is_text or self.is_boxes else (x.float()/255 - self.mean)/self.std # a detector does it itself
+
+@patch
+def _answers_once(self:Model, what:str) -> None:
+    "An `InputError` where the model is a detector"
+    if self.is_boxes:
+        raise InputError(f"`{self.manifest['folder']}` is a detector, which has no `{what}`: it does not give one answer for "
+                         "each input. Accepted: `predict`, for boxes; `features`, for a vector of each image.")
+
+# %% ../nbs/40_artifact.ipynb #dd9534b0
+@patch
+def _features(self:Model) -> Callable:
+    "What gives a batch's features"
+    if not self.is_boxes: return self.net.features
+    if hasattr(self.net, 'pooled'): return self.net.pooled
+    raise InputError(f"`{self.manifest['folder']}` is a detector of the kind {self.net.arch!r}, whose body gives no map to "
+                     "average. Accepted: fcos, retinanet and ssdlite; or `predict`, for boxes.")
 
 @patch
 def read_batches(self:Model, inputs:Sequence, bs:int, desc:str) -> Iterator[tuple[list, list, torch.Tensor|None]]:
@@ -264,11 +284,12 @@ def read_batches(self:Model, inputs:Sequence, bs:int, desc:str) -> Iterator[tupl
 
 @patch
 def features(self:Model, inputs:Sequence, bs:int=32, desc:str='features') -> torch.Tensor:
-    "(n, n_features) float32 features before the head, of paths of pictures or of texts; the first that cannot be read is an `InputError`"
-    out = []
+    """(n, n_features) float32 features before the head, of paths of images or of texts; of a detector, averages over
+    its body's coarsest map. The first input that cannot be read is an `InputError`, and so is a body without maps."""
+    features, out = self._features(), []
     for _,read,batch in self.read_batches(list(inputs), bs, desc):
         if bad := [t for t in read if isinstance(t, str)]: raise InputError(bad[0])
-        with torch.inference_mode(): out.append(self.net.features(self._normal(batch)).cpu())
+        with torch.inference_mode(): out.append(features(self._normal(batch)).cpu())
     return torch.cat(out) if out else torch.zeros(0, self.net.n_features)
 
 # %% ../nbs/40_artifact.ipynb #1a2e3ee1
@@ -300,6 +321,7 @@ def learned(self:Model) -> Learned:
 def take(self:Model, inputs:Sequence, labels:Sequence[str], per_class:int, seed:int=0) -> Exemplars:
     "At most `per_class` items of each class, as the network takes them: what `save_model` keeps as `memory`"
     if not per_class: return take_exemplars([], [], per_class, seed)
+    self._answers_once('take')
     if self.is_text: return take_exemplars([_named(i)[1] for i in inputs], labels, per_class, seed)
     read = [self._read(i) for i in progress(inputs, 'memory')]
     if bad := [r for r in read if isinstance(r, str)]: raise InputError(bad[0])
@@ -307,16 +329,38 @@ def take(self:Model, inputs:Sequence, labels:Sequence[str], per_class:int, seed:
 
 # %% ../nbs/40_artifact.ipynb #06182425
 @patch
-def predict(self:Model, inputs:Iterable, bs:int=32) -> Iterator[Prediction]:
-    "A `Prediction` per path of a picture, or per text (or (name, text) pair), in order, with a progress bar on stderr; unreadable files give one with `error`"
+def predict(
+    self:Model,
+    inputs:Iterable, # Paths of images; texts, or (name, text) pairs; for a detector paths of images and videos
+    bs:int=32,       # Inputs at a time
+    threshold:float|None=None, # Detectors: least score; `None`: the one chosen with the model
+    slice:int=0,     # Detectors: side of the parts that large images are looked at in too; 0: only as a whole
+    **boxes,         # Detectors: `drawings` and `tell` of `predict_boxes`
+) -> Iterator[Prediction|BoxPrediction]:
+    "A prediction per input (and frame), in order, with a bar on stderr; unreadable files give one with `error`"
+    if not self.is_boxes:
+        if given := [*['threshold']*(threshold is not None), *['slice']*bool(slice), *boxes]:
+            raise InputError(f"`{given[0]}` is about boxes, and `{self.manifest['folder']}` gives one answer for each input. "
+                             "Accepted: none.")
+        return self._predict_each(inputs, bs)
+    if threshold is None: threshold = (self.manifest.get('head') or {}).get('threshold', .3)
+    check_request(threshold, bs, slice)
+    pre = self.manifest['preprocessing']
+    look = picture_detector(self.net, pre['size'], pre['resize'], threshold)
+    sliced = (lambda images: [predict_sliced(look, im, slice) for im in images]) if slice else look
+    return predict_boxes(sliced, [*map(Path, inputs)], self.classes, threshold, bs, **boxes)
+
+@patch
+def _predict_each(self:Model, inputs:Iterable, bs:int) -> Iterator[Prediction]:
+    "One prediction with probabilities per input"
     for batch,read,good in self.read_batches(list(inputs), bs, 'predicting'):
         probs = iter(self.probabilities(good) if good is not None else [])
         for p,r in zip(batch, read): yield self._one(_named(p)[0], r if isinstance(r, str) else next(probs))
 
 @patch
-def find(self:Model, inputs:Iterable[str|Path]) -> list:
+def find(self:Model, inputs:Iterable[str|Path]) -> list|dict[Path, Path]:
     "What `predict` takes for the files, folders and (for a text model) tables and texts that a person names"
-    return list_texts(inputs) if self.is_text else list_images(inputs)
+    return list_texts(inputs) if self.is_text else list_scenes(inputs) if self.is_boxes else list_images(inputs)
 
 @patch
 def _one(self:Model, path:str, p) -> Prediction:
@@ -339,6 +383,7 @@ def learner(
     **kwargs,              # For `TransferLearner`
 ) -> TransferLearner:
     "A fastai `Learner` that goes on from this model; the model itself stays as it is"
+    self._answers_once('learner')
     classes, net = list(classes or self.classes), net or copy.deepcopy(self.net)
     if net.head[-1].out_features != len(classes): raise InputError(f"a head of {net.head[-1].out_features} rows and {len(classes)} classes.")
     rows = pd.DataFrame(dict(item=[*items, *valid], label=[*labels, *valid_labels], split=['train']*len(items) + ['valid']*len(valid)))

@@ -423,7 +423,6 @@ def _groups(paths:Iterable[str], group:str) -> list[str]:
 class BoxData(LabelledData):
     """Pictures with boxes. `items`: path, split, group, sha256, width, height (pixels, upright), mode; sorted by path.
     And `family`: images with the same are copies of one another or made from one source; they lie in one split.
-
     `boxes`: image (row of `items`), label, x1, y1, x2, y2 (float64, pixels), crowd (one box around many), difficult.
     Evaluators count neither crowd nor difficult as missed; leave them out of training with `targets(split, crowd=False)`.
     """

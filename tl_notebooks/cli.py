@@ -82,9 +82,9 @@ def _named(given:list[str]) -> dict[str, str]:
 def cmd_predict(args) -> int:
     from tl_notebooks.artifact import Model
     model = Model(args.model)
-    if model.manifest['task'] == 'boxes': return _predict_boxes(args, model)
+    if model.is_boxes: return _predict_boxes(args, model)
     for name in ('draw', 'threshold', 'slice'):
-        if getattr(args, name): raise InputError(f"--{name} is about boxes, and `{args.model}` gives one answer for each input; accepted: none.")
+        if getattr(args, name) is not None: raise InputError(f"--{name} is about boxes, and `{args.model}` gives one answer for each input. Accepted: none.")
     paths, failed, rows = model.find(args.input), 0, []
     table = csv.writer(sys.stdout, lineterminator='\n')
     if args.format == 'csv': table.writerow(['path', 'label', 'probability', *model.classes])
@@ -99,16 +99,14 @@ def cmd_predict(args) -> int:
 
 # %% ../nbs/70_cli.ipynb #8ddc02a5
 def _predict_boxes(args, model) -> int:
-    from tl_notebooks.box_predict import COLUMNS, box_rows, coco_results, drawing_paths, list_scenes, picture_detector, predict_boxes
-    pre, scenes = model.manifest['preprocessing'], list_scenes(args.input)
-    threshold = (model.manifest.get('head') or {}).get('threshold', .3) if args.threshold is None else args.threshold
-    if not 0 <= threshold <= 1: raise InputError(f"--threshold {threshold}: accepted: a score from 0 to 1.")
-    if args.slice and args.slice < 32: raise InputError(f"--slice {args.slice}: accepted: a side of at least 32 pixels.")
-    drawings, say, failed, results = drawing_paths(scenes, args.draw) if args.draw else None, lambda text: print(f'tl predict: {text}', file=sys.stderr), 0, []
+    from tl_notebooks.box_predict import COLUMNS, box_rows, coco_results, drawing_paths
+    def say(text): print(f'tl predict: {text}', file=sys.stderr)
+    scenes, failed, results = model.find(args.input), 0, []
+    drawings = drawing_paths(scenes, args.draw) if args.draw else None
+    found = model.predict(scenes, args.bs, args.threshold, slice=args.slice or 0, drawings=drawings, tell=say)
     table = csv.writer(sys.stdout, lineterminator='\n')
     if args.format == 'csv': table.writerow(COLUMNS)
-    detector = picture_detector(model.net, pre['size'], pre['resize'], threshold)
-    for n,p in enumerate(predict_boxes(detector, scenes, model.classes, threshold, args.bs, args.slice or 0, drawings, say), 1):
+    for n,p in enumerate(found, 1):
         if p.error: failed += 1; say(p.error); continue
         if args.format == 'csv': table.writerows(box_rows(p, model.classes))
         else: results += coco_results(p, n, model.classes)

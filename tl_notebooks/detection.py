@@ -6,7 +6,8 @@
 __all__ = ['RESIZES', 'GREY', 'STRIDES', 'ARCHS', 'GIVEN', 'placing', 'square', 'into_square', 'onto_picture', 'box_transforms',
            'augmented', 'BoxSet', 'BoxDL', 'pad_boxes', 'check_size', 'box_dls', 'boxes_dl', 'chain', 'Pyramid',
            'pyramid', 'BoxNet', 'unpad', 'DenseNet', 'CachedBoxDL', 'spec_of', 'FrozenPyramid', 'EMA', 'BoxLearner',
-           'plain_dl', 'detection_learner', 'GivenNet', 'given_net', 'GiveTargets', 'QueryNet', 'query_net', 'box_net']
+           'plain_dl', 'picture_detector', 'detection_learner', 'GivenNet', 'given_net', 'GiveTargets', 'QueryNet',
+           'query_net', 'box_net']
 
 # %% ../nbs/32_detection.ipynb #42269226
 import hashlib
@@ -14,7 +15,7 @@ import random
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
@@ -357,6 +358,7 @@ class DenseNet(BoxNet):
     def _join(self, body:Pyramid, arch:str, neck:nn.Module, head:nn.Module, coarser:int=1):
         "`coarser`: maps that `neck` adds, each at half the resolution of the last"
         self.body, self.arch, self.shift, self.neck, self.head = body, arch, int(arch == 'ssdlite'), neck, head
+        self.n_features = body.channels[-1] # of `pooled`
         self.sides, self.per_place = [s[1] for s in body.shapes], head.anchor_generator.num_anchors_per_location()
         for _ in range(coarser): self.sides.append((self.sides[-1] + 1)//2)
         self.to(memory_format=torch.channels_last)
@@ -380,6 +382,13 @@ class DenseNet(BoxNet):
         maps = [torch.empty(1, 1, s, s, device=device) for s in self.sides]
         one = self.head.anchor_generator(SimpleNamespace(tensors=torch.empty(1, 3, self.size, self.size, device=device), image_sizes=[(self.size,)*2]), maps)[0]
         return [one]*n
+
+# %% ../nbs/32_detection.ipynb #730349e3
+@patch
+def pooled(self:DenseNet, x:torch.Tensor) -> torch.Tensor: # (n, n_features) float32
+    "Averages over the body's coarsest map, of images (n, 3, size, size), 0 … 255"
+    with autocast(x.device, self.precision): return self.features(x)[-1].float().mean((2, 3))
+
 
 # %% ../nbs/32_detection.ipynb #1856f63f
 @patch
@@ -593,6 +602,28 @@ def plain_dl(dl:BoxDL) -> BoxDL:
     import copy
     ds = copy.copy(dl.dataset); ds.tfms = None
     return BoxDL(ds, dl.bs, device=dl.device)
+
+# %% ../nbs/32_detection.ipynb #b5afbd56
+def _of_image(f:dict, im:Image.Image, size:int, resize:str) -> dict[str, np.ndarray]:
+    "What was found in the square, in pixels of the image"
+    boxes = onto_picture(f['boxes'].float(), placing(*im.size, size, resize), *im.size)
+    return dict(boxes=boxes, scores=f['scores'].float().numpy(), labels=f['labels'].numpy())
+
+def picture_detector(
+    net:BoxNet,          # In evaluation mode
+    size:int,            # Side of the square that it takes
+    resize:str='squish', # See `placing`
+    score:float=.05,     # Least score; suppression is spared what lies below
+) -> Callable[[Sequence], list[dict]]:
+    "PIL pictures → boxes (n, 4) in pixels of each, scores (n,), labels (n,)"
+    net.score_thresh, device = score, next(net.parameters()).device
+    def predict(images):
+        if not len(images): return []
+        x = torch.stack([square(im, size, resize) for im in images])
+        with torch.inference_mode():
+            found = [f for part in x.split(net.step or len(x)) for f in net.detect(net(part.to(device)))]
+        return [_of_image({k: v.cpu() for k,v in f.items()}, im, size, resize) for f,im in zip(found, images)]
+    return predict
 
 # %% ../nbs/32_detection.ipynb #6f703284
 @patch

@@ -20,13 +20,12 @@ from torch import nn
 
 from . import plots
 from .artifact import Model, free_folder
-from .box_predict import picture_detector
 from .box_scores import box_scores, compare_boxes, compare_scores
 from .boxes import BoxData, read_boxes
 from .certificate import Limits, check_limits, judged_by, judging_notes, state_bytes
 from .core import InputError, progress, seeded
 from .data import open_image
-from .detection import BoxLearner, DenseNet, box_dls, box_net, square
+from .detection import BoxLearner, DenseNet, box_dls, box_net, picture_detector, square
 from .finetune import FitProgress
 from .labels import class_places, class_rows, warm_start
 from .learned import learned_items, why_learned
