@@ -206,10 +206,11 @@ def test_augmentation_that_was_asked_for_takes_part(pictures, tmp_path, monkeypa
     monkeypatch.setenv('TL_NOTEBOOKS_CACHE', str(tmp_path))
     data, losses = read_images(pictures, progress=False), []
     for cache in (True, False):
-        learn = image_learner(data, size=64, bs=16, augment=True, precision='fp32', seed=0, cache=cache, fixed=True)
+        learn = image_learner(data, size=64, bs=16, augment=True, precision='fp32', seed=0, cache=cache, **({} if cache else dict(fixed=True)))
         learn.freeze_to(-2)
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-4)
         losses.append([float(l) for l in learn.recorder.losses])
+        assert [r['views'] for r in learn.frozen_prefix.report] == ([2, 1] if cache else [])      # training and validation items
         fit, = learn.frozen_prefix.shown
         assert fit['versions'] == 2 and .2 < fit['augmented'] < .8
     np.testing.assert_allclose(*losses, rtol=1e-3)                                  # the same versions in the same turns

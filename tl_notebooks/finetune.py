@@ -444,6 +444,7 @@ def before_fit(self:FrozenPrefix):
     if n and not any(isinstance(d, CachedDL) for d in self.fit_dls.values()) and self.usable(train, cache=False): self._go_live(n, train)
     if not finding: self._note_shown(train, views)
 
+# %% ../nbs/20_finetune.ipynb #59643a25
 @patch
 def _views_now(self:FrozenPrefix, train, finding:bool) -> int:
     "Versions of each item in the fit that begins; 0: of what cannot be counted, such as batches without a dataset"
@@ -466,6 +467,7 @@ def _note_shown(self:FrozenPrefix, train, views:int) -> None:
     else: versions, share = (epochs, 1.) if views and self.items_of(train).augmented else (1, 0.)
     self.shown.append(dict(epochs=epochs, versions=versions, augmented=round(share, 3), anew=seen is None and share > 0))
 
+# %% ../nbs/20_finetune.ipynb #5c5f543d
 @patch
 def resume_state(self:FrozenPrefix) -> list[int]:
     "Passes over the data so far, of which the next one's stored views depend: what a checkpoint must know"
@@ -693,7 +695,7 @@ class Stage:
     p:float|None=None           # one-sided, of that gain; see `compare_losses`
     why:str=''                  # it was kept, or undone
 
-# %% ../nbs/20_finetune.ipynb #b951b2e7
+# %% ../nbs/20_finetune.ipynb #0481d548
 @patch
 def trains(self:TransferLearner, thaw:int|None) -> int:
     "Number of parameters in the last `thaw` groups"

@@ -175,7 +175,9 @@ def start_run(
     params = params_from(ns, usecase_params(notebook))
     folder = os.environ.get('TL_RUN_DIR')
     folder = Path(folder) if folder else make_run_folder(usecase, params, notebook, params.get('out', ''))
-    return Run(folder, params)
+    run = Run(folder, params)
+    run.record['choices'] = begin_choices(run.record.get('choices'), run.save)
+    return run
 
 # %% ../nbs/51_run.ipynb #baa20782
 class Run:
@@ -188,7 +190,6 @@ class Run:
         seed_everything(self.record['seed'], params.get('threads') or os.cpu_count())
         self.record['environment'] = environment()
         self.captions, self.began = {}, time.perf_counter()
-        self.record['choices'] = begin_choices(self.record.get('choices'), self.save)
         hold(self.folder)
         _checkpoints(self.folder/'checkpoints')
         _attach(self)
