@@ -116,7 +116,7 @@ def test_slices_find_in_parts_what_is_found_in_pictures_of_their_size(model, sce
 
 def test_a_video_is_its_frames(model, scenes, tmp_path, capsys):
     "Frames read back by OpenCV, saved as pictures, give the same boxes; the drawing has as many frames, and the speed is told"
-    cv2 = pytest.importorskip('cv2', reason='the extra `video` (OpenCV) is not installed')
+    cv2 = pytest.importorskip('cv2', reason='OpenCV is not installed')
     writer = cv2.VideoWriter(str(tmp_path/'clip.avi'), cv2.VideoWriter_fourcc(*'MJPG'), 12, (128, 98))
     base = np.asarray(Image.open(scenes.files('test')[0]).convert('RGB').resize((128, 98)))
     for i in range(7): writer.write(np.ascontiguousarray(np.roll(base, 4*i, 1)[..., ::-1]))
