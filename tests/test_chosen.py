@@ -147,8 +147,7 @@ def test_validation_comes_from_the_head_before_it_learned_from_validation_items(
     import torch
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader
-    from sklearn.linear_model import Ridge
-    from sklearn.preprocessing import StandardScaler
+    from ridge_oracle import scaled_ridge, targets
     from tl_notebooks.finetune import TransferLearner, TransferNet
 
     class Body(torch.nn.Module):
@@ -166,9 +165,8 @@ def test_validation_comes_from_the_head_before_it_learned_from_validation_items(
     learn = TransferLearner(dls, TransferNet(Body(), 200, 3))
     with learn.no_bar():
         found = learn.probe(); probs, labels, whose = learn.validation()
-        scale = StandardScaler().fit(x.numpy())
-        oracle = Ridge(alpha=found.alpha).fit(scale.transform(x.numpy()), 2*np.eye(3)[y] - 1)
-        scores = oracle.predict(scale.transform(vx.numpy()))
+        oracle, z = scaled_ridge(x.numpy(), targets(y, 3), found.alpha, vx.numpy())
+        scores = oracle.predict(z)
         assert (probs.argmax(1) == scores.argmax(1)).mean() > .98
         assert [*labels] == vy.tolist() and whose == 'validation items'
         learn.refit(alphas=[1e-3])
@@ -180,8 +178,8 @@ def test_validation_comes_from_the_head_before_it_learned_from_validation_items(
 def test_few_labels_are_judged_by_leaving_each_out(tmp_path, monkeypatch):
     "Against scikit-learn's ridge, solved anew without each text"
     monkeypatch.setenv('TL_NOTEBOOKS_CACHE', str(tmp_path))
+    from ridge_oracle import divided
     from sklearn.linear_model import Ridge
-    from sklearn.preprocessing import StandardScaler
     from tl_notebooks.samples import sample_path
     from tl_notebooks.text import text_learner
     from tl_notebooks.texts import draw_labels, read_texts
@@ -190,7 +188,7 @@ def test_few_labels_are_judged_by_leaving_each_out(tmp_path, monkeypatch):
     found = learn.probe(names=False)
     probs, y, whose = learn.validation()
     x, rows, *_ = learn.probe_features
-    z, goal = StandardScaler().fit_transform(x.double().numpy()), 2*np.eye(2)[rows] - 1
+    z, goal = divided(x.double().numpy()), 2*np.eye(2)[rows] - 1
     without = lambda i: Ridge(alpha=found.alpha).fit(np.delete(z, i, 0), np.delete(goal, i, 0))
     left = [without(i).predict(z[i:i+1])[0] for i in range(len(z))]
     assert [*y] == rows.tolist() and [*probs.argmax(1)] == [*np.argmax(left, 1)] and 'leave-one-out' in whose
