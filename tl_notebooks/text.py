@@ -551,12 +551,12 @@ def _held_out(x, y, tx, prior) -> np.ndarray:
     return tx.double().numpy() @ found.weight.T + found.bias
 
 def _compare(base, held, y, folds:int, rule:str='if better') -> Contrast:
-    "By two standard errors of the difference in held-out loss"
+    "Whether held-out loss is better by two standard errors of the difference; or (`unless worse`) not worse by one"
     own = np.arange(len(y)), y
     a, b = (-log_softmax(fit_scale(s, y)*s, 1)[own] for s in (base, held))
     error = float((a - b).std(ddof=1)/len(y)**.5)
     gain = float((a - b).mean())
-    return Contrast(gain > 2*error if rule == 'if better' else gain > -2*error, len(y), folds, float(a.mean()), float(b.mean()), error,
+    return Contrast(gain > 2*error if rule == 'if better' else gain > -error, len(y), folds, float(a.mean()), float(b.mean()), error,
                     float((base.argmax(1) == y).mean()), float((held.argmax(1) == y).mean()), 0.)
 
 @patch
@@ -636,7 +636,7 @@ def self_train(
     folds:int=3,
     seed:int=0,
 ) -> Contrast:
-    "Let texts without a label help the head; undone where cross-validation on the labels finds it worse by more than two standard errors"
+    "Let texts without a label help the head; undone where cross-validation on the labels finds it worse by more than one standard error"
     start = time.perf_counter()
     if not self.probed: raise InputError("`self_train` starts from a probe; call `probe` first.")
     (x, y, vx, vy), k = self.probe_features, len(self.dls.vocab)
