@@ -21,6 +21,7 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[1]
 SITE, OUT = ROOT/'_proc'/'_site', ROOT/'_docs'
 EXECUTED = ['parts']                                # use cases that the site shows with their results
+PACKAGES = 'data frozen heads learn models judge expand runs'.split()  # of the library, from the ground floor up
 PROJECT = ['CONTRIBUTING.md', 'CHANGELOG.md']       # pages that are not notebooks
 MADE = '<!-- Made from nbs/index.ipynb by `make export`; edit it there. -->'
 LINK = re.compile(r'(?P<pre>\]\(|\b(?:src|href)=")(?P<to>[^)\s"#]+)(?P<at>#[^)\s"]*)?(?=[)\s"])')
@@ -145,7 +146,7 @@ def adapt(cell) -> list:
 
 
 def page_of(source:str) -> str:
-    "The page made from a notebook or text: `nbs/00_core.ipynb` → `core.ipynb`"
+    "The page made from a notebook or text: `nbs/heads/00_ridge.ipynb` → `heads/ridge.ipynb`"
     path = Path(source)
     if path.suffix != '.ipynb': return source
     return (path.relative_to('nbs').parent/re.sub(r'^\d\d_', '', path.name)).as_posix()
@@ -196,7 +197,8 @@ def contents(pages:list[str]) -> str:
     "The site's table of contents: use cases and guides first, then the library from the ground floor up"
     groups = {'Use cases': [p for p in pages if p.startswith('usecases/')],
               'Guides': [p for p in pages if p.startswith('guides/')],
-              'The library': [p for p in pages if p.endswith('.ipynb') and '/' not in p and p != 'index.ipynb'],
+              'The library': ['core.ipynb', 'cli.ipynb'],
+              **{f'{name}/': [p for p in pages if p.startswith(f'{name}/')] for name in PACKAGES},
               'Benchmarks': [p for p in pages if p.startswith('benchmarks/')],
               'The project': [p for p in pages if p.endswith('.md')]}
     def tree(caption, names):
@@ -239,7 +241,7 @@ def executed(name:str):
 
 def sources() -> list[str]:
     "Every notebook and page of the site, as paths from the root, in the order of the contents"
-    nbs = [p for folder in ('', 'usecases', 'guides', 'benchmarks') for p in sorted((ROOT/'nbs'/folder).glob('[!_.]*.ipynb'))]
+    nbs = [p for folder in ('', *PACKAGES, 'usecases', 'guides', 'benchmarks') for p in sorted((ROOT/'nbs'/folder).glob('[!_.]*.ipynb'))]
     return [p.relative_to(ROOT).as_posix() for p in nbs] + [p for p in PROJECT if (ROOT/p).exists()]
 
 

@@ -22,7 +22,7 @@ def settle():
 
 def outcome(learn, chance=True):
     "Weights, what the recorder saw, the optimiser, and where the generators stand"
-    from tl_notebooks.checkpoint import take_chance, take_optimiser
+    from tl_notebooks.learn.resume import take_chance, take_optimiser
     from tl_notebooks.core import hash_json, hash_state
     r, (moments, counters) = learn.recorder, take_optimiser(learn.opt)
     out = dict(weights=hash_state(learn.model.state_dict()), values=[list(v) for v in r.values], losses=[float(x) for x in r.losses], lrs=[float(x) for x in r.lrs],
@@ -63,7 +63,7 @@ def plain_learner(n=120):
 
 def by_hand(place, data):
     "One cycle with `Checkpoint(folder)`; nothing but the folder connects one process with the next"
-    from tl_notebooks.checkpoint import Checkpoint
+    from tl_notebooks.learn.resume import Checkpoint
     import fastai.callback.schedule # noqa: F401
     learn = plain_learner()
     learn.fit_one_cycle(8, 1e-2, cbs=Checkpoint(place/'checkpoints'))
@@ -80,9 +80,10 @@ def unlike(place, data):
 def picture_learner(data, **kwargs):
     import torch
     from torch import nn
-    from tl_notebooks.data import read_images
-    from tl_notebooks.finetune import TransferLearner, TransferNet
-    from tl_notebooks.vision import image_dls
+    from tl_notebooks.data.images import read_images
+    from tl_notebooks.learn.learner import TransferLearner
+    from tl_notebooks.learn.network import TransferNet
+    from tl_notebooks.learn.vision import image_dls
     class Body(nn.Module):
         def __init__(self):
             super().__init__()
@@ -98,8 +99,9 @@ def picture_learner(data, **kwargs):
 
 def in_a_run(place, data):
     "Progressive thaw and a control, with cached and augmented views, as a run's notebook does it"
-    from tl_notebooks.checkpoint import keep_checkpoints
-    from tl_notebooks.finetune import FlipMaps, Stage
+    from tl_notebooks.learn.resume import keep_checkpoints
+    from tl_notebooks.learn.prefix import FlipMaps
+    from tl_notebooks.learn.stages import Stage
     keep_checkpoints(place/'checkpoints')
     learn = picture_learner(data)
     learn.thaw_progressively([Stage(1, 2, 1e-2), Stage(2, 3, 1e-2), Stage(None, 2, 1e-3)], cbs=FlipMaps())
@@ -111,11 +113,11 @@ def in_a_run(place, data):
 
 def of_texts(place, data):
     "Contrast, which has a loop of its own, and progressive thaw of a text network"
-    from tl_notebooks.checkpoint import keep_checkpoints
-    from tl_notebooks.finetune import Stage
-    from tl_notebooks.samples import sample_path
-    from tl_notebooks.text import text_learner
-    from tl_notebooks.texts import read_texts
+    from tl_notebooks.learn.resume import keep_checkpoints
+    from tl_notebooks.learn.stages import Stage
+    from tl_notebooks.data.samples import sample_path
+    from tl_notebooks.learn.text import text_learner
+    from tl_notebooks.data.texts import read_texts
     keep_checkpoints(place/'checkpoints')
     texts = read_texts(sample_path('reviews'), valid_pct=.1, test_pct=.75)
     learn = quiet(text_learner(texts, str(data), max_tokens=32, bs=16, precision='fp32', seed=0))
@@ -128,8 +130,8 @@ def of_texts(place, data):
 
 def scene_learner(data, **kwargs):
     "A detector as small as they come, with an average of its weights"
-    from tl_notebooks.boxes import read_boxes
-    from tl_notebooks.detection import detection_learner
+    from tl_notebooks.data.boxes import read_boxes
+    from tl_notebooks.learn.detection import detection_learner
     scenes = read_boxes(data, min_per_class=1, progress=False)
     small = dict(backbone='timm/resnet18', weights='random', size=64, bs=4, channels=32, convs=1)
     return quiet(detection_learner(scenes, **small, **kwargs))
@@ -137,7 +139,7 @@ def scene_learner(data, **kwargs):
 
 def of_boxes(place, data, views=3):
     "Two fits of a detector, one after the other; the first goes on from cached maps, as the `crossing` use case does"
-    from tl_notebooks.checkpoint import keep_checkpoints
+    from tl_notebooks.learn.resume import keep_checkpoints
     keep_checkpoints(place/'checkpoints')
     learn = scene_learner(data, views=views, ema=.9)
     learn.freeze_to(-2)
@@ -157,7 +159,8 @@ def of_new_views(place, data):
 def cache(place, data):
     "Activations of pictures, computed and kept; then every row is read back from the disk"
     import torch
-    from tl_notebooks.activations import ActivationStore, fill
+    from tl_notebooks.frozen.loader import fill
+    from tl_notebooks.frozen.store import ActivationStore
     ids = [f'item {i}' for i in range(400)]
     def compute(at): time.sleep(.001*len(at)); return [torch.stack([torch.full((32, 1024), float(i)) for i in at])]
     store = ActivationStore(dict(test=1), (32, 1024), root=place/'activations')
@@ -182,7 +185,7 @@ def child(kind, place, data, cache, ready):
 def server():
     "A process that has imported everything and computed nothing: its children begin at once"
     ctx = multiprocessing.get_context('forkserver')
-    ours = ['tl_notebooks.vision', 'tl_notebooks.text', 'tl_notebooks.detection']
+    ours = ['tl_notebooks.learn.vision', 'tl_notebooks.learn.text', 'tl_notebooks.learn.detection']
     ctx.set_forkserver_preload(['killed', *ours, 'transformers.models.bert.modeling_bert'])
     return ctx
 
@@ -227,7 +230,7 @@ v = float(learn.recorder.values[-1][-1])"""
 def small_usecase(path:Path, parameters:str, work:str, n:int=100) -> Path:
     "A use case of few lines: `work` sets `v`"
     cell = lambda source, *tags: dict(cell_type='code', execution_count=None, outputs=[], metadata={'tags': [*tags]}, source=source)
-    cells = [cell(parameters, 'parameters'), cell(f'from tl_notebooks.run import start_run\nrun = start_run({str(path)!r}, globals()); p = run.p'), cell(work),
+    cells = [cell(parameters, 'parameters'), cell(f'from tl_notebooks.runs.run import start_run\nrun = start_run({str(path)!r}, globals()); p = run.p'), cell(work),
              cell(f"run.metric('accuracy', dict(value=v, low=max(0, v - .1), high=min(1, v + .1), n={n})); run.finish()")]
     path.write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')), nbformat=4, nbformat_minor=4)))
     return path

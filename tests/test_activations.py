@@ -27,12 +27,17 @@ from fastai.vision.augment import aug_transforms
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from tl_notebooks.activations import (Activations, ActivationStore, Prefix, clear_stores, fill, find_cut, hash_prefix, list_stores, make_room,
-                                      run_suffix)
+from tl_notebooks.frozen.cut import find_cut, run_suffix
+from tl_notebooks.frozen.engine import Prefix
+from tl_notebooks.frozen.loader import Activations, fill
+from tl_notebooks.frozen.store import ActivationStore, clear_stores, hash_prefix, list_stores, make_room
 from tl_notebooks.core import InputError, hash_state, seed_everything
-from tl_notebooks.data import read_images
-from tl_notebooks.finetune import FlipMaps, Stage, TransferLearner, TransferNet
-from tl_notebooks.vision import image_learner, image_net, test_dl as dl_of_split
+from tl_notebooks.data.images import read_images
+from tl_notebooks.learn.learner import TransferLearner
+from tl_notebooks.learn.network import TransferNet
+from tl_notebooks.learn.prefix import FlipMaps
+from tl_notebooks.learn.stages import Stage
+from tl_notebooks.learn.vision import image_learner, image_net, test_dl as dl_of_split
 
 NETS = ['efficientnet_lite0', 'resnet18', 'mobilenetv3_large', 'convnext_tiny', 'timm/vit_tiny_patch16_224', 'timm/swin_tiny_patch4_window7_224',
         'timm/edgenext_xx_small', 'timm/regnetx_002', 'timm/repvgg_a0', 'timm/dla34', 'timm/levit_128s', 'timm/mixer_s32_224', 'timm/pvt_v2_b0',
@@ -257,7 +262,7 @@ def test_compiled_body_trains_the_same(cache):
             super().__init__(); self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 8)
             self.groups = [list(self.a.parameters()), list(self.b.parameters())]
         def forward(self, x): return self.b(self.a(x).relu()).relu()
-    from tl_notebooks.finetune import compile_body
+    from tl_notebooks.learn.network import compile_body
     net = TransferNet(Body(), 8, 3).eval(); x = torch.randn(5, 6)
     keys, own = [*net.state_dict()], net(x)
     compile_body(net)
@@ -405,7 +410,7 @@ def test_each_ingredient_counts(pictures, cache, monkeypatch, what):
             if do:
                 with torch.no_grad(): do(learn)
             with monkeypatch.context() as m:
-                if code: m.setattr('tl_notebooks.finetune.code_version', lambda: code)
+                if code: m.setattr('tl_notebooks.learn.prefix.code_version', lambda: code)
                 learn.freeze_to(-thaw)
                 quiet(learn, lambda: learn.get_preds(ds_idx=1))
             return computed(learn)
@@ -516,7 +521,7 @@ def child(code, cache, **env):
 
 SLOW = '''
     import os, sys, time, torch
-    from tl_notebooks.activations import ActivationStore, fill
+    from tl_notebooks.frozen.store import ActivationStore; from tl_notebooks.frozen.loader import fill
     if go := os.environ.get('GO'):
         print('ready', flush=True)
         while not os.path.exists(go): time.sleep(.005)
@@ -614,8 +619,8 @@ def test_where_the_limit_would_be_passed_it_takes_half_the_precision_then_a_late
 
 FULL = '''
     import resource, sys
-    from tl_notebooks.data import read_images
-    from tl_notebooks.vision import image_learner
+    from tl_notebooks.data.images import read_images
+    from tl_notebooks.learn.vision import image_learner
     data = read_images(sys.argv[1] if len(sys.argv) > 1 else {pictures!r}, progress=False)
     learn = image_learner(data, size=64, bs=16, precision='fp32', seed=0, augment=False)
     {limit}

@@ -13,21 +13,21 @@ from tl_notebooks.cli import main
 
 @pytest.fixture(scope='module')
 def scenes(tmp_path_factory):
-    from tl_notebooks.boxes import read_boxes
-    from tl_notebooks.samples import make_scenes
+    from tl_notebooks.data.boxes import read_boxes
+    from tl_notebooks.data.samples import make_scenes
     return read_boxes(make_scenes(tmp_path_factory.mktemp('scenes')/'s', n=12, size=128, progress=False), progress=False)
 
 
 @pytest.fixture(scope='module')
 def learner(scenes):
     "Random, but always the same: what it finds means nothing and must come out the same on every way"
-    from tl_notebooks.detection import detection_learner
+    from tl_notebooks.learn.detection import detection_learner
     return detection_learner(scenes, backbone='timm/resnet18', weights='random', size=128, channels=64, convs=1, bs=4, views=1, resize='pad')
 
 
 @pytest.fixture(scope='module')
 def model(learner, scenes, tmp_path_factory):
-    from tl_notebooks.artifact import save_model
+    from tl_notebooks.models.folder import save_model
     return save_model(tmp_path_factory.mktemp('model')/'model', learner.model, learner.info, scenes.classes, head=dict(kind='trained', threshold=LEAST))
 
 
@@ -41,7 +41,7 @@ def said(capsys, *args):
 
 
 def test_rows_and_results_are_what_the_learner_found(model, learner, scenes, capsys):
-    from tl_notebooks.detection import boxes_dl
+    from tl_notebooks.learn.detection import boxes_dl
     expected = learner.get_boxes(dl=boxes_dl(scenes, 'test', learner.dls.valid), score=LEAST)
     for e in expected: real = (e['boxes'][:, 2:] > e['boxes'][:, :2]).all(1); e |= {k: v[real] for k,v in e.items()} # not in the padding
     files = scenes.files('test')
@@ -98,9 +98,9 @@ def test_slices_find_in_parts_what_is_found_in_pictures_of_their_size(model, sce
     sheet = Image.new('RGB', (192, 192))
     for k,im in enumerate(four): sheet.paste(im, (k % 2*96, k//2*96))
     sheet.save(tmp_path/'sheet.png')
-    from tl_notebooks.artifact import Model
-    from tl_notebooks.detection import picture_detector
-    from tl_notebooks.slices import predict_sliced
+    from tl_notebooks.models.folder import Model
+    from tl_notebooks.learn.detection import picture_detector
+    from tl_notebooks.learn.slices import predict_sliced
     m = Model(model)
     look = picture_detector(m.net, 128, 'pad', LEAST)
     parts = predict_sliced(look, sheet, 96, overlap=0, whole=False)
@@ -135,8 +135,8 @@ def test_a_video_is_its_frames(model, scenes, tmp_path, capsys):
 
 
 def test_what_is_about_boxes_is_refused_elsewhere(model, tmp_path, capsys):
-    from tl_notebooks.artifact import save_model
-    from tl_notebooks.vision import image_net
+    from tl_notebooks.models.folder import save_model
+    from tl_notebooks.learn.vision import image_net
     net, info = image_net('resnet18', 2, weights='random', size=64)
     plain = save_model(tmp_path/'plain', net, info | dict(resize='squish', precision='fp32'), ['a', 'b'])
     im = Image.new('RGB', (64, 64)); ImageDraw.Draw(im).rectangle([9, 9, 20, 20], fill='red'); im.save(tmp_path/'x.png')

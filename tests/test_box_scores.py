@@ -5,8 +5,9 @@ import pytest
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
 
-from tl_notebooks.box_scores import (IOUS, MAX_BOXES, SIZES, average_precision, box_confusion, box_scores, choose_threshold, compare_boxes,
-                                     compare_scores, crossfit_thresholds, match_boxes, pr_curves)
+from tl_notebooks.judge.box_scores import (IOUS, MAX_BOXES, SIZES, average_precision, box_confusion, box_scores,
+                                           choose_threshold, compare_boxes, compare_scores, crossfit_thresholds,
+                                           match_boxes, pr_curves)
 from tl_notebooks.core import nms
 
 CLASSES = ['car', 'pedestrian', 'cyclist', 'tram'] # no tram is ever drawn

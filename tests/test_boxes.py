@@ -15,11 +15,11 @@ import torch
 from PIL import Image, ImageDraw, ImageEnhance
 
 from conftest import need
-from tl_notebooks.boxes import as_coco, read_boxes, write_coco
-from tl_notebooks.copies import near_pairs, thumbnail
+from tl_notebooks.data.boxes import as_coco, read_boxes, write_coco
+from tl_notebooks.data.copies import near_pairs, thumbnail
 from tl_notebooks.core import InputError
-from tl_notebooks.data import KINDS
-from tl_notebooks.samples import SCENE_CLASSES, _compose, draw_scene, make_scenes
+from tl_notebooks.data.problems import KINDS
+from tl_notebooks.data.samples import SCENE_CLASSES, _compose, draw_scene, make_scenes
 from torchvision.ops import box_convert
 
 W, H, NAMES = 96, 64, ('car', 'pedestrian')
@@ -412,7 +412,7 @@ def test_kitti_sample():
 # Sample scenes
 
 def test_scenes_are_the_same_in_every_process():
-    code = "import hashlib; from tl_notebooks.samples import draw_scene\nfor s in (0, 5, 11, 10**6): im, b = draw_scene(s); print(hashlib.sha256(im.tobytes() + repr(b).encode()).hexdigest())"
+    code = "import hashlib; from tl_notebooks.data.samples import draw_scene\nfor s in (0, 5, 11, 10**6): im, b = draw_scene(s); print(hashlib.sha256(im.tobytes() + repr(b).encode()).hexdigest())"
     here = ''.join(hashlib.sha256(im.tobytes() + repr(b).encode()).hexdigest() + '\n' for im,b in map(draw_scene, (0, 5, 11, 10**6)))
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, 'PYTHONHASHSEED': '7'}, timeout=120)
     assert out.stdout == here, out.stderr

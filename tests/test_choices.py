@@ -11,9 +11,12 @@ from conftest import ROOT, record, tl
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from scipy.stats import ttest_rel
-from tl_notebooks import finetune
+from tl_notebooks.learn import precision
 from tl_notebooks.core import InputError, hash_state, seed_everything
-from tl_notebooks.finetune import Stage, TransferLearner, TransferNet, choose_precision
+from tl_notebooks.learn.learner import TransferLearner
+from tl_notebooks.learn.network import TransferNet
+from tl_notebooks.learn.precision import choose_precision
+from tl_notebooks.learn.stages import Stage
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -33,10 +36,10 @@ class Timed(nn.Module):
 
 def chosen(monkeypatch, place, bf16, noise):
     monkeypatch.setenv('TL_NOTEBOOKS_CACHE', str(place))
-    monkeypatch.setattr(finetune, '_has_bf16', lambda: True)
+    monkeypatch.setattr(precision, '_has_bf16', lambda: True)
     net = Timed(dict(fp32=1., bf16=bf16), noise)
     with monkeypatch.context() as m:
-        m.setattr(finetune.time, 'perf_counter', lambda: net.now)
+        m.setattr(precision.time, 'perf_counter', lambda: net.now)
         return choose_precision(net, torch.zeros(16, 3, 8, 8), 'timed'), net
 
 
@@ -138,7 +141,7 @@ def test_a_run_that_goes_on_takes_its_own_choices(pictures, tmp_path):
 # Is a fine-tuning worth it?
 
 def test_the_paired_test_is_the_one_of_the_books():
-    from tl_notebooks.finetune import compare_losses
+    from tl_notebooks.learn.stages import compare_losses
     rng = np.random.default_rng(0)
     for n in (10, 35, 200):
         a = rng.exponential(size=n); b = a - rng.normal(.05, .3, n)
@@ -195,14 +198,14 @@ def test_a_handful_of_validation_items_shows_nothing_and_says_so():
 
 def test_an_expansion_is_not_tuned_for_the_sake_of_one_item():
     from types import SimpleNamespace
-    from tl_notebooks.expand import _HeldOut, _compared
+    from tl_notebooks.expand.classes import _HeldOut, _compared
     rows = SimpleNamespace(new=np.ones(1, bool), valid=np.ones(1, bool))
     assert not _compared(_HeldOut(np.array([.70]), 1.), _HeldOut(np.array([.69]), 1.), rows, 2.)[1]
 
 
 def test_augmentation_that_was_asked_for_takes_part(pictures, tmp_path, monkeypatch):
-    from tl_notebooks.data import read_images
-    from tl_notebooks.vision import image_learner
+    from tl_notebooks.data.images import read_images
+    from tl_notebooks.learn.vision import image_learner
     monkeypatch.setenv('TL_NOTEBOOKS_CACHE', str(tmp_path))
     data, losses = read_images(pictures, progress=False), []
     for cache in (True, False):
@@ -218,8 +221,8 @@ def test_augmentation_that_was_asked_for_takes_part(pictures, tmp_path, monkeypa
 
 def test_what_a_network_from_scratch_sees_are_the_stored_versions(pictures, tmp_path, monkeypatch):
     from fastai.callback.core import Callback
-    from tl_notebooks.data import read_images
-    from tl_notebooks.vision import image_learner
+    from tl_notebooks.data.images import read_images
+    from tl_notebooks.learn.vision import image_learner
     monkeypatch.setenv('TL_NOTEBOOKS_CACHE', str(tmp_path))
     seen = set()
     class Look(Callback):

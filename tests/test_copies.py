@@ -9,10 +9,11 @@ import torch
 from conftest import need
 from PIL import Image, ImageEnhance, ImageOps
 
-from tl_notebooks.copies import ImageHashes, near_pairs, thumbnail
+from tl_notebooks.data.copies import ImageHashes, near_pairs, thumbnail
 from tl_notebooks.core import InputError
-from tl_notebooks.data import read_images, known_pictures
-from tl_notebooks.learned import Learned, learned_from, learned_items, learned_state, looks_of
+from tl_notebooks.data.images import read_images
+from tl_notebooks.data.known import known_pictures
+from tl_notebooks.data.learned import Learned, learned_from, learned_items, learned_state, looks_of
 
 
 def encoded(im, quality):
@@ -176,13 +177,13 @@ def test_without_copies_splits_are_as_they_were(tmp_path):
 
 def test_pairs_are_found_once(with_copies, tmp_path, monkeypatch):
     "A set that is read again is neither decoded nor compared again"
-    from tl_notebooks import data
+    from tl_notebooks.data import images, splits
     monkeypatch.setenv('TL_NOTEBOOKS_CACHE', str(tmp_path/'cache'))
     for i in range(160): scene(500 + i, (48, 48)).save(with_copies/'ab'[i % 2]/f'more{i}.png')
     first = read_images(with_copies)
     assert known_pictures().is_file()
     def never(*_): raise AssertionError('done again')
-    monkeypatch.setattr(data, 'near_pairs', never); monkeypatch.setattr(data, '_decode', never)
+    monkeypatch.setattr(splits, 'near_pairs', never); monkeypatch.setattr(images, '_decode', never)
     assert read_images(with_copies).near == first.near and first.near['families'] == 12
 
 
@@ -226,10 +227,10 @@ def test_what_stays_shows_nothing_and_is_checked(with_copies):
 @pytest.fixture(scope='module')
 def parts(tmp_path_factory):
     "A model of two kinds of drawn parts that keeps hashes of what it learned from; pictures of two kinds to come, and some of each to judge by"
-    from tl_notebooks.artifact import save_model
-    from tl_notebooks.heads import statistics_state
-    from tl_notebooks.samples import PARTS, make_parts
-    from tl_notebooks.vision import image_learner
+    from tl_notebooks.models.folder import save_model
+    from tl_notebooks.heads.statistics import statistics_state
+    from tl_notebooks.data.samples import PARTS, make_parts
+    from tl_notebooks.learn.vision import image_learner
     root = tmp_path_factory.mktemp('parts')
     make_parts(root/'all', kinds=PARTS[:4], n=14, size=128, progress=False)
     for i,k in enumerate(PARTS[:4]):
@@ -256,13 +257,13 @@ def old_set(root, kinds, to, n=2):
 
 def accuracy(folder, files):
     "What the model itself says"
-    from tl_notebooks.artifact import Model
+    from tl_notebooks.models.folder import Model
     return np.mean([p.label == f.parent.name for p,f in zip(Model(folder).predict(files), files)])
 
 
 def test_what_the_parent_learned_from_does_not_judge(parts, tmp_path):
     "Neither as it was nor encoded anew; the figure is that of the others alone, also for the child's child"
-    from tl_notebooks.expand import expand_model
+    from tl_notebooks.expand.classes import expand_model
     root, kinds = parts
     old = old_set(root, kinds[:2], tmp_path/'old')
     honest = [p for k in kinds[:2] for p in sorted((root/'judge'/k).iterdir())]
@@ -279,8 +280,8 @@ def test_what_the_parent_learned_from_does_not_judge(parts, tmp_path):
 
 
 def test_where_all_was_learned_from_nothing_is_judged(parts, tmp_path):
-    from tl_notebooks.certificate import Limits
-    from tl_notebooks.expand import expand_model
+    from tl_notebooks.judge.certificate import Limits
+    from tl_notebooks.expand.classes import expand_model
     root, kinds = parts
     done = expand_model(root/'model', root/kinds[2], tmp_path/'child', old=root/'first', test_pct=0., limits=Limits(max_old_drop=1.))
     n, c = sum(len([*(root/'first'/k).iterdir()]) for k in kinds[:2]), done.certificate
@@ -291,8 +292,8 @@ def test_where_all_was_learned_from_nothing_is_judged(parts, tmp_path):
 
 def test_new_items_that_were_learned_from_do_not_judge_either(parts, tmp_path):
     "A split given by folders, with a copy on both sides; and one whose test is all copies"
-    from tl_notebooks.certificate import Limits
-    from tl_notebooks.expand import expand_model
+    from tl_notebooks.judge.certificate import Limits
+    from tl_notebooks.expand.classes import expand_model
     root, kinds = parts
     k, fresh = kinds[2], sorted((root/'judge'/kinds[2]).iterdir())
     for name,tests in (('some', fresh), ('none', [])):
@@ -308,8 +309,8 @@ def test_new_items_that_were_learned_from_do_not_judge_either(parts, tmp_path):
 
 def test_replayed_and_remembered_items_do_not_judge(parts, tmp_path):
     "Also of a model that was saved without hashes, which says that it cannot know the rest"
-    from tl_notebooks.artifact import Model, save_model
-    from tl_notebooks.expand import Tuning, expand_model
+    from tl_notebooks.models.folder import Model, save_model
+    from tl_notebooks.expand.classes import Tuning, expand_model
     root, kinds = parts
     m = Model(root/'unknowing')
     first = read_images(root/'first', valid_pct=0., test_pct=0.)
@@ -329,19 +330,19 @@ def test_replayed_and_remembered_items_do_not_judge(parts, tmp_path):
 
 
 def statistics(m):
-    from tl_notebooks.heads import statistics_state
+    from tl_notebooks.heads.statistics import statistics_state
     return statistics_state(m.statistics())
 
 
 def test_texts_that_were_learned_from_do_not_judge(tmp_path):
     "In other cases and blanks, too; vocabulary and classes alike"
-    from tl_notebooks.artifact import save_model
-    from tl_notebooks.expand import expand_model
-    from tl_notebooks.heads import statistics_state
-    from tl_notebooks.samples import sample_path
-    from tl_notebooks.text import text_learner
-    from tl_notebooks.texts import read_texts
-    from tl_notebooks.vocabulary import expand_words
+    from tl_notebooks.models.folder import save_model
+    from tl_notebooks.expand.classes import expand_model
+    from tl_notebooks.heads.statistics import statistics_state
+    from tl_notebooks.data.samples import sample_path
+    from tl_notebooks.learn.text import text_learner
+    from tl_notebooks.data.texts import read_texts
+    from tl_notebooks.expand.words import expand_words
     d = read_texts(sample_path('reviews'), valid_pct=0.)
     learn = text_learner(d, seed=0)
     with learn.no_bar(): learn.probe(); learn.thaw_progressively([]); head = learn.refit()
@@ -359,7 +360,7 @@ def test_texts_that_were_learned_from_do_not_judge(tmp_path):
 
 def test_the_hashes_are_part_of_the_folder(parts, tmp_path):
     "Named and hashed in the manifest like every file; a changed byte is noticed"
-    from tl_notebooks.artifact import Model
+    from tl_notebooks.models.folder import Model
     shutil.copytree(parts[0]/'model', tmp_path/'m')
     assert 'learned.safetensors' in Model(tmp_path/'m').manifest['files']
     b = bytearray((tmp_path/'m'/'learned.safetensors').read_bytes()); b[-1] ^= 1; (tmp_path/'m'/'learned.safetensors').write_bytes(b)

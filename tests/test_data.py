@@ -24,7 +24,10 @@ from PIL import Image, ImageFile
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
 
 from tl_notebooks.core import InputError
-from tl_notebooks.data import KINDS, Problem, open_image, problem_report, read_images, split_items
+from tl_notebooks.data.decode import open_image
+from tl_notebooks.data.images import read_images
+from tl_notebooks.data.problems import KINDS, Problem, problem_report
+from tl_notebooks.data.splits import split_items
 
 REAL = Path(__file__).parents[1].parent/'shared'/'data'
 
@@ -533,7 +536,7 @@ def test_seed_decides_the_split(tmp_path):
     assert a.counts() == c.counts()
 
 def test_torch_is_not_imported():
-    code = "import sys, tl_notebooks.data; print(sorted({'torch','torchvision','fastai','timm'} & set(sys.modules)))"
+    code = "import sys, tl_notebooks.data.images; print(sorted({'torch','torchvision','fastai','timm'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
 
 

@@ -10,13 +10,14 @@ import torch
 from conftest import ROOT
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
-from tl_notebooks.artifact import Model, save_model
-from tl_notebooks.boxes import read_boxes
+from tl_notebooks.models.folder import Model, save_model
+from tl_notebooks.data.boxes import read_boxes
 from tl_notebooks.core import InputError, hash_state, write_json
-from tl_notebooks.detection import ARCHS, EMA, GIVEN, BoxDL, BoxSet, box_dls, boxes_dl, box_transforms, detection_learner, onto_picture, placing
-from tl_notebooks.expand_boxes import grown_net
-from tl_notebooks.pretrained import load_box_model
-from tl_notebooks.samples import make_scenes
+from tl_notebooks.learn.detection import (ARCHS, EMA, GIVEN, BoxDL, BoxSet, box_dls, boxes_dl, box_transforms,
+                                          detection_learner, onto_picture, placing)
+from tl_notebooks.expand.boxes import grown_net
+from tl_notebooks.learn.backbones import load_box_model
+from tl_notebooks.data.samples import make_scenes
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -85,9 +86,9 @@ def test_blocks_are_found_where_they_are(blocks, arch, resize):
 SEEN = """
 import sys, tl_notebooks, torch
 torch.set_num_threads(1)
-from tl_notebooks.boxes import read_boxes
+from tl_notebooks.data.boxes import read_boxes
 from tl_notebooks.core import hash_state
-from tl_notebooks.detection import detection_learner
+from tl_notebooks.learn.detection import detection_learner
 learn = detection_learner(read_boxes(sys.argv[1], min_per_class=1), size=96, bs=4, views=2, channels=32, seed=3)
 learn.freeze_to(-2)
 with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, 1e-3)

@@ -40,7 +40,8 @@ def checkout(to):
 
 def test_the_files_say_what_the_notebooks_say():
     "Also the values: what this project hands out runs as the notebooks do"
-    from tl_notebooks.dvc_files import stage_params, usecases, write_files
+    from tl_notebooks.runs.dvc import stage_params, write_files
+    from tl_notebooks.runs.params import usecases
     assert write_files(ROOT, check=True) == [], 'run `tl dvc`'
     found = yaml.safe_load((ROOT/'params.yaml').read_text())
     assert found == {u: {n: p.default for n,p in stage_params(u).items()} for u in usecases()}
@@ -64,7 +65,8 @@ def test_a_changed_parameter_is_noticed(tmp_path):
 
 @pytest.mark.parametrize('tool', ['dvclive', 'tensorboard'])
 def test_a_tracker_that_is_not_there_is_missed_before_anything_is_written(tool, tmp_path, monkeypatch):
-    from tl_notebooks.run import InputError, run_usecase
+    from tl_notebooks.core import InputError
+    from tl_notebooks.runs.run import run_usecase
     monkeypatch.setitem(sys.modules, tool, None)
     with pytest.raises(InputError, match=f'{tool} is not installed'): run_usecase('parts', {'track': tool.removesuffix('live')}, str(tmp_path/'out'))
     assert not (tmp_path/'out').exists()

@@ -16,16 +16,16 @@ from scipy.stats import binomtest
 
 import tl_notebooks  # noqa: F401  before fastai: it guards torchvision
 
-from tl_notebooks.artifact import Model, _take_lift, read_manifest, save_model
+from tl_notebooks.models.folder import Model, _take_lift, read_manifest, save_model
 from tl_notebooks.core import InputError
-from tl_notebooks.data import read_images
-from tl_notebooks.certificate import Limits
-from tl_notebooks.expand import Tuning, expand_model, family_tree, merge_models
-from tl_notebooks.heads import ClassStatistics, statistics_state
-from tl_notebooks.samples import PARTS, make_parts, sample_path
-from tl_notebooks.text import text_learner
-from tl_notebooks.texts import read_texts
-from tl_notebooks.vision import image_learner, image_net
+from tl_notebooks.data.images import read_images
+from tl_notebooks.judge.certificate import Limits
+from tl_notebooks.expand.classes import Tuning, expand_model, family_tree, merge_models
+from tl_notebooks.heads.statistics import ClassStatistics, statistics_state
+from tl_notebooks.data.samples import PARTS, make_parts, sample_path
+from tl_notebooks.learn.text import text_learner
+from tl_notebooks.data.texts import read_texts
+from tl_notebooks.learn.vision import image_learner, image_net
 
 KINDS = PARTS[:5]
 

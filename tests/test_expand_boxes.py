@@ -31,9 +31,9 @@ def drawn(folder, n, seed, classes):
 @pytest.fixture(scope='module')
 def parent(tmp_path_factory):
     "A detector of red squares, trained for seconds, as a model folder"
-    from tl_notebooks.artifact import save_model
-    from tl_notebooks.boxes import read_boxes
-    from tl_notebooks.detection import detection_learner
+    from tl_notebooks.models.folder import save_model
+    from tl_notebooks.data.boxes import read_boxes
+    from tl_notebooks.learn.detection import detection_learner
     home = tmp_path_factory.mktemp('squares')
     data = read_boxes(drawn(home/'old', 36, 0, ['red']), valid_pct=0., progress=False)
     learn = detection_learner(data, backbone='timm/resnet18', weights='random', size=96, channels=64, convs=1, bs=6, views=1, augment=False, norm='train', ema=0.)
@@ -54,10 +54,10 @@ def certificate(folder): return json.loads((folder/'certificate.json').read_text
 def plain_fine_tuning(parent, epochs):
     "The same network, trained as if what nobody drew were background"
     from pathlib import Path
-    from tl_notebooks.artifact import Model
-    from tl_notebooks.boxes import read_boxes
-    from tl_notebooks.detection import BoxLearner, box_dls
-    from tl_notebooks.expand_boxes import _numbered, grown_net
+    from tl_notebooks.models.folder import Model
+    from tl_notebooks.data.boxes import read_boxes
+    from tl_notebooks.learn.detection import BoxLearner, box_dls
+    from tl_notebooks.expand.boxes import _numbered, grown_net
     m = Model(parent)
     net = grown_net(m, ['red', 'green'])
     data = _numbered(read_boxes(parent.parent/'new', valid_pct=0., progress=False), ['red', 'green'])
@@ -69,8 +69,8 @@ def plain_fine_tuning(parent, epochs):
 
 
 def test_old_kinds_stay_and_plain_fine_tuning_loses_them(parent, tmp_path, capsys):
-    from tl_notebooks.boxes import read_boxes
-    from tl_notebooks.expand_boxes import old_box_figures
+    from tl_notebooks.data.boxes import read_boxes
+    from tl_notebooks.expand.boxes import old_box_figures
     code, out, err = said(capsys, 'expand', parent, '--data', parent.parent/'new', '--old', parent.parent/'old', '--epochs', 6, '--out', tmp_path/'grown')
     assert code == 0 and out.splitlines()[-1] == str(tmp_path/'grown'), err
     c = certificate(tmp_path/'grown')
@@ -103,10 +103,10 @@ def test_a_limit_that_is_not_met_is_exit_1_and_the_folder_is_there(parent, tmp_p
 
 def test_pictures_that_were_learned_from_do_not_judge(parent, tmp_path):
     "A parent that keeps hashes: pictures it was trained on, as they were or encoded anew, are left out of what judges; their boxes go with them"
-    from tl_notebooks.artifact import Model, save_model
-    from tl_notebooks.boxes import read_boxes
-    from tl_notebooks.certificate import Limits
-    from tl_notebooks.expand_boxes import BoxTuning, expand_boxes
+    from tl_notebooks.models.folder import Model, save_model
+    from tl_notebooks.data.boxes import read_boxes
+    from tl_notebooks.judge.certificate import Limits
+    from tl_notebooks.expand.boxes import BoxTuning, expand_boxes
     m, data = Model(parent), read_boxes(parent.parent/'old', valid_pct=0., progress=False)
     knows = save_model(tmp_path/'knows', m.net, m.manifest['backbone'] | m.manifest['preprocessing'], m.classes, head=m.manifest['head'], learned=data)
     coco = json.loads((parent.parent/'old'/'labels.json').read_text())
@@ -141,8 +141,8 @@ def test_requests_that_cannot_be_meant(parent, tmp_path, capsys):
 def test_grown_rows_stand_where_the_old_ones_did(arch):
     "With several answers for each place (RetinaNet), rows of classes alternate with places; old probabilities must not move"
     from types import SimpleNamespace
-    from tl_notebooks.detection import box_net
-    from tl_notebooks.expand_boxes import grown_net
+    from tl_notebooks.learn.detection import box_net
+    from tl_notebooks.expand.boxes import grown_net
     pre = dict(arch=arch, size=128, mean=[.5]*3, std=[.5]*3, channels=64, convs=1, precision='fp32')
     torch.manual_seed(0)
     m = SimpleNamespace(net=box_net(dict(model='resnet18'), pre, 2).eval(), manifest=dict(preprocessing=pre, backbone=dict(model='resnet18'), folder=''), classes=['a', 'b'], device='cpu')

@@ -8,8 +8,9 @@ from ridge_oracle import choice, divided, left_out, scaled_ridge, targets
 from sklearn.preprocessing import StandardScaler
 
 from tl_notebooks.core import InputError
-from tl_notebooks.heads import (EACH, GRID, ClassStatistics, fit_into, fit_scale, join_classes, keep_classes, merge_statistics,
-                                move_rows, ridge_loo, scale_of, solve_statistics, statistics_from, statistics_state)
+from tl_notebooks.heads.ridge import EACH, GRID, fit_scale, ridge_loo, scale_of
+from tl_notebooks.heads.statistics import (ClassStatistics, fit_into, join_classes, keep_classes, merge_statistics,
+                                           move_rows, solve_statistics, statistics_from, statistics_state)
 
 SHAPES = [(24, 200), (200, 24), (40, 40), (41, 40)]   # n << d, n >> d, and both sides of n = d
 

@@ -14,25 +14,29 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NBS = ROOT/'nbs'
-FLOORS = {p.stem[3:]: int(p.stem[0]) for p in NBS.glob('[0-9][0-9]_*.ipynb')}
-HOUSE = sorted(NBS.glob('[0-9][0-9]_*.ipynb'))
+ORDER = ['core', 'data', 'frozen', 'heads', 'learn', 'models', 'judge', 'expand', 'runs', 'serve', 'cli'] # from the ground floor
+HOUSE = sorted(p for p in NBS.rglob('[0-9][0-9]_*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+def module(nb): return '.'.join([*nb.parent.relative_to(NBS).parts, nb.stem[3:]])
+MODULES = {module(nb): (ORDER.index(module(nb).split('.')[0]), int(nb.stem[:2])) for nb in HOUSE} # such as heads.ridge: its place
 PARAMETERISED = sorted([*NBS.glob('usecases/*.ipynb'), *NBS.glob('benchmarks/*.ipynb')])
 ALL = sorted(p for p in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 BY_HAND = ('__init__.py', '__main__.py')
 def name(path): return path.relative_to(NBS).as_posix()
 
 
-def imported(source:str) -> set[str]:
-    "Our own modules that a module imports, at any depth, relative or absolute, in a function or not"
+def imported(source:str, package:str='tl_notebooks') -> set[str]:
+    "Our own modules that a module in `package` imports, at any depth, relative or absolute, in a function or not"
     own = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import): own |= {m.name.split('.')[1] for m in node.names if m.name.startswith('tl_notebooks.')}
+        if isinstance(node, ast.Import): own |= {m.name[13:] for m in node.names if m.name.startswith('tl_notebooks.')}
         if not isinstance(node, ast.ImportFrom): continue
-        module = node.module or ''
-        if node.level: module = f'tl_notebooks.{module}'.rstrip('.')
-        if module == 'tl_notebooks': own |= {a.name for a in node.names if a.name in FLOORS}
-        elif module.startswith('tl_notebooks.'): own.add(module.split('.')[1])
-    return own
+        names = node.module or ''
+        if node.level: names = '.'.join([*package.split('.')[:len(package.split('.')) + 1 - node.level], *filter(None, [names])])
+        if names.split('.')[0] != 'tl_notebooks': continue
+        for a in node.names: # a name of a module, or a module of a package
+            full = f'{names}.{a.name}'[13:]
+            own.add(full if full in MODULES else names[13:])
+    return own - {''}
 
 
 def copied(to:Path) -> Path:
@@ -55,7 +59,7 @@ def nbdev(command:str, cwd:Path) -> None:
 def exported(tmp_path_factory):
     "A copy of the checkout, its modules removed and made again, its notebooks cleaned"
     copy = copied(tmp_path_factory.mktemp('copy'))
-    for p in (copy/'tl_notebooks').glob('*.py'):
+    for p in (copy/'tl_notebooks').rglob('*.py'):
         if p.name not in BY_HAND: p.unlink()
     nbdev('nbdev_export', cwd=copy)
     nbdev('nbdev_clean', cwd=copy)
@@ -63,29 +67,35 @@ def exported(tmp_path_factory):
 
 
 @pytest.mark.parametrize('source,found', [
-    ('from .core import a', {'core'}), ('from . import core', {'core'}), ('import tl_notebooks.core as c', {'core'}),
+    ('from ..core import a', {'core'}), ('from .. import core', {'core'}), ('import tl_notebooks.core as c', {'core'}),
+    ('from .ridge import a', {'heads.ridge'}), ('from . import ridge', {'heads.ridge'}),
     ('from tl_notebooks.core import a', {'core'}), ('from tl_notebooks import core, InputError', {'core'}),
-    ('def f():\n  if 1:\n    from tl_notebooks.core import a', {'core'}), ('import torch.core\nfrom other.core import x', set())])
+    ('def f():\n  if 1:\n    from tl_notebooks.data.splits import a', {'data.splits'}), ('import torch.core\nfrom other.core import x', set())])
 def test_every_form_of_import_is_seen(source, found):
-    assert imported(source) == found
+    assert imported(source, 'tl_notebooks.heads') == found
 
 
-@pytest.mark.parametrize('module', FLOORS)
-def test_imports_point_down(module):
-    for other in imported((ROOT/'tl_notebooks'/f'{module}.py').read_text(encoding='utf-8')):
-        assert other in FLOORS, f'{module} imports {other}, which no notebook exports'
-        assert FLOORS[other] < FLOORS[module], f'{module} (floor {FLOORS[module]}) imports {other} (floor {FLOORS[other]})'
+@pytest.mark.parametrize('name', MODULES)
+def test_imports_point_down(name):
+    "A module imports only from packages below its own, or from a lower number in its own"
+    path = ROOT/'tl_notebooks'/f"{name.replace('.', '/')}.py"
+    package = '.'.join(['tl_notebooks', *name.split('.')[:-1]])
+    for other in imported(path.read_text(encoding='utf-8'), package):
+        assert other in MODULES, f'{name} imports {other}, which no notebook exports'
+        assert MODULES[other] < MODULES[name], f'{name} imports {other}, which is not below it'
 
 
 def test_one_notebook_exports_one_module():
     for nb in HOUSE:
         names = re.findall(r'^#\|\s*default_exp\s+(\S+)', '\n'.join(c.source for c in nbformat.read(nb, 4).cells if c.cell_type == 'code'), re.M)
-        assert names == [nb.stem[3:]], f'{nb.name} exports {names}'
+        assert names == [module(nb)], f'{nb.name} exports {names}'
+
+
+def sources(root:Path) -> dict: return {p.relative_to(root).as_posix(): p.read_text(encoding='utf-8') for p in root.rglob('*.py')}
 
 
 def test_package_is_what_the_notebooks_export(exported):
-    made = {p.name: p.read_text(encoding='utf-8') for p in (exported/'tl_notebooks').glob('*.py')}
-    here = {p.name: p.read_text(encoding='utf-8') for p in (ROOT/'tl_notebooks').glob('*.py')}
+    made, here = sources(exported/'tl_notebooks'), sources(ROOT/'tl_notebooks')
     assert made.keys() == here.keys(), f'modules without a notebook, or not exported: {sorted(made.keys() ^ here.keys())}'
     assert [n for n in made if made[n] != here[n]] == [], 'run `make export`'
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 def test_predictions_have_the_accuracy_that_the_record_states(first_run, pictures):
     "The test pictures, read again from disk by another process"
-    from tl_notebooks.data import read_images
+    from tl_notebooks.data.images import read_images
     folder = first_run[1]
     rec = record(folder)
     data = read_images(pictures, valid_pct=rec['params']['valid_pct'], test_pct=rec['params']['test_pct'], seed=rec['seed'], progress=False)
@@ -80,5 +80,5 @@ def test_damaged_model_folder_is_refused_by_name(case, first_run, tmp_path, caps
 
 def test_an_untouched_copy_is_accepted_elsewhere(first_run, tmp_path):
     "The damage tests can fail: the same call on an undamaged copy works"
-    from tl_notebooks.artifact import Model
+    from tl_notebooks.models.folder import Model
     assert len(Model(shutil.copytree(first_run[1]/'model', tmp_path/'elsewhere')).classes) == 4

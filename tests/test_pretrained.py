@@ -17,8 +17,9 @@ import timm
 import torch
 import torchvision
 from tl_notebooks.core import InputError, hash_file
-from tl_notebooks.pretrained import (Source, catalogue, check_content, expected_sha, find_entry, fit_state, format_models,
-    load_box_model, load_image_model, load_text_model, map_by_order, models_table, read_state, sources)
+from tl_notebooks.learn.backbones import (Source, catalogue, check_content, expected_sha, find_entry, fit_state,
+                                          format_models, load_box_model, load_image_model, load_text_model,
+                                          map_by_order, models_table, read_state, sources)
 
 torch.set_num_threads(1)
 CAT = catalogue()
@@ -102,7 +103,7 @@ def test_transformers_parameters_are_counted(key):
 
 def test_table_is_quick_and_light():
     "Half a second on a free core; two leave room for a busy one"
-    code = "import sys; from tl_notebooks.pretrained import *; print(format_models(models_table())); " \
+    code = "import sys; from tl_notebooks.learn.backbones import *; print(format_models(models_table())); " \
            "sys.exit(any(m in sys.modules for m in ('torch', 'timm', 'transformers', 'torchvision')))"
     start = time.perf_counter()
     p = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
@@ -351,7 +352,7 @@ def test_the_error_lists_what_was_tried_and_what_works():
                                         (load_box_model, 'fcos_resnet50_fpn'), (load_box_model, 'dfine_small')])
 def test_a_dead_network_fails_fast(load, name, monkeypatch):
     "The hubs are asked at an address where nobody listens"
-    import tl_notebooks.pretrained as P
+    import tl_notebooks.learn.backbones as P
     monkeypatch.setenv('HF_ENDPOINT', 'http://127.0.0.1:9')
     real = P._answers
     monkeypatch.setattr(P, '_answers', lambda url, *a: real('http://127.0.0.1:9'))
@@ -361,7 +362,7 @@ def test_a_dead_network_fails_fast(load, name, monkeypatch):
 
 def test_a_silent_host_does_not_hang():
     import socket
-    from tl_notebooks.pretrained import _answers
+    from tl_notebooks.learn.backbones import _answers
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0)); s.listen()
         start = time.perf_counter()
@@ -370,7 +371,7 @@ def test_a_silent_host_does_not_hang():
 def test_a_download_is_used_and_checked(tmp_path, monkeypatch):
     "A small server on this machine plays torchvision's host"
     import hashlib, http.server, threading
-    import tl_notebooks.pretrained as P
+    import tl_notebooks.learn.backbones as P
     from dataclasses import replace
     buf = io.BytesIO(); torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), buf)
     sha = hashlib.sha256(buf.getvalue()).hexdigest()

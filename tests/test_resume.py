@@ -19,13 +19,13 @@ def server():
 
 @pytest.fixture(scope='module')
 def few_pictures(tmp_path_factory):
-    from tl_notebooks.samples import PARTS, make_parts
+    from tl_notebooks.data.samples import PARTS, make_parts
     return make_parts(tmp_path_factory.mktemp('few')/'parts', kinds=PARTS[:3], n=12, size=48, progress=False)
 
 
 @pytest.fixture(scope='module')
 def few_scenes(tmp_path_factory):
-    from tl_notebooks.samples import make_scenes
+    from tl_notebooks.data.samples import make_scenes
     return make_scenes(tmp_path_factory.mktemp('few')/'scenes', n=14, size=128, progress=False)
 
 
@@ -33,7 +33,7 @@ def few_scenes(tmp_path_factory):
 def small_bert(tmp_path_factory):
     transformers = pytest.importorskip('transformers')
     from tl_notebooks.core import seed_everything
-    from tl_notebooks.pretrained import load_text_model
+    from tl_notebooks.learn.backbones import load_text_model
     folder = tmp_path_factory.mktemp('checkpoints')/'bert'
     seed_everything(0)
     config = transformers.AutoConfig.for_model('bert', vocab_size=30522, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48)
@@ -122,7 +122,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(cut_off, first_run, tmp_path):
 
 
 def test_a_run_in_progress_is_left_alone(tmp_path):
-    from tl_notebooks.run import check_params, find_usecase, held, make_run_folder, usecase_params
+    from tl_notebooks.runs.params import check_params, find_usecase, usecase_params
+    from tl_notebooks.runs.run import held, make_run_folder
     nb = find_usecase('parts')
     folder = make_run_folder('parts', check_params(usecase_params(nb), {}), nb, str(tmp_path))
     with held(folder):
@@ -134,7 +135,7 @@ def test_a_run_in_progress_is_left_alone(tmp_path):
 def test_checkpoints_hold_no_code(tmp_path):
     "Files that would run something when loaded are refused, not opened"
     import pickle
-    from tl_notebooks.checkpoint import read_state
+    from tl_notebooks.learn.resume import read_state
     class Bad:
         def __reduce__(self): return os.mkdir, (str(tmp_path/'done'),)
     (tmp_path/'0000001.safetensors').write_bytes(pickle.dumps(Bad()))
@@ -145,7 +146,7 @@ def test_checkpoints_hold_no_code(tmp_path):
 def test_half_a_checkpoint_is_passed_over(tmp_path, n):
     "Cut anywhere, the newest file counts for nothing, and the one before is taken"
     import torch
-    from tl_notebooks.checkpoint import Slot
+    from tl_notebooks.learn.resume import Slot
     slot = Slot(tmp_path)
     for k in (1, 2, 3): slot.write(k, {'w': torch.full((50,), float(k))}, dict(k=k))
     assert len(slot.paths()) == 2
@@ -160,7 +161,7 @@ def test_half_a_checkpoint_is_passed_over(tmp_path, n):
 def cut_short(learn, folder, epoch, *cbs, epochs=4):
     "A fit that ends in the middle of an epoch, as far as one process can have it"
     from fastai.callback.core import Callback
-    from tl_notebooks.checkpoint import Checkpoint
+    from tl_notebooks.learn.resume import Checkpoint
     class Stop(Callback):
         order = 95
         def after_batch(self):
@@ -179,7 +180,7 @@ OTHER = [moved_box, other_label, other_picture, *(dict([s]) for s in SETTINGS.it
 
 @pytest.mark.parametrize('what', OTHER, ids=lambda w: w.__name__ if callable(w) else next(iter(w)))
 def test_a_detector_goes_on_with_nothing_else(few_scenes, cut_off_detector, what):
-    from tl_notebooks.checkpoint import Checkpoint
+    from tl_notebooks.learn.resume import Checkpoint
     from tl_notebooks.core import InputError
     learn = killed.scene_learner(few_scenes, **dict(views=3, ema=.9) | (what if isinstance(what, dict) else {}))
     if callable(what): what(learn)
@@ -195,7 +196,7 @@ def cut_off_detector(few_scenes, tmp_path_factory):
 
 def test_a_detector_that_is_finished_keeps_its_weights(few_scenes, tmp_path):
     "Asked for once more, from an untrained network: nothing is trained, and the average stays what it was"
-    from tl_notebooks.checkpoint import Checkpoint
+    from tl_notebooks.learn.resume import Checkpoint
     from tl_notebooks.core import hash_state
     learn = killed.scene_learner(few_scenes, views=0)
     learn.fit(2, 1e-2, cbs=Checkpoint(tmp_path))
@@ -209,7 +210,7 @@ def test_a_torch_dataset_is_known_by_its_items(tmp_path):
     "Not by its class alone; and looking at it moves no generator"
     import torch
     from fastai.data.load import DataLoader
-    from tl_notebooks.checkpoint import data_print
+    from tl_notebooks.learn.resume import data_print
     class Pairs(torch.utils.data.Dataset):
         def __init__(self, x): self.x = x
         def __len__(self): return len(self.x)
@@ -224,7 +225,7 @@ def test_callbacks_may_come_and_go(tmp_path):
     "Early stopping counts on, although another callback stands before it now; the oracle is the uninterrupted fit"
     from fastai.callback.core import Callback
     from fastai.callback.tracker import EarlyStoppingCallback
-    from tl_notebooks.checkpoint import Checkpoint
+    from tl_notebooks.learn.resume import Checkpoint
     from tl_notebooks.core import hash_state, seed_everything
     class Guest(Callback): pass
     def learner(): seed_everything(0, 1); return killed.plain_learner()
@@ -248,7 +249,7 @@ def test_what_holds_state_over_epochs_says_so():
     from fastai.callback.core import Callback
     from fastai.data.load import DataLoader
     from conftest import ROOT
-    modules = [importlib.import_module(f'tl_notebooks.{p.stem}') for p in (ROOT/'tl_notebooks').glob('[a-z]*.py')]
+    modules = [importlib.import_module('.'.join(p.relative_to(ROOT).with_suffix('').parts)) for p in (ROOT/'tl_notebooks').rglob('[a-z]*.py')]
     classes = {k for m in modules for k in vars(m).values() if isinstance(k, type) and k.__module__ == m.__name__}
     ours = [k for k in classes if issubclass(k, (Callback, DataLoader))]
     assert len(ours) > 8

@@ -18,19 +18,19 @@ from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 from tl_notebooks.core import InputError
-from tl_notebooks.history import diff_runs, find_runs, plan_prune, runs_table
-from tl_notebooks.records import new_record, save_record
-from tl_notebooks.reproduce import check_run, compare_runs, reproduce_run
-from tl_notebooks.run import RunFailed, make_run_folder, run_usecase
+from tl_notebooks.runs.history import diff_runs, find_runs, plan_prune, runs_table
+from tl_notebooks.runs.record import new_record, save_record
+from tl_notebooks.runs.reproduce import check_run, compare_runs, reproduce_run
+from tl_notebooks.runs.run import RunFailed, make_run_folder, run_usecase
 
 PARAMETERS = "data: str = ''\nseed: int = 0       # {0..1000}\nshift: float = 0.0  # of the threshold {-1..1}\nthreads: int = 0    # {0..64}\n"
-START = "from tl_notebooks.run import start_run\nrun = start_run('toy', globals())\np = run.p"
+START = "from tl_notebooks.runs.run import start_run\nrun = start_run('toy', globals())\np = run.p"
 WORK = """import os
 import numpy as np
 from safetensors.numpy import save_file
 from tl_notebooks import evidence
 from tl_notebooks.core import hash_file
-from tl_notebooks.data import open_image, read_images
+from tl_notebooks.data.decode import open_image; from tl_notebooks.data.images import read_images
 with run.phase('reading'):
     images = read_images(p.data, valid_pct=0., test_pct=.5, seed=0, progress=False)
 run.keep_data(images, p.data)
@@ -257,7 +257,7 @@ def test_pruning_takes_what_it_lists_and_only_when_told(tmp_path):
 # ---- when things go wrong
 
 COLLIDE = """import sys, time
-import tl_notebooks.run as r
+import tl_notebooks.runs.run as r
 from pathlib import Path
 names = iter([f'id{i//2:03}' for i in range(2000)])      # every name comes twice, in both processes
 r.new_run_id = lambda: next(names)
@@ -276,8 +276,8 @@ def test_two_processes_with_the_same_ids_never_share_a_folder(tmp_path, toy):
 
 
 def test_a_clock_that_jumps_back_leaves_times_and_names_in_order(tmp_path, toy, monkeypatch):
-    from tl_notebooks import records, run
-    from tl_notebooks.run import Run
+    from tl_notebooks.runs import record as records, run
+    from tl_notebooks.runs.run import Run
     monkeypatch.setattr(records.time, 'strftime', lambda *a: '20260101-000000-' if a[0].endswith('-') else '2026-01-01T00:00:00+0000')     # time stands still
     monkeypatch.setattr(records.os, 'urandom', lambda n, it=iter([b'aa', b'aa', b'bb']): next(it) if n == 2 else bytes(n))
     a, b = (make_run_folder('toy', {}, Path(toy), str(tmp_path)) for _ in range(2))

@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tl_notebooks.core import InputError
-from tl_notebooks.samples import PARTS, draw_part, make_parts, sample_path
+from tl_notebooks.data.samples import PARTS, draw_part, make_parts, sample_path
 
 N = 20 # pictures per kind
 
@@ -54,7 +54,7 @@ def ask(code, **env):
 
 
 def test_same_bytes_in_every_process_and_without_vector_instructions():
-    code = ("import hashlib; from tl_notebooks.samples import PARTS, draw_part\n"
+    code = ("import hashlib; from tl_notebooks.data.samples import PARTS, draw_part\n"
             "for k in PARTS: print(k, *[hashlib.sha256(draw_part(k, s).tobytes()).hexdigest() for s in (0, 7, 10**6)])")
     here = ''.join(f"{k} {' '.join(hashlib.sha256(draw_part(k, s).tobytes()).hexdigest() for s in (0, 7, 10**6))}\n" for k in PARTS)
     plain = ' '.join(np.show_config(mode='dicts')['SIMD Extensions'].get('found', [])) # numpy as on an older processor
@@ -124,7 +124,7 @@ def test_a_folder_it_did_not_make_is_refused_and_untouched(tmp_path, name):
 MAKE = """
 import sys, time
 from pathlib import Path
-from tl_notebooks.samples import make_parts
+from tl_notebooks.data.samples import make_parts
 here, n = Path(sys.argv[1]), int(sys.argv[2])
 (here/f'ready{sys.argv[3]}').touch()
 while not (here/'go').exists(): time.sleep(.01)

@@ -18,17 +18,18 @@ from ridge_oracle import divided, divisors
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from tl_notebooks import evidence
-from tl_notebooks.activations import ActivationStore, hash_prefix
-from tl_notebooks.artifact import Model, save_model
+from tl_notebooks.judge import evidence
+from tl_notebooks.frozen.store import ActivationStore, hash_prefix
+from tl_notebooks.models.folder import Model, save_model
 from tl_notebooks.core import InputError, seed_everything
-from tl_notebooks.finetune import Stage
-from tl_notebooks.heads import ridge_loo
-from tl_notebooks.pretrained import load_text_model
-from tl_notebooks.samples import sample_path
-from tl_notebooks.text import (PadTokens, TextBody, choose_layers, contrastive_loss, learning_curve, more_labels, padded_length, pick_layers, test_dl as dl_of_split, text_learner,
-                               text_net, tfidf_baseline, word_effects)
-from tl_notebooks.texts import draw_labels, read_texts
+from tl_notebooks.learn.stages import Stage
+from tl_notebooks.heads.ridge import ridge_loo
+from tl_notebooks.learn.backbones import load_text_model
+from tl_notebooks.data.samples import sample_path
+from tl_notebooks.learn.text import (PadTokens, TextBody, choose_layers, contrastive_loss, learning_curve, more_labels,
+                                     padded_length, pick_layers, test_dl as dl_of_split, text_learner, text_net,
+                                     tfidf_baseline, word_effects)
+from tl_notebooks.data.texts import draw_labels, read_texts
 
 SMALL = dict(vocab_size=30522, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48)
 KINDS = {
@@ -191,7 +192,7 @@ def test_a_prior_is_ridge_on_features_with_more_columns():
     rng = np.random.default_rng(0)
     y = np.repeat([0, 1, 2], 9); x = rng.normal(size=(27, 12)) + np.eye(3)[y] @ rng.normal(size=(3, 12)); prior = rng.normal(size=(3, 12))
     found = ridge_loo(x, y, 3, alphas=[3.], prior=prior)
-    from tl_notebooks.heads import TRUST
+    from tl_notebooks.heads.ridge import TRUST
     z = divided(x); q = z @ ((prior - prior.mean(0))/divisors(x)).T
     q = q*TRUST*np.sqrt((z**2).sum(1).mean()/(q**2).sum(1).mean())
     oracle = Ridge(alpha=3.).fit(np.hstack([z, q]), 2*np.eye(3)[y] - 1)
@@ -276,7 +277,7 @@ def test_contrast_on_labels_that_say_nothing_is_undone_to_the_bit(cache):
 
 @pytest.mark.parametrize('at', ['fold 2', 'all labels', 'solving'])
 def test_contrast_that_is_interrupted_leaves_the_probe(cache, monkeypatch, at):
-    from tl_notebooks import text
+    from tl_notebooks.learn import text
     few = draw_labels(read_texts(sample_path('reviews'), valid_pct=0.), 6, 0)
     learn = text_learner(few, seed=0)
     with learn.no_bar(): learn.probe()
@@ -295,7 +296,7 @@ def test_contrast_that_is_interrupted_leaves_the_probe(cache, monkeypatch, at):
 
 
 def test_contrast_that_is_kept_is_saved_predicts_and_refits(cache, tmp_path, monkeypatch):
-    from tl_notebooks import text
+    from tl_notebooks.learn import text
     few = draw_labels(read_texts(sample_path('reviews'), valid_pct=0.), 12, 0)
     real = text._compare
     def kept(*args): found = real(*args); found.kept = True; return found
@@ -345,7 +346,7 @@ def test_texts_without_a_label_are_for_few_labels_and_a_probe(cache):
 
 def test_labels_that_a_head_gave_itself_are_no_evidence_for_it(cache, monkeypatch):
     "Labels drawn by lot: nothing can be known, and a head that agrees with itself on hundreds of texts must not look as if"
-    from tl_notebooks import text
+    from tl_notebooks.learn import text
     real = text._compare
     def kept(*args): found = real(*args); found.kept = True; return found
     monkeypatch.setattr(text, '_compare', kept)
@@ -362,8 +363,8 @@ def test_labels_that_a_head_gave_itself_are_no_evidence_for_it(cache, monkeypatc
 
 
 def test_an_expansion_does_not_inherit_guessed_labels_and_says_so(cache, tmp_path):
-    from tl_notebooks.expand import expand_model
-    from tl_notebooks.heads import statistics_state
+    from tl_notebooks.expand.classes import expand_model
+    from tl_notebooks.heads.statistics import statistics_state
     few = draw_labels(read_texts(sample_path('reviews'), valid_pct=0.), 8, 0)
     learn = text_learner(few, seed=0)
     with learn.no_bar(): learn.probe(); assert learn.self_train(few.unlabelled).kept; head = learn.refit()
@@ -383,7 +384,7 @@ def test_an_expansion_does_not_inherit_guessed_labels_and_says_so(cache, tmp_pat
 
 
 def test_texts_without_a_label_that_make_it_worse_or_come_too_late_change_nothing(cache, monkeypatch):
-    from tl_notebooks import text
+    from tl_notebooks.learn import text
     few = draw_labels(read_texts(sample_path('reviews'), valid_pct=0.), 8, 0)
     learn = text_learner(few, seed=0)
     with learn.no_bar(): learn.probe()
@@ -401,8 +402,8 @@ def test_texts_without_a_label_that_make_it_worse_or_come_too_late_change_nothin
 
 
 def test_twice_is_the_same_to_the_bit(tmp_path):
-    code = ("import tl_notebooks, torch\nfrom tl_notebooks.texts import *\nfrom tl_notebooks.text import *\nfrom tl_notebooks.core import hash_state\n"
-            "from tl_notebooks.samples import sample_path\nd = read_texts(sample_path('mails'), max_items=80)\n"
+    code = ("import tl_notebooks, torch\nfrom tl_notebooks.data.texts import *\nfrom tl_notebooks.learn.text import *\nfrom tl_notebooks.core import hash_state\n"
+            "from tl_notebooks.data.samples import sample_path\nd = read_texts(sample_path('mails'), max_items=80)\n"
             "l = text_learner(d, seed=3, bs=16, precision='fp32')\nl.probe(3)\nwith l.no_bar(), l.no_logging(): l.fine_tune(1, 1e-3, thaw=3, keep_best=False)\n"
             "print(hash_state(l.model.state_dict()))")
     import os

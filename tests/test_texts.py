@@ -24,8 +24,10 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from test_data import as_nobody, open_tmp  # noqa: F401
 
 from tl_notebooks.core import InputError
-from tl_notebooks.data import KINDS, read_images
-from tl_notebooks.texts import content_hash, draw_labels, find_columns, html_text, label_typos, mail_text, read_mail, read_texts
+from tl_notebooks.data.images import read_images
+from tl_notebooks.data.problems import KINDS
+from tl_notebooks.data.texts import (content_hash, draw_labels, find_columns, html_text, label_typos, mail_text,
+                                     read_mail, read_texts)
 
 
 # ---- writers that are not this project's ------------------------------------------------------------------------------
@@ -190,7 +192,7 @@ def test_a_given_split_is_part_of_the_fingerprint(tmp_path):
 
 def test_another_process_finds_the_same(tmp_path):
     p = put(tmp_path, table(*MANY, *((f'loose {i}', '') for i in range(20))))
-    code = ("import sys; from tl_notebooks.texts import *; d = read_texts(sys.argv[1]); e = draw_labels(d, 5, 1); "
+    code = ("import sys; from tl_notebooks.data.texts import *; d = read_texts(sys.argv[1]); e = draw_labels(d, 5, 1); "
             "heavy = sorted({'torch', 'transformers', 'fastai'} & set(sys.modules)); "
             "print([d.fingerprint, e.fingerprint, d.texts('test'), e.texts('train'), e.unlabelled, heavy])")
     done = subprocess.run([sys.executable, '-c', code, p], capture_output=True, text=True, env={**os.environ, 'PYTHONHASHSEED': '7', 'PYTHONUTF8': '1'})

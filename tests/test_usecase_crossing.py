@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 from conftest import record, tl
-from tl_notebooks.samples import make_scenes
+from tl_notebooks.data.samples import make_scenes
 
 QUICK = ['-p', 'size=96', '-p', 'bs=4', '-p', 'epochs=2', '-p', 'views=2', '-p', 'thaw=1', '-p', 'precision=fp32', '-p', 'threads=1']
 
 
 def unsplit(root, n, size):
     "Junctions in one folder, with nothing that says which of them are for what"
-    from tl_notebooks.boxes import as_coco, read_boxes
+    from tl_notebooks.data.boxes import as_coco, read_boxes
     from tl_notebooks.core import write_json
     made = read_boxes(make_scenes(root/'made', n=n, size=size, progress=False), min_per_class=1, progress=False)
     coco, flat = as_coco(made), root/'flat'
@@ -59,7 +59,7 @@ def page_and_output(run):
 
 def test_few_pictures_are_judged_on_validation_and_every_place_says_so(run, scenes):
     "24 pictures leave no ten for a test; nothing calls what judged a test"
-    from tl_notebooks.boxes import read_boxes
+    from tl_notebooks.data.boxes import read_boxes
     rec, (page, printed) = record(run), page_and_output(run)
     assert rec['judged_on'] == 'valid' and not any(rec['data']['counts']['test'].values())
     n = rec['metrics']['map50']['n']
@@ -90,7 +90,7 @@ def test_more_pictures_are_judged_on_a_test_split_and_validation_stands_beside(t
 def test_its_model_loads_and_answers(run, scenes):
     import tl_notebooks # noqa: F401
     import torch
-    from tl_notebooks.artifact import Model
+    from tl_notebooks.models.folder import Model
     from tl_notebooks.core import hash_state
     model = Model(run/'model')
     assert model.manifest['task'] == 'boxes' and model.manifest['head']['threshold'] == record(run)['threshold']

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from conftest import QUICK, need, record, tl
 
-from tl_notebooks.artifact import Model, read_manifest
+from tl_notebooks.models.folder import Model, read_manifest
 
 
 def run(tmp_path, *args):

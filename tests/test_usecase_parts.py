@@ -139,5 +139,5 @@ def test_statistics_in_the_model_folder_solve_to_the_probed_head(pictures, tmp_p
     folder = Path(done.stdout.strip())
     with safe_open(folder/'model'/'statistics.safetensors', 'pt') as f: names = set(f.keys())
     assert names
-    from tl_notebooks.artifact import read_manifest
+    from tl_notebooks.models.folder import read_manifest
     assert read_manifest(folder)['files'].keys() == {'weights.safetensors', 'statistics.safetensors', 'learned.safetensors'}

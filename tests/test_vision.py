@@ -13,10 +13,10 @@ from fastai.callback.tracker import EarlyStoppingCallback  # noqa: E402
 from fastai.interpret import ClassificationInterpretation  # noqa: E402
 from fastai.learner import Learner  # noqa: E402
 
-from tl_notebooks.artifact import Model, save_model  # noqa: E402
+from tl_notebooks.models.folder import Model, save_model  # noqa: E402
 from tl_notebooks.core import InputError, hash_state, seed_everything  # noqa: E402
-from tl_notebooks.data import read_images  # noqa: E402
-from tl_notebooks.vision import image_learner, image_net, test_dl as dl_of_split  # noqa: E402
+from tl_notebooks.data.images import read_images  # noqa: E402
+from tl_notebooks.learn.vision import image_learner, image_net, test_dl as dl_of_split  # noqa: E402
 
 BACKBONES = ['resnet18', 'mobilenetv3_large', 'convnext_tiny', 'timm/vit_tiny_patch16_224', 'timm/swin_tiny_patch4_window7_224', 'timm/vgg11',
              'timm/edgenext_xx_small', 'torchvision/resnet18', 'torchvision/mobilenet_v3_small', 'torchvision/vgg11', 'torchvision/densenet121',

@@ -12,16 +12,18 @@ from conftest import record, tl
 
 import tl_notebooks  # noqa: F401  before fastai and transformers: it guards torchvision
 
-from tl_notebooks import artifact, vocabulary
-from tl_notebooks.artifact import Model, read_manifest, save_model
-from tl_notebooks.certificate import Limits
+from tl_notebooks.expand import words as vocabulary
+from tl_notebooks.models import folder as artifact
+from tl_notebooks.models.folder import Model, read_manifest, save_model
+from tl_notebooks.judge.certificate import Limits
 from tl_notebooks.core import InputError, seed_everything
-from tl_notebooks.heads import statistics_state
-from tl_notebooks.pretrained import load_text_model
-from tl_notebooks.text import text_learner
-from tl_notebooks.texts import read_texts
-from tl_notebooks.vocabulary import expand_words
-from tl_notebooks.words import add_words, fit_rows, fold_word, grow_embeddings, new_ids, token_figures, token_ids, train_words, word_pieces
+from tl_notebooks.heads.statistics import statistics_state
+from tl_notebooks.learn.backbones import load_text_model
+from tl_notebooks.learn.text import text_learner
+from tl_notebooks.data.texts import read_texts
+from tl_notebooks.expand.words import expand_words
+from tl_notebooks.expand.tokens import (add_words, fit_rows, fold_word, grow_embeddings, new_ids, token_figures,
+                                        token_ids, train_words, word_pieces)
 
 KINDS = ('bert', 'roberta', 'gpt2', 'xlnet', 'camembert')
 WORDS = ('gefitinib', 'linalo', 'erlotinib', 'xerostomia')

@@ -12,7 +12,7 @@ def test_run_from_an_installed_wheel(tmp_path, pictures):
     subprocess.run([*pip, 'wheel', ROOT, '--no-deps', '--no-build-isolation', '-w', tmp_path/'dist'], check=True, capture_output=True, cwd=tmp_path)
     wheel, = (tmp_path/'dist').glob('*.whl')
     names = zipfile.ZipFile(wheel).namelist()
-    assert 'tl_notebooks/usecases/parts.ipynb' in names and 'tl_notebooks/catalogue.json' in names
+    assert 'tl_notebooks/usecases/parts.ipynb' in names and 'tl_notebooks/learn/catalogue.json' in names
     subprocess.run([*pip, 'install', '--no-deps', '--target', tmp_path/'site', wheel], check=True, capture_output=True)
     (tmp_path/'empty').mkdir()
     env = {**os.environ, 'PYTHONPATH': str(tmp_path/'site')}
