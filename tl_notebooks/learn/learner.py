@@ -26,6 +26,7 @@ from ..core import InputError, progress
 from ..frozen.cut import CannotCache
 from ..frozen.loader import CachedDL
 from ..frozen.store import hash_prefix
+from ..heads.calibrate import fit_temperature
 from ..heads.features import RandomFeatures
 from ..heads.ridge import RidgeHead, ridge_loo, scale_of
 from ..heads.statistics import ClassStatistics, solve_statistics
@@ -259,3 +260,32 @@ def scale_logits(net:TransferNet, temperature:float) -> None:
     if not temperature > 0: raise InputError(f"temperature is {temperature}; accepted: a number above 0.")
     with torch.no_grad():
         for p in net.head[-1].parameters(): p.div_(temperature)
+
+# %% ../../nbs/learn/30_learner.ipynb #3bb5b6cb
+@patch
+def calibrate(self:TransferLearner) -> dict: # How the head came to be: kind ('solved' or 'trained') and figures
+    """Give the head a confidence that can be believed; no decision of a trained head changes.
+
+    A probe's head is solved once more, with the validation items, and its leave-one-out scores set its confidence.
+    A fine-tuned network gets a temperature that is fitted on the validation items.
+    The result is kept as `head_info`, for a model's manifest.
+    """
+    if self.kept != 'fine-tuned':
+        head = self.refit()
+        self.head_info = dict(kind='solved', alpha=head.alpha, scale=head.scale) | self.labels_used()
+        self.calibrated = (f"head solved from {self.statistics.n} items; ridge strength {head.alpha:.3g}; "
+                           f"accuracy on these, each left out: {head.loo_accuracy:.3f}")
+        return self.head_info
+    logits, y = self.get_preds(ds_idx=1, act=lambda x: x)
+    temperature = fit_temperature(logits.numpy(), y.numpy())
+    scale_logits(self.model, temperature)
+    _, solved = self.take_statistics()
+    self.head_info = dict(kind='trained', trained_accuracy=self.validate()[1], solved_accuracy=solved)
+    self.calibrated = (f"fine-tuned head kept: trained on {self.dls.train.n} training items, the others chose; "
+                       f"temperature {temperature:.2f}")
+    return self.head_info
+
+@patch
+def labels_used(self:TransferLearner) -> dict:
+    "What `head_info` says of labels that the head gave itself: nothing here, see `TextLearner`"
+    return {}

@@ -255,5 +255,9 @@ def image_learner(
     if dls.device.type == 'cuda' and precision != 'fp32': torch.set_float32_matmul_precision('high') # TF32 for what is left of fp32
     if compile or compile is None and dls.device.type == 'cuda' and not net.body.taps: compile_body(net) # hooks that come and go would be compiled again and again
     learn = TransferLearner(dls, net, norm=norm, **{'path': Path('.'), **kwargs})
-    learn.info = {**info, 'resize': resize, 'precision': net.precision}
+    learn.data, learn.info = data, {**info, 'resize': resize, 'precision': net.precision}
     return learn
+
+# %% ../../nbs/learn/50_vision.ipynb #ef26fb69
+@patch
+def split_dl(self:TransferLearner, split:str): return test_dl(self, self.data, split) # see `test_dl`
