@@ -30,7 +30,7 @@ def one_thread():
 @pytest.fixture(scope='module')
 def scenes(tmp_path_factory):
     "Eighteen small junctions"
-    return read_boxes(make_scenes(tmp_path_factory.mktemp('scenes')/'s', n=18, size=160, progress=False), min_per_class=1)
+    return read_boxes(make_scenes(tmp_path_factory.mktemp('scenes')/'s', n=18, size=160), min_per_class=1)
 
 
 @pytest.fixture(scope='module')

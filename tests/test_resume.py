@@ -20,13 +20,13 @@ def server():
 @pytest.fixture(scope='module')
 def few_pictures(tmp_path_factory):
     from tl_notebooks.data.samples import PARTS, make_parts
-    return make_parts(tmp_path_factory.mktemp('few')/'parts', kinds=PARTS[:3], n=12, size=48, progress=False)
+    return make_parts(tmp_path_factory.mktemp('few')/'parts', kinds=PARTS[:3], n=12, size=48)
 
 
 @pytest.fixture(scope='module')
 def few_scenes(tmp_path_factory):
     from tl_notebooks.data.samples import make_scenes
-    return make_scenes(tmp_path_factory.mktemp('few')/'scenes', n=14, size=128, progress=False)
+    return make_scenes(tmp_path_factory.mktemp('few')/'scenes', n=14, size=128)
 
 
 @pytest.fixture(scope='module')

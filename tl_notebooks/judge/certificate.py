@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from torch import nn
 
 from . import evidence, plots
@@ -28,7 +29,7 @@ class Judged:
     logits:np.ndarray
     y:np.ndarray
     @property
-    def probs(self) -> np.ndarray: e = np.exp(self.logits - self.logits.max(1, keepdims=True)); return e/e.sum(1, keepdims=True)
+    def probs(self) -> np.ndarray: return softmax(self.logits, axis=1)
     @property
     def right(self) -> np.ndarray: return self.logits.argmax(1) == self.y
 
