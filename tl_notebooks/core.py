@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['InputError', 'did_you_mean', 'install_hint', 'tl_hint', 'progress', 'nms', 'guard_torchvision', 'install_guard',
            'seed_everything', 'seeded', 'hash_bytes', 'hash_file', 'hash_json', 'hash_state', 'atomic_write', 'umask',
-           'write_json', 'read_json', 'cache_dir']
+           'write_json', 'take_lock', 'locked', 'read_json', 'cache_dir']
 
 # %% ../nbs/00_core.ipynb #d9c11fcc
 import contextlib
@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Iterable
 from importlib.machinery import PathFinder
 from pathlib import Path
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 # %% ../nbs/00_core.ipynb #65f454c6
@@ -216,6 +217,26 @@ def write_json(path:str|Path, obj) -> None:
     "Write `obj` as readable JSON, whole or not at all; NaN is refused since it is not JSON"
     text = json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as f: f.write(text + '\n')
+
+# %% ../nbs/00_core.ipynb #8940d363
+def take_lock(
+    path:str|Path, # A file, made if need be
+    wait:float=0,  # Seconds; -1: without limit
+) -> FileLock|None: # To `release()`; `None`: another process has it
+    "Lock a file for this process"
+    lock = FileLock(path, thread_local=False)
+    try: lock.acquire(timeout=wait)
+    except Timeout: return None
+    except FileNotFoundError: raise # no such folder
+    except (OSError, NotImplementedError): pass # a file system without locks
+    return lock
+
+@contextlib.contextmanager
+def locked(path:str|Path, wait:float=0):
+    "Inside, this process holds the lock; gives False where another one has it"
+    lock = take_lock(path, wait)
+    try: yield lock is not None
+    finally: lock is None or lock.release()
 
 # %% ../nbs/00_core.ipynb #12d0387f
 def read_json(path:str|Path, what:str='file') -> dict:

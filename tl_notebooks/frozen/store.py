@@ -27,8 +27,8 @@ import plum
 import torch
 from fastcore.basics import patch
 from torch import nn
-from ..core import (InputError, atomic_write, cache_dir, hash_bytes, hash_json, hash_state, tl_hint,
-                               write_json)
+from ..core import (InputError, atomic_write, cache_dir, hash_bytes, hash_json, hash_state, locked,
+                               take_lock, tl_hint, write_json)
 from .cut import CannotCache, Cut
 
 # %% ../../nbs/frozen/20_store.ipynb #b78727e3
@@ -237,34 +237,35 @@ def cache_limit() -> int:
 @contextlib.contextmanager
 def _locked(path:Path, wait:bool=True):
     "Hold the lock in a file; gives False, at once, where `wait` is False and another process has it"
-    import fcntl
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, 'a') as f:
-        told, start = False, time.monotonic()
-        while True:
-            try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB); mine = True; break
-            except BlockingIOError: mine = False
-            except OSError: mine = True; break # a file system without locks: blocks are still whole, work may be done twice
-            if not wait: break
-            if not told and time.monotonic() - start > 2: told = True; say('another process is computing the same activations; waiting for it')
-            time.sleep(.05)
-        yield mine
+    lock = take_lock(path, 2 if wait else 0)
+    if wait and lock is None:
+        say('another process is computing the same activations; waiting for it')
+        lock = take_lock(path, -1)
+    try: yield lock is not None
+    finally: lock is None or lock.release()
 
 @contextlib.contextmanager
 def _filling(folder:Path):
     "Keep a store from being removed, together with others that fill it; who comes first tidies up"
-    import fcntl
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder/'lock', 'a') as f:
-            try:
-                try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB); _sweep(folder)
-                except BlockingIOError: pass # somebody fills it already
-                finally: fcntl.flock(f, fcntl.LOCK_SH)
-            except OSError: pass # without locks, nothing is tidied up
-            try: os.utime(folder/'lock'); here = os.path.samestat(os.stat(folder/'lock'), os.fstat(f.fileno()))
-            except FileNotFoundError: here = False
-            if here: yield; return # else it was removed a moment ago
+        with contextlib.suppress(FileNotFoundError), locked(folder/'lock', -1): # it may be removed just now: once more
+            if not _in_use(folder): _sweep(folder)
+            os.utime(folder/'lock')
+            own = take_lock(folder/f'.use-{os.getpid()}-{os.urandom(3).hex()}')
+            break
+    try: yield
+    finally:
+        own.release()
+        Path(own.lock_file).unlink(missing_ok=True)
+
+def _in_use(folder:Path) -> bool:
+    "Whether a process fills the store; only while its lock is held"
+    for p in folder.glob('.use-*'):
+        with locked(p) as free:
+            if not free: return True
+    return False
 
 def say(message:str) -> None:
     "One line for the person, on stderr"
@@ -301,7 +302,7 @@ def remove_store(key:str, root:Path|None=None) -> bool: # Whether it is gone; on
     folder = Path(root or activations_dir())/key
     try:
         with _locked(folder/'lock', wait=False) as mine:
-            if not mine: return False
+            if not mine or _in_use(folder): return False
             gone = folder.with_name(f'.{key}-{os.urandom(3).hex()}')
             os.rename(folder, gone)
     except OSError: return False

@@ -80,10 +80,6 @@ class TransferLearner(Learner):
         try: return super().fit(*args, **kwargs)
         finally: self.frozen_prefix.__dict__.update(fitting=False, fit_dls={}, live=None) # also after an error or Ctrl-C
 
-    def _call_one(self, event_name): # fastai asks every callback at every event; with activations for batches that took a third of the time
-        for cb in self.cbs.sorted('order'):
-            if event_name == 'after_fit' or hasattr(type(cb), event_name) or event_name in cb.__dict__: cb(event_name)
-
 # %% ../../nbs/learn/30_learner.ipynb #a76175fc
 @patch
 def features(self:TransferLearner, dl, desc:str='features') -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from torch import nn
 from PIL import Image
-from . import resume as _resume # noqa: F401  in a run, learners keep checkpoints
 from ..core import InputError, hash_file, progress, seed_everything
 from ..data.decode import open_image
 from ..data.images import ImageData

@@ -25,8 +25,8 @@ import numpy as np
 import pandas as pd
 import psutil
 from fastcore.basics import patch
-from ..core import (InputError, atomic_write, did_you_mean, hash_file, install_hint, read_json,
-                               seed_everything, tl_hint, write_json)
+from ..core import (InputError, atomic_write, did_you_mean, hash_file, install_hint, locked, read_json,
+                               seed_everything, take_lock, tl_hint, write_json)
 from ..data.problems import data_path
 from ..data.splits import list_items, list_sources
 from ..learn.machine import begin_choices, code_version, end_choices, environment, new_run_id
@@ -74,12 +74,14 @@ def start_run(
     usecase:str, # Name of the use case
     ns:dict,     # The notebook's `globals()`
 ) -> 'Run':
-    "Check the notebook's parameters, pin seed and threads, and open the run's folder"
+    "Check the notebook's parameters, pin seed and threads, open the run's folder; from now on training keeps checkpoints there"
+    from tl_notebooks.learn.resume import keep_checkpoints # and with it fastai, which `tl run` itself does without
     notebook = Path(os.environ.get('TL_RUN_NOTEBOOK') or find_usecase(usecase)) # `tl run` may have been given another
     params = params_from(ns, usecase_params(notebook))
     folder = os.environ.get('TL_RUN_DIR')
     folder = Path(folder) if folder else make_run_folder(usecase, params, notebook, params.get('out', ''))
     run = Run(folder, params)
+    keep_checkpoints(folder.absolute()/'checkpoints')
     run.record['choices'] = begin_choices(run.record.get('choices'), run.save)
     return run
 
@@ -95,7 +97,6 @@ class Run:
         self.record['environment'] = environment()
         self.captions, self.began = {}, time.perf_counter()
         hold(self.folder)
-        _checkpoints(self.folder/'checkpoints')
         _attach(self)
         self.save()
 
@@ -187,17 +188,12 @@ def finish(self:Run) -> str:
     self.save()
     (self.folder/'.reserve').unlink(missing_ok=True)
     write_report(self.folder)
-    _checkpoints(None); end_choices()
+    if module := sys.modules.get('tl_notebooks.learn.resume'): module.keep_checkpoints(None)
+    end_choices()
     shutil.rmtree(self.folder/'checkpoints', ignore_errors=True)
     return str(self.folder)
 
 # %% ../../nbs/runs/30_run.ipynb #8e4fe118
-def _checkpoints(folder:Path|None) -> None:
-    "From now on, training in this process keeps its checkpoints there; None: no longer"
-    if folder: os.environ['TL_RUN_CHECKPOINTS'] = f'{os.getpid()}:{folder.absolute()}'
-    else: os.environ.pop('TL_RUN_CHECKPOINTS', None)
-    if module := sys.modules.get('tl_notebooks.learn.resume'): module.keep_checkpoints(folder)
-
 def _same_data(run:'Run') -> None:
     "In a run that goes on: an InputError where the data is not what it was"
     was = next((r['data'] for r in reversed(run.record.get('resumed', [])) if r['data']), None)
@@ -206,30 +202,24 @@ def _same_data(run:'Run') -> None:
         raise InputError(f"run `{run.folder}` cannot go on: its data had fingerprint {was[:16]}, and now has {now[:16]}. Put the data back as it was, or start a new run.")
 
 # %% ../../nbs/runs/30_run.ipynb #7cd255f2
-_holding = {} # folder → open file with a shared lock
+_holding = {} # folder → lock
+
+def _lock_of(folder:Path, who:str) -> Path:
+    (folder/'checkpoints').mkdir(exist_ok=True)
+    return folder/'checkpoints'/f'{who}.lock'
 
 @contextlib.contextmanager
-def held(folder:Path, alone:bool=False, wait:float=5.):
-    "Inside, the folder is known to be in use; `alone`: an InputError where another process has it and does not end within `wait` seconds"
-    import fcntl
-    f, end = os.open(folder, os.O_RDONLY), time.monotonic() + wait
-    try:
-        while alone and str(folder) not in _holding:
-            try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB); break
-            except BlockingIOError:
-                if time.monotonic() > end: raise InputError(f"run `{folder}` is in use by another process. Wait until it is done, stop it, or close its notebook.") from None
-                time.sleep(.1)
-            except OSError: break # a file system without locks
-        with contextlib.suppress(OSError): fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        yield f
-    finally: os.close(f)
+def held(folder:Path, wait:float=5.):
+    "Inside, this process executes the run; an `InputError` where another one does and does not end within `wait` seconds"
+    with locked(_lock_of(folder, 'run'), wait) as mine:
+        with locked(_lock_of(folder, 'kernel'), wait if mine else 0) as free: pass
+        if not (mine and free):
+            raise InputError(f"run `{folder}` is in use by another process. Wait until it is done, stop it, or close its notebook.")
+        yield
 
 def hold(folder:Path) -> None:
-    "Say, for as long as this process lives, that a run's folder is in use"
-    import fcntl
-    if str(folder) in _holding: return
-    _holding[str(folder)] = f = os.open(folder, os.O_RDONLY)
-    with contextlib.suppress(OSError): fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    "Say, for as long as this process lives, that a kernel is at work in a run's folder"
+    if str(folder) not in _holding: _holding[str(folder)] = take_lock(_lock_of(folder, 'kernel'))
 
 # %% ../../nbs/runs/30_run.ipynb #98bdbb65
 def _attach(run:Run) -> None:
@@ -385,9 +375,18 @@ def handling(number:int, handler):
     try: yield
     finally: signal.signal(number, old)
 
+def _stop_with_worker() -> None:
+    "A run of a sweep is interrupted when the worker that started it is gone"
+    worker = os.environ.pop('TL_RUN_WORKER', '')
+    def watch():
+        while os.getppid() == int(worker): time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+    if worker: threading.Thread(target=watch, daemon=True).start()
+
 def _execute(notebook:Path, folder:Path, params:dict, cwd:Path|None=None) -> None:
     "Execute `notebook` into `folder/notebook.ipynb` with papermill, in the caller's working directory unless told"
     with _executing, handling(signal.SIGTERM, signal.default_int_handler): # a batch system's stop is an interrupt too
+        _stop_with_worker()
         _with_papermill(notebook, folder, params, cwd or Path.cwd())
 
 def _with_papermill(notebook:Path, folder:Path, params:dict, cwd:Path) -> None:
@@ -425,9 +424,11 @@ def resume_run(
 ) -> Path:        # The run folder
     "Go on with a run that did not end well; raises `InputError` (the run stays as it was) or `RunFailed`"
     folder = find_run(run)
-    with held(folder, alone=True):
+    rec = load_record(folder)
+    if rec['status'] == 'ok':
+        raise InputError(f"run `{folder}` is finished; nothing is left to go on with. `{_again(rec)}` does the same again.")
+    with held(folder):
         rec = load_record(folder)
-        if rec['status'] == 'ok': raise InputError(f"run `{folder}` is finished; nothing is left to go on with. `{_again(rec)}` does the same again.")
         notebook = folder/'checkpoints'/'notebook.ipynb'
         if not notebook.is_file(): notebook = find_usecase(rec['usecase'])
         for what,was,now in (('notebook', rec['notebook_sha256'][:16], hash_file(notebook)[:16]), ('code', rec['code_version'], code_version())):

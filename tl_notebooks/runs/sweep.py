@@ -26,8 +26,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from tqdm import tqdm
-from ..core import (InputError, atomic_write, hash_file, hash_json, install_hint, read_json, tl_hint,
-                               write_json)
+from ..core import InputError, atomic_write, hash_file, hash_json, install_hint, locked, read_json, write_json
 from ..data.problems import data_path
 from ..judge.evidence import mean_interval
 from ..judge.pages import encode_png, render_page
@@ -37,7 +36,7 @@ from .record import ON, choosing_figure, load_record, save_record
 from .params import Param, check_params, find_usecase, usecase_params
 from .record import outputs_root
 from .run import RunFailed, handling
-from .warm import notebook_imports, run_job, stop_jobs
+from .job import run_job, stop_jobs
 
 # %% ../../nbs/runs/50_sweep.ipynb #35a5aa64
 @dataclass
@@ -260,11 +259,8 @@ def _client(workers:int, scheduler:str, runs:int, threads:int):
 @contextlib.contextmanager
 def _alone(folder:Path):
     "Hold the sweep's lock; an `InputError` where another process does"
-    import fcntl
-    with open(folder/'lock', 'a') as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: raise InputError(f"the sweep `{folder}` is being run by another process; wait for it, or stop it.") from None
-        except OSError: pass # a file system without locks
+    with locked(folder/'lock') as mine:
+        if not mine: raise InputError(f"the sweep `{folder}` is being run by another process; wait for it, or stop it.")
         yield
 
 # %% ../../nbs/runs/50_sweep.ipynb #6f99a993
@@ -289,9 +285,9 @@ def run(self:Sweep, workers:int=0, scheduler:str='', limit:int=0) -> 'Sweep':
 def _words(self:Sweep) -> str: return ', '.join(f'{n} {s}' for s,n in self.count().items())
 
 @patch
-def _job(self:Sweep, key:str, topic:str, modules:list[str]) -> dict:
+def _job(self:Sweep, key:str, topic:str) -> dict:
     r, cwd = self.runs[key], self.data['cwd']
-    return dict(key=key, topic=topic, modules=modules, params=r['params'], threads=r['params'].get('threads', 0), root=str(self.root), sweep=str(self.folder),
+    return dict(key=key, topic=topic, params=r['params'], threads=r['params'].get('threads', 0), root=str(self.root), sweep=str(self.folder),
                 usecase=self.name, name=f"{self.folder.name.rpartition('-')[2]}-{key}", notebook=self.data['notebook'], cwd=cwd if Path(cwd).is_dir() else str(Path.cwd()))
 
 # %% ../../nbs/runs/50_sweep.ipynb #f3b2a25e
@@ -301,11 +297,10 @@ def _dispatch(self:Sweep, todo:list[str], workers:int, scheduler:str) -> None:
     distributed = _dask()
     threads = max(self.runs[k]['params'].get('threads', 0) for k in todo)
     topic = f'{self.folder.name}-{os.urandom(4).hex()}'
-    modules = notebook_imports(self.data['notebook'])
     with _client(workers, scheduler, len(todo), threads) as client, _Progress(self, len(todo)) as shown:
         if scheduler and not client.scheduler_info()['workers']: print('sweep: the scheduler has no workers yet; waiting for them', file=sys.stderr)
         client.subscribe_topic(topic, lambda event: shown.started(event[1]))
-        futures = client.map(run_job, [self._job(k, topic, modules) for k in todo], key=[f'{topic}-{k}' for k in todo], pure=False, batch_size=1000)
+        futures = client.map(run_job, [self._job(k, topic) for k in todo], key=[f'{topic}-{k}' for k in todo], pure=False, batch_size=1000)
         key_of = {f.key: k for f,k in zip(futures, todo)}
         try:
             for f, result in distributed.as_completed(futures, with_results=True, raise_errors=False):
