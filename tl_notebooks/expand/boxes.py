@@ -45,7 +45,6 @@ class OldAnswers(Callback):
     def after_loss(self):
         if not self.weight or not self.columns: return
         for k in ('cut', 'precision', 'step'): setattr(self.teacher, k, getattr(self.model, k)) # as the learner's network takes this batch
-        self.teacher.body.states = self.model.body.states
         with torch.no_grad(): was = self.teacher(self.xb[0])
         self.learn.loss_grad = self.loss_grad + self.weight*moved_answers(self.pred, was, self.columns)
         self.learn.loss = self.loss_grad.clone()
@@ -116,7 +115,7 @@ def tuned_boxes(model:Model, net:DenseNet, data:BoxData, classes:Sequence[str], 
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(tuning.epochs, tuning.lr if tuning.thaw == 1 else slice(tuning.lr/5, tuning.lr), pct_start=.2, cbs=cbs)
     for h in hooks: h.remove()
     for p in net.parameters(): p.requires_grad_(True)
-    net.cut = 0; net.eval()
+    net.cut = None; net.eval()
     return dict(mode=mode, epochs=tuning.epochs, thaw=tuning.thaw, pictures=len(learn.dls.train.dataset), drawn=[classes[i] for i in drawn], held=[classes[i] for i in rest],
                 loss=float(learn.recorder.values[-1][0]) if learn.recorder.values else None, seconds=time.perf_counter() - start)
 

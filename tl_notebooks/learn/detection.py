@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['RESIZES', 'GREY', 'STRIDES', 'ARCHS', 'GIVEN', 'placing', 'square', 'into_square', 'onto_picture', 'box_transforms',
            'augmented', 'BoxSet', 'BoxDL', 'pad_boxes', 'check_size', 'box_dls', 'boxes_dl', 'chain', 'Pyramid',
-           'pyramid', 'BoxNet', 'unpad', 'DenseNet', 'CachedBoxDL', 'spec_of', 'FrozenPyramid', 'EMA', 'BoxLearner',
+           'PyramidCut', 'pyramid', 'BoxNet', 'unpad', 'DenseNet', 'BoxItems', 'FrozenPyramid', 'EMA', 'BoxLearner',
            'plain_dl', 'picture_detector', 'detection_learner', 'GivenNet', 'given_net', 'GiveTargets', 'QueryNet',
            'query_net', 'box_net']
 
 # %% ../../nbs/learn/65_detection.ipynb #42269226
+import functools
 import hashlib
 import random
 import re
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
@@ -24,23 +25,22 @@ from torch import nn
 from PIL import Image
 from ..frozen.cut import CannotCache
 from ..frozen.engine import channels_last
-from ..frozen.loader import fill, row_name
-from ..frozen.store import ActivationStore, cache_limit, describe, format_bytes, make_room, room, say
+from ..frozen.loader import Activations, Items
+from ..frozen.store import describe
 from ..data.boxes import BoxData
 from ..core import (InputError, did_you_mean, hash_file, hash_json, hash_state, read_json, seed_everything,
                                seeded)
 from ..data.decode import open_image
-from .learner import measuring_norms
-from .network import NormEval, autocast, small_step
+from .learner import FrozenLearner, measuring_norms
+from .network import autocast, plain_tensor, small_step
 from .precision import choose_precision
 from ..data.draw import plot_box_grid
 from .backbones import find_entry, load_box_model, load_image_model
-from .machine import code_version, environment
+from .prefix import FrozenPrefix
 from fastai.callback.core import Callback
 from fastai.callback.schedule import lr_find # noqa: F401  adds fit_one_cycle, fine_tune and lr_find to Learner
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
-from fastai.learner import Learner
 from fastai.torch_core import default_device
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -91,14 +91,19 @@ def box_transforms(
     return v2.Compose([v2.ScaleJitter((size, size), zoom), v2.RandomCrop(size, pad_if_needed=True, fill=GREY), v2.RandomHorizontalFlip(flip),
                        v2.ColorJitter(light, light, light)])
 
-def augmented(image:torch.Tensor, boxes:torch.Tensor, labels:torch.Tensor, tfms:v2.Transform, seen:float=.25, least:float=2.):
-    "`image` (3, s, s) uint8, `boxes` (n, 4) and `labels` (n,) after `tfms`, without boxes of which less than the share `seen` is left or that are thinner than `least` pixels"
-    s = image.shape[-1]
-    image, b = tfms(tv_tensors.Image(image), tv_tensors.BoundingBoxes(boxes, format='XYXY', canvas_size=(s, s), clamping_mode=None))
+def augmented(image:torch.Tensor|None, boxes:torch.Tensor, labels:torch.Tensor, tfms:v2.Transform, seen:float=.25, least:float=2., s:int=0):
+    """`image` (3, s, s) uint8 (None: the boxes alone), `boxes` (n, 4) and `labels` (n,) after `tfms`.
+
+    Without boxes of which less than the share `seen` is left or that are thinner than `least` pixels.
+    """
+    s = s or image.shape[-1]
+    b = tv_tensors.BoundingBoxes(boxes, format='XYXY', canvas_size=(s, s), clamping_mode=None)
+    if image is None: b = tfms(b)
+    else: image, b = tfms(tv_tensors.Image(image), b); image = image.as_subclass(torch.Tensor)
     b = b.as_subclass(torch.Tensor)
     cut, area = b.clamp(0, s), lambda b: (b[:,2:] - b[:,:2]).clamp(min=0).prod(1)
     keep = (area(cut) >= seen*area(b)) & ((cut[:,2:] - cut[:,:2]).amin(1) >= least)
-    return image.as_subclass(torch.Tensor), cut[keep], labels[keep]
+    return image, cut[keep], labels[keep]
 
 # %% ../../nbs/learn/65_detection.ipynb #cffcb6fd
 class BoxSet:
@@ -112,7 +117,7 @@ class BoxSet:
         self.paths, self.names, self.shapes = list(items.path), list(items.sha256), [*zip(items.width, items.height)]
         self.places = [placing(w, h, size, resize) for w,h in self.shapes]
         self.targets = [(torch.tensor(into_square(t['boxes'], a), dtype=torch.float32), torch.tensor(t['labels'])) for t,a in zip(data.targets(split, crowd=False), self.places)]
-        self.epoch, self.kept, self.left, self.first = 0, {}, keep, [int(n[:8], 16) for n in self.names]
+        self.epoch, self.kept, self.left, self.varied, self.first = 0, {}, keep, {}, [int(n[:8], 16) for n in self.names]
 
     def __len__(self): return len(self.paths)
     def __getitem__(self, i:int): return self.view(i, self.view_now(i))
@@ -130,14 +135,32 @@ class BoxSet:
 
     def view(self, i:int, v:int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         "The variation `v` of picture `i`"
-        if not v: return self.picture(i), *self.targets[i]
-        with seeded(int(hashlib.sha256(f'{self.seed} {self.names[i]} {v}'.encode()).hexdigest()[:8], 16)): return augmented(self.picture(i), *self.targets[i], self.tfms)
+        return self._varied(self.picture(i), i, v) if v else (self.picture(i), *self.targets[i])
+
+    def _varied(self, image, i:int, v:int) -> tuple:
+        with seeded(int(hashlib.sha256(f'{self.seed} {self.names[i]} {v}'.encode()).hexdigest()[:8], 16)):
+            return augmented(image, *self.targets[i], self.tfms, s=self.size)
+
+    @property
+    def split_idx(self) -> int: return int(self.tfms is None) # as fastai counts: 0 for pictures that are augmented
+
+    @functools.cached_property
+    def apart(self) -> bool:
+        "Whether the transforms move boxes alike without their picture, as torchvision's do; tried on the first one"
+        try: return all(map(torch.equal, self._varied(None, 0, 1)[1:], self.view(0, 1)[1:]))
+        except Exception: return False # one of a person's own that needs the picture
+
+    def boxes(self, i:int, v:int) -> tuple[torch.Tensor, torch.Tensor]:
+        "Boxes and labels of the variation `v` of picture `i`, without reading it where that can be"
+        if not v: return self.targets[i]
+        if (i, v) not in self.varied: self.varied[i, v] = (self._varied(None, i, v) if self.apart else self.view(i, v))[1:]
+        return self.varied[i, v]
 
 # %% ../../nbs/learn/65_detection.ipynb #c60d64e8
 class BoxDL(DataLoader):
     "Batches of a `BoxSet`: pictures (n, 3, size, size) uint8, boxes (n, m, 4), labels (n, m), -1 where there is none"
     n_inp = 1
-    def create_batch(self, items): return pad_boxes(items)
+    def create_batch(self, items): return torch.stack([x for x,_,_ in items]), *pad_boxes([t for _,*t in items])
     def retain(self, res, b): return res
     def shuffle_fn(self, idxs): return random.Random(f'{self.dataset.seed} {self.dataset.epoch}').sample(idxs, len(idxs))
     def after_iter(self): self.dataset.epoch += self.shuffle
@@ -148,12 +171,12 @@ class BoxDL(DataLoader):
         x, boxes, labels = (t.cpu()[:max_n] for t in (b or self.one_batch()))
         return _drawn(x, [b[l >= 0] for b,l in zip(boxes, labels)], [l[l >= 0] for l in labels], self.dataset.classes, **kwargs)
 
-def pad_boxes(items:Sequence[tuple]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    "(x, boxes, labels) triples as one batch"
-    m = max(1, max(len(l) for _,_,l in items))
+def pad_boxes(items:Sequence[tuple]) -> tuple[torch.Tensor, torch.Tensor]:
+    "(boxes, labels) pairs as one batch"
+    m = max(1, max(len(l) for _,l in items))
     boxes, labels = torch.zeros(len(items), m, 4), torch.full((len(items), m), -1)
-    for i,(_,b,l) in enumerate(items): boxes[i,:len(l)], labels[i,:len(l)] = b, l
-    return torch.stack([x for x,_,_ in items]), boxes, labels
+    for i,(b,l) in enumerate(items): boxes[i,:len(l)], labels[i,:len(l)] = b, l
+    return boxes, labels
 
 def _drawn(x, boxes, labels, classes, **kwargs):
     return plot_box_grid([im.permute(1, 2, 0).numpy() for im in x], [b.numpy() for b in boxes], [[classes[k] for k in l] for l in labels], classes=classes, **kwargs)
@@ -230,7 +253,7 @@ class Pyramid(nn.Module):
         stops = [*self.starts[1:], len(steps)]
         self.groups = [g for a,b in zip(self.starts, stops) if (g := [p for s in steps[a:b] for p in s.parameters()])]
         with torch.no_grad(): self.shapes = [tuple(m.shape[1:]) for m in self(x)]
-        self.channels, self.states = [s[0] for s in self.shapes], {}
+        self.channels = [s[0] for s in self.shapes]
 
     def until(self, x, n:int) -> list[torch.Tensor]:
         "The maps of the first `n` steps, then what step `n` takes"
@@ -261,18 +284,30 @@ def frozen_steps(self:Pyramid) -> int:
     free = [any(p.requires_grad for p in s.parameters()) for s in self.steps]
     return max(a for a in [0, *self.starts[1:], len(free)] if not any(free[:a]))
 
-@patch
-def pack(self:Pyramid, x:torch.Tensor, n:int) -> torch.Tensor: # (items, …)
-    "What crosses before step `n`, a row per item"
-    state = self.until(channels_last(x), n)
-    self.states[n] = [tuple(m.shape[1:]) for m in state]
-    return torch.cat([m.permute(0, 2, 3, 1).reshape(len(m), -1) for m in state], 1)
+@dataclass(frozen=True)
+class PyramidCut:
+    "What crosses before step `n` of a `Pyramid`, maps of `shapes`, as one row per item; it stands where a `Cut` of one tensor would"
+    n:int
+    shapes:tuple[tuple[int, int, int], ...]
+    dtype:torch.dtype
+    inputs = ragged = False
+    channels_last = True
+
+    @property
+    def place(self) -> str: return f'step {self.n}'
+    @property
+    def row_shape(self) -> tuple[int]: return (sum(c*h*w for c,h,w in self.shapes),)
+    def rows(self, state:Sequence[torch.Tensor]) -> torch.Tensor: return torch.cat([m.permute(0, 2, 3, 1).reshape(len(m), -1) for m in state], 1)
+    def hidden(self, rows:torch.Tensor) -> torch.Tensor: return rows # the network takes rows
+    def maps(self, rows:torch.Tensor) -> list[torch.Tensor]:
+        parts = rows.split([c*h*w for c,h,w in self.shapes], 1)
+        return [p.reshape(-1, h, w, c).permute(0, 3, 1, 2) for p,(c,h,w) in zip(parts, self.shapes)]
 
 @patch
-def unpack(self:Pyramid, rows:torch.Tensor, n:int) -> list[torch.Tensor]:
-    "What `until` gave, from rows of `pack`"
-    parts = rows.split([int(np.prod(s)) for s in self.states[n]], 1)
-    return [p.reshape(-1, h, w, c).permute(0, 3, 1, 2) for p,(c,h,w) in zip(parts, self.states[n])]
+def cut_before(self:Pyramid, n:int, x:torch.Tensor) -> PyramidCut:
+    "The cut before step `n`, found on a picture"
+    with torch.no_grad(): state = self.until(channels_last(x), n)
+    return PyramidCut(n, tuple(tuple(m.shape[1:]) for m in state), torch.cat([m.flatten() for m in state]).dtype)
 
 # %% ../../nbs/learn/65_detection.ipynb #9d7d2e6b
 def pyramid(
@@ -333,7 +368,7 @@ class BoxNet(nn.Module):
     "What all detectors share: pixels of 0 … 255 are normalised inside, and the body runs in the chosen precision"
     def __init__(self, n_classes:int, size:int, mean:Sequence[float], std:Sequence[float]):
         super().__init__()
-        self.n_classes, self.size, self.precision, self.cut, self.step = n_classes, size, 'fp32', 0, 0
+        self.n_classes, self.size, self.precision, self.cut, self.step = n_classes, size, 'fp32', None, 0
         self.score_thresh, self.nms_thresh, self.max_boxes = .05, .6, 100
         for name,v in (('mean', mean), ('std', std)): self.register_buffer(name, torch.tensor(v).view(3, 1, 1), persistent=False)
 
@@ -372,8 +407,9 @@ class DenseNet(BoxNet):
     def maps(self, x):
         "Of pictures or rows. What trains runs in float32 on a CPU: the gradients of separable convolutions are twice as fast there"
         if self.body.whole: return self.features(x)
-        n = self.cut if x.ndim == 2 else self.body.frozen_steps()
-        state = self.body.unpack(x, n) if x.ndim == 2 else self.body.until(self.normalised(x), n)
+        kept = isinstance(x, Activations)
+        n, x = self.cut.n if kept else self.body.frozen_steps(), plain_tensor(x)
+        state = self.cut.maps(x) if kept else self.body.until(self.normalised(x), n)
         if not torch.is_grad_enabled() or n == len(self.body.steps) or x.device.type != 'cpu': return self.body.onward(state, n)
         with torch.autocast('cpu', enabled=False): return self.body.onward([s.float() for s in state], n)
 
@@ -425,99 +461,48 @@ def detect(self:DenseNet, out:dict) -> list[dict[str, torch.Tensor]]:
     return [dict(boxes=f['boxes'], scores=f['scores'], labels=f['labels'] - self.shift) for f in found]
 
 # %% ../../nbs/learn/65_detection.ipynb #86ca879e
-class CachedBoxDL:
-    "The batches of a `BoxDL`, with rows of the cache in place of pictures: the same pictures in the same order and variation"
-    def __init__(self, dl:BoxDL, rows:ActivationStore, boxes:ActivationStore): self.dl, self.rows, self.boxes = dl, rows, boxes
-    def __getattr__(self, name):
-        if name.startswith('__') or name == 'dl': raise AttributeError(name)
-        return getattr(self.dl, name)
-    def __len__(self): return len(self.dl)
-
-    def __iter__(self):
-        ds, at, bs = self.dl.dataset, list(self.dl.get_idxs()), self.dl.bs
-        for i in range(0, len(at)//bs*bs if self.dl.drop_last else len(at), bs):
-            ids = [row_name(ds.names[k], ds.view_now(k)) for k in at[i:i+bs]]
-            b = self.boxes.rows(ids)
-            b = b[:,:max(1, int((b[...,4] >= 0).sum(1).max()))]
-            yield tuple(t.to(self.dl.device) for t in (self.rows.rows(ids), b[...,:4].contiguous(), b[...,4].long()))
-        self.dl.after_iter()
-
-def spec_of(ds:BoxSet, views:int) -> dict:
-    "What decides the pictures of a set beside their content"
-    import torchvision
-    tfms = describe(ds.tfms) if views > 1 else None
-    return dict(size=ds.size, resize=ds.resize, tfms=tfms, seed=ds.seed if views > 1 else 0, torchvision=torchvision.__version__)
-
-def _targets_rows(items:Sequence[tuple], m:int) -> torch.Tensor: # (n, m, 5)
-    "Boxes and labels as one tensor"
-    out = torch.zeros(len(items), m, 5); out[...,4] = -1
-    for o,(_,b,l) in zip(out, items): o[:len(l),:4], o[:len(l),4] = b, l
-    return out
+class BoxItems(Items):
+    "What the cache must know of a `BoxDL`; which variation is due, and when the next epoch begins, says the set"
+    @property
+    def augmented(self) -> bool: return self.ds.tfms is not None
+    @property
+    def epoch(self) -> int: return self.ds.epoch
+    @epoch.setter
+    def epoch(self, epoch:int): pass # the set counts
+    def names(self) -> list[str]: return self.ds.names
+    def inputs(self, at, view=0, names=()) -> list[torch.Tensor]:
+        views = [view]*len(at) if isinstance(view, int) else view
+        return [torch.stack([self.ds.view(i, v)[0] for i,v in zip(at, views)]).to(self.dl.device)]
+    def targets_at(self, at, views) -> tuple: return pad_boxes([self.ds.boxes(i, v) for i,v in zip(at, views)])
+    def transform(self, split_idx:int) -> list:
+        ds = self.ds
+        return [ds.size, ds.resize, *([] if split_idx else [describe(ds.tfms), ds.seed])]
 
 # %% ../../nbs/learn/65_detection.ipynb #60f4097f
-class FrozenPyramid(Callback):
-    """Computes the frozen part of a `DenseNet` once per picture and variation, and keeps it on disk.
+class FrozenPyramid(FrozenPrefix):
+    "A `FrozenPrefix` for a `DenseNet`, whose layer groups are counted in steps of its pyramid"
+    def __init__(self, cache:bool=True): super().__init__(cache, fold=False)
+    def items_of(self, dl) -> BoxItems: return BoxItems(dl)
+    def frozen_groups(self) -> int: return self.learn.model.body.frozen_steps() if isinstance(self.learn.model, DenseNet) else 0
+    def views_for(self, items:BoxItems, epochs:int) -> int: return items.ds.views if items.augmented else 1
 
-    cache : whether;  report : what was computed, for the record
-    """
-    order = 11 # after NormEval, before all that looks at `learn.dl`
-    def __init__(self, cache:bool=True): self.cache, self.report, self.fit_dls, self.said = cache, [], {}, set()
-    def __getstate__(self): return {**self.__dict__, 'fit_dls': {}}
-    def resume_about(self) -> list: return [self.learn.norm, self.cache]
+    def usable(self, dl, cache:bool=True) -> bool:
+        ds = getattr(dl, 'dataset', None)
+        if not isinstance(ds, BoxSet) or not isinstance(self.learn.model, DenseNet): return False
+        return (not cache or ds.tfms is None or ds.views > 0) and super().usable(dl, cache)
 
-    def steps(self) -> int: return self.learn.model.body.frozen_steps() if self.cache and isinstance(self.learn.model, DenseNet) and self.learn.norm == 'eval' else 0
-    def before_fit(self):
-        if not self.learn.fitting: return
-        for p in self.learn.model.parameters():
-            if not p.requires_grad: p.grad = None # a gradient left from before would have fastai's optimiser decay what is frozen
-        self.fit_dls, n = {}, self.steps()
-        for dl in (self.dls.train, self.dls.valid) if n else ():
-            if isinstance(dl, BoxDL) and len(dl.dataset) and (dl.dataset.tfms is None or dl.dataset.views): self.fit_dls[id(dl.dataset)] = self.opened(dl, n)
-    def before_train(self): self._swap()
-    def before_validate(self): self._swap()
-    def _swap(self):
-        if self.learn.fitting and (found := self.fit_dls.get(id(getattr(self.learn.dl, 'dataset', None)))): self.learn.dl, self.learn.model.cut = found, self.steps()
+    def cut_at(self, n:int, items:BoxItems) -> tuple[PyramidCut, list[torch.Tensor]]:
+        net, x = self.learn.model, torch.zeros(1, 3, items.ds.size, items.ds.size, device=items.dl.device)
+        with autocast(x.device, net.precision): return net.body.cut_before(n, net.normalised(x)), [x]
 
-@patch
-def stores(self:FrozenPyramid, dl:BoxDL, n:int) -> tuple[ActivationStore, ActivationStore]:
-    "Where the maps before step `n` and the boxes of `dl` are kept"
-    net, ds, env = self.learn.model, dl.dataset, environment()
-    views = ds.views if ds.tfms is not None else 1
-    with torch.inference_mode(), autocast(dl.device, net.precision): sample = net.body.pack(net.normalised(torch.zeros(1, 3, ds.size, ds.size, device=dl.device)), n)
-    steps = net.body.steps[:n]
-    spec = dict(prefix=hash_json([hash_state(steps.state_dict()), repr(steps), describe([net.mean, net.std])]), cut=f'step {n}', precision=net.precision,
-                step=net.step, code=code_version(), packages=env['packages'], machine=[env['processor'], env['threads'], env['gpu'], dl.device.type], **spec_of(ds, views))
-    most = max([1, *(len(l) for _,l in ds.targets)])
-    return (ActivationStore(spec, sample.shape[1:], 'bf16' if sample.dtype == torch.bfloat16 else 'fp32', f"{self.learn.info['name']}, maps before step {n}"),
-            ActivationStore(dict(boxes=ds.hash_targets(), names=hash_json(ds.names), **spec_of(ds, views)), (most, 5), 'fp32', f"boxes of {len(ds)} pictures"))
-
-# %% ../../nbs/learn/65_detection.ipynb #4f2dbe8a
-@patch
-def opened(self:FrozenPyramid, dl:BoxDL, n:int) -> CachedBoxDL|None:
-    "Batches of rows for those of `dl`, all of them on disk; None where there is no room"
-    net, ds, start = self.learn.model, dl.dataset, time.perf_counter()
-    views = ds.views if ds.tfms is not None else 1
-    where = [(i, v) for v in range(views) for i in range(len(ds))]
-    ids, stores = [row_name(ds.names[i], v) for i,v in where], self.stores(dl, n)
-    lacking = [s.missing(ids) for s in stores]
-    need = sum(s.bytes_for(m) for s,m in zip(stores, lacking))
-    if need > room([s.key for s in stores]): return self._say_once(f"no room for {format_bytes(need)} of maps (limit {format_bytes(cache_limit())}, TL_NOTEBOOKS_CACHE_LIMIT): computing them each time")
-    if lacking[0]: say(f"{len(ds)} pictures{f' in {views} views' if views > 1 else ''}: {len(lacking[0])} rows of maps to compute, {format_bytes(need)} of disk")
-    make_room(need, [s.key for s in stores])
-    def compute(at):
-        items = [ds.view(*where[k]) for k in at]
-        x, out = torch.stack([im for im,_,_ in items]).to(dl.device), []
-        with torch.inference_mode(), autocast(x.device, net.precision):
-            for part in x.split(net.step or len(x)): out.append(net.body.pack(net.normalised(part), n))
-        return torch.cat(out), _targets_rows(items, stores[1].shape[0])
-    net.body.eval()
-    full = fill(stores, ids, compute, 16, 'frozen layers', tell=self._say_once)
-    self.report.append(dict(cut=f'step {n}', items=len(ds), views=views, computed=len(lacking[0]), bytes=need, seconds=round(time.perf_counter() - start, 3)))
-    return CachedBoxDL(dl, *stores) if full else None
-
-@patch
-def _say_once(self:FrozenPyramid, message:str) -> None:
-    if message not in self.said: self.said.add(message); say(message)
+    def prefix_of(self, ns:Sequence[int], items:BoxItems) -> tuple[Callable, list[PyramidCut], list[str]]:
+        net, (n,) = self.learn.model, ns
+        (cut, _), steps = self.cut_at(n, items), net.body.steps[:n]
+        @torch.no_grad()
+        def run(x):
+            steps.eval()
+            with autocast(x.device, net.precision): return [torch.cat([cut.rows(net.body.until(net.normalised(p), n)) for p in x.split(net.step or len(x))])]
+        return run, [cut], [hash_json([hash_state(steps.state_dict()), repr(steps), describe([net.mean, net.std])])]
 
 # %% ../../nbs/learn/65_detection.ipynb #bd308559
 class EMA(Callback):
@@ -530,11 +515,11 @@ class EMA(Callback):
     def resume_from(self, state:dict) -> None:
         self.n, average = state['n'], state['average']
         self.average = average and [torch.empty_like(p).copy_(a) for p,a in zip(self.params, average)] # as weights lie
-    def on(self) -> bool: return self.learn.fitting and self.average is not None
+    def on(self) -> bool: return self.learn.frozen_prefix.fitting and self.average is not None
     def before_fit(self):
         finding = any(type(cb).__name__ == 'LRFinder' for cb in self.learn.cbs)
         self.params = [p for p in self.model.parameters() if p.requires_grad]
-        self.average, self.raw, self.n = None if finding or not self.learn.fitting else [p.detach().clone() for p in self.params], None, 0
+        self.average, self.raw, self.n = None if finding or not self.learn.frozen_prefix.fitting else [p.detach().clone() for p in self.params], None, 0
     def after_step(self):
         if not self.on(): return
         self.n += 1
@@ -549,19 +534,13 @@ class EMA(Callback):
         if self.on(): self._put(self.average); self.average = None
 
 # %% ../../nbs/learn/65_detection.ipynb #6405f151
-class BoxLearner(Learner):
-    "A fastai `Learner` for a `BoxNet`. norm : 'eval' keeps pretrained BatchNorm statistics, 'train' is fastai's way;  ema : decay of the weights' average, 0: none"
+class BoxLearner(FrozenLearner):
+    "A `FrozenLearner` for a `BoxNet`;  ema : decay of the weights' average, 0: none"
     one_process = "a detector's batches are not divided between processes"
-    def __init__(self, dls, model:BoxNet, norm:str='eval', cache:bool=True, ema:float=.99, info:dict|None=None, **kwargs):
-        if norm not in ('eval', 'train'): raise InputError(f"`norm` is {norm!r}; accepted: 'eval' or 'train'.")
-        self.norm, self.probed, self.fitting, self.info = norm, False, False, info or {'name': type(model).__name__}
-        cbs = [*L(kwargs.pop('cbs', None)), *([NormEval()] if norm == 'eval' else []), FrozenPyramid(cache), *([EMA(ema)] if ema else []), *model.callbacks()]
-        super().__init__(dls, model, loss_func=model.loss, cbs=cbs, splitter=lambda m: m.param_groups(), train_bn=kwargs.pop('train_bn', norm == 'train'), **kwargs)
-
-    def fit(self, *args, **kwargs):
-        self.fitting = True # fastai sends `before_fit` for a validation too
-        try: return super().fit(*args, **kwargs)
-        finally: self.fitting = False; self.frozen_pyramid.fit_dls = {}
+    def __init__(self, dls, model:BoxNet, norm:str='eval', cache:bool=True, ema:float=.99, info:dict|None=None, cbs=None, **kwargs):
+        self.info = info or {'name': type(model).__name__}
+        cbs = [*L(cbs), *([EMA(ema)] if ema else []), *model.callbacks()]
+        super().__init__(dls, model, FrozenPyramid(cache), norm, cbs, loss_func=model.loss, **kwargs)
 
     def show_results(self, ds_idx:int=1, dl=None, max_n:int=6, score:float=.3, **kwargs):
         "Pictures with what was found; the truth is dashed"
@@ -580,8 +559,10 @@ def callbacks(self:BoxNet) -> list[Callback]: return []
 def precompute(self:BoxLearner, thaw:int=1) -> None:
     "Compute what is frozen while the last `thaw` groups train, head included, for training and validation pictures"
     self.freeze_to(-thaw)
-    n = self.frozen_pyramid.steps()
-    for dl in self.dls.loaders if n else (): self.frozen_pyramid.opened(dl, n)
+    frozen = self.frozen_prefix
+    if n := frozen.frozen_groups():
+        for dl in self.dls.loaders:
+            if frozen.usable(dl): frozen.opened(dl, [n], frozen.views_for(frozen.items_of(dl), 0))
 
 # %% ../../nbs/learn/65_detection.ipynb #a5e25868
 @patch
