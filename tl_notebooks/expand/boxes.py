@@ -25,7 +25,8 @@ from ..data.boxes import BoxData, read_boxes
 from ..judge.certificate import Limits, check_limits, judged_by, judging_notes, state_bytes
 from ..core import InputError, progress, seeded
 from ..data.decode import open_image
-from ..learn.detection import BoxLearner, DenseNet, box_dls, box_net, picture_detector, square
+from ..learn.detection import BoxLearner, DenseNet, box_dls, box_net, picture_detector
+from ..learn.vision import image_tensor
 from ..learn.learner import FitProgress
 from .labels import class_places, class_rows, warm_start
 from ..data.learned import learned_items, why_learned
@@ -104,7 +105,7 @@ def tuned_boxes(model:Model, net:DenseNet, data:BoxData, classes:Sequence[str], 
     rest = [i for i in range(len(model.classes)) if i not in drawn]
     head = net.head.head.classification_head.cls_logits
     with seeded(seed):
-        learn = BoxLearner(box_dls(_numbered(data, classes), pre['size'], tuning.bs, pre['resize'], True, tuning.views, seed), net, ema=.99 if mode == 'fine-tune' else 0,
+        learn = BoxLearner(box_dls(_numbered(data, classes), bs=tuning.bs, views=tuning.views, seed=seed, **model.reading), net, ema=.99 if mode == 'fine-tune' else 0,
                            info=model.manifest['backbone'] | pre, wd=0. if mode == 'keep-scores' else .02, path=Path('.'))
         learn.loss_func = lambda out, boxes, labels: drawn_loss(net, out, boxes, labels, drawn)
         learn.freeze_to(-tuning.thaw if mode == 'fine-tune' else -1)
@@ -133,8 +134,7 @@ def _numbered(data:BoxData, classes:Sequence[str]) -> BoxData:
 # %% ../../nbs/expand/20_boxes.ipynb #9f1eb892
 def found_in(model:Model, net:DenseNet, files:Sequence[Path], score:float=.02, bs:int=8) -> list[dict]:
     "What a detector with the preprocessing of `model` finds in pictures"
-    pre = model.manifest['preprocessing']
-    look = picture_detector(net, pre['size'], pre['resize'], score)
+    look = picture_detector(net, score=score, **model.reading)
     return [f for i in progress(range(0, len(files), bs), 'judging', -(-len(files)//bs)) for f in look([open_image(p) for p in files[i:i+bs]])]
 
 def only_classes(dicts:Sequence[dict], keep:Sequence[int]) -> list[dict]:
@@ -143,10 +143,10 @@ def only_classes(dicts:Sequence[dict], keep:Sequence[int]) -> list[dict]:
 
 def _largest_change(a:DenseNet, b:DenseNet, model:Model, files:Sequence[Path]) -> float:
     "Greatest change of a logit of an old class, on some pictures"
-    pre, worst = model.manifest['preprocessing'], 0.
+    worst = 0.
     with torch.inference_mode():
         for p in files[:32]:
-            x = square(open_image(p), pre['size'], pre['resize'])[None].to(model.device)
+            x = image_tensor(open_image(p), **model.reading)[None].to(model.device)
             worst = max(worst, float((a(x)['cls_logits'] - b(x)['cls_logits'][..., :a.n_classes]).abs().max()))
     return worst
 
