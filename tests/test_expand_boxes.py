@@ -64,7 +64,7 @@ def plain_fine_tuning(parent, epochs):
     learn = BoxLearner(box_dls(data, 96, 6, views=1, augment=False), net, ema=0., info=m.manifest['backbone'] | m.manifest['preprocessing'], path=Path('.'))
     learn.freeze_to(-1)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 1e-3)
-    net.cut = 0
+    net.cut = None
     return m, net
 
 

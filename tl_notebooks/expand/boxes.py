@@ -24,7 +24,8 @@ from ..data.boxes import BoxData, read_boxes
 from ..judge.certificate import Limits, certificate_page, check_limits, judged_by, judging_notes, state_bytes
 from ..core import InputError, progress, seeded
 from ..data.decode import open_image
-from ..learn.detection import BoxLearner, DenseNet, box_dls, box_net, picture_detector, square
+from ..learn.detection import BoxLearner, DenseNet, box_dls, box_net, picture_detector
+from ..learn.vision import image_tensor
 from ..learn.learner import FitProgress
 from .labels import class_places, class_rows, warm_start
 from ..data.learned import learned_items, why_learned
@@ -44,7 +45,6 @@ class OldAnswers(Callback):
     def after_loss(self):
         if not self.weight or not self.columns: return
         for k in ('cut', 'precision', 'step'): setattr(self.teacher, k, getattr(self.model, k)) # as the learner's network takes this batch
-        self.teacher.body.states = self.model.body.states
         with torch.no_grad(): was = self.teacher(self.xb[0])
         self.learn.loss_grad = self.loss_grad + self.weight*moved_answers(self.pred, was, self.columns)
         self.learn.loss = self.loss_grad.clone()
@@ -104,7 +104,7 @@ def tuned_boxes(model:Model, net:DenseNet, data:BoxData, classes:Sequence[str], 
     rest = [i for i in range(len(model.classes)) if i not in drawn]
     head = net.head.head.classification_head.cls_logits
     with seeded(seed):
-        learn = BoxLearner(box_dls(_numbered(data, classes), pre['size'], tuning.bs, pre['resize'], True, tuning.views, seed), net, ema=.99 if mode == 'fine-tune' else 0,
+        learn = BoxLearner(box_dls(_numbered(data, classes), bs=tuning.bs, views=tuning.views, seed=seed, **model.reading), net, ema=.99 if mode == 'fine-tune' else 0,
                            info=model.manifest['backbone'] | pre, wd=0. if mode == 'keep-scores' else .02, path=Path('.'))
         learn.loss_func = lambda out, boxes, labels: drawn_loss(net, out, boxes, labels, drawn)
         learn.freeze_to(-tuning.thaw if mode == 'fine-tune' else -1)
@@ -115,7 +115,7 @@ def tuned_boxes(model:Model, net:DenseNet, data:BoxData, classes:Sequence[str], 
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(tuning.epochs, tuning.lr if tuning.thaw == 1 else slice(tuning.lr/5, tuning.lr), pct_start=.2, cbs=cbs)
     for h in hooks: h.remove()
     for p in net.parameters(): p.requires_grad_(True)
-    net.cut = 0; net.eval()
+    net.cut = None; net.eval()
     return dict(mode=mode, epochs=tuning.epochs, thaw=tuning.thaw, pictures=len(learn.dls.train.dataset), drawn=[classes[i] for i in drawn], held=[classes[i] for i in rest],
                 loss=float(learn.recorder.values[-1][0]) if learn.recorder.values else None, seconds=time.perf_counter() - start)
 
@@ -133,8 +133,7 @@ def _numbered(data:BoxData, classes:Sequence[str]) -> BoxData:
 # %% ../../nbs/expand/20_boxes.ipynb #9f1eb892
 def found_in(model:Model, net:DenseNet, files:Sequence[Path], score:float=.02, bs:int=8) -> list[dict]:
     "What a detector with the preprocessing of `model` finds in pictures"
-    pre = model.manifest['preprocessing']
-    look = picture_detector(net, pre['size'], pre['resize'], score)
+    look = picture_detector(net, score=score, **model.reading)
     return [f for i in progress(range(0, len(files), bs), 'judging', -(-len(files)//bs)) for f in look([open_image(p) for p in files[i:i+bs]])]
 
 def only_classes(dicts:Sequence[dict], keep:Sequence[int]) -> list[dict]:
@@ -143,10 +142,10 @@ def only_classes(dicts:Sequence[dict], keep:Sequence[int]) -> list[dict]:
 
 def _largest_change(a:DenseNet, b:DenseNet, model:Model, files:Sequence[Path]) -> float:
     "Greatest change of a logit of an old class, on some pictures"
-    pre, worst = model.manifest['preprocessing'], 0.
+    worst = 0.
     with torch.inference_mode():
         for p in files[:32]:
-            x = square(open_image(p), pre['size'], pre['resize'])[None].to(model.device)
+            x = image_tensor(open_image(p), **model.reading)[None].to(model.device)
             worst = max(worst, float((a(x)['cls_logits'] - b(x)['cls_logits'][..., :a.n_classes]).abs().max()))
     return worst
 
