@@ -171,7 +171,8 @@ def hash_bytes(*parts:bytes) -> str:
 
 def hash_file(path:str|Path) -> str:
     "sha256 of a file's content, as `sha256sum` prints it"
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest() if sys.version_info >= (3,11) else _digest(f)
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest() if sys.version_info >= (3,11) else _digest(f)
 
 def _digest(f) -> str:
     h = hashlib.sha256()
@@ -245,8 +246,10 @@ def read_json(path:str|Path, what:str='file') -> dict:
     try: obj = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError: raise InputError(f"{what} `{path}` does not exist.") from None
     except OSError as e: raise InputError(f"{what} `{path}` cannot be read ({e.strerror}).") from None
-    except ValueError as e: raise InputError(f"{what} `{path}` is not valid JSON ({e}). It was damaged or edited by hand.") from None
-    if not isinstance(obj, dict): raise InputError(f"{what} `{path}` holds a {type(obj).__name__}; accepted: a JSON object.")
+    except ValueError as e:
+        raise InputError(f"{what} `{path}` is not valid JSON ({e}). It was damaged or edited by hand.") from None
+    if not isinstance(obj, dict):
+        raise InputError(f"{what} `{path}` holds a {type(obj).__name__}; accepted: a JSON object.")
     return obj
 
 # %% ../nbs/00_core.ipynb #7704081f

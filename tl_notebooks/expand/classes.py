@@ -49,10 +49,12 @@ class NewData:
     test:list
     test_labels:list[str]
 
-def read_new(model:Model, path:str|Path|LabelledData, test_pct:float=.3, seed:int=0, on_bad:str='error', **columns) -> NewData:
+def read_new(model:Model, path:str|Path|LabelledData, test_pct:float=.3, seed:int=0, on_bad:str='error',
+             **columns) -> NewData:
     "New data for a model; a class with one item is enough, and a split named test is left as it is"
     read = read_texts if model.is_text else read_images
-    d = path if isinstance(path, LabelledData) else read(path, valid_pct=0., test_pct=test_pct, seed=seed, on_bad=on_bad, addition=True, **columns)
+    d = path if isinstance(path, LabelledData) else read(path, valid_pct=0., test_pct=test_pct, seed=seed,
+                                                         on_bad=on_bad, addition=True, **columns)
     inputs = lambda split: d.texts(split) if model.is_text else d.files(split)
     part = lambda *splits: ([i for s in splits for i in inputs(s)], [l for s in splits for l in d.subset(s).label])
     return NewData(d, *part('train', 'valid'), *part('test'))
@@ -61,45 +63,63 @@ def read_new(model:Model, path:str|Path|LabelledData, test_pct:float=.3, seed:in
 def need_statistics(model:Model) -> ClassStatistics:
     "The statistics of a model, or why it cannot be expanded from them"
     if (s := model.statistics()) is None:
-        raise InputError(f"`{model.manifest['folder']}` has no statistics.safetensors, so its head cannot be solved again without its old data. Accepted: models saved with statistics, as the use cases do; train it once more.")
+        raise InputError(f"`{model.manifest['folder']}` has no statistics.safetensors, so its head cannot be solved "
+                         f"again without its old data. Accepted: models saved with statistics, as the use cases do; "
+                         f"train it once more.")
     if s.sums.shape != (len(model.classes), model.net.n_features):
-        raise InputError(f"`{model.manifest['folder']}`: statistics of {s.sums.shape[0]} classes and {s.d} features, weights of {len(model.classes)} and {model.net.n_features}. They belong to different models.")
+        raise InputError(f"`{model.manifest['folder']}`: statistics of {s.sums.shape[0]} classes and {s.d} features, "
+                         f"weights of {len(model.classes)} and {model.net.n_features}. "
+                         "They belong to different models.")
     return s
 
-def new_statistics(model:Model, found:Sequence[str], x:torch.Tensor, labels:Sequence[str], prior:bool) -> ClassStatistics:
+def new_statistics(model:Model, found:Sequence[str], x:torch.Tensor, labels:Sequence[str],
+                   prior:bool) -> ClassStatistics:
     "Statistics of features (n, d) with class names"
-    return ClassStatistics.from_features(x, [list(found).index(l) for l in labels], len(found), model.word_features(found) if prior else None)
+    return ClassStatistics.from_features(x, [list(found).index(l) for l in labels], len(found),
+                                         model.word_features(found) if prior else None)
 
 # %% ../../nbs/expand/10_classes.ipynb #8e51b6b7
-def edit_classes(s:ClassStatistics, classes:list[str], remove:Sequence[str]=(), join:dict[str, str]|None=None, rename:dict[str, str]|None=None):
+def edit_classes(s:ClassStatistics, classes:list[str], remove:Sequence[str]=(), join:dict[str, str]|None=None,
+                 rename:dict[str, str]|None=None):
     """Statistics and class names after some changes, each exact.
 
     remove: classes that go;  join: class → the one that its rows now belong to;  rename: class → its new name
     """
     classes, join, rename = list(classes), join or {}, rename or {}
     for what,names in (('remove', remove), ('join', [*join, *join.values()]), ('rename', rename)):
-        if bad := [n for n in names if n not in classes]: raise InputError(f"`{what}`: the model has no class {bad[0]!r}. {did_you_mean(bad[0], classes)}")
+        if bad := [n for n in names if n not in classes]:
+            raise InputError(f"`{what}`: the model has no class {bad[0]!r}. {did_you_mean(bad[0], classes)}")
     for a,b in join.items():
         if a == b: raise InputError(f"`join`: {a!r} with itself.")
-        if b not in classes: raise InputError(f"`join`: {a!r} with {b!r}, which was itself joined with another; accepted: name that one.")
+        if b not in classes:
+            raise InputError(
+                    f"`join`: {a!r} with {b!r}, which was itself joined with another; accepted: name that one.")
         s = join_classes(s, classes.index(b), classes.index(a)); classes.remove(a)
     keep = [i for i,c in enumerate(classes) if c not in remove]
     if len(keep) < len(classes): s, classes = keep_classes(s, keep), [classes[i] for i in keep]
     classes = [rename.get(c, c) for c in classes]
-    if len(set(classes)) < len(classes): raise InputError(f"`rename` would give two classes one name: {sorted(c for c in set(classes) if classes.count(c) > 1)[0]!r}. Join them instead.")
+    if len(set(classes)) < len(classes):
+        raise InputError(f"`rename` would give two classes one name: "
+                         f"{sorted(c for c in set(classes) if classes.count(c) > 1)[0]!r}. Join them instead.")
     return s, classes
 
 # %% ../../nbs/expand/10_classes.ipynb #335ad247
 def read_corrections(model:Model, path:str|Path|Sequence[tuple]) -> list[tuple]:
-    "(input, class it was counted in, class it belongs to) of a CSV with the columns path or text, was and now; paths count from its folder"
+    """(input, class it was counted in, class it belongs to) of a CSV with the columns path or text, was and now; paths
+    count from its folder"""
     if not isinstance(path, (str, Path)): rows = [tuple(r) for r in path]
     else:
         try: table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        except (OSError, ValueError) as e: raise InputError(f"`correct`: `{path}` cannot be read as a CSV: {e}") from None
+        except (OSError, ValueError) as e:
+            raise InputError(f"`correct`: `{path}` cannot be read as a CSV: {e}") from None
         item = 'text' if model.is_text else 'path'
-        if lack := [c for c in (item, 'was', 'now') if c not in table]: raise InputError(f"`correct`: `{path}` has columns {', '.join(table)}; accepted: {item}, was, now (no {', '.join(lack)}).")
-        rows = [(r[item] if model.is_text else Path(path).parent/r[item], r['was'], r['now']) for r in table.to_dict('records')]
-    if bad := [c for _,*both in rows for c in both if c not in model.classes]: raise InputError(f"`correct`: the model has no class {bad[0]!r}. {did_you_mean(bad[0], model.classes)}")
+        if lack := [c for c in (item, 'was', 'now') if c not in table]:
+            raise InputError(f"`correct`: `{path}` has columns {', '.join(table)}; accepted: {item}, was, now (no "
+                             f"{', '.join(lack)}).")
+        rows = [(r[item] if model.is_text else Path(path).parent/r[item], r['was'], r['now'])
+                for r in table.to_dict('records')]
+    if bad := [c for _,*both in rows for c in both if c not in model.classes]:
+        raise InputError(f"`correct`: the model has no class {bad[0]!r}. {did_you_mean(bad[0], model.classes)}")
     return [r for r in rows if r[1] != r[2]]
 
 def correct_labels(s:ClassStatistics, model:Model, rows:Sequence[tuple]) -> ClassStatistics:
@@ -107,14 +127,16 @@ def correct_labels(s:ClassStatistics, model:Model, rows:Sequence[tuple]) -> Clas
     if not rows: return s
     x = model.features([i for i,*_ in rows], desc='corrected items')
     for was,now in dict.fromkeys((a, b) for _,a,b in rows):
-        s = move_rows(s, x[[k for k,r in enumerate(rows) if r[1:] == (was, now)]], model.classes.index(was), model.classes.index(now))
+        s = move_rows(s, x[[k for k,r in enumerate(rows) if r[1:] == (was, now)]], model.classes.index(was),
+                      model.classes.index(now))
     return s
 
 # %% ../../nbs/expand/10_classes.ipynb #15f7f088
 MODES = ('exact', 'keep-scores', 'fine-tune', 'auto')
 
 def solved_net(model:Model, s:ClassStatistics, seed:int=0, head:SolvedHead|None=None) -> tuple[TransferNet, dict]:
-    "The model's body with the head that statistics give (`head`, if it is there already), and what is known of that head"
+    """The model's body with the head that statistics give (`head`, if it is there already), and what is known of that
+    head"""
     head = head or solve_statistics(s)
     net = _with_head(model, TransferNet(nn.Identity(), s.d, len(s.counts)).head)
     put_head(net, head.weight, head.bias, head.scale, s.mean, s.std)
@@ -134,17 +156,21 @@ def kept_net(model:Model, s:ClassStatistics, seed:int=0, head:SolvedHead|None=No
     a, b = arbiter(s, np.concatenate([w for w,_ in raw]), np.concatenate([b for _,b in raw]), head, seed)
     holder = TransferNet(nn.Identity(), s.d, len(s.counts) - old); holder.head = part
     put_head(holder, head.weight[old:], head.bias[old:] + b/a, a, s.mean, s.std)
-    return _with_head(model, GrownHead([*parts, part])).eval(), dict(kind='kept, with a part for new classes', factor=a, offset=b, alpha=head.alpha, rows=s.n)
+    return _with_head(model, GrownHead([*parts, part])).eval(), dict(kind='kept, with a part for new classes', factor=a,
+            offset=b, alpha=head.alpha, rows=s.n)
 
 # %% ../../nbs/expand/10_classes.ipynb #e771cd31
 def arbiter(s:ClassStatistics, old_weight, old_bias, head:SolvedHead, seed:int=0) -> tuple[float, float]:
-    "Factor > 0 and offset of new classes' scores, that minimise the cross-entropy of old logits and these together on draws from the statistics"
+    """Factor > 0 and offset of new classes' scores, that minimise the cross-entropy of old logits and these together on
+    draws from the statistics"""
     from scipy.optimize import minimize
     k = len(old_weight)
-    draws, y = sample_scores(s, np.concatenate([old_weight, head.weight[k:]]), np.concatenate([old_bias, head.bias[k:]]), seed=seed)
+    draws, y = sample_scores(s, np.concatenate([old_weight, head.weight[k:]]),
+                             np.concatenate([old_bias, head.bias[k:]]), seed=seed)
     target = 2.*(y[:,None] == np.arange(k, len(s.counts))) - 1
     new = target - (target - draws[:,k:])/max(1 - head.dof/s.n, .05) # as rows that the fit has not seen
-    def loss(v): return -log_softmax(np.concatenate([draws[:,:k], np.exp(v[0])*new + v[1]], 1), 1)[np.arange(len(y)), y].mean()
+    def loss(v):
+        return -log_softmax(np.concatenate([draws[:,:k], np.exp(v[0])*new + v[1]], 1), 1)[np.arange(len(y)), y].mean()
     found = minimize(loss, [np.log(3.), 0.], method='Nelder-Mead', options=dict(xatol=1e-3, fatol=1e-6))
     return float(np.exp(found.x[0])), float(found.x[1])
 
@@ -158,14 +184,17 @@ def expected_confusion(s:ClassStatistics, head:SolvedHead, seed:int=0) -> np.nda
     out = np.zeros((k, k)); np.add.at(out, (y, said), 1)
     return out/np.maximum(out.sum(1, keepdims=True), 1)
 
-def close_pairs(s:ClassStatistics, head:SolvedHead, classes:Sequence[str], new:Sequence[str], least:float=.1) -> list[dict]:
-    "Pairs of a new class and another that will be confused in more than `least` of cases, worst first; `duplicate` where chance could hardly tell them apart"
+def close_pairs(s:ClassStatistics, head:SolvedHead, classes:Sequence[str], new:Sequence[str],
+                least:float=.1) -> list[dict]:
+    """Pairs of a new class and another that will be confused in more than `least` of cases, worst first; `duplicate`
+    where chance could hardly tell them apart"""
     c, out = expected_confusion(s, head), []
     for i in (classes.index(n) for n in new):
         for j in range(len(classes)):
             if i == j or classes[j] in new and j > i: continue
             share = (c[i,j] + c[j,i])/2
-            if share > least: out.append(dict(new=classes[i], other=classes[j], confused=float(share), duplicate=bool(share > .35)))
+            if share > least:
+                out.append(dict(new=classes[i], other=classes[j], confused=float(share), duplicate=bool(share > .35)))
     return sorted(out, key=lambda p: -p['confused'])
 
 # %% ../../nbs/expand/10_classes.ipynb #8f806435
@@ -193,7 +222,8 @@ class Rows:
     def new(self) -> np.ndarray: return np.arange(len(self.y)) < self.n_new
     @property
     def weights(self) -> np.ndarray:
-        "(k,) by which a class's loss counts, so that each has its share however few items of it are there; mean over training items 1"
+        """(k,) by which a class's loss counts, so that each has its share however few items of it are there; mean over
+        training items 1"""
         n = np.bincount(self.y[~self.valid], minlength=self.k)
         return (~self.valid).sum()/np.maximum(n, 1)/max((n > 0).sum(), 1)
     def part(self, mask) -> list: return [i for i,m in zip(self.items, mask) if m]
@@ -202,7 +232,8 @@ class Rows:
 def learning_rows(model:Model, classes:Sequence[str], new:NewData, old:Exemplars, n_kept:int, valid_pct:float) -> Rows:
     "New and old items together; the last `n_kept` of the old ones stayed with the model"
     items, y = [*new.train, *old.items], np.array([classes.index(l) for l in [*new.train_labels, *old.labels]], int)
-    chance = np.array([int(hash_bytes(b'held out ', content_of(i if model.is_text else model._read(i)))[:12], 16)/16**12 for i in items])
+    chance = np.array([int(hash_bytes(b'held out ', content_of(i if model.is_text else model._read(i)))[:12],
+                           16)/16**12 for i in items])
     valid, fresh = np.zeros(len(y), bool), np.arange(len(y)) < len(new.train)
     for at in (np.flatnonzero((fresh == f) & (y == c)) for f in (True, False) for c in range(len(classes))):
         if len(at) >= 4: valid[at] = (chance[at] < valid_pct) | (chance[at] == chance[at].min())
@@ -210,18 +241,22 @@ def learning_rows(model:Model, classes:Sequence[str], new:NewData, old:Exemplars
 
 @dataclass
 class Tried:
-    "A fine-tuning: the network if it was worth it, what its head is, its statistics; and the held-out figures before and after"
+    """A fine-tuning: the network if it was worth it, what its head is, its statistics; and the held-out figures before
+    and after"""
     net:TransferNet|None
     head:dict = field(default_factory=dict)
     statistics:ClassStatistics|None = None
     report:dict = field(default_factory=dict)
 
-def tuned_net(model:Model, s:ClassStatistics, classes:Sequence[str], rows:Rows, x:torch.Tensor, tuning:Tuning, n_teacher:int, seed:int=0) -> Tried:
-    "The model with its last groups trained on `rows`, whose features are `x`, from `s`, the statistics of old items; `n_teacher` classes that distillation holds to the old answers"
+def tuned_net(model:Model, s:ClassStatistics, classes:Sequence[str], rows:Rows, x:torch.Tensor, tuning:Tuning,
+              n_teacher:int, seed:int=0) -> Tried:
+    """The model with its last groups trained on `rows`, whose features are `x`, from `s`, the statistics of old items;
+    `n_teacher` classes that distillation holds to the old answers"""
     prior, fit, k = s.prior is not None, ~rows.valid, len(classes)
     part = lambda x, at, words: ClassStatistics.from_features(x[at], rows.y[at], k, words)
     unseen = _without_held_out(s, x, rows)
-    net = copy.deepcopy(solved_net(model, merge_statistics(unseen, part(x, rows.new & fit, model.word_features(classes) if prior else None)), seed)[0])
+    net = copy.deepcopy(solved_net(model, merge_statistics(unseen, part(x, rows.new & fit,
+            model.word_features(classes) if prior else None)), seed)[0])
     start = _held_out(net, x, rows)
     report = _train(model, net, classes, rows, tuning, n_teacher, seed)
     moved = copy.copy(model); moved.net = net.eval()
@@ -250,13 +285,16 @@ def _train(model:Model, net:TransferNet, classes, rows:Rows, tuning:Tuning, n_te
     names, start = [classes[i] for i in rows.y], time.perf_counter()
     of = lambda mask: (rows.part(mask), [n for n,m in zip(names, mask) if m])
     stage = Stage(tuning.thaw, tuning.epochs, tuning.lr)
-    cbs = [FitProgress('fine-tuning'), *([Distil(model.net, n_teacher, tuning.distil)] if tuning.distil and n_teacher else [])]
+    cbs = [FitProgress('fine-tuning'), *([Distil(model.net, n_teacher, tuning.distil)] if tuning.distil and n_teacher
+                                         else [])]
     weights = torch.tensor(rows.weights, dtype=torch.float32, device=model.device)
     with seeded(seed): # the order of items is drawn when the learner is made
-        learn = model.learner(*of(~rows.valid), *of(rows.valid), classes=classes, net=net, loss_func=balanced_loss(weights))
+        learn = model.learner(*of(~rows.valid), *of(rows.valid), classes=classes, net=net,
+                              loss_func=balanced_loss(weights))
         stage.thaw = learn.thaw_that_fits(stage.thaw, stage.epochs)
         with learn.no_bar(), learn.no_logging(): learn.run_stage(stage, None, cbs=cbs)
-    return dict(thaw=stage.thaw, epochs=stage.epochs, parameters=stage.parameters, held_out=int(rows.valid.sum()), old_items=len(rows.y) - rows.n_new, seconds=time.perf_counter() - start)
+    return dict(thaw=stage.thaw, epochs=stage.epochs, parameters=stage.parameters, held_out=int(rows.valid.sum()),
+                old_items=len(rows.y) - rows.n_new, seconds=time.perf_counter() - start)
 
 # %% ../../nbs/expand/10_classes.ipynb #41c19da6
 def _without_held_out(s:ClassStatistics, x:torch.Tensor, rows:Rows) -> ClassStatistics:
@@ -276,7 +314,8 @@ class _HeldOut:
     def loss(self) -> float: return float(self.losses.mean())
 
 def _held_out(net:TransferNet, z:torch.Tensor, rows:Rows) -> _HeldOut:
-    with torch.inference_mode(): logits = net.head.eval()(z[rows.valid].to(next(net.head.parameters()).device)).cpu().double().numpy()
+    with torch.inference_mode():
+        logits = net.head.eval()(z[rows.valid].to(next(net.head.parameters()).device)).cpu().double().numpy()
     y, n = (y := rows.y[rows.valid]), np.bincount(y, minlength=rows.k)
     w = len(y)/np.maximum(n, 1)[y]/max((n > 0).sum(), 1)
     return _HeldOut(-w*log_softmax(logits, 1)[np.arange(len(y)), y], float((w*(logits.argmax(1) == y)).mean()))
@@ -284,9 +323,12 @@ def _held_out(net:TransferNet, z:torch.Tensor, rows:Rows) -> _HeldOut:
 # %% ../../nbs/expand/10_classes.ipynb #2e3a94ba
 def _compared(before:_HeldOut, after:_HeldOut, rows:Rows, sure:float) -> tuple[dict, bool]:
     "Figures of the held-out items, and whether what came after is worth it"
-    gain, old, shown = before.losses - after.losses, ~rows.new[rows.valid], compare_losses(before.losses, after.losses, sure)
-    figures = dict(loss_before=before.loss, accuracy_before=before.accuracy, loss_after=after.loss, accuracy_after=after.accuracy,
-                   error=float(gain.std(ddof=1)/len(gain)**.5) if len(gain) > 1 else 0., old_gain=float(gain[old].mean()) if old.any() else 0., p=shown.p, why=shown.why)
+    gain, old, shown = before.losses - after.losses, ~rows.new[rows.valid], compare_losses(before.losses, after.losses,
+            sure)
+    figures = dict(loss_before=before.loss, accuracy_before=before.accuracy, loss_after=after.loss,
+                   accuracy_after=after.accuracy,
+                   error=float(gain.std(ddof=1)/len(gain)**.5) if len(gain) > 1 else 0.,
+                   old_gain=float(gain[old].mean()) if old.any() else 0., p=shown.p, why=shown.why)
     worse = sure >= 0 and (figures['old_gain'] < 0 or after.accuracy < before.accuracy)
     return figures, not worse and shown.better
 
@@ -328,20 +370,31 @@ class _Job:
 
 def _check_request(mode:str, anything:bool, changes:bool) -> None:
     if mode not in MODES: raise InputError(f"`mode` is {mode!r}. {did_you_mean(mode, MODES)}")
-    if not anything: raise InputError("nothing to do: accepted are new data, or classes to remove, join or rename, or labels to correct.")
-    if mode == 'keep-scores' and changes: raise InputError("`keep-scores` leaves the old head as it is, so no class can be removed or joined, and no label corrected; accepted: mode 'exact'.")
+    if not anything:
+        raise InputError("nothing to do: accepted are new data, or classes to remove, join or rename, or labels to "
+                         "correct.")
+    if mode == 'keep-scores' and changes:
+        raise InputError("`keep-scores` leaves the old head as it is, so no class can be removed or joined, and no "
+                         "label corrected; accepted: mode 'exact'.")
 
 def _check_job(job:_Job, mode:str, test_pct:float) -> None:
-    if mode == 'keep-scores' and not job.added: raise InputError("`keep-scores` adds new classes beside the old head, and the new data has none; accepted: mode 'exact'.")
-    if job.judge and (bad := [c for c in job.judge.data.classes if c not in job.known]): raise InputError(f"`old`: class {bad[0]!r} is not one of the model's. {did_you_mean(bad[0], job.known)}")
-    if bad := [c for c in job.old.labels if c not in job.known]: raise InputError(f"`replay`: class {bad[0]!r} is not one of the model's. {did_you_mean(bad[0], job.known)}")
-    if mode == 'fine-tune' and not (job.new and job.old): raise InputError("`fine-tune` learns from new items and some old ones, without which nobody would notice what it forgets. "
-        + ("Accepted: `replay` with old items, or a model that kept some (`memory`)." if job.new else "There are no new ones."))
+    if mode == 'keep-scores' and not job.added:
+        raise InputError("`keep-scores` adds new classes beside the old head, and the new data has none; accepted: "
+                         "mode 'exact'.")
+    if job.judge and (bad := [c for c in job.judge.data.classes if c not in job.known]):
+        raise InputError(f"`old`: class {bad[0]!r} is not one of the model's. {did_you_mean(bad[0], job.known)}")
+    if bad := [c for c in job.old.labels if c not in job.known]:
+        raise InputError(f"`replay`: class {bad[0]!r} is not one of the model's. {did_you_mean(bad[0], job.known)}")
+    if mode == 'fine-tune' and not (job.new and job.old):
+        raise InputError("`fine-tune` learns from new items and some old ones, without which nobody would notice what "
+                         "it forgets. "
+        + ("Accepted: `replay` with old items, or a model that kept some (`memory`)." if job.new
+           else "There are no new ones."))
 
 # %% ../../nbs/expand/10_classes.ipynb #81954327
 def expand_model(
     parent:str|Path,             # Model folder, or run folder with one
-    data:str|Path|LabelledData='', # New items: as for the use case that made the model, or already read; '': only the changes below
+    data:str|Path|LabelledData='', # New items, laid out as those of the model, or already read; '': only the changes below
     out:str|Path='',             # The new model folder, which must not exist; '': below outputs/expand
     mode:str='exact',            # Of `MODES`
     old:str|Path|LabelledData='', # Items of old classes that nothing has learned from, to judge by
@@ -353,26 +406,31 @@ def expand_model(
     seed:int=0,                  # Of that split, and of training
     on_bad:str='error',          # 'skip': leave out items that cannot be used, and list them
     correct:str|Path|Sequence[tuple]='', # See `read_corrections`
-    memory:int|None=None,        # Items of each class that stay with the new model; `None`: as many as stayed with the parent
+    memory:int|None=None,        # Items of each class that stay with the new model; `None`: as with the parent
     tuning:Tuning|None=None,     # For `fine-tune`
     columns:dict|None=None,      # For `texts.read_texts`, with `data` and `old`: text, label, group, names
 ) -> Expansion:
-    "A larger model and its certificate, from a model with statistics; everything that is wrong with the request is an `InputError`"
+    """A larger model and its certificate, from a model with statistics; everything that is wrong with the request is an
+    `InputError`"""
     asked = lambda d: isinstance(d, LabelledData) or bool(d)
     _check_request(mode, bool(asked(data) or remove or join or rename or correct), bool(remove or join or correct))
     out, model, tuning = free_folder(out), Model(parent), tuning or Tuning()
     if memory is not None: take_exemplars([], [], memory) # whether it is a number that can be meant
     columns = {k: v for k,v in (columns or {}).items() if v}
-    if columns and not model.is_text: raise InputError(f"`{next(iter(columns))}` is about tables of texts, and `{parent}` is a model for pictures.")
+    if columns and not model.is_text:
+        raise InputError(f"`{next(iter(columns))}` is about tables of texts, and `{parent}` is a model for pictures.")
     fixes = read_corrections(model, correct) if correct else []
     s = need_statistics(model) if asked(data) or remove or join or fixes else model.statistics()
     s, known = edit_classes(correct_labels(s, model, fixes), model.classes, remove, join, rename)
     read = lambda d, pct: read_new(model, d, pct, seed, on_bad, **columns) if asked(d) else None
     new, judge, replay = read(data, test_pct), read(old, 0.), read(tuning.replay, 0.)
     kept = model.exemplars().renamed({c: None for c in remove} | (join or {})).renamed(rename or {})
-    more = Exemplars([*replay.train, *replay.test], [*replay.train_labels, *replay.test_labels]) if replay else Exemplars([], [])
-    job = _Job(model, s, known, class_places(known, new.data.classes if new else [])[0], new, judge, Exemplars(more.items + kept.items, more.labels + kept.labels),
-               not (remove or join), limits or Limits(), tuning, seed, len(kept), bool(remove or join or fixes or new and new.train),
+    more = Exemplars([*replay.train, *replay.test], [*replay.train_labels,
+                                                     *replay.test_labels]) if replay else Exemplars([], [])
+    job = _Job(model, s, known, class_places(known, new.data.classes if new else [])[0], new, judge,
+               Exemplars(more.items + kept.items, more.labels + kept.labels),
+               not (remove or join), limits or Limits(), tuning, seed, len(kept),
+               bool(remove or join or fixes or new and new.train),
                fixed=[i if model.is_text else Path(i) for i,*_ in fixes])
     _check_job(job, mode, test_pct)
     made = _make(job, mode)
@@ -401,35 +459,44 @@ def _make(job:_Job, mode:str) -> _Made:
     s, new = job.statistics, job.new
     if new:
         job.x = job.model.features(new.train, desc='new items')
-        s = merge_statistics(s, new_statistics(job.model, new.data.classes, job.x, new.train_labels, s.prior is not None), class_places(job.known, new.data.classes)[1])
+        s = merge_statistics(s, new_statistics(job.model, new.data.classes, job.x, new.train_labels,
+                                               s.prior is not None), class_places(job.known, new.data.classes)[1])
     job.grown = fit_into(s)
     job.solved = solve_statistics(job.grown)
     job.pairs = close_pairs(job.grown, job.solved, job.classes, job.added) if job.added else []
     tried, done = [], []
-    for way in _ways(job) if mode == 'auto' else ['fine-tune', 'exact'] if mode == 'fine-tune' else [mode]: # exact: where training did not help
+    # exact: where training did not help
+    for way in _ways(job) if mode == 'auto' else ['fine-tune', 'exact'] if mode == 'fine-tune' else [mode]:
         start = time.perf_counter()
         made = _made(job, way, tried)
         if made is None: continue # fine-tuning that was not worth it, which `tried` says
         done.append(made)
         c = made.certificate
-        tried.append(dict(mode=c['mode'], status=c['status'], seconds=time.perf_counter() - start) | {k: c[k]['value'] for k in ('old_difference', 'new_accuracy') if k in c})
+        tried.append(dict(mode=c['mode'], status=c['status'], seconds=time.perf_counter() - start)
+                     | {k: c[k]['value'] for k in ('old_difference', 'new_accuracy') if k in c})
         if c['status'] == 'pass' or mode != 'auto': break
     made = made if made and made.certificate['status'] == 'pass' else done[0]
     made.certificate |= dict(tried=tried)
-    made.certificate['notes'] += [f"fine-tuning was undone: on {t['held_out']} held-out items the loss went from {t['loss_before']:.3f} to {t['loss_after']:.3f}, the accuracy from {t['accuracy_before']:.3f} to {t['accuracy_after']:.3f}." for t in tried if t['status'] == 'undone']
+    made.certificate['notes'] += [f"fine-tuning was undone: on {t['held_out']} held-out items the loss went from "
+                                  f"{t['loss_before']:.3f} to {t['loss_after']:.3f}, the accuracy from "
+                                  f"{t['accuracy_before']:.3f} to {t['accuracy_after']:.3f}." for t in tried
+                                  if t['status'] == 'undone']
     if mode == 'auto': made.certificate['notes'].append(_why(job, made.certificate, len(done)))
     return made
 
 # %% ../../nbs/expand/10_classes.ipynb #b7b22c34
 def _ways(job:_Job) -> list[str]:
-    "Cheap and faithful ways first; training last, and only where the features confuse a new class with another and old items are there"
+    """Cheap and faithful ways first; training last, and only where the features confuse a new class with another and
+    old items are there"""
     tune = ['fine-tune'] if job.pairs and job.new and job.old and job.limits.max_logit_change is None else []
     keep = ['keep-scores'] if job.added and job.same else []
     return keep + ['exact'] if keep and job.limits.max_logit_change is not None else ['exact', *keep, *tune]
 
 def _why(job:_Job, c:dict, n:int) -> str:
-    pairs = f"{len(job.pairs)} pairs of a new class and another are close" if job.pairs else "no new class is close to another in this body's features"
-    more = '' if not job.pairs or c['mode'] == 'fine-tune' else "; `fine-tune` might help" + ('' if job.old else ", and needs some old items (`memory` of the parent, or `replay`)")
+    pairs = (f"{len(job.pairs)} pairs of a new class and another are close" if job.pairs
+             else "no new class is close to another in this body's features")
+    more = '' if not job.pairs or c['mode'] == 'fine-tune' else "; `fine-tune` might help" + ('' if job.old
+            else ", and needs some old items (`memory` of the parent, or `replay`)")
     judged = f"; {n} ways were judged by the same items, so the limits were met with that many tries" if n > 1 else ''
     return f"auto took {c['mode']}: {pairs}{more}{judged}."
 
@@ -438,11 +505,15 @@ def _made(job:_Job, way:str, tried:list) -> _Made|None:
     if way == 'fine-tune':
         rows = learning_rows(job.model, job.classes, job.new, job.old, job.n_kept, job.tuning.valid_pct)
         x = torch.cat([job.x, job.model.features(job.old.items, desc='old items')])
-        t = tuned_net(job.model, job.statistics, job.classes, rows, x, job.tuning, len(job.known) if job.same else 0, job.seed)
+        t = tuned_net(job.model, job.statistics, job.classes, rows, x, job.tuning, len(job.known) if job.same else 0,
+                      job.seed)
         if t.net is None: tried.append(dict(mode=way, status='undone', **t.report)); return None
         net, head, s = t.net, t.head | dict(tuning=t.report), fit_into(t.statistics)
-    else: net, head, s = *(kept_net if way == 'keep-scores' else solved_net)(job.model, job.grown, job.seed, job.solved), job.grown
-    if way == 'keep-scores': head |= {k: v for k,v in (job.model.manifest.get('head') or {}).items() if k in ('labelled', 'guessed')}
+    else:
+        net, head, s = *(kept_net if way == 'keep-scores' else solved_net)(job.model, job.grown, job.seed,
+                job.solved), job.grown
+    if way == 'keep-scores':
+        head |= {k: v for k,v in (job.model.manifest.get('head') or {}).items() if k in ('labelled', 'guessed')}
     if (was := (job.model.manifest.get('head') or {}).get('carried')) is not None: head.setdefault('carried', was)
     c, matrix = _certificate(job, net, way, head)
     return _Made(net, head, s, c, matrix)
@@ -459,7 +530,8 @@ def _logits(model:Model, nets:Sequence[TransferNet], inputs:Sequence, desc:str) 
 
 def _memory(model:Model, old:Exemplars, new:NewData|None, per_class:int, seed:int) -> Exemplars:
     "What stays with the new model: as many of each class, from old items that are there and the new ones"
-    return model.take([*old.items, *(new.train if new else [])], [*old.labels, *(new.train_labels if new else [])], per_class, seed)
+    return model.take([*old.items, *(new.train if new else [])], [*old.labels, *(new.train_labels if new else [])],
+                      per_class, seed)
 
 # %% ../../nbs/expand/10_classes.ipynb #2f66af01
 @dataclass
@@ -471,7 +543,8 @@ class _Judging:
     why:list[str]
     complete:bool  # whether the parent knows all that it learned from
     @property
-    def reasons(self) -> tuple[list[str], list[str]]: return [w for w,o in zip(self.why, self.old) if o], [w for w,o in zip(self.why, self.old) if not o]
+    def reasons(self) -> tuple[list[str], list[str]]:
+        return [w for w,o in zip(self.why, self.old) if o], [w for w,o in zip(self.why, self.old) if not o]
     def part(self, old:bool) -> tuple[list, list[str]]:
         "Items of old or of new classes that may judge, and their labels"
         at = [k for k,(w,o) in enumerate(zip(self.why, self.old)) if not w and o == old]
@@ -485,26 +558,36 @@ def _judging(job:_Job) -> _Judging:
     sources = {'new items to learn from': new.train if new else [], 'items to replay': replay,
                'items that stayed with the model': job.old.items[len(replay):], 'corrected items': job.fixed,
                'what the parent learned from': learned}
-    return _Judging(items, labels, np.array([l in job.known for l in labels], bool), why_learned(items, sources), learned.complete)
+    return _Judging(items, labels, np.array([l in job.known for l in labels], bool), why_learned(items, sources),
+                    learned.complete)
 
 # %% ../../nbs/expand/10_classes.ipynb #d1fce353
 def _certificate(job:_Job, net:TransferNet, mode:str, head:dict) -> tuple[dict, np.ndarray]:
     model, classes, known, new, judge, same = job.model, job.classes, job.known, job.new, job.judge, job.same
     job.judging = job.judging or _judging(job)
     (items, labels), fresh = job.judging.part(True), [*zip(*job.judging.part(False))]
-    before, after = _logits(model, [model.net, net], items, 'judging old classes') if items else (np.zeros((0, len(model.classes))), np.zeros((0, len(classes))))
-    on_new, = _logits(model, [net], [i for i,_ in fresh], 'judging new classes') if fresh else (np.zeros((0, len(classes))),)
+    before, after = _logits(model, [model.net, net], items, 'judging old classes') if items else (np.zeros((0,
+            len(model.classes))), np.zeros((0, len(classes))))
+    on_new, = _logits(model, [net], [i for i,_ in fresh], 'judging new classes') if fresh else (np.zeros((0,
+            len(classes))),)
     number = {c: i for i,c in enumerate(classes)}
     y, new_y = (np.array([number[l] for l in ls], int) for ls in (labels, [l for _,l in fresh]))
     was, now, added = Judged(before, y), Judged(after, y), Judged(on_new, new_y)
     c = dict(schema='tl_notebooks/certificate/1', made=time.strftime('%Y-%m-%dT%H:%M:%S%z'), mode=mode,
-             parent=dict(sha256=model.manifest['sha256'], classes=list(model.classes)), child=dict(classes=classes), new_classes=job.added,
-             data=dict(path=str(new.data.given), fingerprint=new.data.fingerprint, counts=new.data.counts()) if new else None,
-             judged_by=judged_by(*job.judging.reasons, job.judging.complete, old_fingerprint=judge.data.fingerprint if judge else None),
+             parent=dict(sha256=model.manifest['sha256'], classes=list(model.classes)), child=dict(classes=classes),
+             new_classes=job.added,
+             data=dict(path=str(new.data.given), fingerprint=new.data.fingerprint, counts=new.data.counts()) if new
+             else None,
+             judged_by=judged_by(*job.judging.reasons, job.judging.complete,
+                                 old_fingerprint=judge.data.fingerprint if judge else None),
              body_bit_identical=hash_state(net.body.state_dict()) == hash_state(model.net.body.state_dict()))
-    c |= (old_figures(was, now, classes) if same else {}) | new_figures(added, now if len(y) else None, classes, len(known))
-    c |= dict(size=dict(before=state_bytes(model.net), after=state_bytes(net)), latency_ms=_latencies(model, net, [*items, *(i for i,_ in fresh)]),
-              close_pairs=job.pairs, notes=_notes(job, items, mode, head) + judging_notes(c['judged_by']), limits=check_limits(c, job.limits), head=head, code_version=code_version(), processor=environment()['processor'])
+    c |= (old_figures(was, now, classes) if same else {}) | new_figures(added, now if len(y) else None, classes,
+            len(known))
+    c |= dict(size=dict(before=state_bytes(model.net), after=state_bytes(net)),
+              latency_ms=_latencies(model, net, [*items, *(i for i,_ in fresh)]),
+              close_pairs=job.pairs, notes=_notes(job, items, mode, head) + judging_notes(c['judged_by']),
+              limits=check_limits(c, job.limits), head=head, code_version=code_version(),
+              processor=environment()['processor'])
     c['status'] = 'pass' if all(l['passed'] for l in c['limits']) else 'fail'
     matrix = np.zeros((len(classes),)*2, int)
     for j in (now, added): np.add.at(matrix, (j.y, j.logits.argmax(1)), 1) if len(j.y) else None
@@ -515,19 +598,30 @@ def _notes(job:_Job, items, mode:str, head:dict) -> list[str]:
     out, was = [], job.model.manifest.get('head') or {}
     a, b = was.get('trained_accuracy'), was.get('solved_accuracy')
     if mode == 'exact' and was.get('kind') == 'trained' and a is not None and b is not None and a > b:
-        out.append(f"the parent's head was trained, and better on its validation items than a solved one: {a:.3f} against {b:.3f}. This model has a solved one; `keep-scores` would keep the trained one.")
+        out.append(f"the parent's head was trained, and better on its validation items than a solved one: {a:.3f} "
+                   f"against {b:.3f}. This model has a solved one; `keep-scores` would keep the trained one.")
     if was.get('guessed') and mode != 'keep-scores':
-        out.append(f"the parent's head had also learned from {was['guessed']} texts that it labelled itself. Guessed labels are not passed on: this model's is solved from labelled texts alone, so old answers change; `keep-scores` would keep the parent's head.")
+        out.append(f"the parent's head had also learned from {was['guessed']} texts that it labelled itself. Guessed "
+                   f"labels are not passed on: this model's is solved from labelled texts alone, so old answers "
+                   f"change; `keep-scores` would keep the parent's head.")
     if 'carried' in head:
-        out.append(f"statistics of items from before a fine-tuning are estimates, carried along by a linear map that explains {100*head['carried']:.0f} % of how features moved; what is solved from them is as good as that.")
+        out.append(f"statistics of items from before a fine-tuning are estimates, carried along by a linear map that "
+                   f"explains {100*head['carried']:.0f} % of how features moved; what is solved from them is as good "
+                   f"as that.")
     for p in job.pairs:
-        out.append(f"{p['new']!r} and {p['other']!r} " + ("are hardly different: is the new class one that is there already?" if p['duplicate'] else "are hard to tell apart with this body.")
-                   + f" About {100*p['confused']:.0f} % of one will be taken for the other{' by a head on the old body' if mode == 'fine-tune' else ''}.")
+        out.append(f"{p['new']!r} and {p['other']!r} "
+                   + ("are hardly different: is the new class one that is there already?" if p['duplicate']
+                      else "are hard to tell apart with this body.")
+                   + f" About {100*p['confused']:.0f} % of one will be taken for the "
+                     f"other{' by a head on the old body' if mode == 'fine-tune' else ''}.")
     if job.new:
         few = [c for c in dict.fromkeys(job.new.train_labels) if job.new.train_labels.count(c) == 1]
         if few: out.append(f"one item only to learn {', '.join(map(repr, few))} from.")
-    if job.statistics is not None and job.statistics.prior is not None and job.grown is not None and job.grown.prior is None: out.append("a new class has a name without letters, so the names of the others no longer help either.")
-    if not items and not any(job.judging.reasons[0]): out.append("no items of old classes to judge by; give some with `old`.")
+    if (job.statistics is not None and job.statistics.prior is not None
+            and job.grown is not None and job.grown.prior is None):
+        out.append("a new class has a name without letters, so the names of the others no longer help either.")
+    if not items and not any(job.judging.reasons[0]):
+        out.append("no items of old classes to judge by; give some with `old`.")
     if not job.same: out.append("classes were removed or joined: old scores cannot be compared one by one.")
     return out
 
@@ -546,7 +640,8 @@ def _learned(job:_Job) -> Learned:
 def _save(out:Path, job:_Job, made:_Made, memory:Exemplars) -> Path:
     c = made.certificate
     metrics = {k: c[v] for k,v in (('old_accuracy', 'old_accuracy_after'), ('new_accuracy', 'new_accuracy')) if v in c}
-    return job.model.save_child(out, made.net, job.classes, made.statistics, made.head, c, certificate_page(c, made.matrix), metrics, c['data'], memory=memory,
+    return job.model.save_child(out, made.net, job.classes, made.statistics, made.head, c,
+                                certificate_page(c, made.matrix), metrics, c['data'], memory=memory,
                                 learned=_learned(job))
 
 # %% ../../nbs/expand/10_classes.ipynb #a74a6fdb
@@ -562,18 +657,28 @@ def merge_models(
     "The model that a body with the rows of both would have given, from their statistics alone"
     out, a, b = free_folder(out), Model(first), Model(second)
     s, t = need_statistics(a), need_statistics(b)
-    if (a.is_text, a.net.n_features) != (b.is_text, b.net.n_features) or any(hash_state(x.state_dict()) != hash_state(y.state_dict()) for x,y in ((a.net.body, b.net.body), (a.net.lift, b.net.lift))):
-        raise InputError(f"`{first}` and `{second}` have different bodies, features or random projections, so their features cannot be compared; accepted: models grown from one.")
+    if (a.is_text, a.net.n_features) != (b.is_text,
+                                         b.net.n_features) or any(
+            hash_state(x.state_dict()) != hash_state(y.state_dict()) for x,
+            y in ((a.net.body, b.net.body), (a.net.lift, b.net.lift))):
+        raise InputError(f"`{first}` and `{second}` have different bodies, features or random projections, so their "
+                         f"features cannot be compared; accepted: models grown from one.")
     shared = [h for h in _ancestors(a.manifest) if h in _ancestors(b.manifest)]
     p = Model(common) if common else None
     if shared and (p is None or p.manifest['sha256'] != shared[-1]):
-        raise InputError(f"both models come from {shared[-1][:16]}…, whose rows would count twice; accepted: `common` with the folder of that model.")
+        raise InputError(f"both models come from {shared[-1][:16]}…, whose rows would count twice; accepted: `common` "
+                         f"with the folder of that model.")
     classes, places = class_places(a.classes, b.classes)
-    s = _add_once(s, t, places, [] if p is None else [(a.classes.index(c), b.classes.index(c), i) for i,c in enumerate(p.classes) if c in a.classes and c in b.classes],
+    s = _add_once(s, t, places, [] if p is None else [(a.classes.index(c), b.classes.index(c), i) for i,
+                                                      c in enumerate(p.classes) if c in a.classes and c in b.classes],
                   p and need_statistics(p), b.classes)
     net, head = solved_net(a, s, seed)
-    if estimates := [h['carried'] for h in (a.manifest.get('head') or {}, b.manifest.get('head') or {}) if 'carried' in h]: head['carried'] = min(estimates)
-    return a.save_child(out, net, classes, fit_into(s), head, metrics={}, data={}, memory=_both(a.exemplars(), b.exemplars()), learned=b.learned(), merged_with=b.manifest['sha256'])
+    if estimates := [h['carried'] for h in (a.manifest.get('head') or {}, b.manifest.get('head') or {})
+                     if 'carried' in h]:
+        head['carried'] = min(estimates)
+    return a.save_child(out, net, classes, fit_into(s), head, metrics={}, data={},
+                        memory=_both(a.exemplars(), b.exemplars()), learned=b.learned(),
+                        merged_with=b.manifest['sha256'])
 
 # %% ../../nbs/expand/10_classes.ipynb #3e91c878
 def _both(a:Exemplars, b:Exemplars) -> Exemplars:
@@ -583,7 +688,9 @@ def _both(a:Exemplars, b:Exemplars) -> Exemplars:
 
 def _add_once(s, t, places, shared, p, names) -> ClassStatistics:
     "Statistics `s` and what `t` has more than their ancestor `p`"
-    if p is not None and (s.common is not None or t.common is not None): raise InputError("the statistics of one model are pooled to save space, so what both share cannot be told apart.")
+    if p is not None and (s.common is not None or t.common is not None):
+        raise InputError("the statistics of one model are pooled to save space, so what both share cannot be told "
+                         "apart.")
     same = lambda u, i, k: u.counts[i] == p.counts[k] and np.array_equal(u.sums[i], p.sums[k])
     skip, s = set(), copy.deepcopy(s)
     for i,j,k in shared:
@@ -591,7 +698,9 @@ def _add_once(s, t, places, shared, p, names) -> ClassStatistics:
         elif same(s, i, k):
             s.counts[i], s.sums[i], s.rows[i], s.within[i] = t.counts[j], t.sums[j], t.rows[j], t.within[j]
             skip.add(j)
-        else: raise InputError(f"class {names[j]!r} got new items on both sides; accepted: that it did on one. Expand one model with the other's new items.")
+        else:
+            raise InputError(f"class {names[j]!r} got new items on both sides; accepted: that it did on one. Expand "
+                             f"one model with the other's new items.")
     rest = [j for j in range(len(names)) if j not in skip]
     if not rest: return s
     return merge_statistics(s, keep_classes(t, rest), [places[j] for j in rest])
@@ -602,12 +711,16 @@ def family_tree(folder:str|Path) -> list[str]:
     from tl_notebooks.models.folder import read_manifest
     m = read_manifest(folder)
     b, lines = m['backbone'], []
-    lines.append(f"{b.get('name') or b.get('model')}, weights {(b.get('weights_sha256') or 'not kept')[:16]} ({b.get('licence') or 'licence unknown'})")
+    lines.append(f"{b.get('name') or b.get('model')}, weights {(b.get('weights_sha256') or 'not kept')[:16]} "
+                 f"({b.get('licence') or 'licence unknown'})")
     before = []
     for depth,a in enumerate([*m.get('lineage', []), dict(m)], 1):
         new, gone = [c for c in a['classes'] if c not in before], [c for c in before if c not in a['classes']]
-        text = f"{len(a['classes'])} classes" + (f", + {', '.join(new)}" if before and new else '') + (f", - {', '.join(gone)}" if gone else '')
-        lines.append(f"{'  '*(depth - 1)}└ {a['sha256'][:16]}  {text}; head {(a.get('head') or {}).get('kind', 'of unknown kind')}; data {(a['data'].get('fingerprint') or 'none')[:12]}"
+        text = f"{len(a['classes'])} classes" + (f", + {', '.join(new)}" if before and new
+                                                 else '') + (f", - {', '.join(gone)}" if gone else '')
+        lines.append(f"{'  '*(depth - 1)}└ {a['sha256'][:16]}  {text}; head "
+                     f"{(a.get('head') or {}).get('kind', 'of unknown kind')}; data "
+                     f"{(a['data'].get('fingerprint') or 'none')[:12]}"
                      + (f"; merged with {a['merged_with'][:16]}" if a.get('merged_with') else ''))
         before = a['classes']
     return lines

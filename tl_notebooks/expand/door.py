@@ -19,7 +19,7 @@ def expand(
     out:str|Path='',  # The new model folder, which must not exist; '': a new one below outputs/expand
     *,
     words:str|Path='',  # A file of new words, one a line, for a model of texts
-    corpus:str|Path='', # Texts of the field, one a line; without `words`, the words that save most tokens are found in it
+    corpus:str|Path='', # Texts of the field, one a line; without `words`, words are found in it
     **options,        # For `expand_model`, `expand_boxes` or `expand_words`
 ) -> Expansion|BoxExpansion:
     "A larger model with its certificate; `folder` says where"

@@ -20,8 +20,9 @@ def class_rows(
     if twice: raise InputError(f"the new class list names {twice} more than once; accepted: each class once.")
     for row,was in enumerate(old):
         now = new[row] if row < len(new) else None
-        if was != now: raise InputError(f"class order changed at row {row}: the checkpoint has {was!r}, the new list has {now!r}. "
-                                        "Keep the old classes first and in order; to drop, rename or reorder, start a new head.")
+        if was != now:
+            raise InputError(f"class order changed at row {row}: the checkpoint has {was!r}, the new list has {now!r}. "
+                             "Keep the old classes first and in order; to drop, rename or reorder, start a new head.")
     return [*range(len(old)), *[None]*(len(new) - len(old))]
 
 # %% ../../nbs/expand/00_labels.ipynb #a6086c0c
@@ -47,6 +48,7 @@ def class_places(known:Sequence[str], found:Sequence[str]) -> tuple[list[str], l
     near = {plain(k): k for k in known}
     for f in found:
         if f not in known and plain(f) in near:
-            raise InputError(f"class {f!r} of the new data differs from the model's {near[plain(f)]!r} only in case, spaces or dashes. Rename it, if it is the same class; else give it a name of its own.")
+            raise InputError(f"class {f!r} of the new data differs from the model's {near[plain(f)]!r} only in case, "
+                             f"spaces or dashes. Rename it, if it is the same class; else give it a name of its own.")
     classes = [*known, *(f for f in found if f not in known)]
     return classes, [classes.index(f) for f in found]

@@ -31,7 +31,8 @@ from ..judge.evidence import mean_interval
 # %% ../../nbs/expand/30_tokens.ipynb #89400286
 def token_ids(tok, texts:Sequence[str]) -> list[list[int]]:
     "Token numbers of each text, all of it, without the marks at its ends"
-    return tok(list(texts), add_special_tokens=False, truncation=False, padding=False, verbose=False)['input_ids'] if len(texts) else []
+    return tok(list(texts), add_special_tokens=False, truncation=False, padding=False,
+               verbose=False)['input_ids'] if len(texts) else []
 
 def _chunks(corpus:Iterable[str], n:int=1000) -> Iterator[list[str]]:
     some = []
@@ -58,7 +59,8 @@ def word_pieces(tok, words:Sequence[str]) -> list[list[int]]:
 # %% ../../nbs/expand/30_tokens.ipynb #fd182488
 @dataclass
 class Proposal:
-    "Words worth a token (`table`: word, count, pieces, n_pieces, saves), and what the corpus is like: texts, words, pieces per word (fertility), tokens"
+    """Words worth a token (`table`: word, count, pieces, n_pieces, saves), and what the corpus is like: texts, words,
+    pieces per word (fertility), tokens"""
     table:pd.DataFrame
     texts:int
     n_words:int
@@ -78,20 +80,27 @@ def propose_words(
     min_pieces:int=2,
 ) -> Proposal:
     "The words whose tokens would save most"
-    for name,v,low in (('max_words', most, 1), ('min_count', min_count, 1), ('min_length', min_length, 1), ('min_pieces', min_pieces, 2)):
-        if not isinstance(v, int) or v < low: raise InputError(f"`{name}` is {v!r}; accepted: a whole number from {low}.")
+    for name,v,low in (('max_words', most, 1), ('min_count', min_count, 1), ('min_length', min_length, 1),
+                       ('min_pieces', min_pieces, 2)):
+        if not isinstance(v, int) or v < low:
+            raise InputError(f"`{name}` is {v!r}; accepted: a whole number from {low}.")
     counts, texts, tokens = Counter(), 0, 0
     for some in _chunks(progress(corpus, 'reading the corpus')):
         texts, tokens = texts + len(some), tokens + sum(map(len, token_ids(tok, some)))
         for t in some: counts.update(words_of(tok, t))
-    if not counts: raise InputError(f"the corpus has {texts} texts and no word with a letter; accepted: texts of the field whose words are wanted.")
+    if not counts:
+        raise InputError(f"the corpus has {texts} texts and no word with a letter; accepted: texts of the field whose "
+                         f"words are wanted.")
     words = sorted(counts)
     pieces = dict(zip(words, (p for some in _chunks(words) for p in word_pieces(tok, some))))
-    good = [w for w in words if counts[w] >= min_count and len(w) >= min_length and len(pieces[w]) >= min_pieces and not _is_piece(tok, w)]
+    good = [w for w in words if counts[w] >= min_count and len(w) >= min_length and len(pieces[w]) >= min_pieces
+            and not _is_piece(tok, w)]
     good = sorted(good, key=lambda w: (-counts[w]*(len(pieces[w]) - 1), w))[:most]
-    rows = [(w, counts[w], ' '.join(tok.convert_ids_to_tokens(pieces[w])), len(pieces[w]), counts[w]*(len(pieces[w]) - 1)) for w in good]
+    rows = [(w, counts[w], ' '.join(tok.convert_ids_to_tokens(pieces[w])), len(pieces[w]),
+             counts[w]*(len(pieces[w]) - 1)) for w in good]
     n = sum(counts.values())
-    return Proposal(pd.DataFrame(rows, columns=['word', 'count', 'pieces', 'n_pieces', 'saves']), texts, n, sum(c*len(pieces[w]) for w,c in counts.items())/n, tokens)
+    return Proposal(pd.DataFrame(rows, columns=['word', 'count', 'pieces', 'n_pieces', 'saves']), texts, n,
+                    sum(c*len(pieces[w]) for w,c in counts.items())/n, tokens)
 
 def _is_piece(tok, word:str) -> bool: return tok.backend_tokenizer.token_to_id(word) is not None
 
@@ -104,19 +113,23 @@ def _joins_blanks(tok) -> bool:
 def check_words(tok, words:Sequence[str]) -> list[str]:
     "`words` in the tokenizer's spelling; all that cannot be added is in one `InputError`"
     out, bad = [], []
-    if getattr(tok, 'backend_tokenizer', None) is None: raise InputError(f"{type(tok).__name__} has no tokenizer.json; accepted: the fast tokenizers of transformers.")
+    if getattr(tok, 'backend_tokenizer', None) is None:
+        raise InputError(f"{type(tok).__name__} has no tokenizer.json; accepted: the fast tokenizers of transformers.")
     special = {fold_word(tok, s).strip() for s in tok.all_special_tokens} | {*tok.all_special_tokens}
     for w in words:
         f = fold_word(tok, w).strip() if isinstance(w, str) else ''
         if not f: bad.append(f'{w!r} is empty')
         elif w.strip() in special or f in special: bad.append(f'{w!r} is a special token')
         elif any(c.isspace() for c in f): bad.append(f'{w!r} has a blank in it')
-        elif not (re.match(r'\w', f[0]) and re.match(r'\w', f[-1]) and any(c.isalpha() for c in f)): bad.append(f'{w!r} is no word: it must begin and end with a letter or digit, and have a letter')
+        elif not (re.match(r'\w', f[0]) and re.match(r'\w', f[-1]) and any(c.isalpha() for c in f)):
+            bad.append(f'{w!r} is no word: it must begin and end with a letter or digit, and have a letter')
         elif f in out: bad.append(f'{w!r} is there twice' + (f' (the tokenizer reads it as {f!r})' if f != w else ''))
         elif len(word_pieces(tok, [f])[0]) == 1: bad.append(f'{w!r} is known: it has a token already')
         elif _is_piece(tok, f): bad.append(f'{w!r} is a piece that other words are made of')
         else: out.append(f)
-    if bad: raise InputError(f"`words`: {'; '.join(bad[:20])}{f'; and {len(bad) - 20} more' if len(bad) > 20 else ''}. Accepted: different whole words that the tokenizer splits.")
+    if bad:
+        raise InputError(f"`words`: {'; '.join(bad[:20])}{f'; and {len(bad) - 20} more' if len(bad) > 20 else ''}. "
+                         f"Accepted: different whole words that the tokenizer splits.")
     if not out: raise InputError("`words`: none given; accepted: at least one.")
     return out
 
@@ -134,7 +147,9 @@ def add_words(
     number = {w: i for w,i in new_ids(tok, grown).items()}
     for form in ('{}', 'a {}', 'a {}.'):
         for w,ids in zip(words, token_ids(grown, [form.format(w) for w in words])):
-            if number.get(w) not in ids: raise InputError(f"{type(tok).__name__} cannot take {w!r} as a whole word; accepted: WordPiece, BPE and Unigram tokenizers that split at blanks.")
+            if number.get(w) not in ids:
+                raise InputError(f"{type(tok).__name__} cannot take {w!r} as a whole word; accepted: WordPiece, BPE "
+                                 f"and Unigram tokenizers that split at blanks.")
     return grown
 
 def new_ids(tok, grown) -> dict[str, int]:
@@ -143,15 +158,18 @@ def new_ids(tok, grown) -> dict[str, int]:
     return dict(sorted(((w, i) for w,i in grown.get_vocab().items() if w not in old), key=lambda p: p[1]))
 
 def _restoring_blanks(tok, grown, words:Sequence[str]):
-    "`grown` with a decoder that puts a blank before a new word; as a tokenizer that is loaded as it was saved, instead of made again from its vocabulary"
+    """`grown` with a decoder that puts a blank before a new word; as a tokenizer that is loaded as it was saved,
+    instead of made again from its vocabulary"""
     from tokenizers import Regex, decoders
     from transformers import PreTrainedTokenizerFast
     b = grown.backend_tokenizer
     before = decoders.Replace(Regex(f"^(?=(?:{'|'.join(map(re.escape, words))})$)"), ' ')
     b.decoder = decoders.Sequence([before, *([b.decoder] if b.decoder else [])])
-    drop = ('vocab', 'merges', 'tokenizer_object', 'backend', 'vocab_file', 'merges_file', 'tokenizer_file', 'name_or_path', 'added_tokens_decoder', 'tokenizer_class')
+    drop = ('vocab', 'merges', 'tokenizer_object', 'backend', 'vocab_file', 'merges_file', 'tokenizer_file',
+            'name_or_path', 'added_tokens_decoder', 'tokenizer_class')
     keep = {k: v for k,v in tok.init_kwargs.items() if k not in drop} | dict(tok.special_tokens_map)
-    return PreTrainedTokenizerFast(tokenizer_object=b, **keep | dict(padding_side=tok.padding_side, truncation_side=tok.truncation_side,
+    return PreTrainedTokenizerFast(tokenizer_object=b, **keep | dict(padding_side=tok.padding_side,
+            truncation_side=tok.truncation_side,
                                    model_input_names=tok.model_input_names, model_max_length=tok.model_max_length))
 
 # %% ../../nbs/expand/30_tokens.ipynb #768783f5
@@ -175,8 +193,10 @@ def token_figures(tok, grown, corpus:Iterable[str]) -> dict:
         same += sum(_same(*p, new) for p in zip(some, old, now)); words += sum(len(words_of(tok, t)) for t in some)
     a, b = np.array(before, float), np.array(after, float)
     if not len(a): raise InputError("the corpus has no texts; accepted: at least one.")
-    return dict(texts=len(a), texts_without_new_words=same, tokens_before=mean_interval(a).as_json(), tokens_after=mean_interval(b).as_json(), saved=mean_interval(a - b).as_json(),
-                share_saved=float((a - b).sum()/max(1., a.sum())), fertility_before=float(a.sum()/max(1, words)), fertility_after=float(b.sum()/max(1, words)))
+    return dict(texts=len(a), texts_without_new_words=same, tokens_before=mean_interval(a).as_json(),
+                tokens_after=mean_interval(b).as_json(), saved=mean_interval(a - b).as_json(),
+                share_saved=float((a - b).sum()/max(1., a.sum())), fertility_before=float(a.sum()/max(1, words)),
+                fertility_after=float(b.sum()/max(1, words)))
 
 # %% ../../nbs/expand/30_tokens.ipynb #1f18de67
 INITS = ('mean', 'context', 'random')
@@ -190,7 +210,8 @@ def start_rows(
     "First values of new rows"
     if init == 'random':
         g = torch.Generator().manual_seed(seed)
-        return (torch.randn((len(pieces), *old.shape[1:]), generator=g).to(old)*old.float().std(0) + old.float().mean(0)).to(old.dtype)
+        return (torch.randn((len(pieces), *old.shape[1:]), generator=g).to(old)*old.float().std(0)
+                + old.float().mean(0)).to(old.dtype)
     return torch.stack([old[list(p)].float().mean(0) for p in pieces]).to(old.dtype)
 
 def grow_embeddings(
@@ -205,11 +226,13 @@ def grow_embeddings(
     ids = new_ids(tok, grown)
     if not ids: raise InputError("both tokenizers know the same words; accepted: one that grew, from `add_words`.")
     rows, pieces = range(min(ids.values()), max(ids.values()) + 1), word_pieces(tok, list(ids))
-    parts = [(p.weight, getattr(p, 'bias', None)) for p in (model.get_input_embeddings(), model.get_output_embeddings()) if p is not None]
+    parts = [(p.weight, getattr(p, 'bias', None)) for p in (model.get_input_embeddings(),
+                                                            model.get_output_embeddings()) if p is not None]
     first = [tuple(None if t is None else start_rows(t.detach(), pieces, init, seed) for t in p) for p in parts]
     if rows[-1] >= len(parts[0][0]): model.resize_token_embeddings(rows[-1] + 1, mean_resizing=False)
     with torch.no_grad():
-        for p,new in zip((p for p in (model.get_input_embeddings(), model.get_output_embeddings()) if p is not None), first):
+        for p,new in zip((p for p in (model.get_input_embeddings(), model.get_output_embeddings()) if p is not None),
+                         first):
             for t,v in zip((p.weight, getattr(p, 'bias', None)), new):
                 if v is not None: t[rows.start:rows.stop] = v
     return rows
@@ -219,13 +242,15 @@ class NewRows(nn.Module):
     "An embedding whose `rows` are a parameter of their own; all others are as they are"
     def __init__(self, emb:nn.Embedding, rows:range):
         super().__init__()
-        self.emb, self.at, self.scale = [emb], rows, getattr(emb, 'embed_scale', 1.) # in a list: not a part of this module
+        # in a list: not a part of this module
+        self.emb, self.at, self.scale = [emb], rows, getattr(emb, 'embed_scale', 1.)
         self.rows = nn.Parameter(emb.weight.detach()[rows.start:rows.stop].clone())
     @property
     def weight(self) -> torch.Tensor: return self.emb[0].weight
     def forward(self, ids):
         k = ids - self.at.start
-        new = F.embedding(k.clamp(0, len(self.at) - 1), self.rows)*self.scale # indexing would add up gradients in an order of its own in every run
+        # indexing would add up gradients in an order of its own in every run
+        new = F.embedding(k.clamp(0, len(self.at) - 1), self.rows)*self.scale
         return torch.where(((k >= 0) & (k < len(self.at)))[...,None], new, self.emb[0](ids).detach())
     def scores(self, h, bias=None):
         "(n, vocabulary) products of (n, width) with all rows"
@@ -306,19 +331,23 @@ def fit_rows(
     texts = [t for t,same in zip(texts, same_tokens(tok, grown, texts)) if not same]
     texts = random.Random(seed).sample(texts, min(most, len(texts)))
     if not texts: return dict(texts=0, before=0., after=0.)
-    old, new, device = _marked(tok, texts, max_tokens), _marked(grown, texts, max_tokens), model.get_input_embeddings().weight.device
+    old, new, device = _marked(tok, texts, max_tokens), _marked(grown, texts,
+                                                                max_tokens), model.get_input_embeddings().weight.device
     order = sorted(range(len(texts)), key=lambda i: len(new[i]))
     batches = [order[i:i+bs] for i in range(0, len(order), bs)]
     with only_rows(model, rows) as part:
         model.eval()
         with torch.no_grad(): target = [features(pad_ids([old[i] for i in b], max_tokens).to(device)) for b in batches]
         spread = torch.cat(target).std(0, correction=0).clamp(min=1e-6) if len(texts) > 1 else 1.
-        def loss(k): return (((features(pad_ids([new[i] for i in batches[k]], max_tokens).to(device)) - target[k])/spread)**2).mean()
+        def loss(k):
+            return (((features(pad_ids([new[i] for i in batches[k]], max_tokens).to(device))
+                      - target[k])/spread)**2).mean()
         def whole():
             with torch.no_grad(): return float(sum(loss(k)*len(b) for k,b in enumerate(batches))/len(texts))
         before, g = whole(), torch.Generator().manual_seed(seed)
         best, at = (before, part.rows.detach().clone()), 0
-        _descend(lambda: loss(int(torch.randint(len(batches), (1,), generator=g))), [part.rows], steps, .1*float(part.weight.std()), 'fitting new rows')
+        _descend(lambda: loss(int(torch.randint(len(batches), (1,), generator=g))), [part.rows], steps,
+                 .1*float(part.weight.std()), 'fitting new rows')
         if (after := whole()) > before: after = before; part.rows.data.copy_(best[1])
     return dict(texts=len(texts), before=before, after=after)
 
@@ -339,14 +368,19 @@ class LmBatch:
     asked:torch.Tensor
     truth:torch.Tensor
 
-def lm_batch(tok, ids:Sequence[Sequence[int]], forward:bool, g:torch.Generator, share:float=.15, most:int=128, device='cpu') -> LmBatch:
-    "Mask `share` of the tokens of some texts (80 % a mask, 10 % another token, 10 % as they are), or ask for the next one"
+def lm_batch(tok, ids:Sequence[Sequence[int]], forward:bool, g:torch.Generator, share:float=.15, most:int=128,
+             device='cpu') -> LmBatch:
+    """Mask `share` of the tokens of some texts (80 % a mask, 10 % another token, 10 % as they are), or ask for the next
+    one"""
     x = pad_ids(ids, most)
-    if forward: return LmBatch(x.to(device), (F.pad(x[:,1:], (0, 1), value=-1) >= 0).to(device), x[:,1:][x[:,1:] >= 0].to(device))
+    if forward:
+        return LmBatch(x.to(device), (F.pad(x[:,1:], (0, 1), value=-1) >= 0).to(device),
+                       x[:,1:][x[:,1:] >= 0].to(device))
     special = torch.isin(x, torch.tensor([-1, *tok.all_special_ids]))
     asked = (torch.rand(x.shape, generator=g) < share) & ~special
     for i in range(len(x)): # at least one of each text
-        if not asked[i].any() and len(free := torch.nonzero(~special[i])[:,0]): asked[i,free[int(torch.randint(len(free), (1,), generator=g))]] = True
+        if not asked[i].any() and len(free := torch.nonzero(~special[i])[:,0]):
+            asked[i,free[int(torch.randint(len(free), (1,), generator=g))]] = True
     how, other = torch.rand(x.shape, generator=g), torch.randint(len(tok), x.shape, generator=g)
     seen = torch.where(asked & (how < .8), torch.tensor(tok.mask_token_id), torch.where(asked & (how > .9), other, x))
     return LmBatch(seen.to(device), asked.to(device), x[asked].to(device))
@@ -357,14 +391,18 @@ class WordHead(nn.Module):
     def __init__(self, width:int, new:NewRows, counts:torch.Tensor, plain:bool):
         super().__init__()
         e = new.weight.shape[1]
-        self.new, self.move, self.norm, self.bias = [new], nn.Linear(width, e), nn.LayerNorm(e), nn.Parameter(((counts + .1)/(counts + .1).sum()).log())
+        self.new, self.move, self.norm, self.bias = [new], nn.Linear(width,
+                e), nn.LayerNorm(e), nn.Parameter(((counts + .1)/(counts + .1).sum()).log())
         if plain: self.move, self.norm, self.bias = nn.Identity(), nn.Identity(), None
-        else: nn.init.eye_(self.move.weight); nn.init.zeros_(self.move.bias); nn.init.constant_(self.norm.weight, 20/(float(new.weight.norm(dim=1).mean())*e**.5))
+        else:
+            nn.init.eye_(self.move.weight); nn.init.zeros_(self.move.bias)
+            nn.init.constant_(self.norm.weight, 20/(float(new.weight.norm(dim=1).mean())*e**.5))
     def forward(self, h): return self.new[0].scores(self.norm(self.move(h)), self.bias)
 
 @dataclass
 class WordTraining:
-    "Loss per asked token (nats, held-out texts) before, with new rows trained, and after the thaw; differences are paired by text"
+    """Loss per asked token (nats, held-out texts) before, with new rows trained, and after the thaw; differences are
+    paired by text"""
     kind:str
     texts:int
     held:int
@@ -379,11 +417,16 @@ class _Lm:
     "A grown model as a language model, while its new rows are `part`"
     def __init__(self, model, tok, part:NewRows, ids:Sequence, max_tokens:int, forward:bool):
         self.model, self.tok, self.forward, self.most, self.device = model, tok, forward, max_tokens, part.weight.device
-        counts = torch.bincount(torch.tensor([i for row in ids for i in row], dtype=torch.long), minlength=len(part.weight)).float().to(self.device)
-        self.head = None if model.get_output_embeddings() is not None else WordHead(_width(model, self.device), part, counts, forward).to(self.device)
+        counts = torch.bincount(torch.tensor([i for row in ids for i in row], dtype=torch.long),
+                                minlength=len(part.weight)).float().to(self.device)
+        self.head = None if model.get_output_embeddings() is not None else WordHead(_width(model, self.device), part,
+                counts, forward).to(self.device)
     def losses(self, b:LmBatch) -> torch.Tensor:
         "(asked,) nats"
-        if self.head is None: return F.cross_entropy(self.model(input_ids=b.ids.clamp(min=0), attention_mask=(b.ids >= 0).long()).logits[b.asked], b.truth, reduction='none')
+        if self.head is None:
+            return F.cross_entropy(self.model(input_ids=b.ids.clamp(min=0),
+                                              attention_mask=(b.ids >= 0).long()).logits[b.asked], b.truth,
+                                              reduction='none')
         return F.cross_entropy(self.head(last_hidden(self.model, b.ids)[b.asked]), b.truth, reduction='none')
     def held(self, ids:Sequence, seed:int, bs:int=16) -> np.ndarray:
         "(texts,) mean nats of each"
@@ -403,7 +446,8 @@ def train(self:_Lm, ids:Sequence, params:Sequence, steps:int, lr:float, bs:int, 
     for p in params: p.requires_grad_(True)
     def loss():
         lo = int(torch.randint(max(1, len(order) - bs + 1), (1,), generator=g)) # of similar length
-        return self.losses(lm_batch(self.tok, [ids[i] for i in order[lo:lo+bs]], self.forward, g, most=self.most, device=self.device)).mean()
+        return self.losses(lm_batch(self.tok, [ids[i] for i in order[lo:lo+bs]], self.forward, g, most=self.most,
+                                    device=self.device)).mean()
     _descend(loss, params, steps, lr, desc)
     for p in params: p.requires_grad_(False)
 
@@ -421,7 +465,7 @@ def train_words(
     thaw:Sequence[nn.Parameter]=(), # What may train after the rows; none: the network stays as it is
     steps:int=60,              # Of each stage, of `bs` texts
     thaw_steps:int=60,
-    lr:float=1e-3,             # A third of the head's, ten times that of thawed parameters; new rows have a thirtieth of the old rows' spread
+    lr:float=1e-3,             # Of the head's rate a third; new rows have a thirtieth of the old rows' spread
     bs:int=16,
     max_tokens:int=128,
     seed:int=0,
@@ -429,7 +473,9 @@ def train_words(
     "Train new rows, then perhaps more, as a language model"
     texts, held = _pick_texts(tok, grown, texts, held, steps*bs, seed)
     forward = reads_forward(model)
-    if not forward and grown.mask_token_id is None: raise InputError(f"{type(model).__name__} reads both ways and its tokenizer has no mask: it cannot be asked for hidden words. Accepted: init 'mean' or 'context', without training.")
+    if not forward and grown.mask_token_id is None:
+        raise InputError(f"{type(model).__name__} reads both ways and its tokenizer has no mask: it cannot be asked "
+                         f"for hidden words. Accepted: init 'mean' or 'context', without training.")
     ids, test = _marked(grown, texts, max_tokens), _marked(grown, held, max_tokens)
     saved, out = [(p, p.detach().clone()) for p in thaw], {}
     try:
@@ -452,11 +498,14 @@ def train_words(
 
 # %% ../../nbs/expand/30_tokens.ipynb #5e4e41ff
 def _pick_texts(tok, grown, texts:Sequence[str], held:Sequence[str], most:int, seed:int) -> tuple[list[str], list[str]]:
-    "Texts to train on, at least half with a new word where there are so many, and those to judge by that are not among them"
+    """Texts to train on, at least half with a new word where there are so many, and those to judge by that are not
+    among them"""
     texts, r = sorted({t for t in texts if t.strip()}), random.Random(seed)
     known = {*texts}
     held = [t for t in dict.fromkeys(held) if t.strip() and t not in known]
-    if not texts or not held: raise InputError(f"{len(texts)} texts to train on and {len(held)} others to judge by; accepted: at least one of each.")
+    if not texts or not held:
+        raise InputError(f"{len(texts)} texts to train on and {len(held)} others to judge by; accepted: at least one "
+                         f"of each.")
     same = same_tokens(tok, grown, texts)
     with_, without = ([t for t,s in zip(texts, same) if s == v] for v in (False, True))
     if not with_: raise InputError("no text to train on has a new word; accepted: a corpus that uses them.")
@@ -466,4 +515,5 @@ def _pick_texts(tok, grown, texts:Sequence[str], held:Sequence[str], most:int, s
 def _training(out:dict, kind:str, texts:int, held:int) -> WordTraining:
     each = {k: mean_interval(v).as_json() for k,v in out.items()}
     gain = lambda a, b: mean_interval(out[a] - out[b]).as_json() if b in out else None
-    return WordTraining(kind, texts, held, each['before'], each['rows'], gain('before', 'rows'), each.get('thaw'), gain('rows', 'thaw'))
+    return WordTraining(kind, texts, held, each['before'], each['rows'], gain('before', 'rows'), each.get('thaw'),
+                        gain('rows', 'thaw'))

@@ -39,9 +39,15 @@ class Corpus:
     "Texts of a file or folder, read anew each time: a .txt file has one a line, a table one a row, an .eml file is one"
     def __init__(self, path:str|Path):
         self.path = p = Path(path)
-        if not p.exists(): raise InputError(f"corpus `{path}` does not exist. Accepted: a .txt file with a text a line, a table, or a folder of such files.")
-        self.files = [p] if p.is_file() else sorted(f for f in p.rglob('*') if f.is_file() and not f.name.startswith('.') and f.suffix.lower() in (*TABLES, *TEXT_SUFFIXES))
-        if not self.files: raise InputError(f"corpus `{path}` is a folder without texts; accepted: files that end in {', '.join(sorted((*TABLES, *TEXT_SUFFIXES)))}.")
+        if not p.exists():
+            raise InputError(f"corpus `{path}` does not exist. Accepted: a .txt file with a text a line, a table, or "
+                             f"a folder of such files.")
+        self.files = [p] if p.is_file() else sorted(f for f in p.rglob('*') if f.is_file()
+                                                    and not f.name.startswith('.')
+                                                    and f.suffix.lower() in (*TABLES, *TEXT_SUFFIXES))
+        if not self.files:
+            raise InputError(f"corpus `{path}` is a folder without texts; accepted: files that end in "
+                             f"{', '.join(sorted((*TABLES, *TEXT_SUFFIXES)))}.")
     def __iter__(self) -> Iterator[str]:
         for f in self.files:
             if f.suffix.lower() in (*TABLES, '.eml'): yield from (t for _,t in list_texts([f]) if t.strip())
@@ -53,12 +59,16 @@ def _lines(path:Path) -> Iterator[str]:
         with open(path, encoding='utf-8-sig') as f:
             for line in f:
                 if line.strip(): yield line.strip()
-    except UnicodeDecodeError as e: raise InputError(f"`{path}` is not text in UTF-8 ({e.reason} at byte {e.start:,} of a block). Save it as UTF-8.") from None
+    except UnicodeDecodeError as e:
+        raise InputError(
+                f"`{path}` is not text in UTF-8 ({e.reason} at byte {e.start:,} of a block). "
+                "Save it as UTF-8.") from None
     except OSError as e: raise InputError(f"`{path}` cannot be read ({e.strerror}).") from None
 
 def read_words(path:str|Path) -> list[str]:
     "The words of a file with one a line"
-    if not Path(path).is_file(): raise InputError(f"words `{path}` is no file; accepted: a text file with one word a line.")
+    if not Path(path).is_file():
+        raise InputError(f"words `{path}` is no file; accepted: a text file with one word a line.")
     return list(_lines(Path(path)))
 
 def sample_texts(corpus:Iterable[str], n:int, seed:int=0) -> list[str]:
@@ -89,7 +99,8 @@ def grow_model(
 ) -> Growth:
     "A copy of a text model that knows more words"
     if init not in INITS: raise InputError(f"`init` is {init!r}. {did_you_mean(init, INITS)}")
-    if init == 'context' and not texts: raise InputError("init 'context' learns from texts that use the words; accepted: a corpus, or init 'mean'.")
+    if init == 'context' and not texts:
+        raise InputError("init 'context' learns from texts that use the words; accepted: a corpus, or init 'mean'.")
     tok, net = model.reader.tok, copy.deepcopy(model.net)
     grown = add_words(tok, words)
     grown.padding_side = grown.truncation_side = 'right'
@@ -97,7 +108,8 @@ def grow_model(
     net.body.groups = text_groups(net.body)
     child = copy.copy(model)
     child.net, child.reader = net.eval(), TokenReader(grown, model.reader.max_tokens)
-    fitted = fit_rows(net.body.model, tok, grown, texts, rows, net.body, fit_steps, max_tokens=min(128, model.reader.max_tokens), seed=seed) if init == 'context' else None
+    fitted = fit_rows(net.body.model, tok, grown, texts, rows, net.body, fit_steps,
+                      max_tokens=min(128, model.reader.max_tokens), seed=seed) if init == 'context' else None
     return Growth(child, rows, new_ids(tok, grown), fitted)
 
 # %% ../../nbs/expand/40_words.ipynb #c4f93346
@@ -109,13 +121,17 @@ def train_growth(
     thaw:int=0,            # Layer groups of the body, counted from its end
     seed:int=0,
 ) -> None:
-    "Train the new rows, then the last groups, on texts of the field; a tenth of the texts, at most 200, is kept to judge by"
+    """Train the new rows, then the last groups, on texts of the field; a tenth of the texts, at most 200, is kept to
+    judge by"""
     groups = g.model.net.body.groups
-    if not 0 <= thaw < len(groups): raise InputError(f"`thaw` is {thaw}; accepted: 0 to {len(groups) - 1} groups of this body, whose first is the embedding.")
+    if not 0 <= thaw < len(groups):
+        raise InputError(f"`thaw` is {thaw}; accepted: 0 to {len(groups) - 1} groups of this body, whose first is the "
+                         f"embedding.")
     texts = sorted({*texts}); random.Random(seed).shuffle(texts)
     n = min(200, max(1, len(texts)//10))
     params = [p for group in groups[len(groups) - thaw:] for p in group]
-    g.training = train_words(g.model.net.body.model, before.reader.tok, g.model.reader.tok, texts[n:], texts[:n], g.rows, params, steps, steps,
+    g.training = train_words(g.model.net.body.model, before.reader.tok, g.model.reader.tok, texts[n:], texts[:n],
+                             g.rows, params, steps, steps,
                              max_tokens=min(128, before.reader.max_tokens), seed=seed)
     g.model.net.eval()
 
@@ -164,17 +180,22 @@ def text_speed(before:Model, after:Model, texts:Sequence[str], reps:int=3) -> di
                 if m.device.type == 'cuda': torch.cuda.synchronize()
                 out.append(1000*(time.perf_counter() - start)/len(texts))
     one = [latency(m.net, bs[-1][-1:], 5) for m,bs in zip((before, after), batches)]
-    return dict(texts=len(texts), batched=dict(before=float(np.median(times[0][1:])), after=float(np.median(times[1][1:]))), single=dict(before=one[0], after=one[1]))
+    return dict(texts=len(texts), batched=dict(before=float(np.median(times[0][1:])),
+                                               after=float(np.median(times[1][1:]))),
+                                               single=dict(before=one[0], after=one[1]))
 
 def _judge(before:Model, g:Growth, texts:Sequence[str], y) -> dict:
     "Old and new logits on labelled texts, all together and those with a new word apart"
     if not len(texts): return {}
-    with torch.inference_mode(): a, b = (m.net.head(m.features(texts, desc='judging').to(m.device)).cpu().double().numpy() for m in (before, g.model))
+    with torch.inference_mode():
+        a, b = (m.net.head(m.features(texts, desc='judging').to(m.device)).cpu().double().numpy()
+                for m in (before, g.model))
     y, out = np.asarray(y), old_figures(Judged(a, y), Judged(b, y), before.classes)
     has = ~np.array(same_tokens(before.reader.tok, g.model.reader.tok, texts))
     if has.any():
         was, now = Judged(a[has], y[has]), Judged(b[has], y[has])
-        out['with_new_words'] = dict(accuracy_before=evidence.accuracy(was.y, was.logits.argmax(1)).as_json(), accuracy_after=evidence.accuracy(now.y, now.logits.argmax(1)).as_json(),
+        out['with_new_words'] = dict(accuracy_before=evidence.accuracy(was.y, was.logits.argmax(1)).as_json(),
+                                     accuracy_after=evidence.accuracy(now.y, now.logits.argmax(1)).as_json(),
                                      difference=evidence.paired_difference(now.right, was.right).as_json())
     return out
 
@@ -207,86 +228,125 @@ def expand_words(
     on_bad:str='error',
     columns:dict|None=None,     # For `texts.read_texts`, with `data` and `learn`: text, label, group, names
 ) -> WordExpansion:
-    "A text model that knows more words, and its certificate; everything that is wrong with the request is an `InputError`"
+    """A text model that knows more words, and its certificate; everything that is wrong with the request is an
+    `InputError`"""
     out, model = _checked(out, parent, words, corpus, train, thaw)
-    given = corpus if isinstance(corpus, Corpus) else Corpus(corpus) if isinstance(corpus, (str, Path)) and corpus else list(corpus)
+    given = corpus if isinstance(corpus, Corpus) else Corpus(corpus) if isinstance(corpus,
+            (str, Path)) and corpus else list(corpus)
     judge, learned = (_labelled(model, d, n, on_bad, columns or {}) for d,n in ((data, 'data'), (learn, 'learn')))
-    if not given and judge is None: raise InputError("there are no texts to measure by; accepted: a corpus, labelled texts as `data`, or both.")
+    if not given and judge is None:
+        raise InputError("there are no texts to measure by; accepted: a corpus, labelled texts as `data`, or both.")
     tok, proposal = model.reader.tok, None
     if not words:
         proposal = propose_words(tok, given, max_words, min_count); words = proposal.words
-        if not words: raise InputError(f"the corpus has no word that occurs {min_count} times and is split; accepted: a larger corpus, a smaller `min_count`, or words.")
+        if not words:
+            raise InputError(f"the corpus has no word that occurs {min_count} times and is split; accepted: a larger "
+                             f"corpus, a smaller `min_count`, or words.")
     wanted = check_words(tok, read_words(words) if isinstance(words, (str, Path)) else list(words))
     some = sample_texts(given, 5000, seed)
     g = grow_model(model, wanted, init or ('context' if some else 'mean'), some, fit_steps, seed)
     if train: train_growth(g, model, some, train, thaw, seed)
     fitted = some if train or g.fitted else []
     tests, y, why = _test_texts(judge, model, learned, fitted)
-    s, head = solve_again(g, learned.items.text.tolist(), [model.classes.index(l) for l in learned.items.label]) if learned else (None, None)
-    c = _certificate(model, g, init or ('context' if some else 'mean'), given or judge.items.text.tolist(), some, tests, y, why, judge, learned, thaw, limits or Limits())
-    return WordExpansion(_save(out, model, g, c, s, head, thaw, [*fitted, *(learned.items.text if learned else [])]), c, proposal)
+    s, head = solve_again(g, learned.items.text.tolist(), [model.classes.index(l)
+                                                           for l in learned.items.label]) if learned else (None, None)
+    c = _certificate(model, g, init or ('context' if some else 'mean'), given or judge.items.text.tolist(), some, tests,
+                     y, why, judge, learned, thaw, limits or Limits())
+    return WordExpansion(_save(out, model, g, c, s, head, thaw, [*fitted, *(learned.items.text if learned else [])]), c,
+                         proposal)
 
 # %% ../../nbs/expand/40_words.ipynb #38056c98
 def _checked(out, parent, words, corpus, train, thaw) -> tuple[Path, Model]:
     out, model = free_folder(out), Model(parent)
-    if not model.is_text: raise InputError(f"`{parent}` is a model for pictures; accepted: text models, as `{tl_hint('run', 'reviews')}` and `{tl_hint('run', 'mail')}` make them.")
-    if not words and not corpus: raise InputError("neither words nor a corpus to find them in; accepted: one of them, or both.")
+    if not model.is_text:
+        raise InputError(f"`{parent}` is a model for pictures; accepted: text models, as "
+                         f"`{tl_hint('run', 'reviews')}` and `{tl_hint('run', 'mail')}` make them.")
+    if not words and not corpus:
+        raise InputError("neither words nor a corpus to find them in; accepted: one of them, or both.")
     for name,v in (('train', train), ('thaw', thaw)):
         if not isinstance(v, int) or v < 0: raise InputError(f"`{name}` is {v!r}; accepted: a whole number from 0.")
     if train and not corpus: raise InputError("`train` learns from texts of the field; accepted: with a corpus.")
-    if thaw and not train: raise InputError("`thaw` goes on where training of the new rows ends; accepted: with `train` above 0.")
+    if thaw and not train:
+        raise InputError("`thaw` goes on where training of the new rows ends; accepted: with `train` above 0.")
     return out, model
 
 def _labelled(model:Model, data, name:str, on_bad:str, columns:dict) -> TextData|None:
     "Labelled texts of the model's classes"
     if not isinstance(data, TextData) and not data: return None
-    d = data if isinstance(data, TextData) else read_texts(data, valid_pct=0., test_pct=0., on_bad=on_bad, addition=True, **columns)
-    if bad := [c for c in d.classes if c not in model.classes]: raise InputError(f"`{name}`: class {bad[0]!r} is not one of the model's. {did_you_mean(bad[0], model.classes)}")
-    if name == 'learn' and (lack := [c for c in model.classes if c not in d.classes]): raise InputError(f"`learn` has no text of class {lack[0]!r}, so the head cannot be solved from it; accepted: texts of all classes.")
+    d = data if isinstance(data, TextData) else read_texts(data, valid_pct=0., test_pct=0., on_bad=on_bad,
+                                                           addition=True, **columns)
+    if bad := [c for c in d.classes if c not in model.classes]:
+        raise InputError(f"`{name}`: class {bad[0]!r} is not one of the model's. {did_you_mean(bad[0], model.classes)}")
+    if name == 'learn' and (lack := [c for c in model.classes if c not in d.classes]):
+        raise InputError(f"`learn` has no text of class {lack[0]!r}, so the head cannot be solved from it; accepted: "
+                         f"texts of all classes.")
     if name == 'learn': d = copy.copy(d); d.items = d.items[d.items.split != 'test'] # those are never learned from
     return d
 
-def _test_texts(judge:TextData|None, model:Model, learned:TextData|None, fitted:Sequence[str]) -> tuple[list[str], np.ndarray, list[str]]:
-    "Texts to judge by, their class numbers, and why others that were given may not ('': those that may); `fitted`: texts that the new words were fitted to"
+def _test_texts(judge:TextData|None, model:Model, learned:TextData|None, fitted:Sequence[str]) -> tuple[list[str],
+        np.ndarray, list[str]]:
+    """Texts to judge by, their class numbers, and why others that were given may not ('': those that may); `fitted`:
+    texts that the new words were fitted to"""
     if judge is None: return [], np.zeros(0, int), []
     rows = judge.subset('test') if (judge.items.split == 'test').any() else judge.items
-    why = why_learned(rows.text.tolist(), {'texts that the head is solved from': [] if learned is None else learned.items.text.tolist(),
-                                           'texts that the new words were fitted to': fitted, 'what the parent learned from': model.learned()})
+    why = why_learned(rows.text.tolist(), {'texts that the head is solved from': [] if learned is None
+                                           else learned.items.text.tolist(),
+                                           'texts that the new words were fitted to': fitted,
+                                           'what the parent learned from': model.learned()})
     rows = rows[[not w for w in why]]
     return rows.text.tolist(), np.array([model.classes.index(l) for l in rows.label], int), why
 
 # %% ../../nbs/expand/40_words.ipynb #7cb6d145
 def _certificate(model, g, init, corpus, some, tests, y, why, judge, learned, thaw, limits) -> dict:
     was, now = model.reader.tok, g.model.reader.tok
-    words = dict(words=list(g.words), init=init, fitted=g.fitted, training=g.training and vars(g.training), thawed_groups=thaw,
-                 head='solved anew' if learned else 'bit-identical', unchanged=unchanged_texts(model, g, [*tests, *some]),
+    words = dict(words=list(g.words), init=init, fitted=g.fitted, training=g.training and vars(g.training),
+                 thawed_groups=thaw,
+                 head='solved anew' if learned else 'bit-identical', unchanged=unchanged_texts(model, g,
+            [*tests, *some]),
                  tokens=token_figures(was, now, corpus), speed=text_speed(model, g.model, (tests or some)))
-    c = dict(schema='tl_notebooks/certificate/1', made=time.strftime('%Y-%m-%dT%H:%M:%S%z'), mode='words', parent=dict(sha256=model.manifest['sha256'], classes=list(model.classes)),
-             child=dict(classes=list(model.classes)), new_classes=[], data=learned and dict(path=str(learned.given), fingerprint=learned.fingerprint, counts=learned.counts()),
-             judged_by=judged_by(why, [], model.learned().complete, old_fingerprint=judge.fingerprint if judge else None), body_bit_identical=same_but_rows(model, g))
+    c = dict(schema='tl_notebooks/certificate/1', made=time.strftime('%Y-%m-%dT%H:%M:%S%z'), mode='words',
+             parent=dict(sha256=model.manifest['sha256'], classes=list(model.classes)),
+             child=dict(classes=list(model.classes)), new_classes=[], data=learned
+             and dict(path=str(learned.given), fingerprint=learned.fingerprint, counts=learned.counts()),
+             judged_by=judged_by(why, [], model.learned().complete, old_fingerprint=judge.fingerprint if judge
+                                 else None), body_bit_identical=same_but_rows(model, g))
     c |= _judge(model, g, tests, y)
     speed = words['speed']
-    c |= dict(vocabulary=words, size=dict(before=state_bytes(model.net), after=state_bytes(g.model.net)), latency_ms=speed and speed['single'], close_pairs=[],
-              notes=_notes(model, c, words, tests, learned, thaw) + judging_notes(c['judged_by']), limits=check_limits(c, limits), code_version=code_version(), processor=environment()['processor'])
+    c |= dict(vocabulary=words, size=dict(before=state_bytes(model.net), after=state_bytes(g.model.net)),
+              latency_ms=speed and speed['single'], close_pairs=[],
+              notes=_notes(model, c, words, tests, learned, thaw) + judging_notes(c['judged_by']),
+              limits=check_limits(c, limits), code_version=code_version(), processor=environment()['processor'])
     return c | dict(status='pass' if all(l['passed'] for l in c['limits']) else 'fail')
 
 def _notes(model, c, w, tests, learned, thaw) -> list[str]:
     out = []
-    if c.get('old_difference', {}).get('high', 0) < 0: out.append("accuracy fell by more than chance: the tokens saved are paid for. More steps of fitting, fewer words, or `learn` may help; else the old words are better.")
-    if not tests and not c['judged_by']['left_out']['old']: out.append("no labelled texts to judge by; give some with `data`.")
+    if c.get('old_difference', {}).get('high', 0) < 0:
+        out.append("accuracy fell by more than chance: the tokens saved are paid for. More steps of fitting, fewer "
+                   "words, or `learn` may help; else the old words are better.")
+    if not tests and not c['judged_by']['left_out']['old']:
+        out.append("no labelled texts to judge by; give some with `data`.")
     if not w['unchanged']['texts']: out.append("no text without new words was at hand, so none could be compared.")
-    elif not thaw and not w['unchanged']['features_bit_identical']: out.append("texts without new words have other features than before: this should not be.")
+    elif not thaw and not w['unchanged']['features_bit_identical']:
+        out.append("texts without new words have other features than before: this should not be.")
     if not learned and model.statistics() is not None:
-        out.append("statistics.safetensors is left out: a thawed body has other features. `learn` would make it anew." if thaw else
-                   "statistics.safetensors was computed with the old tokens; for texts with new words it describes features that this model no longer computes exactly. `learn` would make it anew.")
-    if thaw and not learned: out.append("the body was thawed and the head was not solved again; judge by the accuracy above whether that was wise.")
+        out.append("statistics.safetensors is left out: a thawed body has other features. `learn` would make it anew."
+                   if thaw else
+                   "statistics.safetensors was computed with the old tokens; for texts with new words it describes "
+                   "features that this model no longer computes exactly. `learn` would make it anew.")
+    if thaw and not learned:
+        out.append("the body was thawed and the head was not solved again; judge by the accuracy above whether that "
+                   "was wise.")
     if t := w['training']:
-        if t['rows_gain']['low'] <= 0: out.append("training the new rows did not measurably lower the loss on held-out texts.")
-        if t['kind'] == 'masked token': out.append("the body has no head that guesses words; one was fitted to the corpus first, and is not kept.")
+        if t['rows_gain']['low'] <= 0:
+            out.append("training the new rows did not measurably lower the loss on held-out texts.")
+        if t['kind'] == 'masked token':
+            out.append("the body has no head that guesses words; one was fitted to the corpus first, and is not kept.")
     return out
 
 # %% ../../nbs/expand/40_words.ipynb #b294726a
-def _save(out:Path, model:Model, g:Growth, c:dict, s:ClassStatistics|None, head:dict|None, thaw:int, learned:Sequence[str]) -> Path:
+def _save(out:Path, model:Model, g:Growth, c:dict, s:ClassStatistics|None, head:dict|None, thaw:int,
+          learned:Sequence[str]) -> Path:
     metrics = {'accuracy': c['old_accuracy_after']} if 'old_accuracy_after' in c else {}
-    return model.save_child(out, g.model.net, model.classes, s or (None if thaw else model.statistics()), head or model.manifest.get('head') or {}, c, certificate_page(c), metrics, c['data'],
+    return model.save_child(out, g.model.net, model.classes, s or (None if thaw else model.statistics()),
+                            head or model.manifest.get('head') or {}, c, certificate_page(c), metrics, c['data'],
                             g.model.reader.tok, model.exemplars(), learned)

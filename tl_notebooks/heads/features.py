@@ -13,7 +13,8 @@ from ..core import InputError
 
 # %% ../../nbs/heads/20_features.ipynb #09f2b7d7
 class RandomFeatures(nn.Module):
-    """Features beside the positive part of a random projection of their standard scores: (n, d) → (n, d + width), float32.
+    """Features beside the positive part of a random projection of their standard scores: (n, d) → (n, d + width),
+    float32.
 
     mean, std : (d,) of the features;  width : of the projection;  seed : of its signs
     Nothing in it is trained; its state is mean, std, width and seed. Source: RanPAC (arXiv 2307.02251).

@@ -27,7 +27,9 @@ def _check(x, y, n_classes:int) -> tuple[np.ndarray, np.ndarray]:
     if x.ndim != 2 or y.shape != x.shape[:1]:
         raise InputError(f"features have shape {x.shape} and labels {y.shape}; accepted: (n, d) and (n,).")
     bad = (~np.isfinite(x).all(1)).sum()
-    if bad: raise InputError(f"{bad} of {len(x)} rows of features hold NaN or infinity. The body overflowed or was fed such values.")
+    if bad:
+        raise InputError(f"{bad} of {len(x)} rows of features hold NaN or infinity. The body overflowed or was fed "
+                         f"such values.")
     if len(y) and not (0 <= y.min() and y.max() < n_classes):
         raise InputError(f"labels run from {y.min()} to {y.max()}; accepted: 0 to {n_classes-1}.")
     return x, y
@@ -116,7 +118,8 @@ def fit_scale(
     n = w.sum()
     t = np.full(scores.shape, 1/(n + k)); t[np.arange(len(y)), y] = (n + 1)/(n + k)
     loss = lambda log_s: -(w @ (t*log_softmax(np.exp(log_s)*scores, axis=1)).sum(1))/n
-    return float(np.exp(minimize_scalar(loss, bounds=(np.log(.01), np.log(100)), method='bounded', options={'xatol': 1e-6}).x))
+    return float(np.exp(minimize_scalar(loss, bounds=(np.log(.01), np.log(100)), method='bounded',
+                                        options={'xatol': 1e-6}).x))
 
 # %% ../../nbs/heads/00_ridge.ipynb #2ae87055
 GRID = np.logspace(-4, 2, 13) # times the mean eigenvalue of the second moment
@@ -160,10 +163,12 @@ def sample_rows(x:np.ndarray, most:int) -> np.ndarray:
 TRUST = 0.5 # length of the added features, all together, in units of all others together
 
 def _prior_rows(prior, by:np.ndarray, z=None, gram=None) -> np.ndarray|None:
-    "(k, d) directions of `prior` on features divided by `by`, from rows `z` or their second moment; None: there are none"
+    """(k, d) directions of `prior` on features divided by `by`, from rows `z` or their second moment; None: there are
+    none"""
     if prior is None: return None
     d = np.asarray(prior, float)
-    if d.ndim != 2 or d.shape[1] != len(by): raise InputError(f"`prior` has shape {d.shape}; accepted: (classes, {len(by)}).")
+    if d.ndim != 2 or d.shape[1] != len(by):
+        raise InputError(f"`prior` has shape {d.shape}; accepted: (classes, {len(by)}).")
     d = (d - d.mean(0))/by
     if gram is None: size, total = ((z @ d.T)**2).sum(), (z**2).sum()
     else: size, total = np.trace(d @ gram @ d.T), np.trace(gram)
@@ -175,7 +180,8 @@ class SolvedHead:
     """A linear head on raw features, float64: scores = x @ weight.T + bias; probabilities = softmax(scale * scores).
 
     weight (k, d), bias (k,);  alpha: ridge strength;  dof: degrees of freedom of the fit
-    scale: from rows that were left out;  left_scores (n, k): of all rows, each from a head without it, where all were given
+    scale: from rows that were left out;
+    left_scores (n, k): of all rows, each from a head without it, where all were given
     """
     weight:np.ndarray
     bias:np.ndarray
@@ -187,8 +193,10 @@ class SolvedHead:
 # %% ../../nbs/heads/00_ridge.ipynb #cbdfdb0c
 FEW = .7 # rows per feature up to which eigenvectors of the rows' Gram matrix are cheaper than a few Cholesky factors
 
-def _solve(mean, by, goal, n:int, moment, left:LeftOut, z=None, gram=None, prior=None, alphas=None, all_rows=None) -> SolvedHead:
-    """The ridge head of n rows with this mean (d,), from the rows less the mean and divided by `by` (d,), `z`, or their second moment `gram`.
+def _solve(mean, by, goal, n:int, moment, left:LeftOut, z=None, gram=None, prior=None, alphas=None,
+           all_rows=None) -> SolvedHead:
+    """The ridge head of n rows with this mean (d,), from the rows less the mean and divided by `by` (d,), `z`, or their
+    second moment `gram`.
 
     goal (k,) : mean of the targets;  moment (d, k) : of these features and the targets;  left : rows to choose by
     prior, alphas : as for `ridge_loo`;  all_rows : rows whose left-out scores are wanted
@@ -205,7 +213,8 @@ def _solve(mean, by, goal, n:int, moment, left:LeftOut, z=None, gram=None, prior
     a, loo = choose_strength(fits, seen, goal, n, GRID*unit if alphas is None else alphas)
     w = fits.weight(a)
     weight = (w if d is None else w[:len(by)] + d.T @ w[len(by):]).T/by
-    every = None if all_rows is None else (r := LeftOut(lift(all_rows.z), all_rows.y, all_rows.weight)).scores(fits.left(r.z), a, goal, n)
+    every = None if all_rows is None else (r := LeftOut(lift(all_rows.z), all_rows.y,
+                                                        all_rows.weight)).scores(fits.left(r.z), a, goal, n)
     return SolvedHead(weight, goal - weight @ mean, a, fits.dof(a) + 1, fit_scale(loo, left.y, left.weight), every)
 
 # %% ../../nbs/heads/00_ridge.ipynb #040b9196
@@ -214,7 +223,8 @@ class RidgeHead:
     """A linear head on raw features: scores = x @ weight.T + bias; probabilities = softmax(scale * scores).
 
     weight (n_classes, d), bias (n_classes,): float32;  alpha: strength, for features divided by `pareto`
-    loo_scores (n, n_classes): each training row's scores from a head that never saw it;  loo_accuracy: their share right
+    loo_scores (n, n_classes): each training row's scores from a head that never saw it;
+    loo_accuracy: their share right
     """
     weight:np.ndarray
     bias:np.ndarray
@@ -234,16 +244,19 @@ def ridge_loo(
     "Ridge head, its strength chosen by leave-one-out log loss"
     x, y = _check(x, y, n_classes)
     counts = np.bincount(y, minlength=n_classes)
-    if (counts > 0).sum() < 2: raise InputError(f"{len(y)} images of {(counts > 0).sum()} class; a head needs at least two classes.")
+    if (counts > 0).sum() < 2:
+        raise InputError(f"{len(y)} images of {(counts > 0).sum()} class; a head needs at least two classes.")
     if len(absent := np.flatnonzero(counts == 0)):
         raise InputError(f"no rows for class {absent[:10].tolist()} of {n_classes}; accepted: at least one each. "
                          "Its row of the head could never win. Add images, or leave the class out.")
     mean, std = scale_of(x)
     z, of = (x - mean)/(by := pareto(std)), [np.flatnonzero(y == c) for c in range(n_classes)]
     at = [c[sample_rows(x[c], sample_size(n_classes))] for c in of]
-    left = LeftOut(z[np.concatenate(at)], y[np.concatenate(at)], np.concatenate([np.full(len(a), len(c)/len(a)) for a,c in zip(at, of)]))
+    left = LeftOut(z[np.concatenate(at)], y[np.concatenate(at)], np.concatenate([np.full(len(a), len(c)/len(a)) for a,
+            c in zip(at, of)]))
     targets = 2.*np.eye(n_classes)[y] - 1
-    head = _solve(mean, by, targets.mean(0), len(y), z.T @ (targets - targets.mean(0)), left, z, prior=prior, alphas=alphas,
+    head = _solve(mean, by, targets.mean(0), len(y), z.T @ (targets - targets.mean(0)), left, z, prior=prior,
+                  alphas=alphas,
                   all_rows=LeftOut(z, y, np.ones(len(y))))
     right = float((head.left_scores.argmax(1) == y).mean())
     return RidgeHead(head.weight.astype('f4'), head.bias.astype('f4'), head.alpha, right, head.left_scores, head.scale)

@@ -34,8 +34,10 @@ class ClassStatistics:
     """What a ridge head needs to know of its training features, class by class; float64.
 
     counts (k,) int64: rows per class;  sums (k, d): their sums
-    rows: per class (m, d) of its rows as they came: all of them, or a sample where `within` or `common` has their scatter
-    within: per class the upper half (d*(d+1)/2,) of its rows' scatter around their mean; None where `rows` has all, or `common` has it
+    rows: per class (m, d) of its rows as they came: all of them, or a sample where `within` or `common` has their
+    scatter
+    within: per class the upper half (d*(d+1)/2,) of its rows' scatter around their mean; None where `rows` has all, or
+    `common` has it
     common: (d*(d+1)/2,) scatter of the classes without their own, or None;  prior (k, d): see `ridge_loo`, or None
     """
     counts:np.ndarray
@@ -94,7 +96,8 @@ def nbytes(self:ClassStatistics) -> int:
 def scatter(self:ClassStatistics) -> np.ndarray:
     "(d, d) scatter of all rows around the overall mean"
     full = [c for c in range(len(self.counts)) if self.complete(c)]
-    rows = np.concatenate([(self.means - self.mean)*np.sqrt(self.counts)[:,None], *(self.rows[c] - self.means[c] for c in full)])
+    rows = np.concatenate([(self.means - self.mean)*np.sqrt(self.counts)[:,None],
+                           *(self.rows[c] - self.means[c] for c in full)])
     halves = [w for w in [*self.within, self.common] if w is not None]
     return rows.T @ rows + (_unpack(sum(halves), self.d) if halves else 0.)
 
@@ -115,7 +118,9 @@ def merge_statistics(
     places:Sequence[int]|None=None, # Class of `a`, old or new, that each class of `b` is; `None`: class i is class i
 ) -> ClassStatistics:
     "Statistics of the rows of both"
-    if a.d != b.d: raise InputError(f"statistics of {a.d} and of {b.d} features cannot be merged; they come from different bodies.")
+    if a.d != b.d:
+        raise InputError(
+                f"statistics of {a.d} and of {b.d} features cannot be merged; they come from different bodies.")
     places = list(range(len(b.counts)) if places is None else places)
     k = max(len(a.counts), *(p + 1 for p in places))
     s = _with_room(a, k)
@@ -132,7 +137,8 @@ def _with_room(a:ClassStatistics, k:int) -> ClassStatistics:
     "A copy of `a` with empty classes up to `k`"
     wide = lambda v, fill=0.: np.concatenate([v, np.full((k - len(v), *v.shape[1:]), fill, v.dtype)])
     more = k - len(a.counts)
-    return ClassStatistics(wide(a.counts), wide(a.sums), [*a.rows, *[np.zeros((0, a.d))]*more], [*a.within, *[None]*more], a.common,
+    return ClassStatistics(wide(a.counts), wide(a.sums), [*a.rows, *[np.zeros((0, a.d))]*more],
+                           [*a.within, *[None]*more], a.common,
                            None if a.prior is None else wide(a.prior, np.nan))
 
 # %% ../../nbs/heads/10_statistics.ipynb #cd7c3e23
@@ -159,7 +165,8 @@ def _part(s:ClassStatistics, keep:Sequence[int], common=None) -> ClassStatistics
 def keep_classes(s:ClassStatistics, keep:Sequence[int]) -> ClassStatistics:
     "Statistics of some of the classes, in the order of `keep`, as if the others had never been there"
     if gone := [c for c in range(len(s.counts)) if c not in keep and s.pooled(c)]:
-        raise InputError(f"class {gone[0]} cannot be removed exactly: its scatter was pooled with other classes' to save space. "
+        raise InputError(f"class {gone[0]} cannot be removed exactly: its scatter was pooled with other classes' to "
+                         f"save space. "
                          "Accepted: classes with a scatter of their own.")
     return _part(s, keep, s.common)
 
@@ -169,20 +176,27 @@ def join_classes(s:ClassStatistics, first:int, second:int) -> ClassStatistics:
     return merge_statistics(_part(s, rest, s.common), _part(s, [second]), [rest.index(first)])
 
 # %% ../../nbs/heads/10_statistics.ipynb #11f90791
-NEAR = .5 # squared distance of a row from the one that is meant, in units of the class's mean squared distance to its mean
+# squared distance of a row from the one that is meant, in units of the class's mean squared distance to its mean
+NEAR = .5
 
 def take_away(s:ClassStatistics, x, was:int) -> tuple[ClassStatistics, ClassStatistics]: # the rest, what was taken
     "Statistics without rows (n, d) that were counted as class `was`"
     x, _ = _check(x, np.zeros(len(x), int), 1)
     n, m = int(s.counts[was]), len(x)
-    if s.pooled(was): raise InputError(f"rows of class {was} cannot be taken away exactly: its scatter was pooled with other classes' to save space.")
-    if m >= n: raise InputError(f"{m} rows were to leave class {was}, which has {n}; accepted: fewer. Join the classes instead.")
+    if s.pooled(was):
+        raise InputError(f"rows of class {was} cannot be taken away exactly: its scatter was pooled with other "
+                         f"classes' to save space.")
+    if m >= n:
+        raise InputError(f"{m} rows were to leave class {was}, which has {n}; accepted: fewer. Join the classes "
+                         f"instead.")
     spread = np.trace(s.own(was))/n
     away = cdist(x, s.rows[was], 'sqeuclidean') if len(s.rows[was]) else np.zeros((m, 0))
     here, there = linear_sum_assignment(away)
     near = away[here, there] <= NEAR*spread + 1e-12
     if s.complete(was):
-        if not near.all(): raise InputError(f"row {here[~near][0]} is not among those of class {was}; accepted: rows that were counted there.")
+        if not near.all():
+            raise InputError(f"row {here[~near][0]} is not among those of class {was}; accepted: rows that were "
+                             f"counted there.")
         x = s.rows[was][there]
     some, out = ClassStatistics.from_features(x, np.zeros(m, int), 1), _part(s, range(len(s.counts)), s.common)
     if s.within[was] is not None: out.within[was] = _less(s, was, some)
@@ -191,7 +205,8 @@ def take_away(s:ClassStatistics, x, was:int) -> tuple[ClassStatistics, ClassStat
     return out, some
 
 def _less(s:ClassStatistics, was:int, some:ClassStatistics) -> np.ndarray:
-    "Half of the scatter of class `was` without `some` of its rows: never negative, and of no higher rank than the rest allows"
+    """Half of the scatter of class `was` without `some` of its rows: never negative, and of no higher rank than the
+    rest allows"""
     n, m = int(s.counts[was]), some.n
     between = ((s.sums[was] - some.sums[0])/(n - m) - some.means[0])*np.sqrt((n - m)*m/n)
     w, v = np.linalg.eigh(s.own(was) - some.own(0) - np.outer(between, between))
@@ -221,7 +236,8 @@ def carry_statistics(
     moved,      # (n, d) of the same items in the new one
     prior=None, # (k, d) of the names in the new body, where `s` has a prior
 ) -> tuple[ClassStatistics, float]:
-    "Statistics as they would be in the new body, by a linear map; and the share of the movement that it explains, by leave-one-out"
+    """Statistics as they would be in the new body, by a linear map; and the share of the movement that it explains, by
+    leave-one-out"""
     x, moved = (np.asarray(t, float) for t in (x, moved))
     if x.shape != moved.shape or x.ndim != 2 or x.shape[1] != s.d:
         raise InputError(f"features of shape {x.shape} and {moved.shape}; accepted: twice (n, {s.d}).")
@@ -232,7 +248,8 @@ def carry_statistics(
                            [half(w) for w in s.within], half(s.common), prior), explained
 
 def _movement(x:np.ndarray, moved:np.ndarray) -> tuple[Callable, np.ndarray, float]:
-    "v → v @ (I + map), the shift (d,) that goes with it, and the share of the movement that both explain, by leave-one-out"
+    """v → v @ (I + map), the shift (d,) that goes with it, and the share of the movement that both explain, by
+    leave-one-out"""
     (mean, std), r = scale_of(x), moved - x
     z, goal, n = (x - mean)/std, r.mean(0), len(x)
     if not z.any() or not r.any(): return lambda v: v, goal, 1. - float(r.any())
@@ -256,14 +273,16 @@ def solve_statistics(
 ) -> SolvedHead:
     "The ridge head from statistics alone"
     if alpha is not None and not alpha > 0: raise InputError(f"`alpha` is {alpha}; accepted: a number above 0.")
-    if (s.counts > 0).sum() < 2: raise InputError(f"statistics of {int((s.counts > 0).sum())} class; a head needs at least two classes.")
+    if (s.counts > 0).sum() < 2:
+        raise InputError(f"statistics of {int((s.counts > 0).sum())} class; a head needs at least two classes.")
     there = [c for c in range(len(s.counts)) if s.counts[c]]
     few = s.n <= FEW*s.d and all(s.complete(c) for c in there)
     rows = np.concatenate([s.rows[c] for c in there]) - s.mean if few else None
     by = pareto(s.std)
     moment = (2*(s.sums - s.counts[:,None]*s.mean)/by).T
     at = [sample_rows(s.rows[c], sample_size(len(s.counts))) for c in there]
-    left = LeftOut((np.concatenate([s.rows[c][a] for a,c in zip(at, there)]) - s.mean)/by, np.repeat(there, [len(a) for a in at]),
+    left = LeftOut((np.concatenate([s.rows[c][a] for a,c in zip(at, there)]) - s.mean)/by,
+                   np.repeat(there, [len(a) for a in at]),
                    np.concatenate([np.full(len(a), s.counts[c]/max(len(a), 1)) for a,c in zip(at, there)]))
     return _solve(s.mean, by, 2*s.counts/s.n - 1, s.n, moment, left, rows/by if few else None,
                   None if few else s.scatter/np.outer(by, by), s.prior, None if alpha is None else [alpha])
@@ -284,7 +303,8 @@ def sample_scores(
         if not count: continue
         cov = pooled/max(pooled_n, 1) if s.pooled(c) else _image_of(weight, s, c)/max(count - 1, 1)
         e, v = np.linalg.eigh(cov)
-        out.append(weight @ s.means[c] + bias + rng.standard_normal((n, len(e))) @ (v*np.sqrt(np.maximum(e, 0))).T); ys.append(np.full(n, c))
+        out.append(weight @ s.means[c] + bias + rng.standard_normal((n, len(e))) @ (v*np.sqrt(np.maximum(e, 0))).T)
+        ys.append(np.full(n, c))
     return np.concatenate(out), np.concatenate(ys)
 
 def _image_of(weight:np.ndarray, s:ClassStatistics, c:int) -> np.ndarray:
@@ -303,12 +323,16 @@ def statistics_from(state:dict[str, torch.Tensor]) -> ClassStatistics:
     "The statistics that `statistics_state` wrote"
     named = {k: v.numpy() for k,v in state.items()}
     if not {'counts', 'sums', 'rows.0'} <= named.keys():
-        raise InputError(f"statistics with tensors {sorted(named)[:6]}; accepted: those that this version wrote (counts, sums, rows.0, …). Train the model again.")
+        raise InputError(f"statistics with tensors {sorted(named)[:6]}; accepted: those that this version wrote "
+                         f"(counts, sums, rows.0, …). Train the model again.")
     k = len(named['counts'])
-    s = ClassStatistics(named['counts'], named['sums'], [named.get(f'rows.{c}') for c in range(k)], [named.get(f'within.{c}') for c in range(k)],
+    s = ClassStatistics(named['counts'], named['sums'], [named.get(f'rows.{c}') for c in range(k)],
+                        [named.get(f'within.{c}') for c in range(k)],
                         named.get('common'), named.get('prior'))
     half = (s.d*(s.d + 1)//2,)
-    bad = [c for c,(r,w) in enumerate(zip(s.rows, s.within)) if r is None or r.shape[1:] != (s.d,) or len(r) > s.counts[c]
+    bad = [c for c,(r,w) in enumerate(zip(s.rows, s.within)) if r is None or r.shape[1:] != (s.d,)
+           or len(r) > s.counts[c]
            or w is not None and w.shape != half or s.pooled(c) and s.common is None]
-    if bad or s.sums.shape[0] != k: raise InputError(f"statistics of {k} classes and {s.d} features do not fit together (class {bad[:5]}).")
+    if bad or s.sums.shape[0] != k:
+        raise InputError(f"statistics of {k} classes and {s.d} features do not fit together (class {bad[:5]}).")
     return s

@@ -35,5 +35,6 @@ def save_model(
 def load_model(
     folder:str|Path, # A model folder, or a run folder with one
 ) -> Model:
-    "A saved model of any task: `classes`, `predict`, `features`; nothing in the folder is run, and a changed byte is named"
+    """A saved model of any task: `classes`, `predict`, `features`; nothing in the folder is run, and a changed byte is
+    named"""
     return Model(folder)

@@ -25,7 +25,8 @@ def keep_model(run:Run, learn:TransferLearner) -> None:
     run.record['model'] = {k: learn.info[k] for k in BACKBONE if k in learn.info} | {'parent': None}
     run.save()
     groups = learn.model.param_groups()
-    print(f"{learn.info['name']}: {len(groups)} layer groups, {sum(p.numel() for g in groups for p in g):,} parameters, "
+    print(f"{learn.info['name']}: {len(groups)} layer groups, {sum(p.numel() for g in groups for p in g):,} "
+          f"parameters, "
           f"{learn.info['precision']}")
 
 def fine_tune(run:Run, learn:TransferLearner, stages:list[Stage], **kwargs) -> pd.DataFrame:
@@ -74,7 +75,8 @@ def show_reliability(run:Run, found:Evaluation, items:str='images'):
     bins = reliability(found.probs, found.y, n_bins=10)
     figure = plots.plot_reliability(bins.confidence, bins.accuracy, bins.low, bins.high, bins.count,
                                     f'expected calibration error {ece(found.probs, found.y):.3f}')
-    return run.figure('reliability', figure, f'Confidence against the share that was right; dot size is the number of {items}.')
+    return run.figure('reliability', figure,
+                      f'Confidence against the share that was right; dot size is the number of {items}.')
 
 def save(run:Run, learn:TransferLearner) -> None:
     "The model folder of the run, with its metrics"

@@ -62,7 +62,8 @@ def load_learner(run:Run, texts:TextData, **kwargs) -> TextLearner:
     "A learner for these texts as the parameters ask for it; `kwargs` instead of those"
     p = run.p
     asked = dict(weights=p.weights or None, precision=p.precision, cache=p.cache) | kwargs
-    return text_learner(texts, p.backbone, max_tokens=p.max_tokens or None, bs=p.bs, model_dir=tempfile.gettempdir(), **asked)
+    return text_learner(texts, p.backbone, max_tokens=p.max_tokens or None, bs=p.bs, model_dir=tempfile.gettempdir(),
+                        **asked)
 
 def layer_groups_to_thaw(run:Run, learn:TextLearner) -> int: return min(run.p.thaw, len(learn.model.param_groups()))
 
@@ -70,7 +71,8 @@ def probe(run:Run, learn:TextLearner, texts:Texts) -> pd.DataFrame:
     "Solve the head; gives a table of the layers that were tried"
     p = run.p
     with run.phase('probe'):
-        found = learn.probe(layer_groups_to_thaw(run, learn) if p.epochs else None, names=p.use_names, hints=texts.hints)
+        found = learn.probe(layer_groups_to_thaw(run, learn) if p.epochs else None, names=p.use_names,
+                            hints=texts.hints)
     run.record['probe'] = vars(found) | {'layers': list(learn.choice.layers), 'names': learn.prior is not None}
     print(found, f"layers {', '.join(map(str, learn.choice.layers))}; "
           f"the classes' names {'help' if learn.prior is not None else 'are not used'}", sep='\n')
@@ -85,7 +87,8 @@ def contrast(run:Run, learn:TextLearner, texts:Texts) -> None:
     "Contrastive fine-tuning of the last blocks"
     if not run.p.contrast: return
     with run.phase('contrast'):
-        found = learn.contrast(min(3, len(learn.model.param_groups())), run.p.contrast, hints=texts.hints, seed=run.p.seed)
+        found = learn.contrast(min(3, len(learn.model.param_groups())), run.p.contrast, hints=texts.hints,
+                               seed=run.p.seed)
     run.record['contrast'] = _told(found)
     print(f"held-out loss {found.probe_loss:.3f} with the probe, {found.loss:.3f} after contrast "
           f"(standard error of the difference {found.error:.3f}): {'kept' if found.kept else 'not kept'}")
