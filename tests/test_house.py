@@ -128,13 +128,31 @@ def test_cleaning_would_drop_the_tag_without_the_setting(tmp_path):
     assert not any('parameters' in t for t in tags(copy/'nbs'/name(PARAMETERISED[0])))
 
 
-@pytest.mark.parametrize('nb', HOUSE, ids=name)
-def test_cells_can_be_read(nb):
-    cells = nbformat.read(nb, 4).cells
-    code = [c.source for c in cells if c.cell_type == 'code' and re.search(r'^#\|\s*exporti?\b', c.source, re.M)]
-    long = [c.splitlines()[1] for c in code if len(c.splitlines()) > 40]
-    assert not long, f'exported cells of more than 40 lines begin with: {long}'
-    assert not re.search(r'^\s*from\s+\S+\s+import\s+\*', '\n'.join(code), re.M), 'star import in exported code'
+WIDTH, TALL = 120, 40 # columns of a line; lines of a function
+
+@pytest.mark.parametrize('nb', ALL, ids=name)
+def test_lines_fit_a_screen(nb):
+    code = [c.source for c in nbformat.read(nb, 4).cells if c.cell_type == 'code']
+    long = [l for source in code for l in source.splitlines() if len(l) > WIDTH]
+    assert not long, f'{len(long)} lines of more than {WIDTH} columns, the first: {long[0]}'
+    assert not re.search(r'^\s*from\s+tl_notebooks\S+\s+import\s+\*', '\n'.join(code), re.M) or nb not in HOUSE, 'star import in exported code'
+
+
+def test_pages_and_tests_fit_a_screen():
+    files = [*(ROOT/'tl_notebooks'/'templates').iterdir(), *(ROOT/'tests').glob('*.py'), *(ROOT/'docs').glob('*.py')]
+    long = [f'{p.name}:{i}' for p in files for i,l in enumerate(p.read_text(encoding='utf-8').splitlines(), 1) if len(l) > WIDTH]
+    assert not long, long[:10]
+
+
+def test_functions_can_be_read():
+    "No function above 40 lines, half of them of twelve at most"
+    sizes = {}
+    for p in (ROOT/'tl_notebooks').rglob('*.py'):
+        if p.name == '_modidx.py': continue
+        for node in ast.walk(ast.parse(p.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.FunctionDef): sizes[f'{p.name}:{node.name}'] = node.end_lineno - node.lineno + 1
+    assert [f for f,n in sizes.items() if n > TALL] == []
+    assert sorted(sizes.values())[len(sizes)//2] <= 12
 
 
 @pytest.mark.parametrize('nb', HOUSE, ids=name)

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['MODES', 'NewData', 'read_new', 'need_statistics', 'new_statistics', 'edit_classes', 'read_corrections',
            'correct_labels', 'solved_net', 'kept_net', 'arbiter', 'expected_confusion', 'close_pairs', 'Tuning', 'Rows',
-           'learning_rows', 'Tried', 'tuned_net', 'balanced_loss', 'Expansion', 'expand_model', 'merge_models',
-           'family_tree']
+           'learning_rows', 'Tried', 'tuned_net', 'balanced_loss', 'expand_model', 'merge_models', 'family_tree']
 
 # %% ../../nbs/expand/10_classes.ipynb #77146eeb
 import copy
@@ -22,8 +21,8 @@ from scipy.special import log_softmax
 from torch import nn
 
 from ..models.folder import Model, free_folder
-from ..judge.certificate import (Judged, Limits, certificate_page, check_limits, judged_by, judging_notes,
-                                            latency, new_figures, old_figures, state_bytes)
+from ..judge.certificate import (Expansion, Judged, Limits, begin_certificate, certificate_page,
+                                            end_certificate, judged_by, latency, new_figures, old_figures)
 from ..core import InputError, did_you_mean, hash_bytes, hash_state, seeded
 from ..data.images import read_images
 from ..data.splits import LabelledData
@@ -35,7 +34,6 @@ from ..heads.statistics import (ClassStatistics, carry_statistics, fit_into, joi
                                            merge_statistics, move_rows, sample_scores, solve_statistics, take_away)
 from .labels import class_places
 from ..data.learned import Learned, looks_of, why_learned
-from ..learn.machine import code_version, environment
 from ..learn.replay import Distil, Exemplars, content_of, take_exemplars
 from ..data.texts import read_texts
 
@@ -332,15 +330,6 @@ def _compared(before:_HeldOut, after:_HeldOut, rows:Rows, sure:float) -> tuple[d
     worse = sure >= 0 and (figures['old_gain'] < 0 or after.accuracy < before.accuracy)
     return figures, not worse and shown.better
 
-# %% ../../nbs/expand/10_classes.ipynb #6e87298c
-@dataclass
-class Expansion:
-    "A larger model's folder and its certificate"
-    folder:Path
-    certificate:dict
-    @property
-    def passed(self) -> bool: return self.certificate['status'] == 'pass'
-
 # %% ../../nbs/expand/10_classes.ipynb #03f06906
 @dataclass
 class _Job:
@@ -566,29 +555,23 @@ def _certificate(job:_Job, net:TransferNet, mode:str, head:dict) -> tuple[dict, 
     model, classes, known, new, judge, same = job.model, job.classes, job.known, job.new, job.judge, job.same
     job.judging = job.judging or _judging(job)
     (items, labels), fresh = job.judging.part(True), [*zip(*job.judging.part(False))]
-    before, after = _logits(model, [model.net, net], items, 'judging old classes') if items else (np.zeros((0,
-            len(model.classes))), np.zeros((0, len(classes))))
-    on_new, = _logits(model, [net], [i for i,_ in fresh], 'judging new classes') if fresh else (np.zeros((0,
-            len(classes))),)
+    none = lambda *sizes: [np.zeros((0, k)) for k in sizes]
+    before, after = (_logits(model, [model.net, net], items, 'judging old classes') if items
+                     else none(len(model.classes), len(classes)))
+    on_new, = _logits(model, [net], [i for i,_ in fresh], 'judging new classes') if fresh else none(len(classes))
     number = {c: i for i,c in enumerate(classes)}
     y, new_y = (np.array([number[l] for l in ls], int) for ls in (labels, [l for _,l in fresh]))
     was, now, added = Judged(before, y), Judged(after, y), Judged(on_new, new_y)
-    c = dict(schema='tl_notebooks/certificate/1', made=time.strftime('%Y-%m-%dT%H:%M:%S%z'), mode=mode,
-             parent=dict(sha256=model.manifest['sha256'], classes=list(model.classes)), child=dict(classes=classes),
-             new_classes=job.added,
-             data=dict(path=str(new.data.given), fingerprint=new.data.fingerprint, counts=new.data.counts()) if new
-             else None,
-             judged_by=judged_by(*job.judging.reasons, job.judging.complete,
-                                 old_fingerprint=judge.data.fingerprint if judge else None),
-             body_bit_identical=hash_state(net.body.state_dict()) == hash_state(model.net.body.state_dict()))
+    judged = judged_by(*job.judging.reasons, job.judging.complete, old_fingerprint=judge.data.fingerprint if judge
+                       else None)
+    c = begin_certificate(mode, model.manifest, classes, new and new.data, judged, (model.net, net), head=head,
+                          close_pairs=job.pairs,
+                          body_bit_identical=hash_state(
+            net.body.state_dict()) == hash_state(model.net.body.state_dict()),
+                          latency_ms=_latencies(model, net, [*items, *(i for i,_ in fresh)]))
     c |= (old_figures(was, now, classes) if same else {}) | new_figures(added, now if len(y) else None, classes,
             len(known))
-    c |= dict(size=dict(before=state_bytes(model.net), after=state_bytes(net)),
-              latency_ms=_latencies(model, net, [*items, *(i for i,_ in fresh)]),
-              close_pairs=job.pairs, notes=_notes(job, items, mode, head) + judging_notes(c['judged_by']),
-              limits=check_limits(c, job.limits), head=head, code_version=code_version(),
-              processor=environment()['processor'])
-    c['status'] = 'pass' if all(l['passed'] for l in c['limits']) else 'fail'
+    c = end_certificate(c, job.limits, _notes(job, items, mode, head))
     matrix = np.zeros((len(classes),)*2, int)
     for j in (now, added): np.add.at(matrix, (j.y, j.logits.argmax(1)), 1) if len(j.y) else None
     return c, matrix

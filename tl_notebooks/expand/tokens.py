@@ -345,10 +345,10 @@ def fit_rows(
         def whole():
             with torch.no_grad(): return float(sum(loss(k)*len(b) for k,b in enumerate(batches))/len(texts))
         before, g = whole(), torch.Generator().manual_seed(seed)
-        best, at = (before, part.rows.detach().clone()), 0
+        best = part.rows.detach().clone()
         _descend(lambda: loss(int(torch.randint(len(batches), (1,), generator=g))), [part.rows], steps,
                  .1*float(part.weight.std()), 'fitting new rows')
-        if (after := whole()) > before: after = before; part.rows.data.copy_(best[1])
+        if (after := whole()) > before: after = before; part.rows.data.copy_(best)
     return dict(texts=len(texts), before=before, after=after)
 
 # %% ../../nbs/expand/30_tokens.ipynb #75db37f4

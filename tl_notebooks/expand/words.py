@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Corpus', 'read_words', 'sample_texts', 'Growth', 'grow_model', 'train_growth', 'solve_again', 'unchanged_texts',
-           'same_but_rows', 'text_speed', 'WordExpansion', 'expand_words']
+           'same_but_rows', 'text_speed', 'expand_words']
 
 # %% ../../nbs/expand/40_words.ipynb #a2574126
 import copy
@@ -20,17 +20,16 @@ from torch import nn
 
 from ..judge import evidence
 from ..models.folder import Model, free_folder
-from ..judge.certificate import (Judged, Limits, certificate_page, check_limits, judged_by, judging_notes,
-                                            latency, old_figures, state_bytes)
+from ..judge.certificate import (Expansion, Judged, Limits, begin_certificate, certificate_page,
+                                            end_certificate, judged_by, latency, old_figures)
 from ..core import InputError, did_you_mean, tl_hint
 from ..learn.learner import put_head
 from ..learn.network import TransferNet
 from ..heads.statistics import ClassStatistics, fit_into, solve_statistics
 from ..data.learned import why_learned
-from ..learn.machine import code_version, environment
 from ..learn.text import TokenReader, text_groups
 from ..data.texts import TABLES, TEXT_SUFFIXES, TextData, list_texts, read_texts
-from .tokens import (INITS, Proposal, WordTraining, add_words, check_words, fit_rows,
+from .tokens import (INITS, WordTraining, add_words, check_words, fit_rows,
                                         grow_embeddings, new_ids, propose_words, same_tokens, token_figures,
                                         train_words)
 
@@ -199,16 +198,6 @@ def _judge(before:Model, g:Growth, texts:Sequence[str], y) -> dict:
                                      difference=evidence.paired_difference(now.right, was.right).as_json())
     return out
 
-# %% ../../nbs/expand/40_words.ipynb #c08b3ca3
-@dataclass
-class WordExpansion:
-    "A model folder with more words, its certificate, and the words that were proposed"
-    folder:Path
-    certificate:dict
-    proposal:Proposal|None
-    @property
-    def passed(self) -> bool: return self.certificate['status'] == 'pass'
-
 # %% ../../nbs/expand/40_words.ipynb #7309c9ce
 def expand_words(
     parent:str|Path,            # Model folder of a text model, or run folder with one
@@ -227,7 +216,7 @@ def expand_words(
     seed:int=0,
     on_bad:str='error',
     columns:dict|None=None,     # For `texts.read_texts`, with `data` and `learn`: text, label, group, names
-) -> WordExpansion:
+) -> Expansion:
     """A text model that knows more words, and its certificate; everything that is wrong with the request is an
     `InputError`"""
     out, model = _checked(out, parent, words, corpus, train, thaw)
@@ -252,7 +241,7 @@ def expand_words(
                                                            for l in learned.items.label]) if learned else (None, None)
     c = _certificate(model, g, init or ('context' if some else 'mean'), given or judge.items.text.tolist(), some, tests,
                      y, why, judge, learned, thaw, limits or Limits())
-    return WordExpansion(_save(out, model, g, c, s, head, thaw, [*fitted, *(learned.items.text if learned else [])]), c,
+    return Expansion(_save(out, model, g, c, s, head, thaw, [*fitted, *(learned.items.text if learned else [])]), c,
                          proposal)
 
 # %% ../../nbs/expand/40_words.ipynb #38056c98
@@ -304,19 +293,13 @@ def _certificate(model, g, init, corpus, some, tests, y, why, judge, learned, th
                  head='solved anew' if learned else 'bit-identical', unchanged=unchanged_texts(model, g,
             [*tests, *some]),
                  tokens=token_figures(was, now, corpus), speed=text_speed(model, g.model, (tests or some)))
-    c = dict(schema='tl_notebooks/certificate/1', made=time.strftime('%Y-%m-%dT%H:%M:%S%z'), mode='words',
-             parent=dict(sha256=model.manifest['sha256'], classes=list(model.classes)),
-             child=dict(classes=list(model.classes)), new_classes=[], data=learned
-             and dict(path=str(learned.given), fingerprint=learned.fingerprint, counts=learned.counts()),
-             judged_by=judged_by(why, [], model.learned().complete, old_fingerprint=judge.fingerprint if judge
-                                 else None), body_bit_identical=same_but_rows(model, g))
+    judged = judged_by(why, [], model.learned().complete, old_fingerprint=judge.fingerprint if judge else None)
+    c = begin_certificate('words', model.manifest, model.classes, learned, judged, (model.net, g.model.net),
+                          vocabulary=words,
+                          body_bit_identical=same_but_rows(model, g), close_pairs=[],
+                          latency_ms=words['speed'] and words['speed']['single'])
     c |= _judge(model, g, tests, y)
-    speed = words['speed']
-    c |= dict(vocabulary=words, size=dict(before=state_bytes(model.net), after=state_bytes(g.model.net)),
-              latency_ms=speed and speed['single'], close_pairs=[],
-              notes=_notes(model, c, words, tests, learned, thaw) + judging_notes(c['judged_by']),
-              limits=check_limits(c, limits), code_version=code_version(), processor=environment()['processor'])
-    return c | dict(status='pass' if all(l['passed'] for l in c['limits']) else 'fail')
+    return end_certificate(c, limits, _notes(model, c, words, tests, learned, thaw))
 
 def _notes(model, c, w, tests, learned, thaw) -> list[str]:
     out = []

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Judged', 'old_figures', 'new_figures', 'Limits', 'check_limits', 'judged_by', 'judging_notes', 'latency',
-           'state_bytes', 'certificate_page']
+           'state_bytes', 'Expansion', 'begin_certificate', 'end_certificate', 'certificate_page']
 
 # %% ../../nbs/judge/30_certificate.ipynb #70a4feee
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from . import evidence, plots
 from .pages import encode_png, render_page
 from ..learn.network import TransferNet
 from ..data.learned import count_reasons
+from ..data.splits import LabelledData
+from ..learn.machine import code_version, processor_name
 
 # %% ../../nbs/judge/30_certificate.ipynb #0e925359
 @dataclass
@@ -40,13 +43,16 @@ def old_figures(before:Judged, after:Judged, classes:Sequence[str]) -> dict:
     was, now = (evidence.per_class_recall(j.y, j.logits.argmax(1), classes) for j in (before, after))
     lost = evidence.forgetting({c: v.value for c,v in was.items()}, {c: v.value for c,v in now.items()})
     return dict(
-        old_accuracy_before=evidence.accuracy(before.y, before.logits.argmax(1)).as_json(), old_accuracy_after=evidence.accuracy(after.y, after.logits.argmax(1)).as_json(),
-        old_difference=evidence.paired_difference(after.right, before.right).as_json(), mcnemar_p=evidence.mcnemar(after.right, before.right),
+        old_accuracy_before=evidence.accuracy(before.y, before.logits.argmax(1)).as_json(),
+        old_accuracy_after=evidence.accuracy(after.y, after.logits.argmax(1)).as_json(),
+        old_difference=evidence.paired_difference(after.right, before.right).as_json(),
+        mcnemar_p=evidence.mcnemar(after.right, before.right),
         recall_before={c: v.as_json() for c,v in was.items()}, recall_after={c: v.as_json() for c,v in now.items()},
         forgetting=lost, backward_transfer=-float(np.mean(list(lost.values()))),
         greatest_change_of_an_old_logit=float(np.abs(after.logits[:,:k] - before.logits).max()),
         old_logits_bit_identical=bool((after.logits[:,:k] == before.logits).all()),
-        calibration_error_before=evidence.ece(before.probs, before.y), calibration_error_after=evidence.ece(after.probs, after.y))
+        calibration_error_before=evidence.ece(before.probs, before.y),
+        calibration_error_after=evidence.ece(after.probs, after.y))
 
 # %% ../../nbs/judge/30_certificate.ipynb #d7d38e55
 def new_figures(after:Judged, old:Judged|None, classes:Sequence[str], n_old:int) -> dict:
@@ -54,7 +60,8 @@ def new_figures(after:Judged, old:Judged|None, classes:Sequence[str], n_old:int)
     out, both = {}, [j for j in (after, old) if j is not None and len(j.y)]
     if len(after.y):
         out['new_accuracy'] = evidence.accuracy(after.y, after.logits.argmax(1)).as_json()
-        out['recall_new'] = {c: v.as_json() for c,v in evidence.per_class_recall(after.y, after.logits.argmax(1), classes).items()}
+        out['recall_new'] = {c: v.as_json() for c,v in evidence.per_class_recall(after.y, after.logits.argmax(1),
+                classes).items()}
     if len(both) == 2:
         a, b = (float(j.right.mean()) for j in both)
         out['harmonic_mean'] = 2*a*b/(a + b) if a + b else 0.
@@ -76,14 +83,18 @@ class Limits:
 def check_limits(c:dict, limits:Limits) -> list[dict]:
     "One entry per limit that was asked for: name, limit, value and whether it passed"
     drop = -c['old_difference']['value'] if 'old_difference' in c else None
-    rows = [('max_old_drop', limits.max_old_drop, drop, 1), ('min_new_accuracy', limits.min_new_accuracy, c.get('new_accuracy', {}).get('value'), -1),
+    rows = [('max_old_drop', limits.max_old_drop, drop, 1), ('min_new_accuracy', limits.min_new_accuracy,
+                                                             c.get('new_accuracy', {}).get('value'), -1),
             ('max_logit_change', limits.max_logit_change, c.get('greatest_change_of_an_old_logit'), 1)]
-    return [dict(name=n, limit=l, value=v, passed=v is not None and sign*v <= sign*l + 1e-12) for n,l,v,sign in rows if l is not None]
+    return [dict(name=n, limit=l, value=v, passed=v is not None and sign*v <= sign*l + 1e-12) for n,l,v,
+            sign in rows if l is not None]
 
 # %% ../../nbs/judge/30_certificate.ipynb #2b4d2ffc
 def judged_by(old:Sequence[str], new:Sequence[str], complete:bool=True, **more) -> dict:
-    "How many items of old and of new classes judge, and why others do not; `old`, `new`: per item as `why_learned` says it, `complete`: whether the parent knows all it learned from"
-    return dict(old=[*old].count(''), new=[*new].count(''), left_out=dict(old=count_reasons(old), new=count_reasons(new)), checked=complete) | more
+    """How many items of old and of new classes judge, and why others do not; `old`, `new`: per item as `why_learned`
+    says it, `complete`: whether the parent knows all it learned from"""
+    return dict(old=[*old].count(''), new=[*new].count(''), left_out=dict(old=count_reasons(old),
+            new=count_reasons(new)), checked=complete) | more
 
 def judging_notes(j:dict) -> list[str]:
     "What `judged_by` left out, in sentences"
@@ -91,8 +102,12 @@ def judging_notes(j:dict) -> list[str]:
     for which in ('old', 'new'):
         n, why = sum(j['left_out'][which].values()), ', '.join(f'{k} in {r}' for r,k in j['left_out'][which].items())
         if n and not j[which]: out.append(f"{which} classes: not judged: all {n} items were learned from ({why}).")
-        elif n: out.append(f"{which} classes: {n} of {n + j[which]} items do not judge, since they or near copies of them were learned from ({why}).")
-    if not j['checked'] and j['old'] + j['new']: out.append("the parent was saved without hashes of what it learned from, so it could not be checked whether items that judge are among that.")
+        elif n:
+            out.append(f"{which} classes: {n} of {n + j[which]} items do not judge, since they or near copies of them "
+                       f"were learned from ({why}).")
+    if not j['checked'] and j['old'] + j['new']:
+        out.append("the parent was saved without hashes of what it learned from, so it could not be checked whether "
+                   "items that judge are among that.")
     return out
 
 # %% ../../nbs/judge/30_certificate.ipynb #8126e98a
@@ -108,6 +123,41 @@ def latency(net:TransferNet, item:torch.Tensor, reps:int=9) -> float:
 
 def state_bytes(net:nn.Module) -> int: return sum(t.numel()*t.element_size() for t in net.state_dict().values())
 
+# %% ../../nbs/judge/30_certificate.ipynb #45efe704
+@dataclass
+class Expansion:
+    "A larger model's folder and its certificate; `proposal`: the words that were found, where they were to be"
+    folder:Path
+    certificate:dict
+    proposal:object=None
+    @property
+    def passed(self) -> bool: return self.certificate['status'] == 'pass'
+
+def begin_certificate(
+    mode:str,
+    parent:dict,             # The parent's manifest
+    classes:Sequence[str],   # Of the larger model
+    data:LabelledData|None,  # What it learned from
+    judged:dict,             # See `judged_by`
+    sizes:Sequence[nn.Module], # Both networks
+    **more,
+) -> dict:
+    "What a certificate says whatever was expanded"
+    known = parent['classes']
+    return dict(schema='tl_notebooks/certificate/1', made=time.strftime('%Y-%m-%dT%H:%M:%S%z'), mode=mode,
+                parent=dict(sha256=parent['sha256'], classes=list(known)), child=dict(classes=list(classes)),
+                new_classes=[c for c in classes if c not in known],
+                data=None if data is None else dict(path=str(data.given), fingerprint=data.fingerprint,
+                                                    counts=data.counts()),
+                judged_by=judged, size=dict(zip(('before', 'after'), map(state_bytes, sizes))),
+                code_version=code_version(), processor=processor_name()) | more
+
+def end_certificate(c:dict, limits:Limits|None, notes:Sequence[str]=()) -> dict:
+    "The certificate with its notes, its limits and whether they were met"
+    met = check_limits(c, limits or Limits())
+    return c | dict(notes=[*notes, *judging_notes(c['judged_by'])], limits=met,
+                    status='pass' if all(l['passed'] for l in met) else 'fail')
+
 # %% ../../nbs/judge/30_certificate.ipynb #a0c09c19
 def certificate_page(
     c:dict,                       # The certificate
@@ -117,8 +167,10 @@ def certificate_page(
     figures = []
     if rows := _old_rows(c):
         what = 'AP50 (95 % interval)' if c.get('task') == 'boxes' else 'recall of old classes (95 % interval)'
-        figures.append(('old classes', plots.plot_intervals(rows, what, highlight=[r for r in rows if r.endswith('before')])))
-    if matrix is not None and matrix.sum(): figures.append(('confusions', plots.plot_confusion(matrix, c['child']['classes'])))
+        figures.append(('old classes', plots.plot_intervals(rows, what,
+                                                            highlight=[r for r in rows if r.endswith('before')])))
+    if matrix is not None and matrix.sum():
+        figures.append(('confusions', plots.plot_confusion(matrix, c['child']['classes'])))
     return render_page('certificate.html', c=c, figures=[dict(name=n, data=encode_png(f)) for n,f in figures])
 
 def _old_rows(c:dict) -> dict:
