@@ -87,6 +87,15 @@ def problem_report(
     if stay: lines.append(f"`on_bad=skip` is no answer to: {', '.join(stay)}.")
     return '\n'.join(lines)
 
+def _share_lines(wanted:Sequence[int], limit:int) -> list[int]:
+    "How many lines each kind may show: an equal share, and what short kinds leave over to the first long ones"
+    each = max(1, limit//max(1, len(wanted)))
+    left = limit - sum(min(each, w) for w in wanted)
+    out = []
+    for w in wanted: out.append(min(w, each + max(0, left))); left -= max(0, out[-1] - each)
+    return out
+
+# %% ../../nbs/data/10_problems.ipynb #423935ec
 def refuse(
     problems:Sequence[Problem],
     place:str|Path,
@@ -97,14 +106,6 @@ def refuse(
     "An `InputError` that reports all problems, where there is one that must not or shall not be left out"
     if any(not (skipping and p.can_skip) for p in problems):
         raise InputError(problem_report(problems, place, n_files, skipping, **more))
-
-def _share_lines(wanted:Sequence[int], limit:int) -> list[int]:
-    "How many lines each kind may show: an equal share, and what short kinds leave over to the first long ones"
-    each = max(1, limit//max(1, len(wanted)))
-    left = limit - sum(min(each, w) for w in wanted)
-    out = []
-    for w in wanted: out.append(min(w, each + max(0, left))); left -= max(0, out[-1] - each)
-    return out
 
 # %% ../../nbs/data/10_problems.ipynb #5179320d
 LAYOUTS = ("a folder with one subfolder per class (these may stand below train, valid and test), "

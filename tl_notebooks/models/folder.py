@@ -332,6 +332,13 @@ def take(self:Model, inputs:Sequence, labels:Sequence[str], per_class:int, seed:
     if bad := [r for r in read if isinstance(r, str)]: raise InputError(bad[0])
     return take_exemplars(read, labels, per_class, seed)
 
+# %% ../../nbs/models/00_folder.ipynb #b69a92b3
+@patch
+def find(self:Model, inputs:Iterable[str|Path]) -> list|dict[Path, Path]:
+    "What `predict` takes for the files, folders and (for a text model) tables and texts that a person names"
+    if self.is_text: return list_texts(inputs)
+    return list_inputs(inputs, SUFFIXES | VIDEOS, 'images or videos') if self.is_boxes else [*list_inputs(inputs)]
+
 # %% ../../nbs/models/00_folder.ipynb #06182425
 @patch
 def predict(
@@ -361,12 +368,6 @@ def _predict_each(self:Model, inputs:Iterable, bs:int) -> Iterator[Prediction]:
     for batch,read,good in self.read_batches(list(inputs), bs, 'predicting'):
         probs = iter(self.probabilities(good) if good is not None else [])
         for p,r in zip(batch, read): yield self._one(_named(p)[0], r if isinstance(r, str) else next(probs))
-
-@patch
-def find(self:Model, inputs:Iterable[str|Path]) -> list|dict[Path, Path]:
-    "What `predict` takes for the files, folders and (for a text model) tables and texts that a person names"
-    if self.is_text: return list_texts(inputs)
-    return list_inputs(inputs, SUFFIXES | VIDEOS, 'images or videos') if self.is_boxes else [*list_inputs(inputs)]
 
 @patch
 def _one(self:Model, path:str, p) -> Prediction:
