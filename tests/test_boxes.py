@@ -345,7 +345,7 @@ def test_copies_are_found_across_splits(name, tmp_path):
         (tmp_path/split).mkdir(exist_ok=True); im.save(tmp_path/split/f'{i}.jpg', quality=60 + 2*i)
         d['images'].append(dict(id=i, file_name=f'{split}/{i}.jpg')); d['annotations'].append(dict(id=i, image_id=i, category_id=1, bbox=[9, 9, 50, 50]))
     (tmp_path/'a.json').write_text(json.dumps(d))
-    with pytest.raises(InputError, match=r'train/3.jpg: in train; almost the same picture as `valid/9.jpg` in valid'): read(tmp_path)
+    with pytest.raises(InputError, match=r'train/3.jpg: in train; almost the same image as `valid/9.jpg` in valid'): read(tmp_path)
     assert sorted(p.path for p in read(tmp_path, on_bad='skip').problems) == ['train/3.jpg']
 
 
@@ -372,7 +372,7 @@ def test_copies_by_name_stay_on_one_side(tmp_path):
         (tmp_path/'images'/im['file_name']).rename(tmp_path/s/im['file_name']); im['file_name'] = f"{s}/{im['file_name']}"
     (tmp_path/'a.json').write_text(json.dumps(d))
     with pytest.raises(InputError, match='made from the same source') as e: read(tmp_path)
-    assert '1 problem in 24 pictures' in str(e.value)
+    assert '1 problem in 24 images' in str(e.value)
 
 
 # Real data
@@ -381,7 +381,7 @@ def test_street_coco():
     root = need('street_coco')
     with pytest.raises(InputError, match='4 COCO files'): read(root)
     with pytest.raises(InputError) as e: read(root, annotations='_annotations.coco.json')
-    assert '1 problem in 403 pictures' in str(e.value) and 'Clases0000_jpg.rf.a968008492a77ec63e8325b8dc137706.jpg: no such picture' in str(e.value)
+    assert '1 problem in 403 images' in str(e.value) and 'Clases0000_jpg.rf.a968008492a77ec63e8325b8dc137706.jpg: no such picture' in str(e.value)
     d = read(root, 'car=Vehiculo,pedestrian=Peaton,cyclist=Moto', annotations='annotations_clean.json', test_pct=0.)
     assert d.counts() == {'train': {'car': 1563, 'pedestrian': 723, 'cyclist': 144}, 'valid': {'car': 124, 'pedestrian': 41, 'cyclist': 10}, 'test': dict.fromkeys(d.classes, 0)}
     assert d.items[d.items.split == 'train'].group.nunique() == 123 # as its PROVENANCE says
@@ -400,7 +400,7 @@ def test_a_test_split_of_street_coco_is_made_of_whole_sources_or_not_at_all():
     assert not {*sources(d, 'test')} & {*sources(d, 'train')} and len({*sources(d, 'test')}) == 25
     assert len({*d.families('test')}) == 25 and len({*d.families('valid')}) == 35
     assert not few.files('test') and len(few.files('train')) == 368 and few.made == []
-    assert 'no test split is made: it would have 25 distinct pictures, fewer than 30' in few.notes
+    assert 'no test split is made: it would have 25 distinct images, fewer than 30' in few.notes
     assert few.fingerprint == read(root, test_pct=0., **kind).fingerprint != made.fingerprint
     assert read(root/'train', **kind).made == ['valid', 'test'] and d.fingerprint == made.fingerprint
 

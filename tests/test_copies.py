@@ -183,7 +183,7 @@ def test_pairs_are_found_once(with_copies, tmp_path, monkeypatch):
     first = read_images(with_copies)
     assert known_pictures().is_file()
     def never(*_): raise AssertionError('done again')
-    monkeypatch.setattr(splits, 'near_pairs', never); monkeypatch.setattr(images, '_decode', never)
+    monkeypatch.setattr(splits, 'near_pairs', never); monkeypatch.setattr(images, 'decode_image', never)
     assert read_images(with_copies).near == first.near and first.near['families'] == 12
 
 

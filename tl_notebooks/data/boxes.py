@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 import pandas as pd
@@ -24,10 +25,10 @@ from fastcore.basics import patch
 from ..core import InputError, did_you_mean, write_json
 from .decode import MAX_PIXELS, SUFFIXES
 from .images import check_args, read_pictures
-from .listing import SPLITS, SPLIT_NAMES, list_files, name_some, natural_key, read_utf8
-from .problems import Problem, data_path, problem_report
-from .splits import (LabelledData, fingerprint, join_groups, leak_problems, make_splits, near_families,
-                                      near_notes, near_summary, sample_rows, spelling_problems, summarise)
+from .listing import SPLITS, SPLIT_NAMES, list_files, name_some, natural_key, read_utf8, split_problems
+from .problems import Problem, data_path, refuse
+from .splits import (LabelledData, fingerprint, join_groups, leak_problems, make_splits, missing_splits, near_families,
+                                      near_notes, near_summary, sample_rows, spelling_problems, split_notes, summarise)
 
 # %% ../../nbs/data/65_boxes.ipynb #c2cdc9a8
 class _Tree:
@@ -430,9 +431,6 @@ class BoxData(LabelledData):
     boxes:pd.DataFrame = field(default_factory=pd.DataFrame)
     near:dict = field(default_factory=dict) # See `data.near_summary`
 
-    def files(self, split:str) -> list[Path]:
-        "Absolute paths of one split's pictures, in the order of `subset`, `targets` and `labels`"
-        return [self.root/p for p in self.subset(split).path]
     def targets(self, split:str, crowd:bool=True) -> list[dict[str, np.ndarray]]:
         "Per picture of a split: boxes (n, 4) float64, labels (n,) int64, crowd and difficult (n,) bool"
         self.subset(split) # checks the name
@@ -450,9 +448,9 @@ class BoxData(LabelledData):
         return {s: {c: n[s, c] for c in self.classes} for s in SPLITS}
     def only(self, classes:Sequence[str]):
         "The boxes of some classes, with a fingerprint of its own; all pictures stay"
-        if bad := [c for c in classes if c not in self.classes]: raise InputError(f"there is no class {bad[0]!r}. {did_you_mean(bad[0], self.classes)}")
-        boxes = self.boxes[self.boxes.label.isin([*classes])].reset_index(drop=True)
-        return replace(self, boxes=boxes, classes=[c for c in self.classes if c in classes], fingerprint=box_fingerprint(self.items, boxes))
+        classes = self.some_classes(classes)
+        boxes = self.boxes[self.boxes.label.isin(classes)].reset_index(drop=True)
+        return replace(self, boxes=boxes, classes=classes, fingerprint=box_fingerprint(self.items, boxes))
     def describe(self) -> str:
         "A short readable summary; the row `all` counts pictures"
         side = np.sqrt((self.boxes.x2 - self.boxes.x1)*(self.boxes.y2 - self.boxes.y1))
@@ -477,20 +475,14 @@ def box_fingerprint(items:pd.DataFrame, boxes:pd.DataFrame) -> str:
     return fingerprint(pd.DataFrame({'part': both}), ('part',))
 
 # %% ../../nbs/data/65_boxes.ipynb #1cf0ff3f
-def _split_problems(rows:list[dict]) -> list[Problem]:
-    "Splits that only some pictures have, or that lack train"
-    given, lack = {r['split'] for r in rows} - {''}, [r['path'] for r in rows if not r['split']]
-    out = [Problem('split', '', f"there is {name_some(given)}, but no picture in train")] if given and 'train' not in given else []
-    if given and lack: out.append(Problem('split', '', f"{len(lack):,} of {len(rows):,} pictures have no split (first `{lack[0]}`); give all of them one, or none"))
-    return out
-
 def _class_problems(items:pd.DataFrame, boxes:pd.DataFrame, classes:Sequence[str], least:int) -> list[Problem]:
     "Classes that fewer than `least` distinct pictures of train show"
     if not classes: return [Problem('one class', '', 'there is no box at all')]
     b = boxes[['path', 'label']].merge(items[['path', 'split', 'unit']], on='path')
     n, out = b[b.split.isin(['', 'train'])].groupby('label').unit.nunique(), []
     for c in classes:
-        if n.get(c, 0) < least: out.append(Problem('too few', '', f"class {c!r} is shown by {int(n.get(c, 0))} distinct picture{'s'*int(n.get(c, 0) != 1)} to train on; at least {least} needed"))
+        shown = f"{int(n.get(c, 0))} distinct image{'s'*int(n.get(c, 0) != 1)}"
+        if n.get(c, 0) < least: out.append(Problem('too few', '', f"class {c!r} is shown by {shown} to train on; at least {least} needed"))
     return out
 
 def _rarest(paths:Iterable[str], boxes:pd.DataFrame) -> list[str]:
@@ -548,7 +540,7 @@ def _near(items:pd.DataFrame) -> pd.DataFrame:
     items = items.assign(near=near_families(items))
     return items.assign(unit=join_groups(items.content.tolist(), items.group.tolist(), items.near.tolist()))
 
-_LEAKS = {'content': 'same picture', 'group': 'made from the same source', 'near': 'almost the same picture'}
+_LEAKS = {'content': 'same image', 'group': 'made from the same source', 'near': 'almost the same image'}
 
 def _without(items:pd.DataFrame, boxes:pd.DataFrame, problems:Sequence[Problem]) -> tuple[pd.DataFrame, pd.DataFrame]:
     "What is left when pictures with problems, and boxes that are none, go"
@@ -570,13 +562,13 @@ def _notes(items:pd.DataFrame, boxes:pd.DataFrame, classes:Sequence[str]) -> lis
     out, bare, copies = [], int((~items.path.isin(boxes.path)).sum()), int(items.duplicated('unit').sum())
     if bare: out.append(f'pictures without a box, kept to show what is none: {bare:,}')
     if copies: out.append(f'pictures that are further copies of others, all in the split of the first: {copies:,}')
-    have = {*zip(boxes.path.map(dict(zip(items.path, items.split))), boxes.label)}
-    for s in SPLITS:
-        if not (items.split == s).any(): out.append(f'there is no {s} split')
-        elif lack := [c for c in classes if (s, c) not in have]: out.append(f'{s} has no box of {name_some(lack)}')
-    return out
+    have = [(s, '') for s in items.split], zip(boxes.path.map(dict(zip(items.path, items.split))), boxes.label)
+    return out + split_notes(chain(*have), classes, 'box')
 
 # %% ../../nbs/data/65_boxes.ipynb #4e1e037f
+_TODO = {'split': "Splits are called train, valid (or val, validation) and test.", 'layout': f"Accepted: {BOX_LAYOUTS}.",
+         'one class': "Annotate something, or name other classes.", 'missing': "Correct the name, or remove the entry."}
+
 def read_boxes(
     path:str|Path,               # Folder with pictures and annotations, a COCO .json, or a data.yaml
     classes:str|dict|Sequence='',# ours=theirs,…: which classes, and under which names; '': all of them
@@ -596,26 +588,20 @@ def read_boxes(
     "Read, check, split and fingerprint pictures with boxes; everything that is wrong is in one `InputError`"
     check_args(valid_pct, test_pct, seed, on_bad, min_per_class, max_items, max_pixels)
     t, found, rows, boxes, names = _list_boxes(path, format, annotations, group, classes)
-    given, skipping, n = {r['split'] for r in rows} - {''}, on_bad == 'skip', len(rows)
-    made = {s: share for s,share in (('valid', valid_pct), ('test', test_pct)) if s not in given and share}
+    made, source, n = missing_splits(rows, valid_pct, test_pct), 'given' if any(r['split'] for r in rows) else 'made', len(rows)
     if max_items: rows = sample_rows(rows, max_items, seed)
     items, unread = read_pictures(t.root, rows, max_pixels, progress)
     boxes, odd, notes = _measure(items, found, boxes, clip)
-    problems = found.bad + _split_problems(rows) + spelling_problems(names) + unread + _stated_sizes(items, found) + odd
+    problems = found.bad + split_problems(rows, 'image') + spelling_problems(names) + unread + _stated_sizes(items, found) + odd
     if max_items: here = {r['path'] for r in rows}; problems = [p for p in problems if p.path in here or p.path not in found.pictures]
     items, boxes = _without(_near(items), boxes, problems)
     items, boxes = _without(items, boxes, leaks := leak_problems(items, _LEAKS))
     problems += leaks + _class_problems(items, boxes, names, max(1 + len(made), min_per_class or 0))
-    if any(not (skipping and p.can_skip) for p in problems): raise InputError(_report(problems, path, n, skipping))
+    refuse(problems, path, n, on_bad == 'skip', unit='images', todo=_TODO)
     items['split'] = make_splits(items.assign(split=items.split.replace('', 'train')), made, seed)
-    if short := _class_problems(items, boxes, names, 1): raise InputError(_report(short, path, n, skipping))
+    refuse(_class_problems(items, boxes, names, 1), path, n, on_bad == 'skip', unit='images', todo=_TODO)
     notes, tables = found.notes + notes + _notes(items, boxes, names) + near_notes(near := _summary(items)), _final(items, boxes)
-    return BoxData(t.root, tables[0], names, problems, box_fingerprint(*tables), 'given' if given else 'made', [*made], notes, str(path), tables[1], near)
-
-def _report(problems:Sequence[Problem], path, n:int, skipping:bool) -> str:
-    todo = {'split': "Splits are called train, valid (or val, validation) and test.", 'layout': f"Accepted: {BOX_LAYOUTS}.",
-            'one class': "Annotate something, or name other classes.", 'missing': "Correct the name, or remove the entry."}
-    return problem_report(problems, path, n, skipping, unit='pictures', todo=todo)
+    return BoxData(t.root, tables[0], names, problems, box_fingerprint(*tables), source, [*made], notes, str(path), tables[1], near)
 
 # %% ../../nbs/data/65_boxes.ipynb #26ddf246
 MIN_TEST = 10
@@ -629,10 +615,9 @@ def merge_small_test(
     n = len({*self.families('test')})
     if 'test' not in self.made or n >= least: return self
     items = self.items.assign(split=self.items.split.replace('test', 'train'))
-    note = f'no test split is made: it would have {n:,} distinct pictures, fewer than {least:,}'
+    note = f'no test split is made: it would have {n:,} distinct images, fewer than {least:,}'
     return replace(self, items=items, made=[s for s in self.made if s != 'test'], notes=[*self.notes, note],
                    fingerprint=box_fingerprint(items, self.boxes))
-
 
 # %% ../../nbs/data/65_boxes.ipynb #c6e786e4
 def as_coco(data:BoxData, split:str='') -> dict: # '': all of them

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INK', 'MUTED', 'BLUE', 'ORANGE', 'RED', 'GRID', 'BOX_COLORS', 'OUTCOMES', 'new_figure', 'shorten', 'plot_images',
-           'plot_counts', 'plot_boxes', 'plot_box_grid', 'plot_outcomes']
+           'plot_counts', 'plot_box_grid', 'plot_outcomes']
 
 # %% ../../nbs/data/80_draw.ipynb #3fc333f8
 import math
@@ -88,22 +88,6 @@ def _box_axes(ax, image, boxes, labels, scores, classes, truth, title):
     _draw_boxes(ax, boxes, labels, scores, classes)
     if truth is not None: _draw_boxes(ax, *truth, None, classes, dashed=True)
     ax.set(xlim=(-.5, image.shape[1] - .5), ylim=(image.shape[0] - .5, -.5))
-
-def plot_boxes(
-    image,                        # (h, w, 3) uint8 array or PIL image
-    boxes,                        # (n, 4) x1, y1, x2, y2 in pixels
-    labels:Sequence,              # (n,) names
-    scores:Sequence|None=None,    # (n,) 0 … 1
-    classes:Sequence|None=None,   # All names, in the order of their colours; `None`: those that occur
-    truth:tuple|None=None,        # (boxes, labels) to draw dashed
-    title:str='',
-    width:float=6,                # Inches
-) -> Figure:
-    "A picture with its boxes"
-    h, w = np.asarray(image).shape[:2]
-    fig, (ax,) = new_figure(width=width, height=width*h/w + .3*bool(title))
-    _box_axes(ax, image, boxes, labels, scores, _box_classes(classes, [labels], [truth]), truth, title)
-    return fig
 
 # %% ../../nbs/data/80_draw.ipynb #8934e282
 def _box_classes(classes, labels, truths):

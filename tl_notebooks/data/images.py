@@ -17,13 +17,12 @@ import pandas as pd
 from tqdm import tqdm
 from ..core import InputError
 from .copies import pack_thumbnail, thumbnail
-from .decode import BadImage, MAX_PIXELS, _decode, _read_bytes
-from .known import _Known
-from .listing import _list_items, natural_key
-from .problems import Problem, problem_report
-from .splits import (LabelledData, check_items, data_notes, fingerprint, near_families, near_notes,
-                                      near_summary, sample_rows, short_classes, spelling_problems, split_families,
-                                      summarise)
+from .decode import BadImage, MAX_PIXELS, decode_image, read_bytes
+from .known import KnownFacts
+from .listing import list_labelled, natural_key
+from .problems import Problem, refuse
+from .splits import (LabelledData, check_items, data_notes, fingerprint, missing_splits, near_families, near_notes,
+                                      near_summary, sample_rows, short_classes, spelling_problems, split_families, summarise)
 
 # %% ../../nbs/data/50_images.ipynb #19455f9f
 @dataclass
@@ -31,9 +30,6 @@ class ImageData(LabelledData):
     "Images: `items` also holds width, height (pixels, upright) and mode (as stored), and is sorted by path"
     near:dict = field(default_factory=dict) # See `near_summary`
     def as_json(self) -> dict: return super().as_json() | {'near_copies': self.near}
-    def files(self, split:str) -> list[Path]:
-        "Absolute paths of one split's images, in the order of `subset` and `labels`"
-        return [self.root/p for p in self.subset(split).path]
     def describe(self) -> str: return _describe(self)
 
 # %% ../../nbs/data/50_images.ipynb #ff55a0ca
@@ -44,13 +40,13 @@ def _describe(d:ImageData) -> str:
     return summarise(d, f'{len(d.items):,} images of {len(d.classes)} classes, {size} pixels, fingerprint {d.fingerprint[:12]}')
 
 # %% ../../nbs/data/50_images.ipynb #129e468a
-def _read_one(root:Path, path:str, max_pixels:int, known:'_Known|None'=None) -> dict|Problem:
+def _read_one(root:Path, path:str, max_pixels:int, known:'KnownFacts|None'=None) -> dict|Problem:
     "Content hash, pixel hash, size (upright), stored mode and thumbnail of one image, or what is wrong with it"
     try:
-        data = _read_bytes(root/path, max_pixels)
+        data = read_bytes(root/path, max_pixels)
         sha = hashlib.sha256(data).hexdigest()
         if known and (facts := known.get(sha)) and facts['width']*facts['height'] <= max_pixels: return {'sha256': sha, **facts}
-        im, mode = _decode(data, max_pixels)
+        im, mode = decode_image(data, max_pixels)
     except BadImage as e: return Problem(e.kind, path, e.detail)
     pixels = hashlib.blake2b(repr(im.size).encode() + im.tobytes(), digest_size=16).hexdigest()
     facts = {'content': pixels, 'width': im.width, 'height': im.height, 'mode': mode, 'look': pack_thumbnail(thumbnail(im))}
@@ -64,7 +60,7 @@ def read_pictures(
     progress:bool=True,
 ) -> tuple[pd.DataFrame, list[Problem]]: # Good rows with sha256, content, width, height, mode, look; problems
     "Read every row's file once"
-    with ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 2))) as pool, _Known() as known:
+    with ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 2))) as pool, KnownFacts() as known:
         found = pool.map(lambda r: _read_one(root, r['path'], max_pixels, known), rows)
         found = list(tqdm(found, 'reading images', len(rows), leave=False, delay=2,
                           mininterval=.5, file=sys.stderr, disable=not progress))
@@ -107,18 +103,17 @@ def read_images(
 ) -> ImageData:
     "Read, check, split and fingerprint images; everything that is wrong is in one `InputError`"
     check_args(valid_pct, test_pct, seed, on_bad, min_per_class, max_items, max_pixels)
-    root, rows, bad = _list_items(path)
+    root, rows, bad = list_labelled(path)
     rows = sorted(rows, key=lambda r: r['path'])
-    given, classes = {r['split'] for r in rows} - {''}, sorted({r['label'] for r in rows}, key=natural_key)
-    made = {s: share for s,share in (('valid',valid_pct), ('test',test_pct)) if s not in given and share}
+    made, classes = missing_splits(rows, valid_pct, test_pct), sorted({r['label'] for r in rows}, key=natural_key)
     if max_items: rows = sample_rows(rows, max_items, seed)
     items, unread = read_pictures(root, rows, max_pixels, progress)
     items, found = check_items(items, classes, 0 if addition else max(2 + bool(made), min_per_class or 0))
-    problems, skipping = bad + spelling_problems(classes) + unread + found, on_bad == 'skip'
-    if any(not (skipping and p.can_skip) for p in problems): raise InputError(problem_report(problems, path, len(rows), skipping))
+    refuse(problems := bad + spelling_problems(classes) + unread + found, path, len(rows), on_bad == 'skip')
     items = items.assign(near=near_families(items))
     items['split'], divided = split_families(items, made, seed, classes)
-    if not addition and (short := short_classes(items, classes, [*made])): raise InputError(problem_report(short, path, len(rows)))
+    refuse([] if addition else short_classes(items, classes, [*made]), path, len(rows))
     notes = data_notes(items, classes) + near_notes(near := near_summary(items), divided)
     items = items.drop(columns=['content','unit','look','near'])
-    return ImageData(root, items, classes, problems, fingerprint(items), 'given' if given else 'made', [*made], notes, str(path), near)
+    source = 'given' if any(r['split'] for r in rows) else 'made'
+    return ImageData(root, items, classes, problems, fingerprint(items), source, [*made], notes, str(path), near)

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'split_items', 'join_groups', 'fingerprint', 'LabelledData', 'summarise', 'list_items', 'list_sources',
-           'compare_files', 'spelling_problems', 'leak_problems', 'make_splits', 'sample_rows', 'check_items',
-           'near_families', 'split_families', 'near_summary', 'near_notes', 'short_classes', 'data_notes']
+           'compare_files', 'spelling_problems', 'leak_problems', 'missing_splits', 'make_splits', 'sample_rows',
+           'check_items', 'near_families', 'split_families', 'near_summary', 'near_notes', 'short_classes',
+           'split_notes', 'data_notes']
 
 # %% ../../nbs/data/40_splits.ipynb #34d62fca
 import random
@@ -20,9 +21,9 @@ import pandas as pd
 from ..core import InputError, did_you_mean, hash_bytes, hash_file
 from .copies import families, linked, near_pairs, unpack_thumbnails
 from .decode import SUFFIXES
-from .known import _Known
-from .listing import SPLITS, _SIDE, _fits, list_files, name_some, natural_key
-from .problems import Problem, _printable, data_path
+from .known import KnownFacts
+from .listing import SPLITS, SIDE_FILES, has_suffix, list_files, name_some, natural_key
+from .problems import Problem, printable, data_path
 
 # %% ../../nbs/data/40_splits.ipynb #4900ec67
 def _quotas(n:int, fractions:Sequence[float]) -> list[int]:
@@ -127,6 +128,9 @@ class LabelledData:
         "The rows of one split"
         if split not in SPLITS: raise InputError(f"split is {split!r}. {did_you_mean(split, SPLITS)}")
         return self.items[self.items.split == split].reset_index(drop=True)
+    def files(self, split:str) -> list[Path]:
+        "Absolute paths of one split's items that are files, in the order of `subset` and `labels`"
+        return [self.root/p for p in self.subset(split).path]
     def labels(self, split:str) -> np.ndarray:
         "(n,) int64 class numbers of one split's items"
         number = {c: i for i,c in enumerate(self.classes)}
@@ -136,11 +140,16 @@ class LabelledData:
         n = Counter(zip(self.items.split, self.items.label))
         return {s: {c: n[s,c] for c in self.classes} for s in SPLITS}
     def as_json(self) -> dict: return _as_json(self)
+    def some_classes(self, wanted:Sequence[str]) -> list[str]:
+        "The wanted classes, in their order; an `InputError` where there is no such class"
+        if bad := [c for c in wanted if c not in self.classes]:
+            raise InputError(f"there is no class {bad[0]!r}. {did_you_mean(bad[0], self.classes)}")
+        return [c for c in self.classes if c in wanted]
     def only(self, classes:Sequence[str]):
         "The part of some classes, with a fingerprint of its own"
-        if bad := [c for c in classes if c not in self.classes]: raise InputError(f"there is no class {bad[0]!r}. {did_you_mean(bad[0], self.classes)}")
-        items = self.items[self.items.label.isin(list(classes))].reset_index(drop=True)
-        return replace(self, items=items, classes=[c for c in self.classes if c in classes], fingerprint=fingerprint(items))
+        classes = self.some_classes(classes)
+        items = self.items[self.items.label.isin(classes)].reset_index(drop=True)
+        return replace(self, items=items, classes=classes, fingerprint=fingerprint(items))
 
 # %% ../../nbs/data/40_splits.ipynb #2f01f2b6
 def summarise(d:LabelledData, head:str) -> str:
@@ -159,9 +168,9 @@ def _origin(d:LabelledData) -> str:
 
 def _as_json(d:LabelledData) -> dict:
     "What a record keeps: path as given, fingerprint, counts, and each file that was left out"
-    return {'path': _printable(d.given), 'fingerprint': d.fingerprint, 'counts': d.counts(), 'n': len(d.items),
+    return {'path': printable(d.given), 'fingerprint': d.fingerprint, 'counts': d.counts(), 'n': len(d.items),
             'classes': d.classes, 'split_source': d.split_source, 'made': d.made, 'notes': d.notes, 'n_skipped': len(d.problems),
-            'skipped': [{'kind': p.kind, 'path': _printable(p.path), 'detail': _printable(p.detail)} for p in d.problems]}
+            'skipped': [{'kind': p.kind, 'path': printable(p.path), 'detail': printable(p.detail)} for p in d.problems]}
 
 # %% ../../nbs/data/40_splits.ipynb #cb4cfe93
 SOURCES = frozenset('.csv .tsv .json .jsonl .ndjson .parquet .txt .eml .xml .yaml .yml'.split()) # beside pictures, what data is made of
@@ -179,7 +188,7 @@ def list_sources(d:LabelledData) -> pd.DataFrame:
     "path and sha256 of the tables, annotations and texts that the items come from"
     given = Path(d.given).expanduser()
     found = [given.name] if given.is_file() else list_files(d.root)[0] if given.is_dir() else []
-    found = [f for f in found if Path(f).suffix.lower() in SOURCES and not _SIDE.fullmatch(f)]
+    found = [f for f in found if Path(f).suffix.lower() in SOURCES and not SIDE_FILES.fullmatch(f)]
     return pd.DataFrame(dict(path=found, sha256=[_hash16(d.root/f) for f in found]), dtype=object)
 
 def _hash16(path:Path) -> str:
@@ -195,11 +204,11 @@ def compare_files(
 ) -> dict[str, list]: # missing, added: paths; changed: (path, sha256 then, sha256 now)
     "What became of the files that data was made of; labels and splits that stand in no file are not looked at"
     p = data_path(path)
-    root, pictures = (p.parent if p.is_file() else p).resolve(), items.path.map(lambda f: _fits(f, SUFFIXES)).all() # a text in a table is called table:line
+    root, pictures = (p.parent if p.is_file() else p).resolve(), items.path.map(lambda f: has_suffix(f, SUFFIXES)).all() # a text in a table is called table:line
     then = dict(zip(sources.path, sources.sha256)) | (dict(zip(items.path, items.sha256)) if pictures else {})
     with ThreadPoolExecutor() as pool: now = dict(zip(then, pool.map(lambda f: _hash16(root/f), then)))
     kinds = SOURCES | (SUFFIXES if pictures and not any(f.lower().endswith('.csv') for f in sources.path) else frozenset())
-    there = [] if p.is_file() else [f for f in list_files(root)[0] if Path(f).suffix.lower() in kinds and not _SIDE.fullmatch(f)]
+    there = [] if p.is_file() else [f for f in list_files(root)[0] if Path(f).suffix.lower() in kinds and not SIDE_FILES.fullmatch(f)]
     return dict(missing=[f for f in then if not now[f]], added=sorted({*there} - {*then, *left_out}),
                 changed=[(f, then[f], now[f]) for f in then if now[f] and now[f] != then[f]])
 
@@ -219,7 +228,7 @@ def _clashes(items:pd.DataFrame, by:str, across:str) -> Iterable[pd.DataFrame]:
     return [part for _,part in some.groupby(by, sort=False)]
 
 # %% ../../nbs/data/40_splits.ipynb #bf740968
-def _two_labels(items:pd.DataFrame, what:str='picture') -> list[Problem]:
+def _two_labels(items:pd.DataFrame, what:str='image') -> list[Problem]:
     "One problem per item whose content also occurs under another label"
     out = []
     for part in _clashes(items, 'content', 'label'):
@@ -242,23 +251,26 @@ def leak_problems(
     return list(out.values())
 
 # %% ../../nbs/data/40_splits.ipynb #44acc723
-def _enough(items:pd.DataFrame, classes:Sequence[str], least:int, what:str='picture') -> list[Problem]:
+def _enough(items:pd.DataFrame, classes:Sequence[str], least:int, what:str='image') -> list[Problem]:
     "Classes with fewer than `least` distinct items to train on, and data of fewer than two classes; with 0, only that there is nothing at all"
     train, out = items[items.split == 'train'], []
     files, units = Counter(train.label), Counter(l for l,_ in set(zip(train.label, train.unit)))
     for c in classes:
         n, elsewhere = files[c], not files[c] and (items.label == c).any()
-        usable = f"{n} usable {_item(what)}{'s'*(n != 1)}" + (f' in {units[c]} distinct {what}s or groups' if units[c] < n else '')
-        if elsewhere: out.append(Problem('split', '', f'class {c!r} has {_item(what)}s in valid or test, but none in train'))
+        usable = f"{n} usable {what}{'s'*(n != 1)}" + (f' in {units[c]} distinct {what}s or groups' if units[c] < n else '')
+        if elsewhere: out.append(Problem('split', '', f'class {c!r} has {what}s in valid or test, but none in train'))
         elif units[c] < least:
             out.append(Problem('too few', '', f"class {c!r} has {usable} to train on; at least {least} needed"))
     if least == 0: out = []
     elif len(classes) == 1: out.append(Problem('one class', '', f'the only one is {classes[0]!r}'))
     return out + [Problem('one class', '', 'there is none')]*(not classes)
 
-def _item(what:str) -> str: return 'image' if what == 'picture' else what
-
 # %% ../../nbs/data/40_splits.ipynb #c6062fe4
+def missing_splits(rows:list[dict], valid_pct:float, test_pct:float) -> dict[str, float]:
+    "The shares of those splits that no row names"
+    given = {r['split'] for r in rows}
+    return {s: share for s,share in (('valid', valid_pct), ('test', test_pct)) if s not in given and share}
+
 def make_splits(items:pd.DataFrame, share:dict[str,float], seed:int) -> pd.Series:
     "The split of each item, with the splits in `share` taken out of train"
     pool = items[items.split == 'train']
@@ -276,7 +288,7 @@ def sample_rows(rows:list[dict], n:int, seed:int) -> list[dict]:
     return sorted((cells[c][k] for *_,c,k in order[:n]), key=lambda r: r['path'])
 
 # %% ../../nbs/data/40_splits.ipynb #a770a0c5
-def check_items(items:pd.DataFrame, classes:list[str], least:int, what:str='picture') -> tuple[pd.DataFrame, list[Problem]]:
+def check_items(items:pd.DataFrame, classes:list[str], least:int, what:str='image') -> tuple[pd.DataFrame, list[Problem]]:
     "Items without contradictions and leaks, with the column `unit` (what must stay together), and the problems"
     items = items.assign(split=items.split.replace('', 'train'))
     two = _two_labels(items, what); items = items[~items.path.isin({p.path for p in two})]
@@ -288,7 +300,7 @@ def check_items(items:pd.DataFrame, classes:list[str], least:int, what:str='pict
 def near_families(items:pd.DataFrame) -> list[str]:
     "The same text for images that are copies of one another, up to size, format, brightness, a crop or a mirror; '' for those without"
     key = hash_bytes(*(s.encode() for s in items.sha256))
-    with _Known('copies 1') as known:
+    with KnownFacts('copies 1') as known:
         if (pairs := known.get(key)) is None:
             pairs = near_pairs(unpack_thumbnails(items.look), items[['width', 'height']].min(axis=1)).tolist()
             if len(items) > 200: known.new[key] = pairs
@@ -314,7 +326,7 @@ def near_summary(items:pd.DataFrame, examples:int=5) -> dict:
     across = [g for g in groups if g.split.nunique() > 1]
     some = across[:examples] + [g for g in groups if g.split.nunique() == 1][:max(0, examples - len(across))]
     return dict(families=len(groups), images=sum(map(len, groups)), across_splits=len(across), two_labels=sum(g.label.nunique() > 1 for g in groups),
-                examples=[[_printable(p) for p in g.drop_duplicates('split').path.tolist() + g[g.duplicated('split')].path.tolist()][:4] for g in some])
+                examples=[[printable(p) for p in g.drop_duplicates('split').path.tolist() + g[g.duplicated('split')].path.tolist()][:4] for g in some])
 
 def near_notes(near:dict, divided:Sequence[str]=()) -> list[str]:
     "What `near_summary` found, in sentences"
@@ -326,18 +338,23 @@ def near_notes(near:dict, divided:Sequence[str]=()) -> list[str]:
     return out
 
 # %% ../../nbs/data/40_splits.ipynb #05d04580
-def short_classes(items:pd.DataFrame, classes:list[str], made:list[str], what:str='picture') -> list[Problem]:
+def short_classes(items:pd.DataFrame, classes:list[str], made:list[str], what:str='image') -> list[Problem]:
     "Classes that whole groups kept out of a split which was made"
     n = Counter(zip(items.split, items.label))
-    return [Problem('too few', '', f'the groups of class {c!r} leave no {_item(what)} of it for {s}; name the splits in a column')
+    return [Problem('too few', '', f'the groups of class {c!r} leave no {what} of it for {s}; name the splits in a column')
             for s in ['train', *made] for c in classes if not n[s,c]]
 
-def data_notes(items:pd.DataFrame, classes:list[str], what:str='picture') -> list[str]:
-    "What is harmless but worth knowing: copies inside one split, classes that a given split lacks"
-    out, n = [], Counter(zip(items.split, items.label))
-    copies = int(items.duplicated(['content']).sum())
-    if copies: out.append(f"{copies:,} {_item(what)}{'s are copies' if copies > 1 else ' is a copy'} of another in the same split; kept")
+def split_notes(splits:Iterable[str], classes:Sequence[str], what:str) -> list[str]:
+    "Splits that there are not, and classes that a split lacks; `splits`: (split, class) of each item, class '' where it has none"
+    have = {*splits}
+    out = []
     for s in SPLITS:
-        if not (items.split == s).any(): out.append(f'there is no {s} split'); continue
-        if lack := [c for c in classes if not n[s,c]]: out.append(f"{s} has no {_item(what)} of {name_some(lack)}")
+        if s not in {h for h,_ in have}: out.append(f'there is no {s} split')
+        elif lack := [c for c in classes if (s, c) not in have]: out.append(f"{s} has no {what} of {name_some(lack)}")
     return out
+
+def data_notes(items:pd.DataFrame, classes:list[str], what:str='image') -> list[str]:
+    "What is harmless but worth knowing: copies inside one split, classes that a given split lacks"
+    copies = int(items.duplicated(['content']).sum())
+    out = [f"{copies:,} {what}{'s are copies' if copies > 1 else ' is a copy'} of another in the same split; kept"]*(copies > 0)
+    return out + split_notes(zip(items.split, items.label), classes, what)

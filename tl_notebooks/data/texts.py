@@ -28,9 +28,10 @@ import pandas as pd
 
 from ..core import InputError, did_you_mean, hash_bytes, install_hint
 from .images import check_args, check_whole
-from .listing import SPLIT_NAMES, list_folder, name_some, natural_key, read_csv, read_utf8
-from .problems import Problem, data_path, problem_report
-from .splits import (LabelledData, check_items, data_notes, fingerprint, make_splits, sample_rows,
+from .listing import (SPLIT_NAMES, files_below, list_folder, name_some, name_splits, natural_key, read_csv,
+                                       read_utf8, split_problems)
+from .problems import Problem, data_path, refuse
+from .splits import (LabelledData, check_items, data_notes, fingerprint, make_splits, missing_splits, sample_rows,
                                       short_classes, spelling_problems, summarise)
 
 # %% ../../nbs/data/60_texts.ipynb #d5d6fb52
@@ -220,11 +221,7 @@ def _table_rows(file:Path, root:Path, given:dict, split:str) -> tuple[list[dict]
     place = file.relative_to(root).as_posix()
     rows, bad = _found_rows(file, place, given)
     if split: rows = [r | dict(split=split) for r in rows]
-    known = {**SPLITS_OF_TEXTS, '': ''}
-    for name,n in Counter(r['split'] for r in rows if r['split'] not in known).items():
-        bad.append(Problem('split', '', f"{n} rows of `{place}` have the split {name!r}. {did_you_mean(name, known)}"))
-    for r in rows: r['split'] = known.get(r['split'], r['split'])
-    return rows, bad
+    return rows, bad + name_splits(rows, SPLITS_OF_TEXTS, place)
 
 # %% ../../nbs/data/60_texts.ipynb #d7d7f342
 def _file_rows(root:Path, rows:list[dict]) -> tuple[list[dict], list[Problem]]:
@@ -333,12 +330,6 @@ def _items_of(rows:list[dict]) -> pd.DataFrame:
 def _empty(rows:list[dict]) -> list[Problem]:
     return [Problem('empty text', r['path'], 'nothing but blanks' if r['body'] else 'empty') for r in rows if not r['body'].strip()]
 
-def _half_split(rows:list[dict]) -> list[Problem]:
-    "Splits that only some rows name, or none of them train"
-    given, lack = {r['split'] for r in rows} - {''}, sum(not r['split'] for r in rows)
-    out = [Problem('split', '', "no row has the split 'train'")] if given and 'train' not in given else []
-    return out + ([Problem('split', '', f"{lack} of {len(rows)} rows have no split; fill in all or none")] if given and lack else [])
-
 def _print(items:pd.DataFrame, loose:Sequence[str]) -> str:
     "Fingerprint of labelled texts and of those without a label"
     return hash_bytes(fingerprint(items, ('label', 'split', 'sha256')).encode(), *(t.encode('utf-8', 'surrogatepass') for t in loose))
@@ -374,23 +365,21 @@ def read_texts(
     if names: _rename(rows, names, path)
     plain = [r for r in rows if r['body'].strip()]
     named = [r for r in plain if r['label']]
-    classes, given = sorted({r['label'] for r in named}, key=natural_key), {r['split'] for r in named} - {''}
-    made = {s: share for s,share in (('valid', valid_pct), ('test', test_pct)) if s not in given and share}
-    problems = bad + _empty(rows) + ([] if addition else _half_split(named)) + spelling_problems(classes) + (label_typos(r['label'] for r in named) if check_typos else [])
+    classes, made = sorted({r['label'] for r in named}, key=natural_key), missing_splits(named, valid_pct, test_pct)
+    problems = bad + _empty(rows) + ([] if addition else split_problems(named)) + spelling_problems(classes)
+    if check_typos: problems += label_typos(r['label'] for r in named)
     if max_items: plain = sample_rows(sorted(plain, key=lambda r: (r['text'], r['label'], r['split'], r['group'])), max_items, seed)
     items, found = check_items(_items_of([r for r in plain if r['label']]), classes, 0 if addition else max(2, 1 + len(made), min_per_class or 0), 'text')
-    problems, skipping = problems + found, on_bad == 'skip'
-    if any(not (skipping and p.can_skip) for p in problems): raise InputError(_report(problems, path, rows, skipping))
+    refuse(problems := problems + found, path, len(rows), on_bad == 'skip', unit='texts', todo=_TODO)
     items['split'] = make_splits(items, made, seed)
-    if not addition and (short := short_classes(items, classes, [*made], 'text')): raise InputError(_report(short, path, rows))
+    refuse([] if addition else short_classes(items, classes, [*made], 'text'), path, len(rows), unit='texts', todo=_TODO)
     loose = _unlabelled([r for r in plain if not r['label']], items)
     notes, items = data_notes(items, classes, 'text') + _uneven(items), items.drop(columns=['content', 'unit'])
-    return TextData(root, items, classes, problems, _print(items, loose), 'given' if given else 'made', [*made], notes, str(path), loose)
+    source = 'given' if any(r['split'] for r in named) else 'made'
+    return TextData(root, items, classes, problems, _print(items, loose), source, [*made], notes, str(path), loose)
 
 # %% ../../nbs/data/60_texts.ipynb #fbc8ac60
-def _report(problems:Sequence[Problem], path, rows:Sequence, skipping:bool=False) -> str:
-    todo = {'layout': "Rearrange the folders, or put the texts and their labels into a table with the columns text,label."}
-    return problem_report(problems, path, len(rows), skipping, unit='texts', todo=todo)
+_TODO = {'layout': "Rearrange the folders, or put the texts and their labels into a table with the columns text,label."}
 
 def _rename(rows:list[dict], names:dict[str, str], path) -> None:
     "Give labels the names that were asked for, in place"
@@ -449,6 +438,6 @@ def _named_rows(p:Path) -> tuple[list[tuple[str, str]], list]:
     if p.is_file() and p.suffix.lower() in TABLES:
         rows, bad = _found_rows(p, str(p), {}, ('text',))
         return [(r['path'], r['text']) for r in rows], bad
-    files = sorted(f for f in p.rglob('*') if f.suffix.lower() in TEXT_SUFFIXES and not f.name.startswith('.')) if p.is_dir() else [p]
+    files = files_below(p, TEXT_SUFFIXES) if p.is_dir() else [p]
     rows, bad = _file_rows(Path(), [{'path': str(f)} for f in files])
     return [(r['path'], r['text']) for r in rows], bad

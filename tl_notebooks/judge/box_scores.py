@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IOUS', 'RECALLS', 'SIZES', 'MAX_BOXES', 'ClassMatches', 'match_boxes', 'average_precision', 'BoxScores', 'box_scores',
            'compare_scores', 'Curve', 'pr_curves', 'choose_threshold', 'crossfit_thresholds', 'Compared',
-           'compare_boxes', 'box_confusion', 'error_counts', 'worst_pictures', 'outcome_boxes']
+           'compare_boxes', 'box_confusion', 'error_counts', 'worst_pictures']
 
 # %% ../../nbs/judge/10_box_scores.ipynb #50e24344
 from collections.abc import Iterator, Sequence
@@ -347,11 +347,3 @@ def worst_pictures(compared:Sequence[Compared], n:int=6) -> list[int]:
     "Numbers of the pictures with most errors, worst first; those without any are left out"
     order = sorted(range(len(compared)), key=lambda i: (-compared[i].errors, i))
     return [i for i in order if compared[i].errors][:n]
-
-# %% ../../nbs/judge/10_box_scores.ipynb #67188afd
-def outcome_boxes(c:Compared, truth:dict, pred:dict, classes:Sequence[str]) -> list[tuple]: # (x1, y1, x2, y2, outcome, text)
-    "What to draw on a picture, what is wrong last, so that it lies on top"
-    t, p = (np.asarray(d['boxes'], float).reshape(-1, 4) for d in (truth, pred))
-    real, said, score = ([classes[int(k)] for k in truth['labels']], [classes[int(k)] for k in pred['labels']], [f'{float(s):.2f}' for s in pred['scores']])
-    return [*((*p[j], 'found', f'{said[j]} {score[j]}') for _,j in c.hits), *((*p[j], 'false alarm', f'{said[j]} {score[j]}') for j in c.false_alarms),
-            *((*p[j], 'confused', f'{said[j]} {score[j]}, not {real[i]}') for i,j in c.confused), *((*t[i], 'missed', real[i]) for i in c.missed)]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'FILES', 'PREPROCESSING', 'MANIFEST', 'write_manifest', 'save_model', 'read_manifest', 'Prediction', 'Model',
-           'memory_of', 'free_folder', 'list_images']
+           'memory_of', 'free_folder']
 
 # %% ../../nbs/models/00_folder.ipynb #d84f121d
 import copy
@@ -26,8 +26,9 @@ from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from ..core import InputError, did_you_mean, hash_bytes, hash_file, hash_state, progress, read_json, umask
 from ..data.decode import SUFFIXES, open_image
+from ..data.listing import list_inputs
 from ..data.splits import LabelledData
-from ..learn.box_predict import BoxPrediction, check_request, list_scenes, predict_boxes
+from ..learn.box_predict import VIDEOS, BoxPrediction, check_request, predict_boxes
 from ..learn.detection import BoxNet, box_net, picture_detector
 from ..heads.features import RandomFeatures
 from ..learn.learner import GrownHead, TransferLearner
@@ -335,6 +336,13 @@ def take(self:Model, inputs:Sequence, labels:Sequence[str], per_class:int, seed:
     if bad := [r for r in read if isinstance(r, str)]: raise InputError(bad[0])
     return take_exemplars(read, labels, per_class, seed)
 
+# %% ../../nbs/models/00_folder.ipynb #b69a92b3
+@patch
+def find(self:Model, inputs:Iterable[str|Path]) -> list|dict[Path, Path]:
+    "What `predict` takes for the files, folders and (for a text model) tables and texts that a person names"
+    if self.is_text: return list_texts(inputs)
+    return list_inputs(inputs, SUFFIXES | VIDEOS, 'images or videos') if self.is_boxes else [*list_inputs(inputs)]
+
 # %% ../../nbs/models/00_folder.ipynb #06182425
 @patch
 def predict(
@@ -363,11 +371,6 @@ def _predict_each(self:Model, inputs:Iterable, bs:int) -> Iterator[Prediction]:
     for batch,read,good in self.read_batches(list(inputs), bs, 'predicting'):
         probs = iter(self.probabilities(good) if good is not None else [])
         for p,r in zip(batch, read): yield self._one(_named(p)[0], r if isinstance(r, str) else next(probs))
-
-@patch
-def find(self:Model, inputs:Iterable[str|Path]) -> list|dict[Path, Path]:
-    "What `predict` takes for the files, folders and (for a text model) tables and texts that a person names"
-    return list_texts(inputs) if self.is_text else list_scenes(inputs) if self.is_boxes else list_images(inputs)
 
 @patch
 def _one(self:Model, path:str, p) -> Prediction:
@@ -462,17 +465,3 @@ def save_child(
                       parent=m['sha256'], statistics=statistics and statistics_state(statistics), tok=tok or (self.reader.tok if self.is_text else None), head=head,
                       lineage=[*m.get('lineage', []), entry], extra=extra, memory=memory,
                       learned=self.learned() + (learned if isinstance(learned, Learned) else Learned.of(looks_of(learned))))
-
-# %% ../../nbs/models/00_folder.ipynb #c4276405
-def list_images(
-    inputs:Iterable[str|Path], # Files and folders
-) -> list[Path]:
-    "The files given and the pictures below the folders given, in order; an `InputError` lists what does not exist"
-    out, missing = [], []
-    for p in map(Path, inputs):
-        if p.is_dir(): out += sorted(f for f in p.rglob('*') if f.suffix.lower() in SUFFIXES and not f.name.startswith('.'))
-        elif p.exists(): out.append(p)
-        else: missing.append(f"`{p}`")
-    if missing: raise InputError(f"input {', '.join(missing)} does not exist.")
-    if not out: raise InputError(f"no pictures below {', '.join(f'`{p}`' for p in inputs)}; accepted suffixes: {', '.join(sorted(SUFFIXES))}.")
-    return out
