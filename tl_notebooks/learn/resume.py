@@ -128,13 +128,13 @@ def set_optimiser(opt, t:dict, v:dict) -> None:
 
 # %% ../../nbs/learn/15_resume.ipynb #b4458979
 COUNTERS = dict(TrackerCallback=['best', 'new_best'], EarlyStoppingCallback=['wait'], ReduceLROnPlateau=['wait'],
-                ParamScheduler=['hps']) # class of fastai → attributes that a fit goes on with; also for classes that inherit from it
+                ParamScheduler=['hps']) # class of fastai, or what inherits from it → attributes that a fit goes on with
 UNKEPT = ['GradientAccumulation', 'ActivationStats', 'CollectDataCallback'] # of fastai, with state that nothing keeps
 
 def _counters(cb) -> list[str]: return [n for k in type(cb).__mro__ for n in COUNTERS.get(k.__name__, [])]
 
 def starts_anew(cb) -> bool:
-    "Whether a callback may hold state that no checkpoint keeps: one of your own with attributes and without `resume_state`"
+    "Whether a callback may hold state that no checkpoint keeps: one with attributes and without `resume_state`"
     kind = type(cb)
     if hasattr(kind, 'resume_state') or _counters(cb): return False
     if kind.__module__.split('.')[0] in ('fastai', 'tl_notebooks'): return kind.__name__ in UNKEPT
@@ -289,7 +289,8 @@ class Slot:
         key = str(self.folder.resolve())
         if key in _held: return
         if (lock := take_lock(self.folder/'lock')) is None:
-            raise InputError(f"`{self.folder}`: another process is training with these checkpoints. Wait for it, or give another folder.")
+            raise InputError(f"`{self.folder}`: another process is training with these checkpoints. "
+                             "Wait for it, or give another folder.")
         _held[key] = lock
 
     def release(self) -> None:

@@ -285,9 +285,10 @@ def _words(self:Sweep) -> str: return ', '.join(f'{n} {s}' for s,n in self.count
 
 @patch
 def _job(self:Sweep, key:str, topic:str) -> dict:
-    r, cwd = self.runs[key], self.data['cwd']
-    return dict(key=key, topic=topic, params=r['params'], threads=r['params'].get('threads', 0), root=str(self.root), sweep=str(self.folder),
-                usecase=self.name, name=f"{self.folder.name.rpartition('-')[2]}-{key}", notebook=self.data['notebook'], cwd=cwd if Path(cwd).is_dir() else str(Path.cwd()))
+    params, cwd = self.runs[key]['params'], self.data['cwd']
+    return dict(key=key, topic=topic, params=params, threads=params.get('threads', 0), root=str(self.root), sweep=str(self.folder),
+                usecase=self.name, name=f"{self.folder.name.rpartition('-')[2]}-{key}", notebook=self.data['notebook'],
+                cwd=cwd if Path(cwd).is_dir() else str(Path.cwd()))
 
 # %% ../../nbs/runs/50_sweep.ipynb #f3b2a25e
 @patch
@@ -299,7 +300,8 @@ def _dispatch(self:Sweep, todo:list[str], workers:int, scheduler:str) -> None:
     with _client(workers, scheduler, len(todo), threads) as client, _Progress(self, len(todo)) as shown:
         if scheduler and not client.scheduler_info()['workers']: print('sweep: the scheduler has no workers yet; waiting for them', file=sys.stderr)
         client.subscribe_topic(topic, lambda event: shown.started(event[1]))
-        futures = client.map(run_job, [self._job(k, topic) for k in todo], key=[f'{topic}-{k}' for k in todo], pure=False, batch_size=1000)
+        futures = client.map(run_job, [self._job(k, topic) for k in todo], key=[f'{topic}-{k}' for k in todo],
+                             pure=False, batch_size=1000)
         key_of = {f.key: k for f,k in zip(futures, todo)}
         try:
             for f, result in distributed.as_completed(futures, with_results=True, raise_errors=False):
