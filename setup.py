@@ -18,7 +18,8 @@ setup(
     # The use-case notebooks travel inside the package; they have one home, nbs/usecases.
     packages=[*find_packages(include=[cfg['lib_name'], f"{cfg['lib_name']}.*"]), f"{cfg['lib_name']}.usecases"],
     package_dir={f"{cfg['lib_name']}.usecases": 'nbs/usecases'},
-    package_data={'': ['*.json', '*.jsonl'], f"{cfg['lib_name']}.usecases": ['*.ipynb']},
+    package_data={'': ['*.json'], cfg['lib_name']: ['templates/*'], f"{cfg['lib_name']}.data": ['samples/**/*.*'],
+                  f"{cfg['lib_name']}.usecases": ['*.ipynb']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
     extras_require={'parquet': ['pyarrow>=15'], 'distributed': ['accelerate>=1.0'], 'dvc': ['dvc>=3.60,<4', 'dvclive>=3.48,<4'],

@@ -43,7 +43,7 @@ def own_cache(tmp_path_factory):
 def pictures(tmp_path_factory):
     "Four kinds of parts, 15 small pictures each, made by the project"
     from tl_notebooks.data.samples import PARTS, make_parts
-    return make_parts(tmp_path_factory.mktemp('pictures')/'parts', kinds=PARTS[:4], n=15, size=96, progress=False)
+    return make_parts(tmp_path_factory.mktemp('pictures')/'parts', kinds=PARTS[:4], n=15, size=96)
 
 
 @pytest.fixture(scope='session')

@@ -85,6 +85,7 @@ def picture_learner(data, **kwargs):
     from tl_notebooks.learn.network import TransferNet
     from tl_notebooks.learn.vision import image_dls
     class Body(nn.Module):
+        cache_key = 'body of a test'
         def __init__(self):
             super().__init__()
             self.a = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU())
@@ -147,7 +148,7 @@ def of_boxes(place, data, views=3):
     first = outcome(learn)
     learn.unfreeze()
     learn.fit_one_cycle(2, 1e-3)
-    cached = [(r['items'], r['views']) for r in learn.frozen_pyramid.report]
+    cached = [(r['items'], r['views']) for r in learn.frozen_prefix.report]
     return dict(first=first, second=outcome(learn), cached=cached)
 
 

@@ -107,6 +107,7 @@ def test_every_cut_gives_the_networks_own_features(name):
 
 def test_a_network_whose_layers_look_back_is_refused_and_trained_whole(data, cache, capsys):
     class Back(nn.Module):
+        cache_key = 'back'
         def __init__(self): super().__init__(); self.a, self.b, self.c = (nn.Linear(4, 4) for _ in 'abc')
         def forward(self, x): h = self.a(x); return self.c(self.b(h)) + h
     back = Back().eval()
@@ -123,6 +124,7 @@ def test_text_encoders_are_cut_between_layers():
     seed_everything(0)
     config = transformers.BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64)
     class Body(nn.Module):
+        cache_key = 'body of a test'
         def __init__(self): super().__init__(); self.bert = transformers.BertModel(config, add_pooling_layer=False)
         def forward(self, ids, mask):
             h = self.bert(ids, attention_mask=mask).last_hidden_state
@@ -144,6 +146,7 @@ def test_a_text_learner_trains_on_activations_and_masks(cache):
     transformers = pytest.importorskip('transformers')
     config = transformers.BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, hidden_dropout_prob=.1)
     class Body(nn.Module):
+        cache_key = 'body of a test'
         def __init__(self):
             super().__init__(); self.bert = transformers.BertModel(config, add_pooling_layer=False)
             self.groups = [[*self.bert.embeddings.parameters()], *([*m.parameters()] for m in self.bert.encoder.layer)]
@@ -167,6 +170,7 @@ def test_a_text_learner_trains_on_activations_and_masks(cache):
 
 def test_items_of_different_sizes_are_trained_whole(cache, capsys):
     class Body(nn.Module):
+        cache_key = 'body of a test'
         def __init__(self):
             super().__init__(); self.a, self.b = nn.Linear(1, 4), nn.Linear(4, 4)
             self.groups = [[*self.a.parameters()], [*self.b.parameters()]]
@@ -258,6 +262,7 @@ def test_compiled_body_trains_the_same(cache):
     "On a body small enough to compile in seconds"
     seed_everything(0)
     class Body(nn.Module):
+        cache_key = 'body of a test'
         def __init__(self):
             super().__init__(); self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 8)
             self.groups = [list(self.a.parameters()), list(self.b.parameters())]
@@ -395,8 +400,8 @@ CHANGES = {
 
 class Brighter(aug_transforms()[-1].__class__.__mro__[-2]):      # fasttransform's Transform
     order = 99
-    def __init__(self, k): self.k = k; super().__init__()
-    def encodes(self, x:torch.Tensor): return x*self.k if x.is_floating_point() else x
+    def __init__(self, k): self.k = self.cache_key = k; super().__init__()
+    def encodes(self, x:torch.Tensor): return x*(self.k or 1) if x.is_floating_point() else x
 
 
 @pytest.mark.parametrize('what', CHANGES)
@@ -418,6 +423,14 @@ def test_each_ingredient_counts(pictures, cache, monkeypatch, what):
     assert run() == 12 and run() == 0
     assert run(**CHANGES[what]) == 12, f'{what} was changed, and rows were used again'
     assert run() == 0
+
+
+def test_a_transform_that_does_not_say_what_it_does_is_not_cached_and_that_is_said_once(data, cache, capsys):
+    learn = learner(data)
+    for dl in learn.dls: dl.after_batch.add(Brighter(None))
+    learn.freeze_to(-2); quiet(learn, lambda: (learn.get_preds(), learn.fit(1, 1e-4)))
+    said = capsys.readouterr().err
+    assert computed(learn) == 0 and said.count('does not say what it does') == 1 and 'Brighter' in said and not list_stores()
 
 
 def test_the_trained_part_and_the_seed_do_not_count(data, cache):
@@ -496,6 +509,7 @@ def test_schedule_keeps_what_helps_and_undoes_what_does_not(data, cache):
 
 def test_frozen_parts_are_in_eval_mode_dropout_too():
     class Body(nn.Module):
+        cache_key = 'body of a test'
         def __init__(self):
             super().__init__()
             self.a = nn.Sequential(nn.Linear(6, 16), nn.Dropout(.5)); self.b = nn.Sequential(nn.Linear(16, 8), nn.Dropout(.5))

@@ -15,7 +15,7 @@ from tl_notebooks.cli import main
 def scenes(tmp_path_factory):
     from tl_notebooks.data.boxes import read_boxes
     from tl_notebooks.data.samples import make_scenes
-    return read_boxes(make_scenes(tmp_path_factory.mktemp('scenes')/'s', n=12, size=128, progress=False), progress=False)
+    return read_boxes(make_scenes(tmp_path_factory.mktemp('scenes')/'s', n=12, size=128), progress=False)
 
 
 @pytest.fixture(scope='module')

@@ -232,7 +232,7 @@ def parts(tmp_path_factory):
     from tl_notebooks.data.samples import PARTS, make_parts
     from tl_notebooks.learn.vision import image_learner
     root = tmp_path_factory.mktemp('parts')
-    make_parts(root/'all', kinds=PARTS[:4], n=14, size=128, progress=False)
+    make_parts(root/'all', kinds=PARTS[:4], n=14, size=128)
     for i,k in enumerate(PARTS[:4]):
         for p in sorted((root/'all'/k).iterdir()):
             to = root/('judge' if p.stem[-1] in '13' else 'first' if i < 2 else k)/k/p.name

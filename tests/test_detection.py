@@ -30,7 +30,7 @@ def one_thread():
 @pytest.fixture(scope='module')
 def scenes(tmp_path_factory):
     "Eighteen small junctions"
-    return read_boxes(make_scenes(tmp_path_factory.mktemp('scenes')/'s', n=18, size=160, progress=False), min_per_class=1)
+    return read_boxes(make_scenes(tmp_path_factory.mktemp('scenes')/'s', n=18, size=160), min_per_class=1)
 
 
 @pytest.fixture(scope='module')
@@ -116,22 +116,31 @@ def test_the_cache_changes_nothing_but_the_time(scenes, thaw):
         before = hash_state(learn.model.body.steps[:learn.model.body.frozen_steps()].state_dict())
         losses.append(quiet(learn, 3, 1e-3))
         assert hash_state(learn.model.body.steps[:learn.model.body.frozen_steps()].state_dict()) == before
-        assert bool(learn.frozen_pyramid.report) == cache
+        assert bool(learn.frozen_prefix.report) == cache
     np.testing.assert_allclose(*losses, rtol=2e-3)
 
 
-def test_another_transform_seed_or_annotation_does_not_meet_old_rows(scenes):
-    def keys(**kwargs):
-        learn = detection_learner(scenes, size=96, bs=4, channels=32, **{'views': 2, **kwargs}); learn.freeze()
-        return [s.key for s in learn.frozen_pyramid.stores(learn.dls.train, learn.frozen_pyramid.steps())]
-    base = keys()
-    assert keys() == base
-    for other in (dict(augment=box_transforms(96, zoom=(.9, 1.1))), dict(resize='pad'), dict(seed=1)): assert not {*keys(**other)} & {*base}, other
-    ds = box_dls(scenes, 96, 4, views=2).train.dataset
-    learn = detection_learner(scenes, size=96, bs=4, views=2, channels=32); learn.freeze()
-    learn.dls.train.dataset.targets[0] = (ds.targets[0][0] + 1, ds.targets[0][1])
-    rows, boxes = (s.key for s in learn.frozen_pyramid.stores(learn.dls.train, learn.frozen_pyramid.steps()))
-    assert rows == base[0] and boxes != base[1] # the same pictures, other boxes
+def test_another_transform_or_seed_does_not_meet_old_rows(scenes):
+    def rows(**kwargs):
+        learn = detection_learner(scenes, size=96, bs=4, channels=32, **{'views': 2, **kwargs}); learn.precompute()
+        return {*learn.frozen_prefix.stores}
+    base = rows() # one store of plain pictures, training and validation, and one of variations
+    assert len(base) == 2 and rows() == base
+    for other in (dict(augment=box_transforms(96, zoom=(.9, 1.1))), dict(seed=1)): assert len(rows(**other) & base) == 1, other
+    assert not rows(resize='pad') & base
+
+
+def test_cached_batches_have_the_boxes_of_their_variation_and_a_new_annotation_at_once(scenes):
+    learn = detection_learner(scenes, size=96, bs=4, views=3, channels=32); learn.freeze()
+    frozen, dl = learn.frozen_prefix, learn.dls.train
+    ds = dl.dataset
+    ds.targets[0] = (ds.targets[0][0] + 1, ds.targets[0][1])
+    cached, = frozen.opened(dl, [frozen.frozen_groups()], 3)
+    for epoch in range(3):
+        ds.epoch = epoch; own = [t for _,*t in dl]
+        ds.epoch = epoch; kept = [t for _,*t in cached]
+        assert ds.epoch == epoch + 1 and len(own) == len(kept) and all(a.equal(b) for x,y in zip(own, kept) for a,b in zip(x, y))
+    assert ds.apart
 
 
 # Parts
@@ -176,7 +185,7 @@ def test_bf16_and_discriminative_rates(scenes):
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
     rates = [h['lr'] for h in learn.opt.hypers]
     assert rates == sorted(rates) and rates[0] < rates[-1]
-    assert learn.frozen_pyramid.stores(learn.dls.train, learn.frozen_pyramid.steps())[0].dtype == torch.bfloat16
+    assert {s.dtype for s in learn.frozen_prefix.stores.values()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize('what,message', [(dict(arch='fcoss'), 'not known'), (dict(size=100), 'multiples of 32'), (dict(precision='fp16'), 'accepted: auto, fp32, bf16'),
@@ -225,7 +234,7 @@ def test_a_detector_of_torchvision_goes_on_from_its_file(scenes, tmp_path, arch)
     learn.freeze()
     body = hash_state(net.body.state_dict())
     losses = quiet(learn, 4, 1e-3)
-    assert np.mean(losses[-4:]) < np.mean(losses[:4]) and hash_state(net.body.state_dict()) == body and learn.frozen_pyramid.report[0]['computed'] == len(scenes.subset('train'))
+    assert np.mean(losses[-4:]) < np.mean(losses[:4]) and hash_state(net.body.state_dict()) == body and learn.frozen_prefix.report[0]['computed'] == len(scenes.subset('train'))
     save_model(tmp_path/'m', net, learn.info, scenes.classes)
     again = Model(tmp_path/'m')
     with torch.no_grad(): out, same = net.eval()(x), again.net(x)

@@ -99,7 +99,7 @@ def test_a_run_in_two_processes(tmp_path):
     "`tl run --processes 2`: every fit of the notebook, with nothing said in it"
     from pathlib import Path
     from tl_notebooks.data.samples import PARTS, make_parts
-    data = make_parts(tmp_path/'parts', kinds=PARTS[:3], n=12, size=48, progress=False)
+    data = make_parts(tmp_path/'parts', kinds=PARTS[:3], n=12, size=48)
     path, found = tmp_path/'small.ipynb', []
     parameters = nbformat.v4.new_code_cell("seed: int = 0\nthreads: int = 2", metadata=dict(tags=['parameters']))
     code = NOTEBOOK.format(path=str(path), tests=str(Path(__file__).parent), data=str(data))
@@ -135,5 +135,5 @@ def test_a_detector_is_not_divided(tmp_path):
     from tl_notebooks.learn.resume import Processes
     from tl_notebooks.core import InputError
     from tl_notebooks.data.samples import make_scenes
-    learn = killed.scene_learner(make_scenes(tmp_path/'scenes', n=14, size=128, progress=False))
+    learn = killed.scene_learner(make_scenes(tmp_path/'scenes', n=14, size=128))
     with pytest.raises(InputError, match='Accepted: 1'): learn.fit(1, 1e-3, cbs=Processes(2))

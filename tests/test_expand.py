@@ -34,7 +34,7 @@ KINDS = PARTS[:5]
 def work(tmp_path_factory):
     "Pictures of five kinds of parts, in a folder of all and one of each; a model that knows the first two"
     root = tmp_path_factory.mktemp('expand')
-    make_parts(root/'all', kinds=KINDS, n=14, size=96, progress=False)
+    make_parts(root/'all', kinds=KINDS, n=14, size=96)
     for i,k in enumerate(KINDS):
         for p in sorted((root/'all'/k).iterdir()):
             place = root/('judge' if p.stem[-1] in '13' else 'first' if i < 2 else k)/k/p.name # some of each are kept to judge by

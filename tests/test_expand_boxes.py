@@ -64,7 +64,7 @@ def plain_fine_tuning(parent, epochs):
     learn = BoxLearner(box_dls(data, 96, 6, views=1, augment=False), net, ema=0., info=m.manifest['backbone'] | m.manifest['preprocessing'], path=Path('.'))
     learn.freeze_to(-1)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 1e-3)
-    net.cut = 0
+    net.cut = None
     return m, net
 
 
@@ -127,7 +127,7 @@ def test_pictures_that_were_learned_from_do_not_judge(parent, tmp_path):
     (tmp_path/'old'/'labels.json').write_text(json.dumps(coco))
     done = expand_boxes(knows, parent.parent/'new', tmp_path/'none', 'keep-scores', tmp_path/'old', limits=Limits(max_old_drop=1.), tuning=quick)
     assert not done.passed and done.certificate['limits'][0]['value'] is None and any('not judged: all 12' in n for n in done.certificate['notes'])
-    assert 'not judged: all 12 pictures were learned from' in (done.folder/'certificate.html').read_text()
+    assert 'not judged: all 12 images were learned from' in (done.folder/'certificate.html').read_text()
 
 
 def test_requests_that_cannot_be_meant(parent, tmp_path, capsys):

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NBS = ROOT/'nbs'
-ORDER = ['core', 'data', 'frozen', 'heads', 'learn', 'models', 'judge', 'expand', 'runs', 'serve', 'cli'] # from the ground floor
+ORDER = ['core', 'data', 'frozen', 'heads', 'learn', 'models', 'judge', 'expand', 'runs', 'serve', 'all', 'cli'] # from the ground floor
 HOUSE = sorted(p for p in NBS.rglob('[0-9][0-9]_*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 def module(nb): return '.'.join([*nb.parent.relative_to(NBS).parts, nb.stem[3:]])
 MODULES = {module(nb): (ORDER.index(module(nb).split('.')[0]), int(nb.stem[:2])) for nb in HOUSE} # such as heads.ridge: its place

@@ -20,13 +20,13 @@ def server():
 @pytest.fixture(scope='module')
 def few_pictures(tmp_path_factory):
     from tl_notebooks.data.samples import PARTS, make_parts
-    return make_parts(tmp_path_factory.mktemp('few')/'parts', kinds=PARTS[:3], n=12, size=48, progress=False)
+    return make_parts(tmp_path_factory.mktemp('few')/'parts', kinds=PARTS[:3], n=12, size=48)
 
 
 @pytest.fixture(scope='module')
 def few_scenes(tmp_path_factory):
     from tl_notebooks.data.samples import make_scenes
-    return make_scenes(tmp_path_factory.mktemp('few')/'scenes', n=14, size=128, progress=False)
+    return make_scenes(tmp_path_factory.mktemp('few')/'scenes', n=14, size=128)
 
 
 @pytest.fixture(scope='module')
@@ -240,7 +240,7 @@ def test_callbacks_may_come_and_go(tmp_path):
 
 STATELESS = dict(NormEval='looks at the network before each fit', FitProgress='a bar', FlipMaps="draws from torch's generator",
                  Distil='its teacher stays', OldAnswers='its teacher stays', GiveTargets='no state',
-                 FrozenPyramid='order and views are the DataLoader\'s', Checkpoint='keeps it', Processes='no state')
+                 Checkpoint='keeps it', Processes='no state')
 
 
 def test_what_holds_state_over_epochs_says_so():

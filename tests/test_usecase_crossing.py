@@ -15,7 +15,7 @@ def unsplit(root, n, size):
     "Junctions in one folder, with nothing that says which of them are for what"
     from tl_notebooks.data.boxes import as_coco, read_boxes
     from tl_notebooks.core import write_json
-    made = read_boxes(make_scenes(root/'made', n=n, size=size, progress=False), min_per_class=1, progress=False)
+    made = read_boxes(make_scenes(root/'made', n=n, size=size), min_per_class=1, progress=False)
     coco, flat = as_coco(made), root/'flat'
     flat.mkdir()
     for i in coco['images']:

@@ -13,6 +13,7 @@ def test_run_from_an_installed_wheel(tmp_path, pictures):
     wheel, = (tmp_path/'dist').glob('*.whl')
     names = zipfile.ZipFile(wheel).namelist()
     assert 'tl_notebooks/usecases/parts.ipynb' in names and 'tl_notebooks/learn/catalogue.json' in names
+    assert {f'tl_notebooks/data/samples/{f}' for f in ('parts/nut/nut_0000.jpg', 'scenes/annotations.json', 'jargon/corpus.txt', 'mails.jsonl')} <= {*names}
     subprocess.run([*pip, 'install', '--no-deps', '--target', tmp_path/'site', wheel], check=True, capture_output=True)
     (tmp_path/'empty').mkdir()
     env = {**os.environ, 'PYTHONPATH': str(tmp_path/'site')}

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SIDE', 'TURNS', 'CROP', 'CROPS', 'LEVELS', 'CROP_ROUGH', 'CROP_FINE', 'BITS', 'PART_BITS', 'PART_MOST', 'PART_TOP',
            'HASH_BITS', 'FAR', 'thumbnail', 'pack_thumbnail', 'unpack_thumbnails', 'dct_signs', 'turn', 'turn_signs',
-           'read_part', 'pool', 'same_whole', 'find_part', 'same_part', 'near_pairs', 'has_content', 'families',
-           'ImageHashes']
+           'read_part', 'pool', 'same_whole', 'find_part', 'same_part', 'near_pairs', 'has_content', 'linked',
+           'families', 'ImageHashes']
 
 # %% ../../nbs/data/30_copies.ipynb #a9fbbd76
 import base64
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 from scipy.fft import dctn
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 # %% ../../nbs/data/30_copies.ipynb #108402ee
 SIDE = 64 # of a thumbnail
@@ -208,16 +210,16 @@ def has_content(thumbs:np.ndarray) -> np.ndarray: # (n,) bool
     "Which thumbnails show more than one colour"
     return np.asarray(thumbs, 'float32').std((1, 2)) >= 3
 
+def linked(
+    n:int,
+    pairs:np.ndarray, # (2, m) rows that belong together
+) -> np.ndarray:      # (n,) the same number for all that pairs tie together, also through others
+    i, j = np.asarray(pairs, int).reshape(2, -1)
+    return connected_components(coo_array((np.ones(len(i)), (i, j)), shape=(n, n)), directed=False)[1]
+
 def families(n:int, pairs:np.ndarray) -> list[str]: # (n,) the same text for images that pairs tie together, '' for those in none
-    parent = list(range(n))
-    def find(i):
-        while parent[i] != i: parent[i] = parent[parent[i]]; i = parent[i]
-        return i
-    for i,j in pairs.T.tolist():
-        i, j = sorted((find(i), find(j)))
-        parent[j] = i
     paired = {*pairs.ravel().tolist()}
-    return [f'copies {find(i)}' if i in paired else '' for i in range(n)]
+    return [f'copies {k}' if i in paired else '' for i,k in enumerate(linked(n, pairs))]
 
 # %% ../../nbs/data/30_copies.ipynb #8f1a84ff
 HASH_BITS, FAR = 24, (200, 32) # frequencies in each direction of a hash that stays; most bits of whole images and of parts that may differ

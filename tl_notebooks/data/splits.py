@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..core import InputError, did_you_mean, hash_bytes, hash_file
-from .copies import families, near_pairs, unpack_thumbnails
+from .copies import families, linked, near_pairs, unpack_thumbnails
 from .decode import SUFFIXES
 from .known import _Known
 from .listing import SPLITS, _SIDE, _fits, list_files, name_some, natural_key
@@ -94,15 +94,11 @@ def _check_fractions(fractions:dict[str,float]) -> None:
 # %% ../../nbs/data/40_splits.ipynb #0d0a699c
 def join_groups(*columns:Sequence) -> list[int]:
     "Number items so that those which agree in any column (where it is not empty) have the same number, also through others"
-    parent = list(range(len(columns[0])))
-    def find(i):
-        while parent[i] != i: parent[i] = parent[parent[i]]; i = parent[i]
-        return i
-    for col in columns:
+    pairs = []
+    for column in columns:
         first = {}
-        for i,v in enumerate(col):
-            if v != '': parent[find(i)] = find(first.setdefault(v, i))
-    return [find(i) for i in range(len(parent))]
+        pairs += [(first.setdefault(v, i), i) for i,v in enumerate(column) if v != '']
+    return linked(len(columns[0]), np.array(pairs, int).reshape(-1, 2).T).tolist()
 
 # %% ../../nbs/data/40_splits.ipynb #a4c4daf1
 def fingerprint(

@@ -18,7 +18,7 @@ from torch import nn
 from tqdm import tqdm
 from ..core import hash_bytes, hash_json, hash_state, seeded, tl_hint
 from .cut import CannotCache, Cut
-from .store import ActivationStore, BLOCK, _filling, _locked, describe, say
+from .store import ActivationStore, BLOCK, describe, filling, say, store_lock
 
 # %% ../../nbs/frozen/30_loader.ipynb #7008258a
 def fill(
@@ -34,7 +34,7 @@ def fill(
     first = {i: k for k,i in reversed([*enumerate(ids)])}
     try:
         with contextlib.ExitStack() as locks:
-            for s in sorted(stores, key=lambda s: s.key): locks.enter_context(_filling(s.folder))
+            for s in sorted(stores, key=lambda s: s.key): locks.enter_context(filling(s.folder))
             todo = sorted(sorted(first[i] for i in {i for s in stores for i in s.missing(ids)}), key=order or (lambda at: 0))
             if todo: _fill(stores, ids, compute, todo, batch, desc)
     except OSError as e:
@@ -51,7 +51,7 @@ def _fill(stores, ids, compute, todo, batch, desc) -> None:
         for wait in (False, True):
             for some in blocks.copy():
                 claim = home/f'.claim-{hash_json([ids[p] for p in some])[:16]}'
-                with _locked(claim, wait) as mine:
+                with store_lock(claim, wait) as mine:
                     if not mine: continue
                     _fill_block(stores, ids, compute, some, batch, bar)
                     blocks.remove(some); claim.unlink(missing_ok=True)
@@ -71,7 +71,7 @@ _PIPES = ('after_item', 'before_batch', 'after_batch')
 class Items:
     """What the cache must know of a DataLoader `dl`, of whose batches the first `n_inp` tensors are inputs."""
     def __init__(self, dl:DataLoader, n_inp:int=1):
-        self.dl, self.ds, self.n_inp, self.n, self.ys = dl, dl.dataset, n_inp, len(dl.dataset), None
+        self.dl, self.ds, self.n_inp, self.n, self.ys, self.epoch = dl, dl.dataset, n_inp, len(dl.dataset), None, 0
         tls = getattr(self.ds, 'tls', None)
         self.inp, self.out = (tls[:n_inp], tls[n_inp:]) if tls is not None else (None, None)
         self.item_tfms = [f for tl in self.inp or () for f in tl.tfms.fs]
@@ -145,6 +145,11 @@ def targets(self:Items) -> tuple[torch.Tensor, ...]:
     self.ys = tuple(self.dl.create_batch(samples)) if samples and samples[0] else ()
     return self.ys
 
+@patch
+def targets_at(self:Items, at:Sequence[int], views:Sequence[int]) -> tuple[torch.Tensor, ...]:
+    "Targets of the items at `at`, each in a view of its own, as a batch; here a view changes none of them"
+    return tuple(y[list(at)] for y in self.targets())
+
 # %% ../../nbs/frozen/30_loader.ipynb #b6b8cce3
 @patch
 def transform(self:Items, split_idx:int) -> list: # JSON-ready
@@ -179,12 +184,17 @@ class ViewedDL:
     cut = None
     def __init__(self, dl:DataLoader, items:Items, names:Sequence[str], views:int):
         self.dl, self.items, self.names, self.views = dl, items, names, views
-        self.epoch, self.first = 0, [int(n[:8], 16) % views for n in names]
+        self.first = [int(n[:8], 16) % views for n in names]
 
     def __getattr__(self, name):
         if name.startswith('__') or name == 'dl': raise AttributeError(name)
         return getattr(self.dl, name)
     def __len__(self): return len(self.dl)
+
+    @property
+    def epoch(self) -> int: return self.items.epoch
+    @epoch.setter
+    def epoch(self, epoch:int): self.items.epoch = epoch
 
     def over(self, dl:DataLoader) -> 'ViewedDL':
         "The same for another DataLoader of the same items"
@@ -198,11 +208,13 @@ class ViewedDL:
         torch.empty((), dtype=torch.int64).random_() # as torch's own loop over batches does
         at, bs = list(self.dl.get_idxs()), self.dl.bs
         for i in range(0, len(at)//bs*bs if self.dl.drop_last else len(at), bs): yield self.batch(at[i:i+bs])
+        self.dl.after_iter()
         self.epoch += 1
 
     def batch(self, at:Sequence[int]) -> tuple:
         "Inputs and targets of some items"
-        b = *self.items.inputs(at, [self.view_of(i) for i in at], self.names), *(y[list(at)] for y in self.items.targets())
+        views = [self.view_of(i) for i in at]
+        b = *self.items.inputs(at, views, self.names), *self.items.targets_at(at, views)
         return to_device(b, self.dl.device) if self.dl.device is not None else b
 
 # %% ../../nbs/frozen/30_loader.ipynb #df4cdc6b
@@ -237,7 +249,7 @@ def batch(self:CachedDL, at:Sequence[int]) -> tuple:
     else: rows = [self.held[i] for i in at] if self.cut.ragged else self.held[[v*len(self.names) + i for i,v in zip(at, views)]]
     more = self.items.inputs(at) if self.cut.inputs else ()
     if self.cut.ragged: rows = torch.stack([nn.functional.pad(r, (0, 0, 0, more[0].shape[1] - len(r))) for r in rows])
-    b = Activations(self.cut.hidden(rows.float())), *more, *(y[list(at)] for y in self.items.targets())
+    b = Activations(self.cut.hidden(rows.float())), *more, *self.items.targets_at(at, views)
     return to_device(b, self.dl.device) if self.dl.device is not None else b
 
 @patch

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TWO_WAY', 'Interval', 'interval', 'accuracy', 'per_class_recall', 'balanced_accuracy', 'mcnemar', 'paired_difference',
-           'Reliability', 'reliability', 'ece', 'brier', 'nll', 'fit_temperature', 'mean_interval', 'two_way_interval',
-           'auc', 'roc', 'fpr_at_recall', 'class_metrics', 'forgetting']
+           'Reliability', 'reliability', 'ece', 'nll', 'fit_temperature', 'mean_interval', 'two_way_interval', 'auc',
+           'roc', 'fpr_at_recall', 'class_metrics', 'forgetting']
 
 # %% ../../nbs/judge/00_evidence.ipynb #63c77273
 import math
@@ -16,6 +16,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from scipy.stats import binomtest, norm
 from scipy.stats import t as student
+from sklearn.metrics import roc_curve
 from ..core import InputError
 
 # %% ../../nbs/judge/00_evidence.ipynb #a33702d3
@@ -38,13 +39,8 @@ def interval(
     "A proportion with its Wilson score interval"
     k, n = int(k), int(n)
     if not 0 <= k <= n or n < 1: raise InputError(f"{k} of {n} is not a share; accepted: 0 ≤ k ≤ n and n ≥ 1.")
-    return Interval(k/n, *_wilson(k/n, n, norm.ppf(.5 + level/2)), n)
-
-def _wilson(p:float, n:float, z:float) -> tuple[float, float]:
-    "Both ends for a share `p` of `n` trials, `z` standard errors away"
-    shrink = 1 + z*z/n
-    mid, half = (p + z*z/(2*n))/shrink, z/shrink*math.sqrt(p*(1 - p)/n + z*z/(4*n*n))
-    return 0. if p == 0 else max(0., mid - half), 1. if p == 1 else min(1., mid + half)
+    ends = binomtest(k, n).proportion_ci(level, method='wilson')
+    return Interval(k/n, float(ends.low), float(ends.high), n)
 
 # %% ../../nbs/judge/00_evidence.ipynb #298dc256
 def accuracy(y, pred) -> Interval:
@@ -119,11 +115,6 @@ def ece(probs, y, n_bins:int=10) -> float:
     return float((r.count*np.abs(r.confidence - r.accuracy)).sum()/r.count.sum())
 
 # %% ../../nbs/judge/00_evidence.ipynb #cbc69cdd
-def brier(probs, y) -> float:
-    "Mean squared distance of probabilities (n, k) to the truth, summed over classes: 0 to 2 (Brier 1950)"
-    probs = np.asarray(probs, float)
-    return float(((probs - np.eye(probs.shape[1])[np.asarray(y)])**2).sum(1).mean())
-
 def nll(logits, y, temperature:float=1.) -> float:
     "Mean cross-entropy of logits (n, k), divided by `temperature`, in nats"
     y = np.asarray(y)
@@ -159,6 +150,11 @@ def two_way_interval(
     t = float(student.ppf(.975, dof)) if var else float(norm.ppf(.975))
     if not share: return Interval(mean, mean - t*math.sqrt(var), mean + t*math.sqrt(var), items)
     return Interval(mean, *_wilson(mean, mean*(1 - mean)/var if var else items, t), items)
+
+def _wilson(p:float, n:float, z:float) -> tuple[float, float]:
+    "Wilson's ends for a share `p` of `n` trials, not necessarily a whole number, `z` standard errors away"
+    mid, half = p + z*z/(2*n), z*math.sqrt(p*(1 - p)/n + z*z/(4*n*n))
+    return tuple(float(np.clip(v/(1 + z*z/n), 0, 1)) for v in (mid - half, mid + half))
 
 def _crossed(x:np.ndarray) -> tuple[float, float, float]:
     "Mean of a two-way table, the variance of that mean, and its degrees of freedom"
@@ -199,10 +195,8 @@ def _end(value:float, n:int, m:int) -> tuple[float, float]:
 # %% ../../nbs/judge/00_evidence.ipynb #964ea499
 def roc(y, score) -> tuple[np.ndarray, np.ndarray]:
     "False-positive and true-positive rates at every threshold, from (0, 0) to (1, 1)"
-    pos, neg = _two(y, score)
-    at = np.unique(np.concatenate([pos, neg]))[::-1]
-    share = lambda s: np.concatenate([[0.], 1 - np.searchsorted(np.sort(s), at, 'left')/len(s)])
-    return share(neg), share(pos)
+    _two(y, score) # both kinds are there
+    return roc_curve(np.asarray(y).astype(bool), score, drop_intermediate=False)[:2]
 
 def fpr_at_recall(
     y,

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlparse
 
-from ..core import InputError, did_you_mean, hash_file, hash_state, install_hint, tl_hint
+from ..core import InputError, did_you_mean, hash_file, hash_state, install_hint, seeded, tl_hint
 
 # %% ../../nbs/learn/05_backbones.ipynb #82d0523e
 @dataclass(frozen=True)
@@ -140,18 +140,21 @@ class Source:
 
 # %% ../../nbs/learn/05_backbones.ipynb #922154fe
 def _snapshot(hub_id:str, revision:str|None) -> Path|None:
-    "The cached folder of a repository at `revision`, else at its branch main, else `None`"
-    repo = _hf_cache()/f"models--{hub_id.replace('/', '--')}"
+    "The cached folder of a repository with weights, at `revision`, else at its branch main, else `None`"
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
     for name in dict.fromkeys((revision or 'main', 'main')):
-        ref = repo/'refs'/name
-        folder = repo/'snapshots'/(ref.read_text().strip() if ref.is_file() else name)
-        if folder.is_dir(): return folder
+        for file in (*_HUB_FILES, *_HUB_PARTS):
+            try: found = try_to_load_from_cache(hub_id, file, cache_dir=_hf_cache(), revision=name)
+            except HFValidationError: return None # no repository can have this name
+            if isinstance(found, str): return Path(found).parent
 
 _HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
+_HUB_PARTS = tuple(f'{n}.index.json' for n in _HUB_FILES)
 
 def _weights_in(folder:Path, whole:bool) -> Path|None:
     "The weights in a checkpoint folder; `whole`: the folder itself, if it also has a configuration"
-    names = (*_HUB_FILES, *(f'{n}.index.json' for n in _HUB_FILES)) if whole else _HUB_FILES
+    names = (*_HUB_FILES, *_HUB_PARTS) if whole else _HUB_FILES
     found = next((folder/n for n in names if (folder/n).is_file()), None)
     return (folder if (folder/'config.json').is_file() else None) if found and whole else found
 
@@ -260,16 +263,14 @@ def misfit(state:Mapping, want:Mapping, n:int=3) -> str:
 # %% ../../nbs/learn/05_backbones.ipynb #b7168f29
 def _converted(state:dict, model, entry:Entry) -> dict:
     "The checkpoint under the model's own names, by the library's own conversion"
-    import sys
     if entry.library == 'torchvision':
         return {re.sub(r'(denselayer\d+\.(?:norm|conv))\.([12])\.', r'\1\2.', k): v for k,v in state.items()}
     import timm
-    home = vars(sys.modules[timm.model_entrypoint(entry.model.partition('.')[0]).__module__])
-    names = ('checkpoint_filter_fn', '_filter_fn', '_filter_torchvision_pretrained')
-    convert = next((home[n] for n in names if n in home), None)
-    if convert is None: return state
-    try: return convert(dict(state), model)
-    except TypeError: return convert(dict(state))
+    import torch
+    def loaded(s):
+        with seeded(0): return timm.create_model(entry.model, pretrained=True, pretrained_cfg_overlay=dict(state_dict=s)).state_dict()
+    found, other = loaded(dict(state)), loaded({k: v + 1 for k,v in state.items()}) # some of timm's loaders skip what they do not find:
+    return {k: v for k,v in found.items() if not torch.equal(v, other[k])}          # what does not follow the file is not from it
 
 # %% ../../nbs/learn/05_backbones.ipynb #d8656ded
 _AUX = ('AuxLogits.', 'aux1.', 'aux2.')

@@ -22,7 +22,7 @@ from ..frozen.loader import Activations, CachedDL, Items, ViewedDL, fill, row_na
 from ..frozen.store import (ActivationStore, DTYPES, activations_dir, cache_limit, format_bytes, free_disk,
                                        hash_prefix, make_room, room, say)
 from .machine import code_version, environment, make_choice
-from .network import NORMS, _plain, autocast, small_step
+from .network import NORMS, autocast, plain_tensor, small_step
 
 # %% ../../nbs/learn/20_prefix.ipynb #ff591b26
 class FrozenPrefix(Callback):
@@ -33,7 +33,7 @@ class FrozenPrefix(Callback):
     dtype : of what is kept: 'auto' (as computed; bf16 where there is no room for more), 'fp32', 'bf16' or 'fp16'
     fold  : whether BatchNorms of the frozen part are folded into convolutions
     """
-    order = 11 # after NormEval, before all that looks at `learn.dl`
+    order, name = 11, 'frozen_prefix' # after NormEval, before all that looks at `learn.dl`; an adapter of it has its name
     def __init__(self, cache:bool=True, views:int=0, dtype:str='auto', fold:bool=True, fixed:bool=False):
         if dtype not in ('auto', *DTYPES): raise InputError(f"`dtype` of the cache is {dtype!r}; accepted: auto, {', '.join(DTYPES)}.")
         if not (isinstance(views, int) and views >= 0): raise InputError(f"`views` is {views!r}; accepted: a whole number from 0.")
@@ -288,8 +288,8 @@ def before_batch(self:FrozenPrefix):
         k = 1 + getattr(self.learn.dls, 'n_inp', 1)*cut.inputs # fastai counts inputs without the activations before them
         self.learn.xb, self.learn.yb = (Activations(xb[0]), *(*xb[1:], *yb)[:k-1]), (*xb[1:], *yb)[k-1:]
     elif self.live:
-        hidden = cut.hidden(self.live(*map(_plain, xb))[0]).float()
-        self.learn.xb = Activations(hidden), *(map(_plain, xb) if cut.inputs else ())
+        hidden = cut.hidden(self.live(*map(plain_tensor, xb))[0]).float()
+        self.learn.xb = Activations(hidden), *(map(plain_tensor, xb) if cut.inputs else ())
 
 @patch
 def after_validate(self:FrozenPrefix):

@@ -751,8 +751,12 @@ def text_learner(
     net.precision = choose_precision(net, sample, backbone) if precision == 'auto' else precision
     learn = TextLearner(dls, net, **{'path': Path('.'), **kwargs})
     learn.info = {**info, 'max_tokens': max_tokens, 'precision': net.precision, 'layers': list(net.body.layers)}
-    learn.tok = tok
+    learn.tok, learn.data = tok, data
     return learn
+
+# %% ../../nbs/learn/60_text.ipynb #d15336a0
+@patch
+def split_dl(self:TextLearner, split:str): return test_dl(self, self.data, split) # see `test_dl`
 
 # %% ../../nbs/learn/60_text.ipynb #c26178af
 def learning_curve(

@@ -28,7 +28,7 @@ from ..core import InputError, did_you_mean, hash_bytes, hash_file, hash_state, 
 from ..data.decode import SUFFIXES, open_image
 from ..data.splits import LabelledData
 from ..learn.box_predict import BoxPrediction, check_request, list_scenes, predict_boxes
-from ..learn.detection import BoxNet, box_net, picture_detector, square
+from ..learn.detection import BoxNet, box_net, picture_detector
 from ..heads.features import RandomFeatures
 from ..learn.learner import GrownHead, TransferLearner
 from ..learn.network import TransferNet, small_step
@@ -40,7 +40,7 @@ from ..learn.replay import Exemplars, content_of, exemplars_from, exemplars_stat
 from ..learn.text import (PadTokens, TextLearner, TokenReader, load_tokenizer, name_texts, net_from_config,
                                      text_dls)
 from ..data.texts import list_texts
-from ..learn.vision import image_dls, image_net, image_tensor
+from ..learn.vision import INTERPOLATIONS, image_dls, image_net, image_tensor
 
 # %% ../../nbs/models/00_folder.ipynb #fdd37850
 SCHEMA = 'tl_notebooks/model/1'
@@ -96,7 +96,7 @@ def save_model(
         write_manifest(tmp, dict(
             schema=SCHEMA, task=(task := _task(net, tok)), classes=list(classes),
             backbone={k: info.get(k) for k in ('name', 'library', 'model', 'source', 'weights_sha256', 'licence', 'n_features', *(['features'] if info.get('features', 'last') != 'last' else []))},
-            preprocessing={k: info[k] for k in PREPROCESSING[task]},
+            preprocessing={k: info[k] for k in (*PREPROCESSING[task], *(['interpolation'] if 'interpolation' in info else []))},
             metrics=metrics or {}, data=data or {}, head=head or {}, parent=parent, lineage=list(lineage),
             versions=dict(tl_notebooks=code_version(), python=env['python'], **env['packages']),
             weights_sha256=hash_state(state), files=files))
@@ -160,6 +160,8 @@ def _check_fields(m:dict, path:Path) -> None:
         raise InputError(f"`{path}`: `classes` must be different names; found {m['classes']!r}.")
     if m['task'] not in PREPROCESSING: raise InputError(f"`{path}`: `task` is {m['task']!r}; this version reads {', '.join(PREPROCESSING)}.")
     if lack := [k for k in PREPROCESSING[m['task']] if k not in m['preprocessing']]: raise InputError(f"`{path}`: `preprocessing` does not name {', '.join(lack)}.")
+    if (how := m['preprocessing'].get('interpolation', 'bicubic')) not in INTERPOLATIONS: raise InputError(
+        f"`{path}`: `interpolation` is {how!r}; this version reads {', '.join(INTERPOLATIONS)}.")
     if 'weights.safetensors' not in m['files']: raise InputError(f"`{path}`: `files` does not name weights.safetensors.")
 
 def _check_file(folder:Path, name:str, entry:dict, path:Path) -> None:
@@ -207,7 +209,10 @@ class Model:
         self.net.precision = m['preprocessing']['precision']
         self.net.eval().to(self.device)
         if self.is_text: self.reader = TokenReader(load_tokenizer(m['folder']), m['preprocessing']['max_tokens'])
-        else: self.mean, self.std = (torch.tensor(m['preprocessing'][k], device=self.device).view(1, 3, 1, 1) for k in ('mean', 'std'))
+        else:
+            pre = m['preprocessing'] # detectors of before did not say that they are bilinear
+            self.reading = {k: pre[k] for k in ('size', 'resize')} | dict(interpolation=pre.get('interpolation', 'bilinear' if self.is_boxes else 'bicubic'))
+            self.mean, self.std = (torch.tensor(m['preprocessing'][k], device=self.device).view(1, 3, 1, 1) for k in ('mean', 'std'))
 
 # %% ../../nbs/models/00_folder.ipynb #953c99aa
 def _take_lift(net:TransferNet, state:dict, folder:Path) -> None:
@@ -239,8 +244,7 @@ def _read(self:Model, item) -> torch.Tensor|str:
     "What the network takes, for one input; or why it cannot be read"
     if self.is_text: return self.reader(_named(item)[1]).as_subclass(torch.Tensor)
     if isinstance(item, torch.Tensor): return item
-    pre = self.manifest['preprocessing']
-    try: return (square if self.is_boxes else image_tensor)(open_image(item), pre['size'], pre['resize'])
+    try: return image_tensor(open_image(item), **self.reading)
     except (InputError, OSError) as e: return str(e)
 
 def _named(item) -> tuple[str, str]:
@@ -349,8 +353,7 @@ def predict(
         return self._predict_each(inputs, bs)
     if threshold is None: threshold = (self.manifest.get('head') or {}).get('threshold', .3)
     check_request(threshold, bs, slice)
-    pre = self.manifest['preprocessing']
-    look = picture_detector(self.net, pre['size'], pre['resize'], threshold)
+    look = picture_detector(self.net, score=threshold, **self.reading)
     sliced = (lambda images: [predict_sliced(look, im, slice) for im in images]) if slice else look
     return predict_boxes(sliced, [*map(Path, inputs)], self.classes, threshold, bs, **boxes)
 
@@ -409,7 +412,7 @@ def _image_rows(self:Model, rows, classes, bs, augment):
     paths = [f'memory {k}' if isinstance(i, torch.Tensor) else str(Path(i).absolute()) for k,i in enumerate(rows['item'])]
     hashes = [hash_bytes(content_of(kept[p])) if p in kept else hash_file(p) for p in paths]
     data = SimpleNamespace(items=rows.assign(path=paths, sha256=hashes), root=Path('/'), classes=classes)
-    dls = image_dls(data, pre['size'], pre['mean'], pre['std'], bs, pre['resize'], augment)
+    dls = image_dls(data, mean=pre['mean'], std=pre['std'], bs=bs, augment=augment, **self.reading)
     dls.train.dataset.tls[0].tfms.fs[0].kept |= kept
     return dls
 
