@@ -365,6 +365,15 @@ def import_papermill():
     finally:
         if not there: del sys.modules[name]
 
+# %% ../../nbs/runs/30_run.ipynb #c4a369f0
+def _stop_with_worker() -> None:
+    "A run of a sweep is interrupted when the worker that started it is gone"
+    worker = os.environ.pop('TL_RUN_WORKER', '')
+    def watch():
+        while os.getppid() == int(worker): time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+    if worker: threading.Thread(target=watch, daemon=True).start()
+
 # %% ../../nbs/runs/30_run.ipynb #094661d0
 _executing = threading.Lock()
 
@@ -375,14 +384,6 @@ def handling(number:int, handler):
     old = signal.signal(number, handler)
     try: yield
     finally: signal.signal(number, old)
-
-def _stop_with_worker() -> None:
-    "A run of a sweep is interrupted when the worker that started it is gone"
-    worker = os.environ.pop('TL_RUN_WORKER', '')
-    def watch():
-        while os.getppid() == int(worker): time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-    if worker: threading.Thread(target=watch, daemon=True).start()
 
 def _execute(notebook:Path, folder:Path, params:dict, cwd:Path|None=None) -> None:
     "Execute `notebook` into `folder/notebook.ipynb` with papermill, in the caller's working directory unless told"
@@ -401,6 +402,7 @@ def _with_papermill(notebook:Path, folder:Path, params:dict, cwd:Path) -> None:
         for name in told: os.environ.pop(name, None)
         with contextlib.suppress(OSError): drop_progress(folder/'notebook.ipynb')
 
+# %% ../../nbs/runs/30_run.ipynb #dffb60ff
 def drop_progress(notebook:Path) -> None:
     "Take progress bars (stderr with carriage returns) out of an executed notebook"
     import nbformat
