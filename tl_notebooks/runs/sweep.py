@@ -467,6 +467,11 @@ def write(self:Sweep) -> None:
     with atomic_write(self.folder/'sweep.html') as f: f.write(page)
 
 # %% ../../nbs/runs/50_sweep.ipynb #0763b82e
+def _check_workers(workers:int, scheduler:str, limit:int) -> None:
+    if workers < 0 or limit < 0: raise InputError(f"--workers {workers}, --limit {limit}: accepted: whole numbers from 1.")
+    if workers and scheduler:
+        raise InputError("--workers and --scheduler exclude each other: workers of this machine, or of a cluster.")
+
 def sweep(
     usecase:str,            # A use case, or the path of a notebook like one
     space:dict|None=None,   # name → values: a list, or text as on the command line
@@ -484,8 +489,7 @@ def sweep(
     "Run all combinations and give their folder; what was done in an earlier call is not done again"
     notebook = find_usecase(usecase)
     spec, space = usecase_params(notebook), dict(space or {})
-    if workers < 0 or limit < 0: raise InputError(f"--workers {workers}, --limit {limit}: accepted: whole numbers from 1.")
-    if workers and scheduler: raise InputError("--workers and --scheduler exclude each other: workers of this machine, or of a cluster.")
+    _check_workers(workers, scheduler, limit)
     rows = read_rows(rows) if isinstance(rows, (str, Path)) else list(rows)
     asked = dict(space={n: vars(v) if isinstance(v, Range) else v for n,v in space.items()}, rows=len(rows), random=random, seeds=seeds, seed=seed)
     if 'threads' in spec and 'threads' not in space and not any('threads' in r for r in rows): space['threads'] = [1]
@@ -502,8 +506,12 @@ def sweep(
 def resume_sweep(folder:str|Path, workers:int=0, scheduler:str='', limit:int=0) -> Sweep:
     "Go on with the sweep in `folder`"
     s = Sweep(folder)
-    if workers and scheduler: raise InputError("--workers and --scheduler exclude each other: workers of this machine, or of a cluster.")
+    _check_workers(workers, scheduler, limit)
     now = hash_file(s.data['notebook']) if Path(s.data['notebook']).is_file() else None
-    if now != s.data['notebook_sha256']: raise InputError(f"`{s.data['notebook']}` is {'not what it was' if now else 'not there any more'}, so the results of more runs would not compare. The command that began this sweep begins a new one.")
-    if code_version() != s.data['code_version']: print(f"sweep: the code is {code_version()} now and was {s.data['code_version']}; each run's record says which it used", file=sys.stderr)
+    if now != s.data['notebook_sha256']:
+        raise InputError(f"`{s.data['notebook']}` is {'not what it was' if now else 'not there any more'}, "
+                         "so the results of more runs would not compare. The command that began this sweep begins a new one.")
+    if (version := code_version()) != s.data['code_version']:
+        print(f"sweep: the code is {version} now and was {s.data['code_version']}; each run's record says which it used",
+              file=sys.stderr)
     return s.run(workers, scheduler, limit)
