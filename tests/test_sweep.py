@@ -133,7 +133,8 @@ def test_a_killed_worker_and_an_interrupted_sweep_lose_nothing_and_repeat_nothin
     running = lambda: [r for r in records() if r['status'] == 'running' and r['environment']]
     wait_for(lambda: len(running()) == 2)
     busy = running()[0]['run_id']
-    victim = next(c.parent() for c in psutil.Process(p.pid).children(recursive=True) if 'run' in c.cmdline()[1:4] and c.environ().get('TL_RUN_ID') == busy)
+    below = psutil.Process(p.pid).children(recursive=True)
+    victim = next(c.parent() for c in below if 'run' in c.cmdline()[1:4] and c.environ().get('TL_RUN_ID') == busy)
     victim.kill()                                                        # a worker in the middle of a run
     assert tl('sweep', '--resume', next((tmp_path/'sweeps').iterdir()), cwd=tmp_path).returncode == 2 # somebody is at it
     other, went_on = tmp_path/'toy'/f'{busy}.2', lambda: 'resumed' in record(tmp_path/'toy'/busy)

@@ -24,20 +24,29 @@ def cmd_run(args) -> int:
         for p in usecase_params(find_usecase(args.usecase)).values():
             print(f"{p.name}={p.default!s:<22} {p.help} ({p.accepts()})")
         return 0
-    given = {}
-    for text in args.p:
-        name, eq, value = text.partition('=')
-        if not eq or not name: raise InputError(f"-p `{text}`: accepted: name=value, for example -p epochs=5.")
-        if name in given: raise InputError(f"-p `{name}` is given twice: {given[name]!r} and {value!r}.")
-        given[name] = value
-    for name in ('data', 'seed'):
-        value = getattr(args, name)
-        if value is None: continue
-        if name in given: raise InputError(f"`{name}` is given twice: as --{name} and as -p {name}=….")
-        given[name] = value
+    given = _beside(_assigned('-p', args.p, 'name=value', 'epochs=5'), args, 'data', 'seed')
     logging.getLogger('asyncio').setLevel(logging.CRITICAL) # after Ctrl-C, tracebacks of an event loop that nobody waits for
     print(run_usecase(args.usecase, given, args.out or '', args.timeout, args.processes))
     return 0
+
+def _assigned(option:str, given:list[str], accepted:str, example:str, empty:bool=True) -> dict[str, str]:
+    "name=value, given several times, as a dictionary; `empty`: whether a value may be ''"
+    out = {}
+    for text in given:
+        name, eq, value = text.partition('=')
+        if not eq or not name or not (value or empty):
+            raise InputError(f"{option} `{text}`: accepted: {accepted}, for example {option} {example}.")
+        if name in out: raise InputError(f"{option} `{name}` is given twice: {out[name]!r} and {value!r}.")
+        out[name] = value
+    return out
+
+def _beside(given:dict, args, *names:str) -> dict:
+    "`given` and the parameters that have options of their own"
+    for name in names:
+        if (value := getattr(args, name)) is None: continue
+        if name in given: raise InputError(f"`{name}` is given twice: as --{name} and as -p {name}=….")
+        given[name] = value
+    return given
 
 # %% ../nbs/90_cli.ipynb #6686c8f0
 def cmd_resume(args) -> int:
@@ -59,25 +68,14 @@ def cmd_sweep(args) -> int:
     if args.resume: s = resume_sweep(args.resume, args.workers, args.scheduler or '', args.limit)
     elif not args.usecase: raise InputError("which use case? Accepted: its name, or --resume DIR.")
     else:
-        space = _named(args.p)
-        if args.data is not None:
-            if 'data' in space: raise InputError("`data` is given twice: as --data and as -p data=….")
-            space['data'] = [args.data]
-        s = sweep(args.usecase, space, args.list or (), args.random, args.seeds, args.seed, args.metric or '', args.lower_is_better, args.workers, args.scheduler or '', args.out or '', args.limit)
+        space = _beside(_assigned('-p', args.p, 'name=values', 'lr=1e-3,1e-2'), args, 'data')
+        if args.data is not None: space['data'] = [args.data] # one path, whatever is in its name
+        s = sweep(args.usecase, space, args.list or (), args.random, args.seeds, args.seed, args.metric or '',
+                  args.lower_is_better, args.workers, args.scheduler or '', args.out or '', args.limit)
     print(s.table().to_string(index=False, float_format='{:.4g}'.format, na_rep=''))
     print(s.verdict())
     print(s.folder)
     return 0 if not s.count().get('failed') else 1
-
-def _named(given:list[str]) -> dict[str, str]:
-    "name=values, given several times, as a dictionary"
-    out = {}
-    for text in given:
-        name, eq, values = text.partition('=')
-        if not eq or not name: raise InputError(f"-p `{text}`: accepted: name=values, for example -p lr=1e-3,1e-2.")
-        if name in out: raise InputError(f"-p `{name}` is given twice: {out[name]!r} and {values!r}.")
-        out[name] = values
-    return out
 
 # %% ../nbs/90_cli.ipynb #a152ce82
 def cmd_predict(args) -> int:
@@ -116,19 +114,7 @@ def _predict_boxes(args, model) -> int:
     return 1 if failed else 0
 
 # %% ../nbs/90_cli.ipynb #d523d092
-def _pairs(option:str, given:list[str]) -> dict[str, str]:
-    "old=new, given several times, as a dictionary"
-    out = {}
-    for text in given:
-        a, eq, b = text.partition('=')
-        if not (eq and a and b): raise InputError(f"--{option} `{text}`: accepted: class=class, for example --{option} bolt=screw.")
-        if a in out: raise InputError(f"--{option}: {a!r} is given twice.")
-        out[a] = b
-    return out
-
 def _say(text:str) -> None: print(f"tl expand: {text}", file=sys.stderr)
-
-def _interval(i:dict) -> str: return f"{i['value']:.3f} ({i['low']:.3f} … {i['high']:.3f}, n={i['n']})"
 
 def _certified(done) -> int:
     "The end of every expansion: notes, limits that were not met, and the folder"
@@ -156,10 +142,12 @@ def cmd_expand(args) -> int:
     if _task(args.model) == 'boxes': return _expand_boxes(args)
     from tl_notebooks.judge.certificate import Limits
     from tl_notebooks.expand.classes import Tuning, expand_model
-    done = expand_model(args.model, args.data or '', args.out or '', args.mode or 'exact', args.old or '', args.remove, _pairs('join', args.join), _pairs('rename', args.rename),
+    from tl_notebooks.runs.record import figure_text
+    join, rename = (_assigned(f'--{n}', getattr(args, n), 'class=class', 'bolt=screw', empty=False) for n in ('join', 'rename'))
+    done = expand_model(args.model, args.data or '', args.out or '', args.mode or 'exact', args.old or '', args.remove, join, rename,
                         Limits(args.max_old_drop, args.min_new_accuracy, args.max_logit_change), args.test_pct, args.seed, args.on_bad, args.correct or '', args.memory,
                         Tuning(3 if args.thaw is None else args.thaw, args.epochs, args.lr, args.distil, replay=args.replay or ''), _columns(args))
-    c, show, say = done.certificate, _interval, _say
+    c, show, say = done.certificate, figure_text, _say
     if 'old_difference' in c:
         say(f"old classes {show(c['old_accuracy_before'])} before, {show(c['old_accuracy_after'])} after; greatest change of an old logit {c['greatest_change_of_an_old_logit']:.3g}")
     if 'new_accuracy' in c: say(f"new classes {show(c['new_accuracy'])}")
@@ -171,13 +159,12 @@ def cmd_merge(args) -> int:
     return 0
 
 def cmd_show(args) -> int:
-    from pathlib import Path
     from tl_notebooks.expand.classes import family_tree
-    path = Path(_run_folder(args.model))
-    if path.name == 'record.json' or (path/'record.json').exists():
+    from tl_notebooks.runs.record import run_folder
+    folder = run_folder(args.model)
+    if (folder/'record.json').exists():
         from tl_notebooks.runs.history import show_run
-        folder = path if path.is_dir() else path.parent
-        for line in show_run(path): print(line)
+        for line in show_run(folder): print(line)
         if not (folder/'model'/'manifest.json').exists(): return 0
         args.model = folder/'model'
     for line in family_tree(args.model): print(line)
@@ -185,14 +172,6 @@ def cmd_show(args) -> int:
 
 # %% ../nbs/90_cli.ipynb #1ca5e9cf
 def _json(obj) -> str: return json.dumps(obj, ensure_ascii=False, default=str)
-
-def _run_folder(name:str) -> str:
-    "A run's folder, by its path or, below `outputs`, by its name; what is neither is left as it is, for the command to refuse"
-    from pathlib import Path
-    from tl_notebooks.runs.record import outputs_root
-    if Path(name).exists(): return name
-    found = [p.parent for p in outputs_root().glob('*/*/record.json') if p.parent.name == name]
-    return str(found[0]) if len(found) == 1 else name
 
 def cmd_runs(args) -> int:
     from tl_notebooks.runs.history import format_runs, runs_table
@@ -205,7 +184,7 @@ def cmd_runs(args) -> int:
 
 def cmd_diff(args) -> int:
     from tl_notebooks.runs.history import diff_runs
-    found = diff_runs(_run_folder(args.a), _run_folder(args.b))
+    found = diff_runs(args.a, args.b)
     print(_json(found.as_json()) if args.format == 'json' else found)
     return 0
 
@@ -214,14 +193,14 @@ def cmd_reproduce(args) -> int:
     from tl_notebooks.runs.reproduce import check_run, reproduce_run
     say = lambda text: print(f'tl reproduce: {text}', file=sys.stderr)
     if args.check:
-        findings, _ = check_run(_run_folder(args.run), args.data or '')
+        findings, _ = check_run(args.run, args.data or '')
         worst = [e for e in ('cannot', 'may differ', 'unknown') if any(f.effect == e for f in findings)]
         if args.format == 'json': print(_json([vars(f) for f in findings]))
         else:
             for f in findings: print(f)
             print({'cannot': 'cannot be reproduced here', 'may differ': 'may come out different', 'unknown': 'as far as can be seen, all is as it was'}[worst[0]] if worst else 'all is as it was')
         return 1 if {'cannot', 'may differ'} & {*worst} else 0
-    done = reproduce_run(_run_folder(args.run), args.out or '', args.data or '', args.anyway, args.tolerance, say)
+    done = reproduce_run(args.run, args.out or '', args.data or '', args.anyway, args.tolerance, say)
     if args.format == 'json': print(_json(dict(folder=done.folder, verdict=done.verdict, outcomes=[vars(o) for o in done.outcomes])))
     else: print(*done.outcomes, done.verdict, done.folder, sep='\n')
     return 0 if done.verdict != 'different' else 1
@@ -239,12 +218,13 @@ def cmd_prune(args) -> int:
 def _expand_words(args) -> int:
     from tl_notebooks.judge.certificate import Limits
     from tl_notebooks.expand.words import expand_words
+    from tl_notebooks.runs.record import figure_text
     for name in ('remove', 'join', 'rename', 'min_new_accuracy', 'correct', 'replay', 'memory'):
         if getattr(args, name): raise InputError(f"--{name.replace('_', '-')} is about classes, and new words leave them as they are; accepted: in a command of its own, without --words and --corpus.")
     if args.mode not in (None, 'exact'): raise InputError(f"--mode `{args.mode}` is about classes; accepted: none, with --words or --corpus.")
     done = expand_words(args.model, args.out or '', args.words or '', args.corpus or '', args.old or '', args.data or '', train=args.train, thaw=args.thaw or 0, max_words=args.max_words,
                         limits=Limits(args.max_old_drop, None, args.max_logit_change), seed=args.seed, on_bad=args.on_bad, columns=_columns(args))
-    c, show, say = done.certificate, _interval, _say
+    c, show, say = done.certificate, figure_text, _say
     v = c['vocabulary']
     say(f"{len(v['words'])} words; tokens per text {show(v['tokens']['tokens_before'])} before, {show(v['tokens']['tokens_after'])} after")
     if v['unchanged']['texts']: say(f"{v['unchanged']['texts']} texts without new words: greatest change of a logit {v['unchanged']['greatest_logit_change']:.3g}")
@@ -255,14 +235,15 @@ def _expand_words(args) -> int:
 def _expand_boxes(args) -> int:
     from tl_notebooks.judge.certificate import Limits
     from tl_notebooks.expand.boxes import BoxTuning, expand_boxes
+    from tl_notebooks.runs.record import figure_text
     for name in ('remove', 'join', 'rename', 'correct', 'replay', 'memory', 'text_column', 'label_column', 'group_column', 'names'):
         if getattr(args, name): raise InputError(f"--{name.replace('_', '-')} is not for detectors, which only get new classes; accepted: none.")
     if not args.data: raise InputError("nothing to do: accepted is --data with pictures on which a new class is drawn.")
     done = expand_boxes(args.model, args.data, args.out or '', args.mode or 'fine-tune', args.old or '', Limits(args.max_old_drop, args.min_new_accuracy, args.max_logit_change),
                         args.test_pct, args.seed, args.on_bad, BoxTuning(1 if args.thaw is None else args.thaw, args.epochs, args.lr, args.distil))
     c = done.certificate
-    if 'old_difference' in c: _say(f"old classes: AP50 {_interval(c['old_accuracy_before'])} before, {_interval(c['old_accuracy_after'])} after; greatest change of an old logit {c['greatest_change_of_an_old_logit']:.3g}")
-    if 'new_accuracy' in c: _say(f"new classes: AP50 {_interval(c['new_accuracy'])}")
+    if 'old_difference' in c: _say(f"old classes: AP50 {figure_text(c['old_accuracy_before'])} before, {figure_text(c['old_accuracy_after'])} after; greatest change of an old logit {c['greatest_change_of_an_old_logit']:.3g}")
+    if 'new_accuracy' in c: _say(f"new classes: AP50 {figure_text(c['new_accuracy'])}")
     return _certified(done)
 
 # %% ../nbs/90_cli.ipynb #0a8b7908

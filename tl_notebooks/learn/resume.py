@@ -128,13 +128,13 @@ def set_optimiser(opt, t:dict, v:dict) -> None:
 
 # %% ../../nbs/learn/15_resume.ipynb #b4458979
 COUNTERS = dict(TrackerCallback=['best', 'new_best'], EarlyStoppingCallback=['wait'], ReduceLROnPlateau=['wait'],
-                ParamScheduler=['hps']) # class of fastai → attributes that a fit goes on with; also for classes that inherit from it
+                ParamScheduler=['hps']) # class of fastai, or what inherits from it → attributes that a fit goes on with
 UNKEPT = ['GradientAccumulation', 'ActivationStats', 'CollectDataCallback'] # of fastai, with state that nothing keeps
 
 def _counters(cb) -> list[str]: return [n for k in type(cb).__mro__ for n in COUNTERS.get(k.__name__, [])]
 
 def starts_anew(cb) -> bool:
-    "Whether a callback may hold state that no checkpoint keeps: one of your own with attributes and without `resume_state`"
+    "Whether a callback may hold state that no checkpoint keeps: one with attributes and without `resume_state`"
     kind = type(cb)
     if hasattr(kind, 'resume_state') or _counters(cb): return False
     if kind.__module__.split('.')[0] in ('fastai', 'tl_notebooks'): return kind.__name__ in UNKEPT
@@ -289,7 +289,8 @@ class Slot:
         key = str(self.folder.resolve())
         if key in _held: return
         if (lock := take_lock(self.folder/'lock')) is None:
-            raise InputError(f"`{self.folder}`: another process is training with these checkpoints. Wait for it, or give another folder.")
+            raise InputError(f"`{self.folder}`: another process is training with these checkpoints. "
+                             "Wait for it, or give another folder.")
         _held[key] = lock
 
     def release(self) -> None:
@@ -308,6 +309,22 @@ class Slot:
             if found := read_state(p): return p, *found
             tell(f"`{p}` is damaged; going on from the one before")
         return None
+
+    def pace(self, share:float, nbytes:int) -> None:
+        "From now on `due` once writing takes no more than `share` of the time since the last; 1: always"
+        self.share, self.wrote, self.cost = share, time.perf_counter(), 3*nbytes/2e8 # seconds, until one was written
+
+    def due(self) -> bool: return self.share == 1 or (time.perf_counter() - self.wrote)*self.share >= self.cost
+
+    def keep(self, n:int, tensors:dict, values:dict) -> bool:
+        "`write`; where the disk takes nothing more, say so and give False"
+        start = time.perf_counter()
+        try: self.write(n, tensors, values)
+        except OSError as e:
+            tell(f"cannot be kept in `{self.folder}` ({e.strerror or e}); training goes on without")
+            return False
+        self.wrote = time.perf_counter(); self.cost = self.wrote - start
+        return True
 
 # %% ../../nbs/learn/15_resume.ipynb #059741fb
 def open_slot(folder:Path, must:bool) -> Slot|None:
@@ -345,12 +362,12 @@ class Checkpoint(Callback):
         self.slot = open_slot(place, must=bool(self.folder))
         if self.slot is None: return
         self.over, self.about = False, about_fit(self.learn)
-        self.share, self.wrote = (self.most if self.folder else RUN.most), time.perf_counter()
-        self.cost = 3*sum(x.nbytes for x in get_model(self.learn.model).state_dict().values() if isinstance(x, torch.Tensor))/2e8 # seconds, until one was written
+        state = get_model(self.learn.model).state_dict()
+        self.slot.pace(self.most if self.folder else RUN.most, sum(x.nbytes for x in state.values() if isinstance(x, torch.Tensor)))
         if hasattr(self.learn, 'recorder'): self.learn.recorder.rows = []
         try:
             if found := self.slot.last(): self._go_on(*found)
-            elif self.share == 1: self._write(0)
+            elif self.slot.share == 1: self._write(0)
         except BaseException: self.slot.release(); raise
 
 # %% ../../nbs/learn/15_resume.ipynb #b3846f0a
@@ -377,15 +394,11 @@ def _go_on(self:Checkpoint, path:Path, tensors:dict, values:dict) -> None:
 # %% ../../nbs/learn/15_resume.ipynb #db9d84b3
 @patch
 def _write(self:Checkpoint, epochs:int, over:bool=False) -> None:
-    start, recorder = time.perf_counter(), getattr(self.learn, 'recorder', None)
+    recorder = getattr(self.learn, 'recorder', None)
     if recorder and len(recorder.rows) < len(recorder.values): self._row() # of the epoch in which a callback ended the fit
     tensors, values = take_fit(self.learn)
-    try: self.slot.write(epochs, tensors, values | dict(about=self.about, epochs=epochs, over=over, machine=machine()))
-    except OSError as e: tell(f"cannot be kept in `{self.slot.folder}` ({e.strerror or e}); training goes on without"); self.slot.release(); self.slot = None
-    self.wrote = time.perf_counter(); self.cost = self.wrote - start
-
-@patch
-def _due(self:Checkpoint) -> bool: return self.share == 1 or (time.perf_counter() - self.wrote)*self.share >= self.cost
+    values |= dict(about=self.about, epochs=epochs, over=over, machine=machine())
+    if not self.slot.keep(epochs, tensors, values): self.slot.release(); self.slot = None
 
 def _values(row) -> list: return [x if isinstance(x, (bool, int, float, type(None))) else str(x) for x in row]
 
@@ -397,13 +410,13 @@ def _row(self:Checkpoint) -> None:
 def after_epoch(self:Checkpoint):
     if self.slot is None or self.learn.lock.locked(): return
     self._row()
-    if self.learn.epoch + 1 < self.learn.n_epoch and self._due(): self._write(self.learn.epoch + 1)
+    if self.learn.epoch + 1 < self.learn.n_epoch and self.slot.due(): self._write(self.learn.epoch + 1)
 
 @patch
 def after_fit(self:Checkpoint):
     if self.slot is None or self.learn.lock.locked(): return
     self.learn.__dict__.pop('_with_events', None)
-    if not self.over and self._due(): self._write(self.learn.epoch + 1, over=True)
+    if not self.over and self.slot.due(): self._write(self.learn.epoch + 1, over=True)
     if self.slot: self.slot.release(); self.slot = None
 
 # %% ../../nbs/learn/15_resume.ipynb #7d5407ad
@@ -591,11 +604,13 @@ def resumable_steps(
     "0 … n-1; in a run, a loop that was killed goes on with parameters, optimiser and chance as they were"
     if (place := RUN.next()) is None: yield from range(n); return
     if (slot := open_slot(place, must=False)) is None: yield from range(n); return
-    params, wrote = _params_of(opt), time.perf_counter()
-    about = {'steps': n, 'optimiser': type(opt).__name__, 'network': hash_json([list(p.shape) for p in params])[:16], 'code': code_version(),
+    params = _params_of(opt)
+    about = {'steps': n, 'optimiser': type(opt).__name__, 'network': hash_json([list(p.shape) for p in params])[:16],
+             'code': code_version(),
              'rates': [{k: v for k,v in g.items() if isinstance(v, (int, float))} for g in opt.param_groups]}
+    slot.pace(RUN.most, sum(p.nbytes for p in params))
     try:
-        first, cost = 0, 3*sum(p.nbytes for p in params)/2e8
+        first, writes = 0, True
         if found := slot.last():
             path, t, v = found
             refuse_other(path, v['about'], about)
@@ -605,11 +620,8 @@ def resumable_steps(
             first = v['steps']
         for s in range(first, n):
             yield s
-            start = time.perf_counter()
-            if (start - wrote)*RUN.most < cost and RUN.most < 1: continue
+            if not (writes and slot.due()): continue
             (t, opt_values), (chance, chance_values) = take_optimiser(opt), take_chance()
-            try: slot.write(s + 1, {f'param/{i}': p for i,p in enumerate(params)} | t | chance, dict(about=about, steps=s + 1, opt=opt_values, chance=chance_values))
-            except OSError as e: tell(f"cannot be kept in `{slot.folder}` ({e.strerror or e}); training goes on without"); cost = float('inf')
-            else: cost = time.perf_counter() - start
-            wrote = time.perf_counter()
+            writes = slot.keep(s + 1, {f'param/{i}': p for i,p in enumerate(params)} | t | chance,
+                               dict(about=about, steps=s + 1, opt=opt_values, chance=chance_values))
     finally: slot.release()

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..core import InputError, did_you_mean
-from .record import (MEASURED, ON, SILENT, choosing_figure, diff_records, flatten, hash_cells,
-                                      load_record, notebook_cells, outputs_root, run_state)
+from .record import (MEASURED, ON, SILENT, choosing_figure, diff_records, figure_text, flatten, hash_cells,
+                                      load_record, notebook_cells, outputs_root, run_folder, run_state)
 
 # %% ../../nbs/runs/40_history.ipynb #a34c04dd
 @dataclass
@@ -223,12 +223,10 @@ def format_runs(table:pd.DataFrame) -> list[str]:
     return lines + [f"{r.status}: {r.folder}: {r.problem}" for r in table[table.status.isin(['damaged', 'foreign'])].itertuples()]
 
 # %% ../../nbs/runs/40_history.ipynb #e705b011
-def _measure(m:dict) -> str: return f"{m['value']:.3f} ({m['low']:.3f} … {m['high']:.3f}, n={m['n']})"
-
-def show_run(folder:str|Path) -> list[str]:
+def show_run(run:str|Path) -> list[str]:
     "Lines that tell what a run was asked, on what it worked, and what came out"
-    folder, r = Path(folder), load_record(folder)
-    if not folder.is_dir(): folder = folder.parent
+    folder = run_folder(run)
+    r = load_record(folder)
     d, env, flat = r['data'], r['environment'], Entry(folder, run_state(folder, r), r).flat()
     out = [f"{r['usecase']} {r['run_id']}: {flat['status']}, started {r.get('started', 'at an unknown time')}, {flat['seconds']:.0f} seconds"]
     if r.get('error'): out += [f"  {r['error']['type']}: {r['error']['message']}", *(f'  | {l}' for l in r['error'].get('cell', '').splitlines()[:12])]
@@ -237,7 +235,7 @@ def show_run(folder:str|Path) -> list[str]:
                      + '; '.join(f"{s} {sum(c.values())}" for s,c in d.get('counts', {}).items()))
     if r['model']: out.append('model       ' + ', '.join(f'{k} {str(v)[:16]}' for k,v in r['model'].items() if v is not None))
     for group in MEASURED:
-        out += [f"{group if i == 0 else '':<12}{n} {_measure(m)}" for i,(n,m) in enumerate(r[group].items())]
+        out += [f"{group if i == 0 else '':<12}{n} {figure_text(m)}" for i,(n,m) in enumerate(r[group].items())]
         if group == 'valid' and r.get('valid_from'): out[-1] += f"; from {r['valid_from']}"
     if r['timings']: out.append('seconds     ' + ', '.join(f'{k} {v:.1f}' for k,v in r['timings'].items()))
     if env: out.append(f"machine     {env.get('processor')}, {env.get('threads')} threads, Python {env.get('python')}, "
@@ -317,7 +315,7 @@ GROUPS = ('parameters', 'data', 'model', 'code', 'versions', 'machine', 'outcome
 # %% ../../nbs/runs/40_history.ipynb #490640ff
 def diff_runs(a:str|Path, b:str|Path) -> RunDiff:
     "What differs between two run folders, and what that did to each figure"
-    folders = [p if p.is_dir() else p.parent for p in map(Path, (a, b))]
+    folders = [run_folder(r) for r in (a, b)]
     recs = [load_record(f) for f in folders]
     out = RunDiff(*(f"{r['usecase']} {r['run_id']}" for r in recs), {g: [] for g in GROUPS})
     for name,x,y in diff_records(*recs):
@@ -365,23 +363,22 @@ def _diff_lines(d:RunDiff) -> list[str]:
     out += [f"{'cells' if i == 0 else '':<12}{l}" for i,l in enumerate(d.cells[:40])] + ['            …']*(len(d.cells) > 40)
     if not any(d.causes.values()) and not d.cells: out.append('nothing differs in parameters, data, code, versions and machine')
     for i,m in enumerate(d.metrics):
-        x, y = (_measure(m[k]) if m[k] else '—' for k in 'ab')
+        x, y = (figure_text(m[k]) if m[k] else '—' for k in 'ab')
         same = m['a'] == m['b'] and not (m['paired'] or {}).get('only_b')
         out.append(f"{m['group'] if i == 0 or d.metrics[i-1]['group'] != m['group'] else '':<12}{m['name']}: " + (f'{x}, the same' if same else f'{x} → {y}  {_verdict(m)}'))
     return out + [f"{'notes' if i == 0 else '':<12}{n}" for i,n in enumerate(d.notes)]
 
 # %% ../../nbs/runs/40_history.ipynb #3b47f409
 def _diff_html(d:RunDiff) -> str:
-    esc = lambda v: html.escape(_short(v))
-    row = lambda *cells: '<tr>' + ''.join(f'<td style="text-align:left">{c}</td>' for c in cells) + '</tr>'
-    table = lambda head, rows: '<table><tr>' + ''.join(f'<th style="text-align:left">{h}</th>' for h in head) + '</tr>' + ''.join(rows) + '</table>' if rows else ''
-    causes = [row(g, html.escape(n), esc(x), esc(y)) for g,rows in d.causes.items() for n,x,y in rows]
-    causes += [row('files', k, '', html.escape(f'{len(v):,}: {_some(v)}')) for k,v in (d.files or {}).items() if v]
-    results = [row(m['group'], html.escape(m['name']), *(html.escape(_measure(m[k]) if m[k] else '—') for k in 'ab'), html.escape(_verdict(m))) for m in d.metrics]
-    cells = f'<pre>{html.escape(chr(10).join(d.cells[:40]))}</pre>' if d.cells else ''
-    notes = ''.join(f'<p>{html.escape(n)}</p>' for n in d.notes)
-    head = ['', '', f'a: {html.escape(d.a)}', f'b: {html.escape(d.b)}']
-    return (table(head, causes) or '<p>Nothing differs in parameters, data, code, versions and machine.</p>') + cells + table([*head, 'b less a'], results) + notes
+    table = lambda head, rows: pd.DataFrame(rows, columns=head).to_html(index=False, justify='left') if rows else ''
+    causes = [(g, n, _short(x), _short(y)) for g,rows in d.causes.items() for n,x,y in rows]
+    causes += [('files', k, '', f'{len(v):,}: {_some(v)}') for k,v in (d.files or {}).items() if v]
+    results = [(m['group'], m['name'], *(figure_text(m[k]) if m[k] else '—' for k in 'ab'), _verdict(m)) for m in d.metrics]
+    cells = '\n'.join(d.cells[:40])
+    head = ['of', 'name', f'a: {d.a}', f'b: {d.b}']
+    return ''.join([table(head, causes) or '<p>Nothing differs in parameters, data, code, versions and machine.</p>',
+                    f'<pre>{html.escape(cells)}</pre>' if cells else '', table([*head, 'b less a'], results),
+                    *(f'<p>{html.escape(n)}</p>' for n in d.notes)])
 
 # %% ../../nbs/runs/40_history.ipynb #c4ce563f
 def needed_models(*roots:str|Path) -> dict[str, Path]: # hash of a manifest → the model folder that needs it

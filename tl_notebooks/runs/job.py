@@ -49,8 +49,8 @@ def _attempt(job:dict, name:str, *args:str) -> tuple[int, list[str]]:
     if job['threads']: env |= {f'{n}_NUM_THREADS': str(job['threads']) for n in ('OMP', 'MKL', 'OPENBLAS')}
     log = Path(job['sweep'])/'logs'/f'{name}.log'
     with open(log, 'a', encoding='utf-8') as err:
-        p = subprocess.Popen([sys.executable, '-m', 'tl_notebooks', *args], cwd=job['cwd'], env=env, stdin=subprocess.DEVNULL,
-                             stdout=subprocess.DEVNULL, stderr=err, start_new_session=True)
+        p = subprocess.Popen([sys.executable, '-m', 'tl_notebooks', *args], cwd=job['cwd'], env=env, stderr=err,
+                             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
         _running[name] = p
         try: code = p.wait()
         finally: _running.pop(name)
@@ -75,7 +75,8 @@ def run_job(
     code, lines = _attempt(job, left, 'resume', str(home/left)) if left else (2, [])
     if code == 2: # nothing to go on with, or it cannot
         given = [a for n,v in job['params'].items() for a in ('-p', f'{n}={v}')]
-        code, lines = _attempt(job, attempts(home, job['name'])[1], 'run', job['notebook'], '--out', job['root'], *given)
+        name = attempts(home, job['name'])[1]
+        code, lines = _attempt(job, name, 'run', job['notebook'], '--out', job['root'], *given)
     status = {0: 'ok', 130: 'interrupted'}.get(code, 'failed')
     return dict(status=status, error=_why(code, lines), seconds=round(time.perf_counter() - start, 2))
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PUT_IN', 'SCHEMA', 'MEASURED', 'STATUSES', 'FIELDS', 'ON', 'SILENT', 'notebook_cells', 'hash_cells', 'this_process',
-           'is_alive', 'new_record', 'check_record', 'save_record', 'load_record', 'choosing_figure', 'run_state',
-           'outputs_root', 'flatten', 'diff_records']
+           'is_alive', 'new_record', 'check_record', 'save_record', 'load_record', 'choosing_figure', 'figure_text',
+           'run_state', 'outputs_root', 'run_folder', 'flatten', 'diff_records']
 
 # %% ../../nbs/runs/00_record.ipynb #8794e404
 import os
@@ -120,6 +120,8 @@ def choosing_figure(
 
 ON = dict(valid='validation', metrics='test') # what a group of figures was measured on
 
+def figure_text(m:dict) -> str: return f"{m['value']:.3f} ({m['low']:.3f} … {m['high']:.3f}, n={m['n']})"
+
 # %% ../../nbs/runs/00_record.ipynb #156fed10
 SILENT = 24*3600 # seconds without a write after which a run of another machine counts as gone
 
@@ -136,6 +138,14 @@ def outputs_root() -> Path:
     for d in (here, *here.parents):
         if (d/'settings.ini').is_file() and (d/'nbs').is_dir(): return d/'outputs'
     return here/'outputs'
+
+def run_folder(run:str|Path) -> Path:
+    "A run's folder, by its path, its record's, or its name below `outputs`; what is none of these is left as it is"
+    path = Path(run)
+    if path.name == 'record.json': return path.parent
+    if path.exists(): return path
+    found = [p.parent for p in outputs_root().glob('*/*/record.json') if p.parent.name == str(run)]
+    return found[0] if len(found) == 1 else path
 
 # %% ../../nbs/runs/00_record.ipynb #daaeef0a
 def flatten(obj, prefix:str='') -> dict:

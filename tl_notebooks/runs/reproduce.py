@@ -21,7 +21,7 @@ from ..core import InputError, did_you_mean, hash_file, hash_json, write_json
 from ..data.splits import compare_files
 from .history import read_list
 from ..learn.machine import code_version, environment
-from .record import MEASURED, hash_cells, load_record, notebook_cells, save_record
+from .record import MEASURED, hash_cells, load_record, notebook_cells, run_folder, save_record
 from .params import usecase_params, usecases
 from .run import run_usecase
 
@@ -112,14 +112,11 @@ def check_machine(rec:dict, threads:bool) -> list[Finding]:
 # %% ../../nbs/runs/60_reproduce.ipynb #c75e5e2b
 def check_run(run:str|Path, data:str='') -> tuple[list[Finding], Path]: # findings, the notebook to take
     "Everything a run depends on, then and now; runs nothing"
-    folder, rec = _folder_of(run), load_record(run)
+    folder = run_folder(run)
+    rec = load_record(folder)
     notebook, found = find_notebook(folder, rec)
     params = usecase_params(notebook) if found.effect != 'cannot' else {}
     return [f for f in (found, check_data(folder, rec, data), check_weights(rec), *check_machine(rec, 'threads' in params)) if f], notebook
-
-def _folder_of(run:str|Path) -> Path:
-    path = Path(run)
-    return path if path.is_dir() else path.parent
 
 # %% ../../nbs/runs/60_reproduce.ipynb #f446e1fa
 TOLERANCE = .005
@@ -182,7 +179,7 @@ def _distance(a:Path, b:Path) -> float: # infinite where names or shapes differ
 # %% ../../nbs/runs/60_reproduce.ipynb #35d25f8f
 def compare_runs(a:str|Path, b:str|Path, tolerance:float=TOLERANCE) -> list[Outcome]:
     "What two runs gave, thing by thing"
-    a, b = _folder_of(a), _folder_of(b)
+    a, b = run_folder(a), run_folder(b)
     x, y = load_record(a), load_record(b)
     data = [(r['data'].get('fingerprint') or '') for r in (x, y)]
     out = [Outcome('data', data[0][:16], data[1][:16], VERDICTS[0] if data[0] == data[1] else VERDICTS[2])] if any(data) else []
@@ -226,7 +223,8 @@ def reproduce_run(
     say=print,         # Called with each finding that is not `same`, before anything runs
 ) -> Reproduction:
     "Run a run again and compare; an `InputError` where it cannot be the same run"
-    folder, rec = _folder_of(run), load_record(run)
+    folder = run_folder(run)
+    rec = load_record(folder)
     if rec['status'] != 'ok': raise InputError(f"run `{rec['run_id']}` is {rec['status']}; accepted: one that ended well, since there is nothing to compare with otherwise.")
     findings, notebook = check_run(run, data)
     for f in findings:

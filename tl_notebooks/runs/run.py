@@ -31,8 +31,8 @@ from ..data.problems import data_path
 from ..data.splits import list_items, list_sources
 from ..learn.machine import begin_choices, code_version, end_choices, environment, new_run_id
 from .params import Param, check_params, find_usecase, usecase_params
-from .record import (hash_cells, load_record, new_record, notebook_cells, outputs_root, save_record,
-                                      this_process)
+from .record import (hash_cells, load_record, new_record, notebook_cells, outputs_root, run_folder,
+                                      save_record, this_process)
 from .report import _again, write_report
 from .track import check_tracker, track_callbacks, track_figures
 
@@ -74,7 +74,7 @@ def start_run(
     usecase:str, # Name of the use case
     ns:dict,     # The notebook's `globals()`
 ) -> 'Run':
-    "Check the notebook's parameters, pin seed and threads, open the run's folder; from now on training keeps checkpoints there"
+    "Check the notebook's parameters, pin seed and threads, and open the run's folder, where training keeps checkpoints"
     from tl_notebooks.learn.resume import keep_checkpoints # and with it fastai, which `tl run` itself does without
     notebook = Path(os.environ.get('TL_RUN_NOTEBOOK') or find_usecase(usecase)) # `tl run` may have been given another
     params = params_from(ns, usecase_params(notebook))
@@ -210,11 +210,12 @@ def _lock_of(folder:Path, who:str) -> Path:
 
 @contextlib.contextmanager
 def held(folder:Path, wait:float=5.):
-    "Inside, this process executes the run; an `InputError` where another one does and does not end within `wait` seconds"
+    "Inside, this process executes the run; an `InputError` where another one still does after `wait` seconds"
     with locked(_lock_of(folder, 'run'), wait) as mine:
         with locked(_lock_of(folder, 'kernel'), wait if mine else 0) as free: pass
         if not (mine and free):
-            raise InputError(f"run `{folder}` is in use by another process. Wait until it is done, stop it, or close its notebook.")
+            raise InputError(f"run `{folder}` is in use by another process. "
+                             "Wait until it is done, stop it, or close its notebook.")
         yield
 
 def hold(folder:Path) -> None:
@@ -364,6 +365,15 @@ def import_papermill():
     finally:
         if not there: del sys.modules[name]
 
+# %% ../../nbs/runs/30_run.ipynb #c4a369f0
+def _stop_with_worker() -> None:
+    "A run of a sweep is interrupted when the worker that started it is gone"
+    worker = os.environ.pop('TL_RUN_WORKER', '')
+    def watch():
+        while os.getppid() == int(worker): time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+    if worker: threading.Thread(target=watch, daemon=True).start()
+
 # %% ../../nbs/runs/30_run.ipynb #094661d0
 _executing = threading.Lock()
 
@@ -374,14 +384,6 @@ def handling(number:int, handler):
     old = signal.signal(number, handler)
     try: yield
     finally: signal.signal(number, old)
-
-def _stop_with_worker() -> None:
-    "A run of a sweep is interrupted when the worker that started it is gone"
-    worker = os.environ.pop('TL_RUN_WORKER', '')
-    def watch():
-        while os.getppid() == int(worker): time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-    if worker: threading.Thread(target=watch, daemon=True).start()
 
 def _execute(notebook:Path, folder:Path, params:dict, cwd:Path|None=None) -> None:
     "Execute `notebook` into `folder/notebook.ipynb` with papermill, in the caller's working directory unless told"
@@ -400,6 +402,7 @@ def _with_papermill(notebook:Path, folder:Path, params:dict, cwd:Path) -> None:
         for name in told: os.environ.pop(name, None)
         with contextlib.suppress(OSError): drop_progress(folder/'notebook.ipynb')
 
+# %% ../../nbs/runs/30_run.ipynb #dffb60ff
 def drop_progress(notebook:Path) -> None:
     "Take progress bars (stderr with carriage returns) out of an executed notebook"
     import nbformat
@@ -412,11 +415,12 @@ def drop_progress(notebook:Path) -> None:
 
 # %% ../../nbs/runs/30_run.ipynb #ee8506db
 def find_run(run:str|Path) -> Path:
-    "The folder of a run, by its path or, below `outputs`, by its name"
-    if (Path(run)/'record.json').is_file(): return Path(run).absolute()
-    known = {p.parent.name: p.parent for p in outputs_root().glob('*/*/record.json')}
-    if str(run) in known: return known[str(run)].absolute()
-    raise InputError(f"run `{run}`: there is no record in such a folder, and no run of that name in `{outputs_root()}`. {did_you_mean(str(run), known)}")
+    "The folder of a run, see `run_folder`; an `InputError` where there is none"
+    folder = run_folder(run)
+    if (folder/'record.json').is_file(): return folder.absolute()
+    known = [p.parent.name for p in outputs_root().glob('*/*/record.json')]
+    raise InputError(f"run `{run}`: there is no record in such a folder, and no run of that name in `{outputs_root()}`. "
+                     f"{did_you_mean(str(run), known)}")
 
 # %% ../../nbs/runs/30_run.ipynb #b5621648
 def resume_run(
@@ -426,7 +430,8 @@ def resume_run(
     folder = find_run(run)
     rec = load_record(folder)
     if rec['status'] == 'ok':
-        raise InputError(f"run `{folder}` is finished; nothing is left to go on with. `{_again(rec)}` does the same again.")
+        raise InputError(f"run `{folder}` is finished; nothing is left to go on with. "
+                         f"`{_again(rec)}` does the same again.")
     with held(folder):
         rec = load_record(folder)
         notebook = folder/'checkpoints'/'notebook.ipynb'

@@ -286,9 +286,10 @@ def _words(self:Sweep) -> str: return ', '.join(f'{n} {s}' for s,n in self.count
 
 @patch
 def _job(self:Sweep, key:str, topic:str) -> dict:
-    r, cwd = self.runs[key], self.data['cwd']
-    return dict(key=key, topic=topic, params=r['params'], threads=r['params'].get('threads', 0), root=str(self.root), sweep=str(self.folder),
-                usecase=self.name, name=f"{self.folder.name.rpartition('-')[2]}-{key}", notebook=self.data['notebook'], cwd=cwd if Path(cwd).is_dir() else str(Path.cwd()))
+    params, cwd = self.runs[key]['params'], self.data['cwd']
+    return dict(key=key, topic=topic, params=params, threads=params.get('threads', 0), root=str(self.root), sweep=str(self.folder),
+                usecase=self.name, name=f"{self.folder.name.rpartition('-')[2]}-{key}", notebook=self.data['notebook'],
+                cwd=cwd if Path(cwd).is_dir() else str(Path.cwd()))
 
 # %% ../../nbs/runs/50_sweep.ipynb #f3b2a25e
 @patch
@@ -300,7 +301,8 @@ def _dispatch(self:Sweep, todo:list[str], workers:int, scheduler:str) -> None:
     with _client(workers, scheduler, len(todo), threads) as client, _Progress(self, len(todo)) as shown:
         if scheduler and not client.scheduler_info()['workers']: print('sweep: the scheduler has no workers yet; waiting for them', file=sys.stderr)
         client.subscribe_topic(topic, lambda event: shown.started(event[1]))
-        futures = client.map(run_job, [self._job(k, topic) for k in todo], key=[f'{topic}-{k}' for k in todo], pure=False, batch_size=1000)
+        futures = client.map(run_job, [self._job(k, topic) for k in todo], key=[f'{topic}-{k}' for k in todo],
+                             pure=False, batch_size=1000)
         key_of = {f.key: k for f,k in zip(futures, todo)}
         try:
             for f, result in distributed.as_completed(futures, with_results=True, raise_errors=False):
@@ -465,6 +467,11 @@ def write(self:Sweep) -> None:
     with atomic_write(self.folder/'sweep.html') as f: f.write(page)
 
 # %% ../../nbs/runs/50_sweep.ipynb #0763b82e
+def _check_workers(workers:int, scheduler:str, limit:int) -> None:
+    if workers < 0 or limit < 0: raise InputError(f"--workers {workers}, --limit {limit}: accepted: whole numbers from 1.")
+    if workers and scheduler:
+        raise InputError("--workers and --scheduler exclude each other: workers of this machine, or of a cluster.")
+
 def sweep(
     usecase:str,            # A use case, or the path of a notebook like one
     space:dict|None=None,   # name → values: a list, or text as on the command line
@@ -482,8 +489,7 @@ def sweep(
     "Run all combinations and give their folder; what was done in an earlier call is not done again"
     notebook = find_usecase(usecase)
     spec, space = usecase_params(notebook), dict(space or {})
-    if workers < 0 or limit < 0: raise InputError(f"--workers {workers}, --limit {limit}: accepted: whole numbers from 1.")
-    if workers and scheduler: raise InputError("--workers and --scheduler exclude each other: workers of this machine, or of a cluster.")
+    _check_workers(workers, scheduler, limit)
     rows = read_rows(rows) if isinstance(rows, (str, Path)) else list(rows)
     asked = dict(space={n: vars(v) if isinstance(v, Range) else v for n,v in space.items()}, rows=len(rows), random=random, seeds=seeds, seed=seed)
     if 'threads' in spec and 'threads' not in space and not any('threads' in r for r in rows): space['threads'] = [1]
@@ -500,8 +506,12 @@ def sweep(
 def resume_sweep(folder:str|Path, workers:int=0, scheduler:str='', limit:int=0) -> Sweep:
     "Go on with the sweep in `folder`"
     s = Sweep(folder)
-    if workers and scheduler: raise InputError("--workers and --scheduler exclude each other: workers of this machine, or of a cluster.")
+    _check_workers(workers, scheduler, limit)
     now = hash_file(s.data['notebook']) if Path(s.data['notebook']).is_file() else None
-    if now != s.data['notebook_sha256']: raise InputError(f"`{s.data['notebook']}` is {'not what it was' if now else 'not there any more'}, so the results of more runs would not compare. The command that began this sweep begins a new one.")
-    if code_version() != s.data['code_version']: print(f"sweep: the code is {code_version()} now and was {s.data['code_version']}; each run's record says which it used", file=sys.stderr)
+    if now != s.data['notebook_sha256']:
+        raise InputError(f"`{s.data['notebook']}` is {'not what it was' if now else 'not there any more'}, "
+                         "so the results of more runs would not compare. The command that began this sweep begins a new one.")
+    if (version := code_version()) != s.data['code_version']:
+        print(f"sweep: the code is {version} now and was {s.data['code_version']}; each run's record says which it used",
+              file=sys.stderr)
     return s.run(workers, scheduler, limit)
