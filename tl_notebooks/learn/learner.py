@@ -63,11 +63,11 @@ class FitProgress(Callback):
 class FrozenLearner(Learner):
     """A fastai `Learner` on a network with layer groups, whose frozen part is computed once by `frozen`; see `Learner` for the other arguments.
 
-    norm : 'eval' keeps pretrained BatchNorm statistics, 'train' is fastai's way
+    norm : 'eval' keeps pretrained BatchNorm statistics, 'train' is fastai's way;  info : what is known of the network, for a model folder
     """
-    def __init__(self, dls, model:nn.Module, frozen:FrozenPrefix, norm:str='eval', cbs=None, **kwargs):
+    def __init__(self, dls, model:nn.Module, frozen:FrozenPrefix, norm:str='eval', cbs=None, info:dict|None=None, **kwargs):
         if norm not in ('eval', 'train'): raise InputError(f"`norm` is {norm!r}; accepted: 'eval' or 'train'.")
-        self.norm, self.probed = norm, False
+        self.norm, self.probed, self.info = norm, False, info or {}
         cbs = [*L(cbs), *([NormEval()] if norm == 'eval' else []), frozen]
         super().__init__(dls, model, cbs=cbs, splitter=lambda m: m.param_groups(), **{'train_bn': norm == 'train', **kwargs})
 

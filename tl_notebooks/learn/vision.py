@@ -19,12 +19,12 @@ import torch
 from torch import nn
 from PIL import Image
 from . import resume as _resume # noqa: F401  in a run, learners keep checkpoints
-from ..core import InputError, hash_file, progress, seed_everything
+from ..core import InputError, hash_file, progress
 from ..data.decode import open_image
 from ..data.images import ImageData
 from .learner import TransferLearner
 from .network import TransferNet, compile_body, merge_groups, small_step
-from .precision import choose_precision
+from .precision import begin_learner, settle
 from .backbones import find_entry, load_image_model
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize
@@ -257,16 +257,12 @@ def image_learner(
     **kwargs,                     # For `TransferLearner` (cache, views, …), and so for fastai's `Learner`
 ) -> TransferLearner:
     "A fastai `Learner` for the images of `data` on a pretrained backbone"
-    if precision not in ('auto', 'fp32', 'bf16'): raise InputError(f"`precision` is {precision!r}; accepted: auto, fp32, bf16.")
-    if seed is not None: seed_everything(seed)
+    begin_learner(precision, seed)
     net, info = image_net(backbone, len(data.classes), weights, size, features=features)
     dls = dls or image_dls(data, info['size'], info['mean'], info['std'], bs, resize, augment)
-    net = net.to(dls.device)
     sample = torch.zeros(16, 3, info['size'], info['size'], device=dls.device)
     net.step = small_step(sample)
-    net.precision = choose_precision(net, sample, backbone) if precision == 'auto' else precision
+    net = settle(net, sample, precision, backbone, dls.device)
     if dls.device.type == 'cuda' and precision != 'fp32': torch.set_float32_matmul_precision('high') # TF32 for what is left of fp32
     if compile or compile is None and dls.device.type == 'cuda' and not net.body.taps: compile_body(net) # hooks that come and go would be compiled again and again
-    learn = TransferLearner(dls, net, norm=norm, **{'path': Path('.'), **kwargs})
-    learn.info = {**info, 'resize': resize, 'interpolation': 'bicubic', 'precision': net.precision}
-    return learn
+    return TransferLearner(dls, net, norm=norm, info={**info, 'resize': resize, 'interpolation': 'bicubic', 'precision': net.precision}, **kwargs)
