@@ -126,7 +126,8 @@ def test_another_transform_or_seed_does_not_meet_old_rows(scenes):
         return {*learn.frozen_prefix.stores}
     base = rows() # one store of plain pictures, training and validation, and one of variations
     assert len(base) == 2 and rows() == base
-    for other in (dict(augment=box_transforms(96, zoom=(.9, 1.1))), dict(seed=1)): assert len(rows(**other) & base) == 1, other
+    for other in (dict(augment=box_transforms(96, zoom=(.9, 1.1))), dict(seed=1)):
+        assert len(rows(**other) & base) == 1, other
     assert not rows(resize='pad') & base
 
 
@@ -139,7 +140,8 @@ def test_cached_batches_have_the_boxes_of_their_variation_and_a_new_annotation_a
     for epoch in range(3):
         ds.epoch = epoch; own = [t for _,*t in dl]
         ds.epoch = epoch; kept = [t for _,*t in cached]
-        assert ds.epoch == epoch + 1 and len(own) == len(kept) and all(a.equal(b) for x,y in zip(own, kept) for a,b in zip(x, y))
+        assert ds.epoch == epoch + 1 and len(own) == len(kept)
+        assert all(a.equal(b) for x,y in zip(own, kept) for a,b in zip(x, y))
     assert ds.apart
 
 

@@ -74,7 +74,8 @@ def box_transforms(
     return v2.Compose([v2.ScaleJitter((size, size), zoom), v2.RandomCrop(size, pad_if_needed=True, fill=GREY), v2.RandomHorizontalFlip(flip),
                        v2.ColorJitter(light, light, light)])
 
-def augmented(image:torch.Tensor|None, boxes:torch.Tensor, labels:torch.Tensor, tfms:v2.Transform, seen:float=.25, least:float=2., s:int=0):
+def augmented(image:torch.Tensor|None, boxes:torch.Tensor, labels:torch.Tensor, tfms:v2.Transform, seen:float=.25,
+              least:float=2., s:int=0) -> tuple[torch.Tensor|None, torch.Tensor, torch.Tensor]:
     """`image` (3, s, s) uint8 (None: the boxes alone), `boxes` (n, 4) and `labels` (n,) after `tfms`.
 
     Without boxes of which less than the share `seen` is left or that are thinner than `least` pixels.
@@ -94,7 +95,8 @@ class BoxSet:
 
     tfms : of `box_transforms`, or None;  views : variations of each picture, in turn; 0: another one in every epoch
     """
-    def __init__(self, data:BoxData, split:str, size:int, resize:str='squish', tfms=None, views:int=0, seed:int=0, keep:int=2**30, interpolation:str='bicubic'):
+    def __init__(self, data:BoxData, split:str, size:int, resize:str='squish', tfms=None, views:int=0, seed:int=0,
+                 keep:int=2**30, interpolation:str='bicubic'):
         if resize == 'crop': raise InputError("`resize` is 'crop'; accepted: squish, pad, which cut off no boxes.")
         self.interpolation = interpolation
         items = data.subset(split)
@@ -102,7 +104,8 @@ class BoxSet:
         self.paths, self.names, self.shapes = list(items.path), list(items.sha256), [*zip(items.width, items.height)]
         self.places = [placing(w, h, size, resize) for w,h in self.shapes]
         self.targets = [(torch.tensor(into_square(t['boxes'], a), dtype=torch.float32), torch.tensor(t['labels'])) for t,a in zip(data.targets(split, crowd=False), self.places)]
-        self.epoch, self.kept, self.left, self.varied, self.first = 0, {}, keep, {}, [int(n[:8], 16) for n in self.names]
+        self.epoch, self.kept, self.left, self.varied = 0, {}, keep, {}
+        self.first = [int(n[:8], 16) for n in self.names]
 
     def __len__(self): return len(self.paths)
     def __getitem__(self, i:int): return self.view(i, self.view_now(i))
@@ -138,7 +141,8 @@ class BoxSet:
     def boxes(self, i:int, v:int) -> tuple[torch.Tensor, torch.Tensor]:
         "Boxes and labels of the variation `v` of picture `i`, without reading it where that can be"
         if not v: return self.targets[i]
-        if (i, v) not in self.varied: self.varied[i, v] = (self._varied(None, i, v) if self.apart else self.view(i, v))[1:]
+        if (i, v) not in self.varied:
+            self.varied[i, v] = (self._varied(None, i, v) if self.apart else self.view(i, v))[1:]
         return self.varied[i, v]
 
 # %% ../../nbs/learn/65_detection.ipynb #c60d64e8
@@ -193,7 +197,8 @@ def box_dls(
 def boxes_dl(data:BoxData, split:str, like:BoxDL) -> BoxDL:
     "The pictures of one split, whole and in order, with the size and batches of `like`"
     ds = like.dataset
-    return BoxDL(BoxSet(data, split, ds.size, ds.resize, seed=ds.seed, interpolation=ds.interpolation), like.bs, device=like.device)
+    ds = BoxSet(data, split, ds.size, ds.resize, seed=ds.seed, interpolation=ds.interpolation)
+    return BoxDL(ds, like.bs, device=like.device)
 
 # %% ../../nbs/learn/65_detection.ipynb #318ab2b6
 @patch
@@ -272,7 +277,7 @@ def frozen_steps(self:Pyramid) -> int:
 
 @dataclass(frozen=True)
 class PyramidCut:
-    "What crosses before step `n` of a `Pyramid`, maps of `shapes`, as one row per item; it stands where a `Cut` of one tensor would"
+    "What crosses before step `n` of a `Pyramid`, maps of `shapes`, as one row per item; stands where a `Cut` would"
     n:int
     shapes:tuple[tuple[int, int, int], ...]
     dtype:torch.dtype
@@ -283,7 +288,8 @@ class PyramidCut:
     def place(self) -> str: return f'step {self.n}'
     @property
     def row_shape(self) -> tuple[int]: return (sum(c*h*w for c,h,w in self.shapes),)
-    def rows(self, state:Sequence[torch.Tensor]) -> torch.Tensor: return torch.cat([m.permute(0, 2, 3, 1).reshape(len(m), -1) for m in state], 1)
+    def rows(self, state:Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([m.permute(0, 2, 3, 1).reshape(len(m), -1) for m in state], 1)
     def hidden(self, rows:torch.Tensor) -> torch.Tensor: return rows # the network takes rows
     def maps(self, rows:torch.Tensor) -> list[torch.Tensor]:
         parts = rows.split([c*h*w for c,h,w in self.shapes], 1)
@@ -469,7 +475,8 @@ class FrozenPyramid(FrozenPrefix):
     "A `FrozenPrefix` for a `DenseNet`, whose layer groups are counted in steps of its pyramid"
     def __init__(self, cache:bool=True): super().__init__(cache, fold=False)
     def items_of(self, dl) -> BoxItems: return BoxItems(dl)
-    def frozen_groups(self) -> int: return self.learn.model.body.frozen_steps() if isinstance(self.learn.model, DenseNet) else 0
+    def frozen_groups(self) -> int:
+        return self.learn.model.body.frozen_steps() if isinstance(self.learn.model, DenseNet) else 0
     def views_for(self, items:BoxItems, epochs:int) -> int: return items.ds.views if items.augmented else 1
 
     def usable(self, dl, cache:bool=True) -> bool:
@@ -487,7 +494,9 @@ class FrozenPyramid(FrozenPrefix):
         @torch.no_grad()
         def run(x):
             steps.eval()
-            with autocast(x.device, net.precision): return [torch.cat([cut.rows(net.body.until(net.normalised(p), n)) for p in x.split(net.step or len(x))])]
+            with autocast(x.device, net.precision):
+                parts = x.split(net.step or len(x))
+                return [torch.cat([cut.rows(net.body.until(net.normalised(p), n)) for p in parts])]
         return run, [cut], [hash_json([hash_state(steps.state_dict()), repr(steps), describe([net.mean, net.std])])]
 
 # %% ../../nbs/learn/65_detection.ipynb #bd308559
@@ -505,7 +514,8 @@ class EMA(Callback):
     def before_fit(self):
         finding = any(type(cb).__name__ == 'LRFinder' for cb in self.learn.cbs)
         self.params = [p for p in self.model.parameters() if p.requires_grad]
-        self.average, self.raw, self.n = None if finding or not self.learn.frozen_prefix.fitting else [p.detach().clone() for p in self.params], None, 0
+        self.average, self.raw, self.n = None, None, 0
+        if self.learn.frozen_prefix.fitting and not finding: self.average = [p.detach().clone() for p in self.params]
     def after_step(self):
         if not self.on(): return
         self.n += 1

@@ -74,8 +74,9 @@ def choose_precision(
     return make_choice(f"precision of {name}, {'×'.join(map(str, xb.shape[1:]))}", 'auto', lambda: _faster(net, xb, name), lacks)
 
 def begin_learner(precision:str, seed:int|None) -> None:
-    "What building a learner begins with: a wrong `precision` is an `InputError`; `seed` (None: not at all) for all generators"
-    if precision not in ('auto', *PRECISIONS): raise InputError(f"`precision` is {precision!r}; accepted: auto, {', '.join(PRECISIONS)}.")
+    "What building a learner begins with: a wrong `precision` is an `InputError`; generators draw from `seed`, if given"
+    if precision not in ('auto', *PRECISIONS):
+        raise InputError(f"`precision` is {precision!r}; accepted: auto, {', '.join(PRECISIONS)}.")
     if seed is not None: seed_everything(seed)
 
 def settle(net:nn.Module, xb:torch.Tensor, precision:str, name:str, device:torch.device) -> nn.Module:

@@ -70,9 +70,9 @@ def renamed(self:Exemplars, names:dict[str, str|None]) -> Exemplars:
 
 # %% ../../nbs/learn/80_replay.ipynb #f8789092
 class Distil(Callback):
-    """Adds to a training batch's loss `weight` times how far the answers have moved from those of `teacher`, the network as it was.
+    """Adds to a training batch's loss `weight` times how far answers moved from those of `teacher`, the network before.
 
-    By T²·KL(old ‖ new) over the first `n_old` classes (the learner's network may have more), or by `moved`: (now, was) → a number
+    By T²·KL(old ‖ new) over the first `n_old` classes (there may be more by now), or by `moved`: (now, was) → a number
     """
     run_valid = False
     def __init__(self, teacher:nn.Module, n_old:int=0, weight:float=1., temperature:float=2., moved:Callable|None=None):

@@ -36,10 +36,11 @@ from fasttransform import Transform
 
 # %% ../../nbs/learn/50_vision.ipynb #c08576c3
 RESIZES, GREY = ('squish', 'crop', 'pad'), (124, 116, 104)
-INTERPOLATIONS = dict(bicubic=(Image.Resampling.BICUBIC, None), bilinear=(Image.Resampling.BILINEAR, 2.)) # and a first step of whole pixels
+# with the gap up to which Pillow first averages whole pixels
+INTERPOLATIONS = dict(bicubic=(Image.Resampling.BICUBIC, None), bilinear=(Image.Resampling.BILINEAR, 2.))
 
 def placing(width:float, height:float, size:int, resize:str='squish') -> np.ndarray:
-    "(4,) scale and shift: x, y in pixels of a picture of `width` × `height` → x·a[0] + a[2], y·a[1] + a[3] in the square of `size`"
+    "(4,) scale, shift: x, y in a picture of `width` × `height` → x·a[0] + a[2], y·a[1] + a[3] in the square of `size`"
     if resize == 'squish': return np.array([size/width, size/height, 0., 0.])
     if resize not in RESIZES: raise InputError(f"`resize` is {resize!r}; accepted: {', '.join(RESIZES)}.")
     s = min(width, height) if resize == 'crop' else max(width, height)
@@ -66,7 +67,8 @@ def image_tensor(
 # %% ../../nbs/learn/50_vision.ipynb #fba2350a
 class ImageReader(Transform):
     "Paths to (3, size, size) uint8 `TensorImage`s; remembers up to `keep` bytes of them. `known`: path → sha256 of the file"
-    def __init__(self, root:Path, size:int, resize:str='squish', known:dict|None=None, keep:int=2**30, interpolation:str='bicubic'):
+    def __init__(self, root:Path, size:int, resize:str='squish', known:dict|None=None, keep:int=2**30,
+                 interpolation:str='bicubic'):
         self.interpolation = interpolation
         self.root, self.size, self.resize, self.known, self.left, self.kept, self.soon = Path(root), size, resize, known or {}, keep, {}, {}
         super().__init__()
@@ -133,7 +135,8 @@ def image_dls(
     items = data.items[data.items.split != 'test']
     paths, labels = list(items.path), dict(zip(data.items.path, data.items.label))
     splits = [[i for i,s in enumerate(items.split) if s == name] for name in ('train', 'valid')]
-    reader = ImageReader(data.root, size, resize, dict(zip(data.items.path, data.items.sha256)), interpolation=interpolation)
+    known = dict(zip(data.items.path, data.items.sha256))
+    reader = ImageReader(data.root, size, resize, known, interpolation=interpolation)
     dsets = Datasets(paths, [[reader], [lambda path: labels[path], Categorize(vocab=list(data.classes), sort=False)]], splits=splits)
     aug = aug_transforms(size=size, max_rotate=15., max_lighting=.2) if augment else []
     device = device or default_device()
@@ -265,4 +268,5 @@ def image_learner(
     net = settle(net, sample, precision, backbone, dls.device)
     if dls.device.type == 'cuda' and precision != 'fp32': torch.set_float32_matmul_precision('high') # TF32 for what is left of fp32
     if compile or compile is None and dls.device.type == 'cuda' and not net.body.taps: compile_body(net) # hooks that come and go would be compiled again and again
-    return TransferLearner(dls, net, norm=norm, info={**info, 'resize': resize, 'interpolation': 'bicubic', 'precision': net.precision}, **kwargs)
+    info = {**info, 'resize': resize, 'interpolation': 'bicubic', 'precision': net.precision}
+    return TransferLearner(dls, net, norm=norm, info=info, **kwargs)
