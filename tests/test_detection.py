@@ -126,7 +126,8 @@ def test_another_transform_or_seed_does_not_meet_old_rows(scenes):
         return {*learn.frozen_prefix.stores}
     base = rows() # one store of plain pictures, training and validation, and one of variations
     assert len(base) == 2 and rows() == base
-    for other in (dict(augment=box_transforms(96, zoom=(.9, 1.1))), dict(seed=1)): assert len(rows(**other) & base) == 1, other
+    for other in (dict(augment=box_transforms(96, zoom=(.9, 1.1))), dict(seed=1)):
+        assert len(rows(**other) & base) == 1, other
     assert not rows(resize='pad') & base
 
 
@@ -139,7 +140,8 @@ def test_cached_batches_have_the_boxes_of_their_variation_and_a_new_annotation_a
     for epoch in range(3):
         ds.epoch = epoch; own = [t for _,*t in dl]
         ds.epoch = epoch; kept = [t for _,*t in cached]
-        assert ds.epoch == epoch + 1 and len(own) == len(kept) and all(a.equal(b) for x,y in zip(own, kept) for a,b in zip(x, y))
+        assert ds.epoch == epoch + 1 and len(own) == len(kept)
+        assert all(a.equal(b) for x,y in zip(own, kept) for a,b in zip(x, y))
     assert ds.apart
 
 
@@ -205,6 +207,23 @@ def test_a_model_folder_gives_the_same_answers(scenes, tmp_path, arch):
     x = learn.dls.one_batch()[0]
     a, b = learn.model.eval()(x), again.net(x)
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_model_is_asked_with_pictures_made_square_as_it_was_trained(scenes, tmp_path):
+    "A detector from before the manifest said so was trained with bilinear ones"
+    from tl_notebooks.models.folder import write_manifest
+    learn = detection_learner(scenes, size=64, bs=4, channels=32)
+    m = Model(save_model(tmp_path/'m', learn.model, learn.info, scenes.classes))
+    assert m.reading == dict(size=64, resize='squish', interpolation='bicubic')
+    file = scenes.files('train')[0]
+    assert torch.equal(m._read(file), learn.dls.train.dataset.picture(0))
+    manifest = {k: v for k,v in m.manifest.items() if k != 'folder'}
+    del manifest['preprocessing']['interpolation']
+    write_manifest(tmp_path/'m', manifest)
+    old = Model(tmp_path/'m')
+    assert old.reading['interpolation'] == 'bilinear' and not torch.equal(old._read(file), m._read(file))
+    write_manifest(tmp_path/'m', manifest | {'preprocessing': {**manifest['preprocessing'], 'interpolation': 'nearest'}})
+    with pytest.raises(InputError, match="'nearest'; this version reads bicubic, bilinear"): Model(tmp_path/'m')
 
 
 # Detectors of torchvision, as they come

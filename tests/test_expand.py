@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 
 import tl_notebooks  # noqa: F401  before fastai: it guards torchvision
 
-from tl_notebooks.models.folder import Model, _take_lift, read_manifest, save_model
+from tl_notebooks.models.folder import Model, take_lift, read_manifest, save_model
 from tl_notebooks.core import InputError
 from tl_notebooks.data.images import read_images
 from tl_notebooks.judge.certificate import Limits
@@ -178,7 +178,7 @@ def test_a_projected_model_grows_in_every_mode(work, projected, tmp_path):
     state = load_file(projected/'weights.safetensors')
     for wrong in ([2**40, 5], [300, -1], [300]):
         net = image_net('efficientnet_lite0', 2, size=96, features='blocks')[0]
-        with pytest.raises(InputError, match='does not fit the head'): _take_lift(net, state | {'lift.made': torch.tensor(wrong)}, projected)
+        with pytest.raises(InputError, match='does not fit the head'): take_lift(net, state | {'lift.made': torch.tensor(wrong)}, projected)
 
 
 def judge_folder(work, classes, to):

@@ -57,10 +57,10 @@ def plain_fine_tuning(parent, epochs):
     from tl_notebooks.models.folder import Model
     from tl_notebooks.data.boxes import read_boxes
     from tl_notebooks.learn.detection import BoxLearner, box_dls
-    from tl_notebooks.expand.boxes import _numbered, grown_net
+    from tl_notebooks.expand.boxes import numbered, grown_net
     m = Model(parent)
     net = grown_net(m, ['red', 'green'])
-    data = _numbered(read_boxes(parent.parent/'new', valid_pct=0., progress=False), ['red', 'green'])
+    data = numbered(read_boxes(parent.parent/'new', valid_pct=0., progress=False), ['red', 'green'])
     learn = BoxLearner(box_dls(data, 96, 6, views=1, augment=False), net, ema=0., info=m.manifest['backbone'] | m.manifest['preprocessing'], path=Path('.'))
     learn.freeze_to(-1)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 1e-3)

@@ -239,7 +239,7 @@ def test_callbacks_may_come_and_go(tmp_path):
 
 
 STATELESS = dict(NormEval='looks at the network before each fit', FitProgress='a bar', FlipMaps="draws from torch's generator",
-                 Distil='its teacher stays', OldAnswers='its teacher stays', GiveTargets='no state',
+                 Distil='its teacher stays', GiveTargets='no state',
                  Checkpoint='keeps it', Processes='no state')
 
 

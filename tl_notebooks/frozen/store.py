@@ -33,40 +33,44 @@ from ..core import (InputError, atomic_write, cache_dir, hash_bytes, hash_json, 
 from .cut import CannotCache, Cut
 
 # %% ../../nbs/frozen/20_store.ipynb #b78727e3
-KNOWN = {'builtins', 'collections', 'enum', 'fastai', 'fastcore', 'fasttransform', 'functools', 'math', 'numpy', 'pathlib', 'PIL', 'timm',
-         'tl_notebooks', 'tokenizers', 'torch', 'torchvision', 'transformers'} # their versions are in a store's name
+KNOWN = set('''builtins collections enum fastai fastcore fasttransform functools math numpy pathlib PIL timm
+    tl_notebooks tokenizers torch torchvision transformers'''.split()) # their versions are in a store's name
 
 def _has_name(obj) -> bool: return callable(obj) and hasattr(obj, '__qualname__') # a function or a class
 
 def says(obj) -> list:
-    "The name of an object's class (of a function or class: its own) and its `cache_key`; `CannotCache` for a person's own that has none"
+    "Name of an object's class (of a function: its own) and its `cache_key`; `CannotCache` if a person's own has none"
     t = obj if _has_name(obj) else type(obj)
     module, key = getattr(t, '__module__', None) or 'builtins', getattr(obj, 'cache_key', None)
     name = f'{module}.{t.__qualname__}'
     if key is None and module.split('.')[0] not in KNOWN:
-        raise CannotCache(f"`{name}` does not say what it does, so activations are not kept. Give it a `cache_key`, a plain value that changes "
-                          "with what it does, or use `cache=False`.")
+        raise CannotCache(f"`{name}` does not say what it does, so activations are not kept. Give it a `cache_key`, "
+                          "a plain value that changes with what it does, or use `cache=False`.")
     return [name, describe(key() if callable(key) else key)]
 
 # %% ../../nbs/frozen/20_store.ipynb #7e983a0f
 def describe(obj) -> object:
-    "What `obj` is, as JSON: plain values, tensors by their bits, a known library's objects by class and attributes, a person's own by `cache_key`"
+    "What `obj` is, as JSON: values, tensors by bits, a library's objects by attributes, a person's own by `cache_key`"
     if obj is None or isinstance(obj, (bool, int, str)): return obj
     if isinstance(obj, (float, complex, range, slice, torch.dtype, torch.device, Path)): return str(obj)
     if isinstance(obj, bytes): return hash_bytes(obj)
     if isinstance(obj, torch.Tensor): return ['tensor', hash_state({'': obj.as_subclass(torch.Tensor)})]
-    if isinstance(obj, (np.ndarray, np.generic)): return describe(torch.from_numpy(np.array(obj))) if obj.dtype.kind in 'biuf' else str(obj)
-    if isinstance(obj, dict): return ['dict', sorted(([describe(k), describe(v)] for k,v in obj.items()), key=json.dumps)]
+    if isinstance(obj, (np.ndarray, np.generic)):
+        return describe(torch.from_numpy(np.array(obj)) if obj.dtype.kind in 'biuf' else np.asarray(obj).tolist())
+    if isinstance(obj, dict):
+        return ['dict', *sorted(([describe(k), describe(v)] for k,v in obj.items()), key=json.dumps)]
     if isinstance(obj, (set, frozenset)): return ['set', sorted(map(describe, obj), key=json.dumps)]
     if isinstance(obj, (list, tuple, L)): return [describe(o) for o in obj]
     if isinstance(obj, functools.partial): return ['partial', *map(describe, (obj.func, obj.args, obj.keywords))]
-    if isinstance(obj, plum.Function): return sorted(([str(m.signature), describe(m.implementation)] for m in obj.methods), key=json.dumps)
+    if isinstance(obj, plum.Function):
+        return sorted(([str(m.signature), describe(m.implementation)] for m in obj.methods), key=json.dumps)
     if isinstance(obj, types.MethodType): return describe([obj.__func__, obj.__self__])
     said = says(obj)
     if _has_name(obj) or said[1] is not None: return said
-    own = {n: v for n,v in vars(obj).items() if not n.startswith('__') and getattr(v, '__self__', None) is not obj} if hasattr(obj, '__dict__') else {}
-    if not own and not hasattr(obj, '__dict__'): raise CannotCache(f"a {said[0]} has nothing that can be described, so activations are not kept. Use `cache=False`.")
-    return [said[0], describe(own)]
+    if not hasattr(obj, '__dict__'):
+        raise CannotCache(f"a {said[0]} has nothing that can be described: nothing is kept. Use `cache=False`.")
+    own = lambda n, v: not n.startswith('__') and getattr(v, '__self__', None) is not obj # its methods are its class's
+    return [said[0], describe({n: v for n,v in vars(obj).items() if own(n, v)})]
 
 # %% ../../nbs/frozen/20_store.ipynb #46a1916c
 def hash_prefix(body:nn.Module, cut:Cut) -> str:

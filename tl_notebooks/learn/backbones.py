@@ -268,9 +268,11 @@ def _converted(state:dict, model, entry:Entry) -> dict:
     import timm
     import torch
     def loaded(s):
-        with seeded(0): return timm.create_model(entry.model, pretrained=True, pretrained_cfg_overlay=dict(state_dict=s)).state_dict()
-    found, other = loaded(dict(state)), loaded({k: v + 1 for k,v in state.items()}) # some of timm's loaders skip what they do not find:
-    return {k: v for k,v in found.items() if not torch.equal(v, other[k])}          # what does not follow the file is not from it
+        cfg = dict(state_dict=s)
+        with seeded(0): return timm.create_model(entry.model, pretrained=True, pretrained_cfg_overlay=cfg).state_dict()
+    # some of timm's loaders skip what they do not find: what does not change with the file is not from it
+    found, other = loaded(dict(state)), loaded({k: v + 1 for k,v in state.items()})
+    return {k: v for k,v in found.items() if not torch.equal(v, other[k])}
 
 # %% ../../nbs/learn/05_backbones.ipynb #d8656ded
 _AUX = ('AuxLogits.', 'aux1.', 'aux2.')

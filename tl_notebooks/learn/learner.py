@@ -62,15 +62,18 @@ class FitProgress(Callback):
 
 # %% ../../nbs/learn/30_learner.ipynb #e2ea7c49
 class FrozenLearner(Learner):
-    """A fastai `Learner` on a network with layer groups, whose frozen part is computed once by `frozen`; see `Learner` for the other arguments.
+    """A fastai `Learner` on a network with layer groups, whose frozen part is computed once by `frozen`.
 
     norm : 'eval' keeps pretrained BatchNorm statistics, 'train' is fastai's way
+    info : what is known of the network, for a model folder;  others : see `Learner`
     """
-    def __init__(self, dls, model:nn.Module, frozen:FrozenPrefix, norm:str='eval', cbs=None, **kwargs):
+    def __init__(self, dls, model:nn.Module, frozen:FrozenPrefix, norm:str='eval', cbs=None, info:dict|None=None,
+                 **kwargs):
         if norm not in ('eval', 'train'): raise InputError(f"`norm` is {norm!r}; accepted: 'eval' or 'train'.")
-        self.norm, self.probed = norm, False
+        self.norm, self.probed, self.info = norm, False, info or {}
         cbs = [*L(cbs), *([NormEval()] if norm == 'eval' else []), frozen]
-        super().__init__(dls, model, cbs=cbs, splitter=lambda m: m.param_groups(), **{'train_bn': norm == 'train', **kwargs})
+        kwargs = {'train_bn': norm == 'train'} | kwargs
+        super().__init__(dls, model, cbs=cbs, splitter=lambda m: m.param_groups(), **kwargs)
 
     def fit(self, *args, **kwargs):
         self.frozen_prefix.fitting = True # fastai sends `before_fit` for a validation too
@@ -79,8 +82,8 @@ class FrozenLearner(Learner):
 
 class TransferLearner(FrozenLearner):
     "A `FrozenLearner` on a `TransferNet`, with probing;  cache, views, cache_dtype, fold, fixed : see `FrozenPrefix`"
-    def __init__(self, dls, model:TransferNet, norm:str='eval', metrics=accuracy, loss_func=None, cache:bool=True, views:int=0,
-                 cache_dtype:str='auto', fold:bool=True, fixed:bool=False, **kwargs):
+    def __init__(self, dls, model:TransferNet, norm:str='eval', metrics=accuracy, loss_func=None, cache:bool=True,
+                 views:int=0, cache_dtype:str='auto', fold:bool=True, fixed:bool=False, **kwargs):
         self.probe_result, self.stages, self.kept, self.refitted = None, [], 'probe', False
         super().__init__(dls, model, FrozenPrefix(cache, views, cache_dtype, fold, fixed), norm,
                          loss_func=loss_func or CrossEntropyLossFlat(), metrics=metrics, **kwargs)

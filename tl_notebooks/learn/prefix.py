@@ -33,7 +33,7 @@ class FrozenPrefix(Callback):
     dtype : of what is kept: 'auto' (as computed; bf16 where there is no room for more), 'fp32', 'bf16' or 'fp16'
     fold  : whether BatchNorms of the frozen part are folded into convolutions
     """
-    order, name = 11, 'frozen_prefix' # after NormEval, before all that looks at `learn.dl`; an adapter of it has its name
+    order, name = 11, 'frozen_prefix' # after NormEval, before all that looks at `learn.dl`; adapters have its name too
     def __init__(self, cache:bool=True, views:int=0, dtype:str='auto', fold:bool=True, fixed:bool=False):
         if dtype not in ('auto', *DTYPES): raise InputError(f"`dtype` of the cache is {dtype!r}; accepted: auto, {', '.join(DTYPES)}.")
         if not (isinstance(views, int) and views >= 0): raise InputError(f"`views` is {views!r}; accepted: a whole number from 0.")

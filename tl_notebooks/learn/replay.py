@@ -7,7 +7,7 @@ __all__ = ['Exemplars', 'content_of', 'take_exemplars', 'exemplars_state', 'exem
 
 # %% ../../nbs/learn/80_replay.ipynb #d89bc4d5
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,21 +70,22 @@ def renamed(self:Exemplars, names:dict[str, str|None]) -> Exemplars:
 
 # %% ../../nbs/learn/80_replay.ipynb #f8789092
 class Distil(Callback):
-    """Adds `weight`·T²·KL(old ‖ new) over the old classes to a training batch's loss.
+    """Adds to a training batch's loss `weight` times how far answers moved from those of `teacher`, the network before.
 
-    teacher : the network as it was; its logits are the first `n_old` of the learner's network, which may have more
+    By T²·KL(old ‖ new) over the first `n_old` classes (there may be more by now), or by `moved`: (now, was) → a number
     """
     run_valid = False
-    def __init__(self, teacher:nn.Module, n_old:int, weight:float=1., temperature:float=2.):
+    def __init__(self, teacher:nn.Module, n_old:int=0, weight:float=1., temperature:float=2., moved:Callable|None=None):
         if not weight >= 0: raise InputError(f"`distil` is {weight!r}; accepted: a number from 0.")
-        self.teacher, self.n_old, self.weight, self.temperature = copy.deepcopy(teacher).eval(), n_old, weight, temperature
+        self.teacher, self.weight = copy.deepcopy(teacher).eval(), weight
+        self.moved = moved or (lambda now, was: distillation(now[:,:n_old], was[:,:n_old], temperature))
 
     def after_loss(self):
         if not self.weight: return
         for k in ('cut', 'blank', 'precision', 'step'): # as the learner's network takes this batch
             if hasattr(self.model, k): setattr(self.teacher, k, getattr(self.model, k))
-        with torch.no_grad(): was = self.teacher(*self.xb)[:,:self.n_old]
-        self.learn.loss_grad = self.loss_grad + self.weight*distillation(self.pred[:,:self.n_old], was, self.temperature)
+        with torch.no_grad(): was = self.teacher(*self.xb)
+        self.learn.loss_grad = self.loss_grad + self.weight*self.moved(self.pred, was)
         self.learn.loss = self.loss_grad.clone()
 
 def distillation(now:torch.Tensor, was:torch.Tensor, temperature:float) -> torch.Tensor:

@@ -26,10 +26,10 @@ from torch import nn
 from ..frozen.cut import CannotCache
 from ..frozen.loader import Activations
 from .resume import resumable_steps
-from ..core import InputError, hash_bytes, progress, seed_everything
+from ..core import InputError, hash_bytes, progress
 from .learner import Probe, TransferLearner, scale_logits, solve_head, without_augmentation
 from .network import TransferNet
-from .precision import choose_precision
+from .precision import begin_learner, settle
 from .stages import Stage
 from ..heads.ridge import RidgeHead, fit_scale, ridge_loo
 from ..heads.statistics import ClassStatistics
@@ -739,18 +739,16 @@ def text_learner(
     **kwargs,                     # For `TransferLearner` (cache, …), and so for fastai's `Learner`
 ) -> TextLearner:
     "A fastai `Learner` for the texts of `data` on a pretrained transformer"
-    if precision not in ('auto', 'fp32', 'bf16'): raise InputError(f"`precision` is {precision!r}; accepted: auto, fp32, bf16.")
-    if seed is not None: seed_everything(seed)
+    begin_learner(precision, seed)
     net, tok, info = text_net(backbone, len(data.classes), weights, layers)
     most = info['input_size'] if info['input_size'] and info['input_size'] > 0 else 10**6 # XLNet says -1: no limit
     max_tokens = max_tokens or min(most, 256)
     if max_tokens > most: raise InputError(f"`max_tokens` is {max_tokens}; {backbone} reads at most {most}.")
     dls = dls or text_dls(data, tok, max_tokens, bs)
-    net = net.to(dls.device)
-    sample = torch.arange(32*64, device=dls.device).view(32, 64) % 1000 % net.body.model.config.vocab_size
-    net.precision = choose_precision(net, sample, backbone) if precision == 'auto' else precision
-    learn = TextLearner(dls, net, **{'path': Path('.'), **kwargs})
-    learn.info = {**info, 'max_tokens': max_tokens, 'precision': net.precision, 'layers': list(net.body.layers)}
+    sample = torch.arange(32*64).view(32, 64) % 1000 % net.body.model.config.vocab_size
+    net = settle(net, sample, precision, backbone, dls.device)
+    info |= {'max_tokens': max_tokens, 'precision': net.precision, 'layers': list(net.body.layers)}
+    learn = TextLearner(dls, net, info=info, **kwargs)
     learn.tok, learn.data = tok, data
     return learn
 

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import nn
 from PIL import Image
-from ..core import InputError, hash_file, progress, seed_everything
+from ..core import InputError, hash_file, progress
 from ..data.decode import open_image
 from ..data.images import ImageData
 from .learner import TransferLearner
 from .network import TransferNet, compile_body, merge_groups, small_step
-from .precision import choose_precision
+from .precision import begin_learner, settle
 from .backbones import find_entry, load_image_model
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize
@@ -35,10 +35,11 @@ from fasttransform import Transform
 
 # %% ../../nbs/learn/50_vision.ipynb #c08576c3
 RESIZES, GREY = ('squish', 'crop', 'pad'), (124, 116, 104)
-INTERPOLATIONS = dict(bicubic=(Image.Resampling.BICUBIC, None), bilinear=(Image.Resampling.BILINEAR, 2.)) # and a first step of whole pixels
+# with the gap up to which Pillow first averages whole pixels
+INTERPOLATIONS = dict(bicubic=(Image.Resampling.BICUBIC, None), bilinear=(Image.Resampling.BILINEAR, 2.))
 
 def placing(width:float, height:float, size:int, resize:str='squish') -> np.ndarray:
-    "(4,) scale and shift: x, y in pixels of a picture of `width` × `height` → x·a[0] + a[2], y·a[1] + a[3] in the square of `size`"
+    "(4,) scale, shift: x, y in a picture of `width` × `height` → x·a[0] + a[2], y·a[1] + a[3] in the square of `size`"
     if resize == 'squish': return np.array([size/width, size/height, 0., 0.])
     if resize not in RESIZES: raise InputError(f"`resize` is {resize!r}; accepted: {', '.join(RESIZES)}.")
     s = min(width, height) if resize == 'crop' else max(width, height)
@@ -65,7 +66,8 @@ def image_tensor(
 # %% ../../nbs/learn/50_vision.ipynb #fba2350a
 class ImageReader(Transform):
     "Paths to (3, size, size) uint8 `TensorImage`s; remembers up to `keep` bytes of them. `known`: path → sha256 of the file"
-    def __init__(self, root:Path, size:int, resize:str='squish', known:dict|None=None, keep:int=2**30, interpolation:str='bicubic'):
+    def __init__(self, root:Path, size:int, resize:str='squish', known:dict|None=None, keep:int=2**30,
+                 interpolation:str='bicubic'):
         self.interpolation = interpolation
         self.root, self.size, self.resize, self.known, self.left, self.kept, self.soon = Path(root), size, resize, known or {}, keep, {}, {}
         super().__init__()
@@ -132,7 +134,8 @@ def image_dls(
     items = data.items[data.items.split != 'test']
     paths, labels = list(items.path), dict(zip(data.items.path, data.items.label))
     splits = [[i for i,s in enumerate(items.split) if s == name] for name in ('train', 'valid')]
-    reader = ImageReader(data.root, size, resize, dict(zip(data.items.path, data.items.sha256)), interpolation=interpolation)
+    known = dict(zip(data.items.path, data.items.sha256))
+    reader = ImageReader(data.root, size, resize, known, interpolation=interpolation)
     dsets = Datasets(paths, [[reader], [lambda path: labels[path], Categorize(vocab=list(data.classes), sort=False)]], splits=splits)
     aug = aug_transforms(size=size, max_rotate=15., max_lighting=.2) if augment else []
     device = device or default_device()
@@ -256,18 +259,17 @@ def image_learner(
     **kwargs,                     # For `TransferLearner` (cache, views, …), and so for fastai's `Learner`
 ) -> TransferLearner:
     "A fastai `Learner` for the images of `data` on a pretrained backbone"
-    if precision not in ('auto', 'fp32', 'bf16'): raise InputError(f"`precision` is {precision!r}; accepted: auto, fp32, bf16.")
-    if seed is not None: seed_everything(seed)
+    begin_learner(precision, seed)
     net, info = image_net(backbone, len(data.classes), weights, size, features=features)
     dls = dls or image_dls(data, info['size'], info['mean'], info['std'], bs, resize, augment)
-    net = net.to(dls.device)
     sample = torch.zeros(16, 3, info['size'], info['size'], device=dls.device)
     net.step = small_step(sample)
-    net.precision = choose_precision(net, sample, backbone) if precision == 'auto' else precision
+    net = settle(net, sample, precision, backbone, dls.device)
     if dls.device.type == 'cuda' and precision != 'fp32': torch.set_float32_matmul_precision('high') # TF32 for what is left of fp32
     if compile or compile is None and dls.device.type == 'cuda' and not net.body.taps: compile_body(net) # hooks that come and go would be compiled again and again
-    learn = TransferLearner(dls, net, norm=norm, **{'path': Path('.'), **kwargs})
-    learn.data, learn.info = data, {**info, 'resize': resize, 'interpolation': 'bicubic', 'precision': net.precision}
+    info = {**info, 'resize': resize, 'interpolation': 'bicubic', 'precision': net.precision}
+    learn = TransferLearner(dls, net, norm=norm, info=info, **kwargs)
+    learn.data = data
     return learn
 
 # %% ../../nbs/learn/50_vision.ipynb #ef26fb69

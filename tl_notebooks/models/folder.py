@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'FILES', 'PREPROCESSING', 'MANIFEST', 'write_manifest', 'save_model', 'read_manifest', 'Prediction', 'Model',
-           'memory_of', 'free_folder']
+           'take_lift', 'memory_of', 'free_folder']
 
 # %% ../../nbs/models/00_folder.ipynb #d84f121d
 import copy
@@ -97,7 +97,8 @@ def save_model(
         write_manifest(tmp, dict(
             schema=SCHEMA, task=(task := _task(net, tok)), classes=list(classes),
             backbone={k: info.get(k) for k in ('name', 'library', 'model', 'source', 'weights_sha256', 'licence', 'n_features', *(['features'] if info.get('features', 'last') != 'last' else []))},
-            preprocessing={k: info[k] for k in (*PREPROCESSING[task], *(['interpolation'] if 'interpolation' in info else []))},
+            preprocessing={k: info[k] for k in PREPROCESSING[task]}
+                | {k: info[k] for k in ('interpolation',) if k in info},
             metrics=metrics or {}, data=data or {}, head=head or {}, parent=parent, lineage=list(lineage),
             versions=dict(tl_notebooks=code_version(), python=env['python'], **env['packages']),
             weights_sha256=hash_state(state), files=files))
@@ -201,7 +202,7 @@ class Model:
         self.is_text, self.is_boxes = m['task'] == 'text_classification', m['task'] == 'boxes'
         self.net = dict(boxes=_box_net, text_classification=_text_net).get(m['task'], _image_net)(m)
         state = load_file(m['folder']/'weights.safetensors')
-        _take_lift(self.net, state, m['folder'])
+        take_lift(self.net, state, m['folder'])
         if 'head.parts.0.1.bias' in state: self.net.head = _grown_head(state, self.net.n_features)
         try: self.net.load_state_dict(state)
         except RuntimeError as e:
@@ -212,11 +213,12 @@ class Model:
         if self.is_text: self.reader = TokenReader(load_tokenizer(m['folder']), m['preprocessing']['max_tokens'])
         else:
             pre = m['preprocessing'] # detectors of before did not say that they are bilinear
-            self.reading = {k: pre[k] for k in ('size', 'resize')} | dict(interpolation=pre.get('interpolation', 'bilinear' if self.is_boxes else 'bicubic'))
-            self.mean, self.std = (torch.tensor(m['preprocessing'][k], device=self.device).view(1, 3, 1, 1) for k in ('mean', 'std'))
+            self.reading = dict(interpolation='bilinear' if self.is_boxes else 'bicubic')
+            self.reading |= {k: pre[k] for k in ('size', 'resize', 'interpolation') if k in pre}
+            self.mean, self.std = (torch.tensor(pre[k], device=self.device).view(1, 3, 1, 1) for k in ('mean', 'std'))
 
 # %% ../../nbs/models/00_folder.ipynb #953c99aa
-def _take_lift(net:TransferNet, state:dict, folder:Path) -> None:
+def take_lift(net:TransferNet, state:dict, folder:Path) -> None:
     "Let `net` have the random projection that `state` was saved with, if there was one; a wrong one is refused before anything as large as it says is made"
     if 'lift.made' not in state: return
     made, head = state['lift.made'].tolist(), next((v for k,v in state.items() if k in ('head.1.weight', 'head.parts.0.1.weight')), None)
