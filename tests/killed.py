@@ -1,4 +1,5 @@
-"What test_resume.py lets be killed: small training in processes of their own, with every source of chance that training has; and whole sweeps of it."
+"""What test_resume.py lets be killed: small training in processes of their own, with every source of chance that
+training has; and whole sweeps of it."""
 import contextlib
 import json
 import multiprocessing
@@ -25,8 +26,10 @@ def outcome(learn, chance=True):
     from tl_notebooks.learn.resume import take_chance, take_optimiser
     from tl_notebooks.core import hash_json, hash_state
     r, (moments, counters) = learn.recorder, take_optimiser(learn.opt)
-    out = dict(weights=hash_state(learn.model.state_dict()), values=[list(v) for v in r.values], losses=[float(x) for x in r.losses], lrs=[float(x) for x in r.lrs],
-               hps={k: [float(x) for x in v] for k,v in r.hps.items()}, moments=hash_state(moments), counters=hash_json(counters), trained=[p.requires_grad for p in learn.model.parameters()])
+    out = dict(weights=hash_state(learn.model.state_dict()), values=[list(v) for v in r.values],
+               losses=[float(x) for x in r.losses], lrs=[float(x) for x in r.lrs],
+               hps={k: [float(x) for x in v] for k,v in r.hps.items()}, moments=hash_state(moments),
+               counters=hash_json(counters), trained=[p.requires_grad for p in learn.model.parameters()])
     if chance: tensors, values = take_chance(learn.dls.loaders); out |= dict(chance=hash_state(tensors), spare=values)
     return out
 
@@ -126,7 +129,8 @@ def of_texts(place, data):
     contrast = learn.contrast(2, steps=8, lr=1e-3, seed=0)
     body = learn.model.body.state_dict()
     learn.thaw_progressively([Stage(2, 3, 1e-2)], keep_best=False, lr_mult=2)
-    return dict(contrast={k: v for k,v in vars(contrast).items() if k != 'seconds'}, learn=outcome(learn), body=len(body))
+    return dict(contrast={k: v for k,v in vars(contrast).items() if k != 'seconds'}, learn=outcome(learn),
+                body=len(body))
 
 
 def scene_learner(data, **kwargs):
@@ -205,13 +209,15 @@ def run_and_kill(ctx, kind, place, data, cache, after=None):
 
 
 def kill_at_random(ctx, kind, base:Path, data, kills:int, seed:int=0, most:int=4):
-    "Outcome without an interruption, and after each series of kills, until there were `kills`; the seconds of the first"
+    """Outcome without an interruption, and after each series of kills, until there were `kills`; the seconds of the
+    first"""
     rng = random.Random(seed)
     seconds, _ = run_and_kill(ctx, kind, base/'whole', data, base/'cache whole')
     whole, others, n, series = (base/'whole'/'outcome.json').read_text(), [], 0, 0
     while n < kills:
         series += 1; place = base/f'series {series}'
-        for _ in range(min(most, kills - n)): n += run_and_kill(ctx, kind, place, data, place/'cache', rng.uniform(0, seconds))[1]
+        for _ in range(min(most, kills - n)):
+            n += run_and_kill(ctx, kind, place, data, place/'cache', rng.uniform(0, seconds))[1]
         run_and_kill(ctx, kind, place, data, place/'cache')
         others.append((place/'outcome.json').read_text())
     return whole, others, n, seconds
@@ -230,10 +236,15 @@ v = float(learn.recorder.values[-1][-1])"""
 
 def small_usecase(path:Path, parameters:str, work:str, n:int=100) -> Path:
     "A use case of few lines: `work` sets `v`"
-    cell = lambda source, *tags: dict(cell_type='code', execution_count=None, outputs=[], metadata={'tags': [*tags]}, source=source)
-    cells = [cell(parameters, 'parameters'), cell(f'from tl_notebooks.runs.run import start_run\nrun = start_run({str(path)!r}, globals()); p = run.p'), cell(work),
-             cell(f"run.metric('accuracy', dict(value=v, low=max(0, v - .1), high=min(1, v + .1), n={n})); run.finish()")]
-    path.write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')), nbformat=4, nbformat_minor=4)))
+    cell = lambda source, *tags: dict(cell_type='code', execution_count=None, outputs=[], metadata={'tags': [*tags]},
+                                      source=source)
+    cells = [cell(parameters, 'parameters'),
+             cell(f'from tl_notebooks.runs.run import start_run\nrun = start_run({str(path)!r}, globals()); p = run.p'),
+             cell(work),
+             cell(f"run.metric('accuracy', dict(value=v, low=max(0, v - .1), high=min(1, v + .1), n={n}))\n"
+                  'run.finish()')]
+    path.write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='Python 3',
+            language='python')), nbformat=4, nbformat_minor=4)))
     return path
 
 
@@ -253,22 +264,31 @@ def processes_of(out:Path) -> list:
     found = []
     for p in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if p.pid != os.getpid() and (str(out) in ' '.join(p.cmdline()) or str(out) in p.environ().get('TL_RUN_DIR', '')): found.append(p)
+            if p.pid != os.getpid() and (str(out) in ' '.join(p.cmdline())
+                                         or str(out) in p.environ().get('TL_RUN_DIR', '')):
+                found.append(p)
     return found
 
 
 def kill_sweeps(base:Path, kills:int, seed:int=0, runs:int=4, most:int=3) -> tuple[dict, list[dict], dict, float]:
-    """What an uninterrupted sweep gives, what each series of kills ends with, how often what was killed, and the seconds of the first.
+    """What an uninterrupted sweep gives, what each series of kills ends with, how often what was killed, and the
+    seconds of the first.
 
-    Killed at random moments: the command, one of its processes (a worker of Dask, a waiting one, a run), or all of them at once.
+    Killed at random moments: the command, one of its processes (a worker of Dask, a waiting one, a run), or all of them
+    at once.
     """
     rng, base = random.Random(seed), Path(base)
-    usecase = small_usecase(base/'fit.ipynb', 'lr: float = 0.01 # {0..1}\nseed: int = 0  # {0..99}\nthreads: int = 1 # {0..64}', FIT.format(tests=str(Path(__file__).parent)), 20)
+    usecase = small_usecase(base/'fit.ipynb',
+                            'lr: float = 0.01 # {0..1}\nseed: int = 0  # {0..99}\nthreads: int = 1 # {0..64}',
+                            FIT.format(tests=str(Path(__file__).parent)), 20)
     def start(out):
         out.mkdir(exist_ok=True)
         with open(out/'stderr', 'a') as err:
-            return subprocess.Popen([sys.executable, '-m', 'tl_notebooks', 'sweep', str(usecase), '-p', 'lr=' + ','.join(f'{.002*(i + 1):g}' for i in range(runs)), '--workers', '2', '--out', str(out)],
-                                    cwd=out, stdout=subprocess.DEVNULL, stderr=err, env={**os.environ, 'TL_NOTEBOOKS_CHECKPOINTS': '1'})
+            return subprocess.Popen([sys.executable, '-m', 'tl_notebooks', 'sweep', str(usecase), '-p',
+                                     'lr=' + ','.join(f'{.002*(i + 1):g}' for i in range(runs)), '--workers', '2',
+                                     '--out', str(out)],
+                                    cwd=out, stdout=subprocess.DEVNULL, stderr=err,
+                                    env={**os.environ, 'TL_NOTEBOOKS_CHECKPOINTS': '1'})
     at, p = time.perf_counter(), start(base/'whole')
     assert p.wait() == 0, (base/'whole'/'stderr').read_text()[-3000:]
     seconds, whole, ends, killed = time.perf_counter() - at, swept(base/'whole'), [], {}
@@ -280,7 +300,8 @@ def kill_sweeps(base:Path, kills:int, seed:int=0, runs:int=4, most:int=3) -> tup
             what = rng.choice(['the command', 'one of its processes', 'all of them'])
             with contextlib.suppress(psutil.Error):
                 below = psutil.Process(p.pid).children(recursive=True)
-                victims = [psutil.Process(p.pid)] if what == 'the command' else [rng.choice(below)] if below and what != 'all of them' else [psutil.Process(p.pid), *below]
+                victims = [psutil.Process(p.pid)] if what == 'the command' else [
+                        rng.choice(below)] if below and what != 'all of them' else [psutil.Process(p.pid), *below]
                 for v in victims:
                     with contextlib.suppress(psutil.Error): v.kill()
                 killed[what] = killed.get(what, 0) + 1; left -= 1

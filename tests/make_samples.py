@@ -79,7 +79,8 @@ def _screw(x, y, r):
     rod = _thread(x, y, R, R*r.uniform(.6, .95), R*r.uniform(.28, .42), r.uniform(-.7, -.1))
     rod = rod*np.clip((1 - x)/tip, 0, 1)
     form = r.integers(3)
-    head = [Rh - (Rh - R)*np.clip(u*1.2 - .2, 0, 1), Rh*np.sqrt(np.maximum(1 - (1 - u)**2, 0)), Rh*np.clip(.8 + 3*u, 0, 1)][form]
+    head = [Rh - (Rh - R)*np.clip(u*1.2 - .2, 0, 1), Rh*np.sqrt(np.maximum(1 - (1 - u)**2, 0)),
+            Rh*np.clip(.8 + 3*u, 0, 1)][form]
     H = _lathe(y, np.where(x > k - 1, rod, 0), Rh)
     H = np.maximum(H, _lathe(y, np.where((x > -1) & (x < k - 1), head, 0), Rh))
     slot = (np.abs(y) < R*.25) & (x < k*.35 - 1) # the end of the slot, seen from the side
@@ -156,7 +157,8 @@ def _washer(x, y, r):
 def _bearing(x, y, r):
     rho, bore, t = _dist(x, y), r.uniform(.3, .42), r.uniform(.26, .38)
     lip, rim = bore + r.uniform(.1, .15), .94 - r.uniform(.1, .15)
-    H = np.maximum(_plate(np.maximum(rho - .94, rim - rho), t, .035), _plate(np.maximum(rho - lip, bore - rho), t, .035))
+    H = np.maximum(_plate(np.maximum(rho - .94, rim - rho), t, .035), _plate(np.maximum(rho - lip, bore - rho), t,
+            .035))
     mid, half = (lip + rim)/2, (rim - lip)/2
     gap = np.abs(rho - mid)
     if r.random() < .45: # a shield with a step
@@ -164,7 +166,8 @@ def _bearing(x, y, r):
     n = int(math.pi*mid/half*r.uniform(.6, .8))
     ball2 = gap*gap + ((_angle(x, y)*n % 1 - .5)*rho*(2*math.pi/n))**2
     ball = np.where(ball2 < .9*half*half, t*.35 + .9*np.sqrt(np.maximum(.9*half*half - ball2, 0)), 0)
-    return np.maximum(np.maximum(H, ball), np.maximum(_plate(gap - half*.97, t*.25, .01), _plate(gap - half*.5, t*.55, .02)))
+    return np.maximum(np.maximum(H, ball), np.maximum(_plate(gap - half*.97, t*.25, .01),
+                                                      _plate(gap - half*.5, t*.55, .02)))
 
 @_part
 def _gear(x, y, r):
@@ -274,7 +277,8 @@ def _light(H, ground, metal, r):
     """
     n, a, slope, rough = len(H), r.uniform(0, 2*math.pi), r.uniform(.6, 1.6), r.uniform(.1, .6)
     lx, ly, lz = lamp = [c/math.hypot(1, slope) for c in (math.cos(a), math.sin(a), slope)]
-    G = H + rough*.22*_noise(r, n, n//3, n//r.integers(3, 30)) + .8*_noise(r, n, 9)*(H > 0) # grain, and never quite flat
+    # grain, and never quite flat
+    G = H + rough*.22*_noise(r, n, n//3, n//r.integers(3, 30)) + .8*_noise(r, n, 9)*(H > 0)
     P = np.pad(G, 1, mode='edge')
     gx, gy = np.clip((P[1:-1, 2:] - P[1:-1, :-2])/2, -4, 4), np.clip((P[2:, 1:-1] - P[:-2, 1:-1])/2, -4, 4)
     nz = 1/np.sqrt(1 + gx*gx + gy*gy)
@@ -390,7 +394,8 @@ class _View:
 class _Pen:
     "Draws on a picture and on the map of what is seen where"
     def __init__(self, w, h):
-        self.size, self.im, self.ids, self.id, self.whole = (w, h), Image.new('RGB', (w, h)), Image.new('L', (w, h)), 0, {}
+        self.size, self.im, self.ids, self.id, self.whole = (w, h), Image.new('RGB', (w, h)), Image.new('L',
+                (w, h)), 0, {}
         self.sheets, self.fog, self.mist = [ImageDraw.Draw(self.im), ImageDraw.Draw(self.ids)], np.ones(3), 0.
     def begin(self, id=0, distance=0., fog=None, reach=220.):
         "What follows belongs to object `id`, 0 for scenery"
@@ -419,35 +424,48 @@ def _hull(points):
     for sweep in (p, p[::-1]):
         half = []
         for q in sweep:
-            while len(half) > 1 and (half[-1][0] - half[-2][0])*(q[1] - half[-2][1]) <= (half[-1][1] - half[-2][1])*(q[0] - half[-2][0]): half.pop()
+            while len(half) > 1 and (half[-1][0] - half[-2][0])*(q[1] - half[-2][1]) <= (half[-1][1]
+                    - half[-2][1])*(q[0] - half[-2][0]):
+                half.pop()
             half.append(q)
         out += half[:-1]
     return out
 
 _CARS = dict( # length, outline (share of the length from the back, height), side windows
-    sedan=(4.5, [(0,.35),(0,.85),(.03,.98),(.17,1.02),(.29,1.4),(.56,1.43),(.74,1.0),(.96,.82),(1,.66),(1,.35)], [[(.25,1.04),(.31,1.34),(.43,1.36),(.43,1.04)], [(.46,1.04),(.46,1.36),(.56,1.35),(.69,1.03)]]),
-    hatch=(3.9, [(0,.35),(0,.9),(.04,1.08),(.15,1.47),(.55,1.52),(.75,1.04),(.96,.86),(1,.66),(1,.35)], [[(.12,1.08),(.2,1.4),(.38,1.43),(.38,1.06)], [(.41,1.06),(.41,1.43),(.55,1.43),(.69,1.06)]]),
-    suv=(4.6, [(0,.45),(0,1.05),(.03,1.2),(.1,1.72),(.6,1.76),(.75,1.2),(.96,1.08),(1,.85),(1,.45)], [[(.1,1.22),(.14,1.62),(.36,1.66),(.36,1.22)], [(.39,1.22),(.39,1.66),(.59,1.67),(.7,1.22)]]),
-    van=(5.2, [(0,.4),(0,1.95),(.03,2.1),(.74,2.1),(.88,1.3),(.98,1.05),(1,.8),(1,.4)], [[(.68,1.3),(.68,1.85),(.76,1.85),(.85,1.3)]]),
-    pickup=(5.1, [(0,.5),(0,1.05),(.37,1.05),(.41,1.65),(.6,1.7),(.73,1.15),(.97,1.05),(1,.8),(1,.5)], [[(.43,1.16),(.45,1.58),(.58,1.6),(.68,1.16)]]))
-_PAINTS = tuple(map(_rgb, '#e9e9e6 #c9ccd0 #8f949a #3d4146 #17181b #8d1f22 #b8342c #1f3f73 #3566a8 #2f5d45 #c9a13a #6d4a33 #d9d2bd #54707c'.split()))
+    sedan=(4.5, [(0,.35),(0,.85),(.03,.98),(.17,1.02),(.29,1.4),(.56,1.43),(.74,1.0),(.96,.82),(1,.66),(1,.35)],
+           [[(.25,1.04),(.31,1.34),(.43,1.36),(.43,1.04)], [(.46,1.04),(.46,1.36),(.56,1.35),(.69,1.03)]]),
+    hatch=(3.9, [(0,.35),(0,.9),(.04,1.08),(.15,1.47),(.55,1.52),(.75,1.04),(.96,.86),(1,.66),(1,.35)],
+           [[(.12,1.08),(.2,1.4),(.38,1.43),(.38,1.06)], [(.41,1.06),(.41,1.43),(.55,1.43),(.69,1.06)]]),
+    suv=(4.6, [(0,.45),(0,1.05),(.03,1.2),(.1,1.72),(.6,1.76),(.75,1.2),(.96,1.08),(1,.85),(1,.45)],
+         [[(.1,1.22),(.14,1.62),(.36,1.66),(.36,1.22)], [(.39,1.22),(.39,1.66),(.59,1.67),(.7,1.22)]]),
+    van=(5.2, [(0,.4),(0,1.95),(.03,2.1),(.74,2.1),(.88,1.3),(.98,1.05),(1,.8),(1,.4)],
+         [[(.68,1.3),(.68,1.85),(.76,1.85),(.85,1.3)]]),
+    pickup=(5.1, [(0,.5),(0,1.05),(.37,1.05),(.41,1.65),(.6,1.7),(.73,1.15),(.97,1.05),(1,.8),(1,.5)],
+            [[(.43,1.16),(.45,1.58),(.58,1.6),(.68,1.16)]]))
+_PAINTS = tuple(map(_rgb,
+                    '#e9e9e6 #c9ccd0 #8f949a #3d4146 #17181b #8d1f22 #b8342c #1f3f73 #3566a8 #2f5d45 #c9a13a #6d4a33 '
+                    '#d9d2bd #54707c'.split()))
 
 def _car(pen, view, a, b, angle, r, sun):
     "Draw a car that stands at `a`, `b` and heads for `angle`; returns its lamps: (a, b, y, in front?)"
     L, outline, panes = _CARS[r.choice([*_CARS])]
-    wide, paint, c, s = r.uniform(.84, .93), _PAINTS[r.integers(len(_PAINTS))]*r.uniform(.85, 1.1), math.cos(angle), math.sin(angle)
+    wide, paint, c, s = r.uniform(.84, .93), _PAINTS[r.integers(len(_PAINTS))]*r.uniform(.85,
+            1.1), math.cos(angle), math.sin(angle)
     at = lambda l, w, y: (a + c*l - s*w, b + s*l + c*w, y)
     half = lambda y: wide - .22*max(0., y - .95)
     ea, eb = view.eye(); ea, eb = ea - a, eb - b
     eye_l, side = c*ea + s*eb, 1 if c*eb - s*ea > 0 else -1
     pts, glass = [((t - .5)*L, y) for t,y in outline], np.array([.16, .2, .24])*r.uniform(.8, 1.5)
-    pen.poly(_hull([view.px(*at(l, w, y)[:2], y) for l in (-L*.45, L*.45) for w in (-wide, wide) for y in (.1, .5)]), (.05, .05, .06))
+    pen.poly(_hull([view.px(*at(l, w, y)[:2], y) for l in (-L*.45, L*.45) for w in (-wide, wide) for y in (.1, .5)]),
+             (.05, .05, .06))
     strips = []
     for (l,y), (m,z) in zip(pts, pts[1:]):
         if (eye_l - l)*(l*0 + z - y)*-1 + (view.up - y)*(m - l) > 0:
             pane = min(y, z) > .9 and abs(z - y) > .25
             lit = .62 + .38*max(0., (m - l)/math.hypot(m - l, z - y)) + .08*(z < y)
-            strips.append((math.hypot(eye_l - (l + m)/2, view.up - (y + z)/2), [at(l, -half(y), y), at(l, half(y), y), at(m, half(z), z), at(m, -half(z), z)], glass if pane else paint*lit))
+            strips.append((math.hypot(eye_l - (l + m)/2, view.up - (y + z)/2),
+                           [at(l, -half(y), y), at(l, half(y), y), at(m, half(z), z), at(m, -half(z), z)],
+                           glass if pane else paint*lit))
     for _,quad,col in sorted(strips, key=lambda q: -q[0]): pen.poly(view.face(quad), col)
     flank = lambda shape, out=0.: view.face([at((t - .5)*L, side*(half(y) + out), y) for t,y in shape])
     pen.poly(flank(outline), paint*(.72 + .2*sun))
@@ -458,7 +476,8 @@ def _car(pen, view, a, b, angle, r, sun):
 
 def _wheel(pen, view, at):
     for radius, col in ((.34, (.05, .05, .055)), (.2, (.5, .51, .53)), (.06, (.2, .2, .2))):
-        pen.poly(view.face([at(radius*math.cos(t), .34 + radius*math.sin(t)) for t in np.linspace(0, 2*math.pi, 13)[:-1]]), col)
+        pen.poly(view.face([at(radius*math.cos(t), .34 + radius*math.sin(t))
+                            for t in np.linspace(0, 2*math.pi, 13)[:-1]]), col)
 
 def _lamps(pen, view, at, L, wide, outline, eye_l):
     "Lamps and number plate of the end that can be seen"
@@ -466,11 +485,15 @@ def _lamps(pen, view, at, L, wide, outline, eye_l):
     if abs(eye_l) < L/2: return []
     l = (L/2 + .02)*(1 if front else -1)
     for w in (-1, 1):
-        pen.poly(view.face([at(l, w*wide*k, v) for k,v in ((.62, y - .09), (.96, y - .07), (.96, y + .08), (.66, y + .07))]), (.95, .95, .9) if front else (.62, .06, .06))
+        pen.poly(view.face([at(l, w*wide*k, v) for k,v in ((.62, y - .09), (.96, y - .07), (.96, y + .08),
+                                                           (.66, y + .07))]),
+                                                           (.95, .95, .9) if front else (.62, .06, .06))
     pen.poly(view.face([at(l, k, v) for k,v in ((-.26, .48), (.26, .48), (.26, .6), (-.26, .6))]), (.88, .88, .84))
     return [(*at(l, w*wide*.8, y), front) for w in (-1, 1)]
 
-_CLOTHES = tuple(map(_rgb, '#20242b #3b3f4a #5a3030 #8e2f2f #2c4870 #4f7396 #36543b #7b7a45 #a98b5d #d8d2c4 #c8603a #6a4a78 #b9b9bd #101114'.split()))
+_CLOTHES = tuple(map(_rgb,
+                     '#20242b #3b3f4a #5a3030 #8e2f2f #2c4870 #4f7396 #36543b #7b7a45 #a98b5d #d8d2c4 #c8603a #6a4a78 '
+                     '#b9b9bd #101114'.split()))
 _SKIN = tuple(map(_rgb, '#f0cdb0 #d9a780 #a8744f #70482f'.split()))
 
 def _pick(r, of): return of[r.integers(len(of))]*r.uniform(.85, 1.12)
@@ -484,24 +507,34 @@ def _limb(pen, put, start, joints, c, width, s):
 
 def _pedestrian(pen, x, y, s, r, tall=None):
     "Draw somebody whose feet are at pixel (x, y), with `s` pixels per metre"
-    k, way, side = tall or r.choice([r.uniform(1.55, 1.9), r.uniform(1.5, 1.8), r.uniform(1.05, 1.4)])/1.75, r.choice([-1, 1]), r.random() < .6
+    k, way, side = tall or r.choice([r.uniform(1.55, 1.9), r.uniform(1.5, 1.8),
+                                     r.uniform(1.05, 1.4)])/1.75, r.choice([-1, 1]), r.random() < .6
     put = lambda u, v: (x + way*u*s*k, y - v*s*k)
     top, legs, skin, hair = _pick(r, _CLOTHES), _pick(r, _CLOTHES), _pick(r, _SKIN), _pick(r, _CLOTHES)*.6
-    step, broad, d = (r.uniform(.1, .55) if side else r.uniform(.03, .12))*r.choice([-1, 1]), (.15 if side else .22)*r.uniform(.9, 1.2), 0 if side else .09
+    step, broad, d = (r.uniform(.1, .55) if side else r.uniform(.03, .12))*r.choice([-1, 1]), (.15 if side
+            else .22)*r.uniform(.9, 1.2), 0 if side else .09
     s *= k
     for sign, dark in ((-1, .72), (1, 1)):
         bend = max(0., -sign*step)*.9
         foot = _limb(pen, put, (sign*d, .9), [(.43, sign*step + bend*.3), (.41, sign*step - bend)], legs*dark, .15, s)
         pen.line([put(*foot), put(foot[0] + (.13 if side else .02), foot[1])], (.07*dark, .06, .06), .09*s)
-        if sign < 0: _limb(pen, put, (-broad*.8*(not side), 1.4), [(.29, step*.9), (.26, step*.9 + .35*side)], top*.7, .1, s)
+        if sign < 0:
+            _limb(pen, put, (-broad*.8*(not side), 1.4), [(.29, step*.9), (.26, step*.9 + .35*side)], top*.7, .1, s)
     coat = r.random()
     hem, flare = (.5, .1) if coat < .2 else (.62, .17) if coat < .35 else (.84, 0)
-    pen.poly([put(*p) for p in ((-broad*.85, 1.45), (broad*.85, 1.45), (broad, 1.2), (broad*.85 + flare, hem), (-broad*.85 - flare, hem), (-broad, 1.2))], top if hem != .62 else legs)
-    pen.poly([put(*p) for p in ((-broad*.85, 1.45), (0, 1.5), (broad*.85, 1.45), (broad, 1.15), (broad*.85, .95), (-broad*.85, .95), (-broad, 1.15))], top)
-    if r.random() < .3: pen.poly([put(*p) for p in ((-broad - .16, 1.4), (-broad*.6, 1.42), (-broad*.6, 1.0), (-broad - .18, 1.02))], _pick(r, _CLOTHES))
-    hand = _limb(pen, put, (broad*.8*(not side), 1.4), [(.29, -step*.9 if side else .12), (.26, -step*.9 + .4*side)], top*.92, .1, s)
+    pen.poly([put(*p) for p in ((-broad*.85, 1.45), (broad*.85, 1.45), (broad, 1.2), (broad*.85 + flare, hem),
+                                (-broad*.85 - flare, hem), (-broad, 1.2))], top if hem != .62 else legs)
+    pen.poly([put(*p) for p in ((-broad*.85, 1.45), (0, 1.5), (broad*.85, 1.45), (broad, 1.15), (broad*.85, .95),
+                                (-broad*.85, .95), (-broad, 1.15))], top)
+    if r.random() < .3:
+        pen.poly([put(*p) for p in ((-broad - .16, 1.4), (-broad*.6, 1.42), (-broad*.6, 1.0), (-broad - .18, 1.02))],
+                 _pick(r, _CLOTHES))
+    hand = _limb(pen, put, (broad*.8*(not side), 1.4), [(.29, -step*.9 if side else .12), (.26, -step*.9 + .4*side)],
+                 top*.92, .1, s)
     pen.oval(*put(*hand), .05*s, .05*s, skin)
-    if r.random() < .25: pen.poly([put(hand[0] + u, hand[1] + v) for u,v in ((-.16, -.05), (.16, -.05), (.18, -.36), (-.18, -.36))], _pick(r, _CLOTHES))
+    if r.random() < .25:
+        pen.poly([put(hand[0] + u, hand[1] + v) for u,v in ((-.16, -.05), (.16, -.05), (.18, -.36), (-.18, -.36))],
+                 _pick(r, _CLOTHES))
     pen.line([put(0, 1.44), put(.02*side, 1.56)], skin, .09*s)
     pen.oval(*put(.02*side, 1.64), .1*s, .125*s, skin)
     pen.oval(*put(-.02*side, 1.69), .108*s, .085*s, hair)
@@ -515,9 +548,13 @@ def _bicycle(pen, x, y, s, r, turn, rider=True):
         ring = [put(u + .33*math.cos(t), .34 + .33*math.sin(t)) for t in np.linspace(0, 2*math.pi, 21)]
         pen.line(ring, tyre, max(w, .055*s*(1 + turn)))
         if narrow*s > 22:
-            for t in (.3, 1.35, 2.4): pen.line([put(u + .3*math.cos(t), .34 + .3*math.sin(t)), put(u - .3*math.cos(t), .34 - .3*math.sin(t))], (.45, .45, .47), 1)
+            for t in (.3, 1.35, 2.4):
+                pen.line([put(u + .3*math.cos(t), .34 + .3*math.sin(t)), put(u - .3*math.cos(t), .34 - .3*math.sin(t))],
+                         (.45, .45, .47), 1)
     crank, seat, neck, bar = (-.05, .3), (-.22, .92), (.36, .86), (.4, 1.02)
-    for p,q in ((crank, seat), (crank, neck), ((-.18, .8), neck), ((-.52, .34), crank), ((-.52, .34), (-.19, .84)), ((.52, .34), bar)): pen.line([put(*p), put(*q)], tube, w)
+    for p,q in ((crank, seat), (crank, neck), ((-.18, .8), neck), ((-.52, .34), crank), ((-.52, .34), (-.19, .84)),
+                ((.52, .34), bar)):
+        pen.line([put(*p), put(*q)], tube, w)
     pen.line([put(-.32, .95), put(-.1, .95)], tyre, .07*s)
     hold = .28*turn*s
     bx, by = put(*bar); pen.line([(bx - hold - .04*s, by), (bx + hold + .04*s, by)], tyre, w)
@@ -532,16 +569,20 @@ def _rider(pen, put, s, r, turn, bx, by, hold):
         knee = ((hip[0] + foot[0])/2 + .24, (hip[1] + foot[1])/2 + .08)
         pts, shift = [put(*hip), put(*knee), put(*foot)], off*.11*turn*s
         pen.line([(px + shift, py) for px,py in pts], legs*dark, .14*s)
-        pen.line([(pts[-1][0] + shift, pts[-1][1]), (put(foot[0] + .15, foot[1])[0] + shift, pts[-1][1])], (.06, .06, .07), .08*s)
+        pen.line([(pts[-1][0] + shift, pts[-1][1]), (put(foot[0] + .15, foot[1])[0] + shift, pts[-1][1])],
+                 (.06, .06, .07), .08*s)
     (hx, hy), (nx, ny), broad = put(*hip), put(*neck), (.11 + .1*turn)*s
     pen.poly([(hx - broad*.85, hy + .05*s), (hx + broad*.85, hy + .05*s), (nx + broad, ny), (nx - broad, ny)], top)
     for off in (-1, 1):
         ex, ey = (nx + bx)/2 + off*(.05 + .22*turn)*s, (ny + by)/2 + .06*s
-        pen.line([(nx + off*broad*.8, ny + .04*s), (ex, ey), (bx + off*hold, by)], top*(.75 if off < 0 else .95), .085*s)
+        pen.line([(nx + off*broad*.8, ny + .04*s), (ex, ey), (bx + off*hold, by)], top*(.75 if off < 0 else .95),
+                 .085*s)
     x, y = put(neck[0] + .06, neck[1] + .17)
     pen.line([(nx, ny), (x, y)], skin, .09*s)
     pen.oval(x, y, .1*s, .125*s, skin)
-    if r.random() < .6: pen.poly([(x - .125*s, y - .02*s), (x - .1*s, y - .12*s), (x, y - .165*s), (x + .1*s, y - .12*s), (x + .125*s, y - .02*s)], _pick(r, _PAINTS))
+    if r.random() < .6:
+        pen.poly([(x - .125*s, y - .02*s), (x - .1*s, y - .12*s), (x, y - .165*s), (x + .1*s, y - .12*s),
+                  (x + .125*s, y - .02*s)], _pick(r, _PAINTS))
     else: pen.oval(x, y - .05*s, .108*s, .085*s, _pick(r, _CLOTHES)*.6)
 
 def _tree(pen, x, y, s, r):
@@ -560,7 +601,8 @@ def _signal(pen, x, y, s, r):
     pen.line([(x, y), (x, y - 3.3*s)], (.22, .23, .24), .12*s)
     pen.poly([(x + u*s, y - v*s) for u,v in ((-.17, 2.4), (.17, 2.4), (.17, 3.4), (-.17, 3.4))], (.08, .09, .09))
     on = r.integers(3)
-    for i,c in enumerate(((.9, .12, .1), (.95, .7, .1), (.15, .85, .35))): pen.oval(x, y - (3.23 - .32*i)*s, .11*s, .11*s, np.array(c)*(1 if i == on else .22))
+    for i,c in enumerate(((.9, .12, .1), (.95, .7, .1), (.15, .85, .35))):
+        pen.oval(x, y - (3.23 - .32*i)*s, .11*s, .11*s, np.array(c)*(1 if i == on else .22))
 
 def _bin(pen, x, y, s, r):
     c = _pick(r, _PAINTS)*.7
@@ -568,24 +610,30 @@ def _bin(pen, x, y, s, r):
     pen.poly([(x + u*s, y - v*s) for u,v in ((-.35, .92), (.35, .92), (.3, 1.08), (-.3, 1.08))], c*.7)
 
 def _hydrant(pen, x, y, s, r):
-    for rx, top, c in ((.13, .7, (.7, .12, .1)), (.2, .5, (.62, .1, .09))): pen.poly([(x - rx*s, y), (x + rx*s, y), (x + rx*s, y - top*s), (x - rx*s, y - top*s)], c)
+    for rx, top, c in ((.13, .7, (.7, .12, .1)), (.2, .5, (.62, .1, .09))):
+        pen.poly([(x - rx*s, y), (x + rx*s, y), (x + rx*s, y - top*s), (x - rx*s, y - top*s)], c)
     pen.oval(x, y - .72*s, .14*s, .12*s, (.75, .14, .12))
 
 def _board(pen, x, y, s, r):
     "An advertisement: a frame, a plain ground, and somebody printed on it"
     for u in (-.5, .5): pen.line([(x + u*s, y), (x + u*s, y - .8*s)], (.25, .25, .27), .1*s)
-    for m, c in ((.06, np.full(3, .2)), (0, _pick(r, _PAINTS)*.5 + .45)): pen.poly([(x + u*s, y - v*s) for u,v in ((-.75 - m, .7 - m), (.75 + m, .7 - m), (.75 + m, 2.6 + m), (-.75 - m, 2.6 + m))], c)
+    for m, c in ((.06, np.full(3, .2)), (0, _pick(r, _PAINTS)*.5 + .45)):
+        pen.poly([(x + u*s, y - v*s) for u,v in ((-.75 - m, .7 - m), (.75 + m, .7 - m), (.75 + m, 2.6 + m),
+                                                 (-.75 - m, 2.6 + m))], c)
     _pedestrian(pen, x + r.uniform(-.25, .25)*s, y - .78*s, s*.93, r, 1.)
     for v in (2.42, 2.3): pen.line([(x - .6*s, y - v*s), (x + r.uniform(.1, .6)*s, y - v*s)], (.2, .2, .25), .06*s)
 
-_THINGS = dict(tree=(_tree, 1.), lamp=(_lamp, .3), signal=(_signal, .3), bin=(_bin, .5), hydrant=(_hydrant, .3), board=(_board, .9),
+_THINGS = dict(tree=(_tree, 1.), lamp=(_lamp, .3), signal=(_signal, .3), bin=(_bin, .5), hydrant=(_hydrant, .3),
+               board=(_board, .9),
                bicycle=(lambda pen, x, y, s, r: _bicycle(pen, x, y, s, r, r.uniform(0, .6), False), 1.))
 
 def _street(pen, view, r, half, walk):
     "Draw the ground; `half` a road's width and the pavement's width in metres"
     def rect(a0, b0, a1, b1, c, k=1.):
         pen.poly(view.face([(a0, b0, 0), (a1, b0, 0), (a1, b1, 0), (a0, b1, 0)]), c*k)
-    earth, stone, tar, paint = _pick(r, (np.array([.34, .4, .25]), np.array([.5, .47, .42]), np.array([.42, .42, .41]))), np.full(3, r.uniform(.52, .68)), np.full(3, r.uniform(.27, .4)), np.full(3, r.uniform(.78, .93))
+    earth, stone, tar, paint = _pick(r, (np.array([.34, .4, .25]), np.array([.5, .47, .42]),
+                                         np.array([.42, .42, .41]))), np.full(3, r.uniform(.52, .68)), np.full(3,
+            r.uniform(.27, .4)), np.full(3, r.uniform(.78, .93))
     rect(-300, -300, 300, 300, earth)
     edge, far = half + walk, 300
     for k, w, c in ((0, edge, stone), (1, half + .18, stone*.72), (2, half, tar)):
@@ -613,7 +661,8 @@ def _houses(view, r, edge):
                     box = sorted((sa*at, sa*(at + long))), sorted((sb*back, sb*(back + deep)))
                     if along: box = sorted((sa*back, sa*(back + deep))), sorted((sb*at, sb*(at + long)))
                     (a0, a1), (b0, b1) = box
-                    if min(view.camera(a, b)[1] for a in (a0, a1) for b in (b0, b1)) > view.z0 - 3 and not any(a0 < A1 and A0 < a1 and b0 < B1 and B0 < b1 for A0,B0,A1,B1,_ in out):
+                    if min(view.camera(a, b)[1] for a in (a0, a1) for b in (b0, b1)) > view.z0 - 3 and not any(a0 < A1
+                            and A0 < a1 and b0 < B1 and B0 < b1 for A0,B0,A1,B1,_ in out):
                         out.append((a0, b0, a1, b1, r.choice([r.uniform(4, 8), r.uniform(8, 22)])))
                     at += long + r.choice([0, r.uniform(1, 9)])
     return out
@@ -621,14 +670,19 @@ def _houses(view, r, edge):
 def _hidden(view, houses, a, b):
     "Whether a house stands between the camera and the point"
     ea, eb = view.eye()
-    return any(A0 < ea + t*(a - ea) < A1 and B0 < eb + t*(b - eb) < B1 for A0,B0,A1,B1,_ in houses for t in np.linspace(.2, 1, 40))
+    return any(A0 < ea + t*(a - ea) < A1 and B0 < eb + t*(b - eb) < B1 for A0,B0,A1,B1,
+               _ in houses for t in np.linspace(.2, 1, 40))
 
 def _house(pen, view, r, h, night):
     "Draw the walls that face the camera, and their windows; returns those that are lit"
     a0, b0, a1, b1, top = h
-    wall, (ea, eb) = _pick(r, tuple(map(_rgb, '#b9a58a #a8563f #d8cdb8 #8b8f94 #c9b48a #9a8478 #7d8a92 #e0dcd2'.split()))), view.eye()
+    wall, (ea, eb) = _pick(r,
+                           tuple(map(_rgb,
+                                     '#b9a58a #a8563f #d8cdb8 #8b8f94 #c9b48a #9a8478 #7d8a92 #e0dcd2'.split(
+            )))), view.eye()
     step, shop, lights = r.uniform(2.4, 3.6), r.random() < .5, []
-    for p,q,seen,k in (((a0, b0), (a0, b1), ea < a0, .8), ((a1, b0), (a1, b1), ea > a1, .9), ((a0, b0), (a1, b0), eb < b0, 1.), ((a0, b1), (a1, b1), eb > b1, .95)):
+    for p,q,seen,k in (((a0, b0), (a0, b1), ea < a0, .8), ((a1, b0), (a1, b1), ea > a1, .9),
+                       ((a0, b0), (a1, b0), eb < b0, 1.), ((a0, b1), (a1, b1), eb > b1, .95)):
         if not seen: continue
         at = lambda t, y: (p[0] + t*(q[0] - p[0]), p[1] + t*(q[1] - p[1]), y)
         pen.poly(view.face([at(0, 0), at(1, 0), at(1, top), at(0, top)]), wall*k)
@@ -649,7 +703,9 @@ def _spots(view, r, half, walk, houses):
     def turn(a, b, angle, flip): return (b, a, math.pi/2 - angle) if flip else (a, b, angle)
     def car():
         w = r.choice([-1, 1])
-        if r.random() < .2: return turn(w*r.uniform(half + 7, 45), r.choice([-1, 1])*(half - .95), r.choice([0, math.pi]), r.random() < .5)
+        if r.random() < .2:
+            return turn(w*r.uniform(half + 7, 45), r.choice([-1, 1])*(half - .95), r.choice([0, math.pi]),
+                        r.random() < .5)
         return turn(r.uniform(-48, 48), -w*lane + r.normal(0, .15), 0. if w > 0 else math.pi, r.random() < .5)
     def walker():
         d, flip = r.choice([-1, 1]), r.random() < .5
@@ -658,20 +714,28 @@ def _spots(view, r, half, walk, houses):
     def rider():
         w = r.choice([-1, 1])
         return turn(r.uniform(-32, 32), -w*(half - r.uniform(.5, 1.3)), 0. if w > 0 else math.pi, r.random() < .5)
-    def thing(): return turn(r.choice([-1, 1])*r.uniform(half + .8, 36), r.choice([-1, 1])*(half + r.choice([.5, walk - .4])), 0., r.random() < .5)
+    def thing():
+        return turn(r.choice([-1, 1])*r.uniform(half + .8, 36), r.choice([-1, 1])*(half + r.choice([.5, walk - .4])),
+                    0., r.random() < .5)
     def put(kind, where, n, room, tries=60):
         for _ in range(tries):
             if n <= 0: return
             a, b, angle = where()
             x, z = view.camera(a, b)
-            if not 4.5 + 2.5*(kind == 'car') < z < 62 or abs(view.f*x/z + view.cx - view.w/2) > view.w*.5 or view.px(a, b)[1] > view.h*.98: continue
+            if not 4.5 + 2.5*(kind == 'car') < z < 62 or abs(view.f*x/z + view.cx - view.w/2) > view.w*.5 or view.px(a,
+                    b)[1] > view.h*.98:
+                continue
             if any((a - p)**2 + (b - q)**2 < (room + k)**2 for p,q,k in taken) or _hidden(view, houses, a, b): continue
             taken.append((a, b, room)); out.append((z, kind, a, b, angle + r.normal(0, .04))); n -= 1
-    put('car', car, r.integers(1, 8), 2.4); put('cyclist', rider, r.integers(0, 5), .8); put('pedestrian', walker, r.integers(0, 8), .3)
-    for kind in _THINGS: put(kind, thing, r.integers(0, 4 if kind in ('tree', 'bicycle') else 2 if kind == 'board' else 3), _THINGS[kind][1]*.6)
+    put('car', car, r.integers(1, 8), 2.4); put('cyclist', rider, r.integers(0, 5), .8)
+    put('pedestrian', walker, r.integers(0, 8), .3)
+    for kind in _THINGS:
+        put(kind, thing, r.integers(0, 4 if kind in ('tree', 'bicycle') else 2 if kind == 'board' else 3),
+            _THINGS[kind][1]*.6)
     return sorted(out, key=lambda o: -o[0])
 
-_LIGHTS = dict(sun=((1.04, 1., .93), '#7fb0e0 #dbe8f2'), cloud=((.86, .88, .9), '#b4bcc4 #dfe2e4'), dusk=((.62, .5, .48), '#5d5f86 #e0a27a'),
+_LIGHTS = dict(sun=((1.04, 1., .93), '#7fb0e0 #dbe8f2'), cloud=((.86, .88, .9), '#b4bcc4 #dfe2e4'),
+               dusk=((.62, .5, .48), '#5d5f86 #e0a27a'),
                rain=((.6, .63, .67), '#8a939b #b9bfc3'), night=((.27, .28, .37), '#0a0e1c #232a3e'))
 
 def _sky(pen, view, r, kind):
@@ -689,12 +753,16 @@ def _shadows(pen, view, r, spots, kind):
     mask = Image.new('L', (w//2, h//2))
     d, way, long = ImageDraw.Draw(mask), r.uniform(0, 2*math.pi), r.uniform(.5, 1.8) if kind == 'sun' else .12
     for z,what,a,b,angle in spots:
-        tall, l, m = dict(car=(1.4, 2.1, .85), tree=(5.5, .9, .9), lamp=(6, .06, .06), cyclist=(1.6, .8, .15), bicycle=(1, .8, .08), board=(2.5, .7, .08)).get(what, (1.6, .2, .16))
+        tall, l, m = dict(car=(1.4, 2.1, .85), tree=(5.5, .9, .9), lamp=(6, .06, .06), cyclist=(1.6, .8, .15),
+                          bicycle=(1, .8, .08), board=(2.5, .7, .08)).get(what, (1.6, .2, .16))
         c, s = math.cos(angle), math.sin(angle)
         foot = [(a + c*i*l - s*j*m, b + s*i*l + c*j*m) for i in (-1, 1) for j in (-1, 1)]
         foot += [(p + math.cos(way)*tall*long, q + math.sin(way)*tall*long) for p,q in foot]
-        if all(view.camera(p, q)[1] > 1 for p,q in foot): d.polygon(_hull([(x/2, y/2) for x,y in (view.px(p, q) for p,q in foot)]), fill=150 if kind in ('sun', 'night') else 100)
-    dark = (255 - np.asarray(mask.filter(ImageFilter.GaussianBlur(1.2)), np.float32))*(.93 + .07*_ground_grain(r, w//2, h//2, view))
+        if all(view.camera(p, q)[1] > 1 for p,q in foot):
+            d.polygon(_hull([(x/2, y/2) for x,y in (view.px(p, q) for p,q in foot)]),
+                      fill=150 if kind in ('sun', 'night') else 100)
+    dark = (255 - np.asarray(mask.filter(ImageFilter.GaussianBlur(1.2)), np.float32))*(.93
+            + .07*_ground_grain(r, w//2, h//2, view))
     shade = Image.fromarray(np.clip(dark, 0, 255).astype(np.uint8)).resize((w, h))
     pen.im.paste(ImageChops.multiply(pen.im, Image.merge('RGB', [shade]*3)))
 
@@ -712,16 +780,25 @@ def _lighting(rgb, view, kind, lamps, spots, lit):
     sheet, glow = Image.new('L', (w//2, h//2)), Image.new('RGB', (w//2, h//2))
     d, g = ImageDraw.Draw(sheet), ImageDraw.Draw(glow)
     for p in lit: g.polygon([(x/k, y/k) for x,y in p], fill=(150, 120, 60) if kind == 'night' else (60, 45, 20))
-    glow.paste((0, 0, 0), mask=Image.fromarray(((bare[:h//2*2:2, :w//2*2:2, 0] < .55)*255).astype(np.uint8))) # what stands before a window is darker than it
+    # what stands before a window is darker than it
+    glow.paste((0, 0, 0), mask=Image.fromarray(((bare[:h//2*2:2, :w//2*2:2, 0] < .55)*255).astype(np.uint8)))
     for z,what,a,b,_ in spots if kind == 'night' else ():
-        if what == 'lamp': x, y = view.px(a, b); s = view.scale(a, b)/k; d.ellipse([x/k - 6*s, y/k - 1.8*s, x/k + 6*s, y/k + 1.8*s], fill=190); x, y = view.px(a, b, 6); g.ellipse([x/k + .5*s, y/k - .4*s, x/k + 1.4*s, y/k + .4*s], fill=(255, 220, 150))
+        if what == 'lamp':
+            x, y = view.px(a, b); s = view.scale(a, b)/k
+            d.ellipse([x/k - 6*s, y/k - 1.8*s, x/k + 6*s, y/k + 1.8*s], fill=190); x, y = view.px(a, b, 6)
+            g.ellipse([x/k + .5*s, y/k - .4*s, x/k + 1.4*s, y/k + .4*s], fill=(255, 220, 150))
     for a,b,y,front,angle in lamps:
         s, (x, v) = view.scale(a, b)/k, view.px(a, b, y)
-        e = max(.16*s, .7); g.ellipse([x/k - e, v/k - e, x/k + e, v/k + e], fill=(255, 250, 225) if front else (210, 20, 15))
-        far = [(a + t*math.cos(angle + q), b + t*math.sin(angle + q)) for t,q in ((.3, 0), (12, .28), (14, 0), (12, -.28))]
-        if front and kind != 'rain' and all(view.camera(*p)[1] > 1 for p in far): d.polygon([(p[0]/k, p[1]/k) for p in (view.px(*q) for q in far)], fill=130)
-    light = np.asarray(sheet.filter(ImageFilter.GaussianBlur(5)).resize((w, h), Image.Resampling.BILINEAR), np.float32)[..., None]/255
-    shine = np.asarray(glow.filter(ImageFilter.GaussianBlur(1.6)).resize((w, h), Image.Resampling.BILINEAR), np.float32)/255
+        e = max(.16*s, .7)
+        g.ellipse([x/k - e, v/k - e, x/k + e, v/k + e], fill=(255, 250, 225) if front else (210, 20, 15))
+        far = [(a + t*math.cos(angle + q), b + t*math.sin(angle + q)) for t,
+               q in ((.3, 0), (12, .28), (14, 0), (12, -.28))]
+        if front and kind != 'rain' and all(view.camera(*p)[1] > 1 for p in far):
+            d.polygon([(p[0]/k, p[1]/k) for p in (view.px(*q) for q in far)], fill=130)
+    light = np.asarray(sheet.filter(ImageFilter.GaussianBlur(5)).resize((w, h), Image.Resampling.BILINEAR),
+                       np.float32)[..., None]/255
+    shine = np.asarray(glow.filter(ImageFilter.GaussianBlur(1.6)).resize((w, h), Image.Resampling.BILINEAR),
+                       np.float32)/255
     return rgb*(1 + light*np.float32([3.6, 3.3, 2.5])) + shine*np.float32(1.1 if kind == 'night' else .6)
 
 def _shot(rgb, w, h, r, kind):
@@ -729,13 +806,15 @@ def _shot(rgb, w, h, r, kind):
     im = Image.fromarray((np.clip(rgb*np.float32(r.uniform(.85, 1.2)), 0, 1)*255).astype(np.uint8))
     if kind == 'rain':
         veil = Image.new('L', im.size); d = ImageDraw.Draw(veil)
-        for x, y in zip(r.uniform(0, w, 260), r.uniform(0, h, 260)): n = r.uniform(6, 20); d.line([x, y, x + n*.2, y + n], fill=int(r.integers(15, 60)), width=1)
+        for x, y in zip(r.uniform(0, w, 260), r.uniform(0, h, 260)):
+            n = r.uniform(6, 20); d.line([x, y, x + n*.2, y + n], fill=int(r.integers(15, 60)), width=1)
         im.paste((214, 218, 222), mask=veil)
     im = im.filter(ImageFilter.GaussianBlur(r.uniform(0, .7)))
     a, v = np.asarray(im, np.float32), r.uniform(0, .35)
     y, x = np.mgrid[:h, :w].astype(np.float32)
     a = a*(1 - v*(((x/w - .5)**2 + (y/h - .5)**2)))[..., None]
-    a = a + r.standard_normal((h, w, 1), np.float32)*r.uniform(1, 4 + 5*(kind == 'night')) + r.standard_normal((h, w, 3), np.float32)*r.uniform(.5, 3)
+    a = a + r.standard_normal((h, w, 1), np.float32)*r.uniform(1, 4 + 5*(kind == 'night')) + r.standard_normal((h, w,
+            3), np.float32)*r.uniform(.5, 3)
     return Image.fromarray(np.clip(a + .5, 0, 255).astype(np.uint8))
 
 def _draw_spots(pen, view, r, spots, kind):
@@ -759,14 +838,17 @@ def _seen(pen, who):
         here = ids[at[1]:at[3], at[0]:at[2]] == id
         if (n := int(here.sum())) < 24: continue
         xs, ys = np.flatnonzero(here.any(0)) + at[0], np.flatnonzero(here.any(1)) + at[1]
-        box, share = [v/2 for v in (xs[0], ys[0], xs[-1] + 1, ys[-1] + 1)], n/int(np.asarray(pen.whole[id].crop(at)).sum())
-        out.append(dict(label=label, box=[float(v) for v in box], visible=round(share, 4), crowd=bool(share < .25 or box[3] - box[1] < 8)))
+        box, share = [v/2
+                      for v in (xs[0], ys[0], xs[-1] + 1, ys[-1] + 1)], n/int(np.asarray(pen.whole[id].crop(at)).sum())
+        out.append(dict(label=label, box=[float(v) for v in box], visible=round(share, 4),
+                        crowd=bool(share < .25 or box[3] - box[1] < 8)))
     return out
 
 def _compose(seed:int, width:int, height:int):
     "The pen with its map, the boxes, and the picture"
     r = np.random.default_rng([seed, zlib.crc32(b'junction')])
-    kind, view, pen = r.choice([*_LIGHTS], p=[.34, .22, .14, .1, .2]), _View(r, 2*width, 2*height), _Pen(2*width, 2*height)
+    kind, view, pen = r.choice([*_LIGHTS], p=[.34, .22, .14, .1, .2]), _View(r, 2*width, 2*height), _Pen(2*width,
+            2*height)
     half, walk = r.uniform(3.4, 4.6), r.uniform(2.2, 4)
     houses = _houses(view, r, half + walk)
     _sky(pen, view, r, kind)
@@ -774,9 +856,11 @@ def _compose(seed:int, width:int, height:int):
     spots, lit = _spots(view, r, half, walk, houses), []
     _shadows(pen, view, r, spots, kind)
     for h in sorted(houses, key=lambda h: -view.camera((h[0] + h[2])/2, (h[1] + h[3])/2)[1]):
-        pen.begin(0, view.camera((h[0] + h[2])/2, (h[1] + h[3])/2)[1]); lit += _house(pen, view, r.spawn(1)[0], h, kind in ('night', 'dusk'))
+        pen.begin(0, view.camera((h[0] + h[2])/2, (h[1] + h[3])/2)[1])
+        lit += _house(pen, view, r.spawn(1)[0], h, kind in ('night', 'dusk'))
     who, lamps = _draw_spots(pen, view, r, spots, kind)
-    rgb = _lighting(np.asarray(pen.im.resize((width, height), Image.Resampling.BOX), np.float32)/255, view, kind, lamps, spots, lit)
+    rgb = _lighting(np.asarray(pen.im.resize((width, height), Image.Resampling.BOX), np.float32)/255, view, kind, lamps,
+                    spots, lit)
     return pen, _seen(pen, who), _shot(rgb, width, height, r, kind)
 
 def draw_scene(
@@ -789,25 +873,38 @@ def draw_scene(
 
 FAULTS = ('bearing', 'drive', 'electrical', 'hydraulic', 'seal')
 TRADE = dict(
-    bearing='brinelling spalling fluting smearing fretting micropitting raceways cage-wear false-brinelling babbitt DEbrg Tribolon grease-bleed preload'.split(),
-    drive='sheave backlash coupling-spider misaligned sprocket gearmesh scuffing jackshaft V-belt Kelpflex keyway runout torsionals taperlock'.split(),
-    electrical='megger stator windings contactor overcurrent VFD harmonics undervoltage flashover Motrex interturn IGBT busbar phase-loss'.split(),
-    hydraulic='cavitation accumulator spool servovalve aeration Hydrasol silting poppet swashplate microdieseling manifold stiction precharge varnishing'.split(),
-    seal='elastomer gland-packing weepage lip-seal extrusion dry-running Sealex flushplan bellows carbon-face O-ring chevron quench stuffing-box'.split())
+    bearing='brinelling spalling fluting smearing fretting micropitting raceways cage-wear false-brinelling babbitt '
+            'DEbrg Tribolon grease-bleed preload'.split(),
+    drive='sheave backlash coupling-spider misaligned sprocket gearmesh scuffing jackshaft V-belt Kelpflex keyway '
+          'runout torsionals taperlock'.split(),
+    electrical='megger stator windings contactor overcurrent VFD harmonics undervoltage flashover Motrex interturn '
+               'IGBT busbar phase-loss'.split(),
+    hydraulic='cavitation accumulator spool servovalve aeration Hydrasol silting poppet swashplate microdieseling '
+              'manifold stiction precharge varnishing'.split(),
+    seal='elastomer gland-packing weepage lip-seal extrusion dry-running Sealex flushplan bellows carbon-face O-ring '
+         'chevron quench stuffing-box'.split())
 HINTS = dict(
-    bearing=('runs hot at the end cap', 'rumbles when it slows down', 'high vibration at the free end', 'metal flakes in the grease', 'hums louder each week'),
-    drive=('slips under load', 'knocks at every start', 'black dust below the guard', 'shaft ends do not line up', 'squeals in the morning'),
-    electrical=('trips after a minute', 'smells burnt at the box', 'one phase reads low', 'will not restart', 'hums but does not turn'),
+    bearing=('runs hot at the end cap', 'rumbles when it slows down', 'high vibration at the free end',
+             'metal flakes in the grease', 'hums louder each week'),
+    drive=('slips under load', 'knocks at every start', 'black dust below the guard', 'shaft ends do not line up',
+           'squeals in the morning'),
+    electrical=('trips after a minute', 'smells burnt at the box', 'one phase reads low', 'will not restart',
+                'hums but does not turn'),
     hydraulic=('pressure falls away', 'moves in jerks', 'oil is milky', 'slow to lift', 'whines when cold'),
-    seal=('drips on the floor', 'wet below the shaft', 'leaks at standstill', 'product found in the drip tray', 'sprays when it starts'))
+    seal=('drips on the floor', 'wet below the shaft', 'leaks at standstill', 'product found in the drip tray',
+          'sprays when it starts'))
 
 MACHINES = 'pump fan mixer press conveyor winder compressor agitator crusher blower lift'.split()
 MARKS = ('P', 'K', 'M', 'R')
 PLACES = ('hall 2', 'the tank farm', 'line 4', 'the boiler house', 'the mill', 'cell 7', 'the yard')
-SHARED = ('noise reported by the shift', 'found during the round', 'output down a little', 'temperature above normal', 'alarm at night', 'second time this month', 'operator stopped it')
-ACTIONS = ('spare ordered', 'watch until the shutdown', 'replaced', 'cleaned and put back', 'adjusted', 'handed to the day shift', 'photo in the folder', 'to be opened on Monday')
-FORMS = ('{m} {n}, {p}: {a}. {b}. {c}', '{a} on {m} {n} - {b}, {c}', '{p}, {m} {n}. {b}; {a}. {c}', '{m} {n} {a}, {b}', 'checked {m} {n} in {p}: {b}. {a}. {c}.')
-FOUND = ('{w} seen', 'signs of {w}', '{w} suspected', '{w} again', 'inspected, {w}', 'looks like {w}', '{w} and {v}', 'report says {w}', '{w} near the {v}')
+SHARED = ('noise reported by the shift', 'found during the round', 'output down a little', 'temperature above normal',
+          'alarm at night', 'second time this month', 'operator stopped it')
+ACTIONS = ('spare ordered', 'watch until the shutdown', 'replaced', 'cleaned and put back', 'adjusted',
+           'handed to the day shift', 'photo in the folder', 'to be opened on Monday')
+FORMS = ('{m} {n}, {p}: {a}. {b}. {c}', '{a} on {m} {n} - {b}, {c}', '{p}, {m} {n}. {b}; {a}. {c}', '{m} {n} {a}, {b}',
+         'checked {m} {n} in {p}: {b}. {a}. {c}.')
+FOUND = ('{w} seen', 'signs of {w}', '{w} suspected', '{w} again', 'inspected, {w}', 'looks like {w}', '{w} and {v}',
+         'report says {w}', '{w} near the {v}')
 CLEAR = ('no {w}', '{w} in order', '{w} checked, fine', 'not {w}')
 
 def _note(r:random.Random, fault:str) -> str:
@@ -820,7 +917,8 @@ def _note(r:random.Random, fault:str) -> str:
     parts = [found, said]
     if r.random() < .35: parts.append(r.choice(CLEAR).format(w=r.choice(TRADE[other])))
     r.shuffle(parts)
-    text = r.choice(FORMS).format(m=r.choice(MACHINES), n=f'{r.choice(MARKS)}{r.randrange(100, 999)}', p=r.choice(PLACES), a=parts[0], b=', '.join(parts[1:]), c=r.choice(ACTIONS))
+    text = r.choice(FORMS).format(m=r.choice(MACHINES), n=f'{r.choice(MARKS)}{r.randrange(100, 999)}',
+                                  p=r.choice(PLACES), a=parts[0], b=', '.join(parts[1:]), c=r.choice(ACTIONS))
     return text[0].upper() + text[1:] if r.random() < .7 else text
 
 def jargon_notes(n:int=600, seed:int=0, wrong:float=.03) -> list[dict]: # text, label
@@ -853,7 +951,8 @@ def write_scenes(folder:Path, splits:dict, width:int=256) -> None:
         images.append(dict(id=i, file_name=name, width=im.width, height=im.height, split=split))
         for b in found:
             x1, y1, x2, y2 = b['box']
-            boxes.append(dict(id=len(boxes) + 1, image_id=i, category_id=SCENE_CLASSES.index(b['label']) + 1, visible=b['visible'],
+            boxes.append(dict(id=len(boxes) + 1, image_id=i, category_id=SCENE_CLASSES.index(b['label']) + 1,
+                              visible=b['visible'],
                               bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1)*(y2 - y1), iscrowd=int(b['crowd'])))
     coco = dict(images=images, annotations=boxes, categories=categories)
     (folder/'annotations.json').write_text(json.dumps(coco, separators=(',', ':')))

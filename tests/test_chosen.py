@@ -285,7 +285,8 @@ def test_a_run_is_named_as_the_readme_names_it(tmp_path):
         by_path = tl(*(f'outputs/parts/{w}' if w in ('first', 'second') else w for w in command), cwd=tmp_path)
         said = by_name.stdout.replace(f'{tmp_path}/', '')
         assert said and (by_name.returncode, said) == (by_path.returncode, by_path.stdout), by_name.stderr
-    assert 'valid' in tl('show', 'first', cwd=tmp_path).stdout and 'does not exist' in tl('reproduce', 'third', cwd=tmp_path).stderr
+    assert 'valid' in tl('show', 'first', cwd=tmp_path).stdout and 'does not exist' in tl('reproduce', 'third',
+            cwd=tmp_path).stderr
 
 
 @pytest.mark.parametrize('package', OPTIONAL)

@@ -1,4 +1,5 @@
-"Several processes for one fit: the losses of one process with the joint batch, the same bits every time, errors that arrive."
+"""Several processes for one fit: the losses of one process with the joint batch, the same bits every time, errors that
+arrive."""
 import os
 
 import killed
@@ -28,7 +29,8 @@ def plain(opt=None, bs=8, n=61, drop_last=False):
     seed_everything(0, 2)
     items = [(torch.randn(4) + i % 3, torch.tensor(i % 3)) for i in range(n)]
     dls = DataLoaders(DataLoader(items[:-8], bs=bs, shuffle=True, drop_last=drop_last), DataLoader(items[-8:], bs=6))
-    return killed.quiet(Learner(dls, net(), CrossEntropyLossFlat(), metrics=accuracy, **({'opt_func': opt} if opt else {})))
+    return killed.quiet(Learner(dls, net(), CrossEntropyLossFlat(), metrics=accuracy,
+                                **({'opt_func': opt} if opt else {})))
 
 
 def curves(learn): return [float(x) for x in learn.recorder.losses], [x for v in learn.recorder.values for x in v]
@@ -45,8 +47,10 @@ def pair():
 def test_the_losses_of_one_process_with_the_joint_batch(pair):
     one, two, _ = pair
     for a,b in zip(curves(one), curves(two)): assert b == pytest.approx(a, **CLOSE)
-    assert len(one.recorder.losses) == 3*7 and two.recorder.lrs == one.recorder.lrs and two.recorder.hps == one.recorder.hps
-    for a,b in zip(one.model.parameters(), two.model.parameters()): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert (len(one.recorder.losses) == 3*7 and two.recorder.lrs == one.recorder.lrs
+            and two.recorder.hps == one.recorder.hps)
+    for a,b in zip(one.model.parameters(), two.model.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     start = plain().model.state_dict()
     assert not any(torch.allclose(start[n], t, atol=1e-3) for n,t in two.model.state_dict().items()) # it did train
 
@@ -55,8 +59,10 @@ def test_what_comes_back_is_a_learner_that_goes_on(pair):
     from tl_notebooks.learn.resume import take_optimiser
     one, two, _ = pair
     (a, av), (b, bv) = take_optimiser(one.opt), take_optimiser(two.opt)
-    assert av['hypers'] == bv['hypers'] and [s['step'] for s in av['state']] == [s['step'] for s in bv['state']] == [21]*4
-    assert [d.rng.getstate() for d in one.dls.loaders] == [d.rng.getstate() for d in two.dls.loaders] # the next order of items
+    assert av['hypers'] == bv['hypers'] and [s['step'] for s in av['state']] == [s['step']
+            for s in bv['state']] == [21]*4
+    # the next order of items
+    assert [d.rng.getstate() for d in one.dls.loaders] == [d.rng.getstate() for d in two.dls.loaders]
     a, b = list(one.validate()), list(two.validate())
     assert b == pytest.approx(a, **CLOSE)
 
@@ -85,8 +91,10 @@ import torch
 from tl_notebooks.learn.stages import Stage
 import killed
 learn = killed.picture_learner({data!r}, cache=False)
-learn.model.body.b[-1].p = 0.                 # chance in a process is its own: without dropout and augmentation the curves can be compared
-learn.dls.train.after_batch.fs[:] = learn.dls.valid.after_batch.fs[:] = [f for f in learn.dls.train.after_batch.fs if type(f).__name__ in ('IntToFloatTensor', 'Normalize')]
+# each process has random numbers of its own: without dropout and augmentation the curves can be compared
+learn.model.body.b[-1].p = 0.
+plain = [f for f in learn.dls.train.after_batch.fs if type(f).__name__ in ('IntToFloatTensor', 'Normalize')]
+learn.dls.train.after_batch.fs[:] = learn.dls.valid.after_batch.fs[:] = plain
 learn.thaw_progressively([Stage(None, 2, 1e-3)], keep_best=False)
 run.record['losses'] = [float(x) for x in learn.recorder.losses] + [x for v in learn.recorder.values for x in v]
 run.record['model'] = dict(name='small')

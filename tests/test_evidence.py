@@ -10,8 +10,9 @@ from statsmodels.stats.contingency_tables import mcnemar as sm_mcnemar
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from tl_notebooks.core import InputError
-from tl_notebooks.judge.evidence import (accuracy, balanced_accuracy, ece, fit_temperature, forgetting, interval,
-                                         mcnemar, nll, paired_difference, per_class_recall, reliability)
+from tl_notebooks.heads.calibrate import fit_temperature, nll
+from tl_notebooks.judge.evidence import (accuracy, balanced_accuracy, ece, forgetting, interval, mcnemar,
+                                         paired_difference, per_class_recall, reliability)
 
 
 @pytest.mark.parametrize('k, n', [(0, 1), (1, 1), (0, 60), (60, 60), (59, 60), (3, 7), (354, 360), (5000, 10000)])

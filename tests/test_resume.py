@@ -1,4 +1,5 @@
-"A training or run that was killed, at any moment, goes on after its last epoch and ends with the bits of one that never was."
+"""A training or run that was killed, at any moment, goes on after its last epoch and ends with the bits of one that
+never was."""
 import json
 import os
 import random
@@ -36,7 +37,8 @@ def small_bert(tmp_path_factory):
     from tl_notebooks.learn.backbones import load_text_model
     folder = tmp_path_factory.mktemp('checkpoints')/'bert'
     seed_everything(0)
-    config = transformers.AutoConfig.for_model('bert', vocab_size=30522, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48)
+    config = transformers.AutoConfig.for_model('bert', vocab_size=30522, hidden_size=32, num_hidden_layers=4,
+                                               num_attention_heads=4, intermediate_size=48)
     transformers.AutoModel.from_config(config).save_pretrained(folder)
     load_text_model('minilm_l6')[1].save_pretrained(folder)
     return folder
@@ -55,7 +57,8 @@ def test_killed_at_random_moments_the_same_bits(server, request, tmp_path, kind,
 
 
 def test_what_is_compared_can_differ(server, few_pictures, tmp_path):
-    "Without its checkpoints a killed training without a seed of its own ends elsewhere: weights, losses and chance all tell"
+    """Without its checkpoints a killed training without a seed of its own ends elsewhere: weights, losses and chance
+    all tell"""
     killed.run_and_kill(server, 'by_hand', tmp_path/'a', None, tmp_path/'cache')
     killed.run_and_kill(server, 'unlike', tmp_path/'b', None, tmp_path/'cache')
     a, b = (json.loads((tmp_path/n/'outcome.json').read_text()) for n in 'ab')
@@ -65,7 +68,8 @@ def test_what_is_compared_can_differ(server, few_pictures, tmp_path):
 # The real use case, killed as the kernel of a machine that goes down kills it.
 
 def start(*args, cwd):
-    return subprocess.Popen([sys.executable, '-m', 'tl_notebooks', *map(str, args)], cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    return subprocess.Popen([sys.executable, '-m', 'tl_notebooks', *map(str, args)], cwd=cwd, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.DEVNULL,
                             env={**os.environ, 'TL_NOTEBOOKS_CHECKPOINTS': '1'})
 
 
@@ -102,20 +106,26 @@ def test_a_run_does_not_go_on_with_other_data_or_code(cut_off):
     picture.write_bytes(other.read_bytes())
     done = tl('resume', folder, cwd=here, env=dict(TL_NOTEBOOKS_CHECKPOINTS='1'))
     picture.write_bytes(was)
-    assert done.returncode == 2 and f"its data had fingerprint {before['data']['fingerprint'][:16]}, and now has " in done.stderr, done.stderr[-2000:]
+    told = f"its data had fingerprint {before['data']['fingerprint'][:16]}, and now has "
+    assert done.returncode == 2 and told in done.stderr, done.stderr[-2000:]
     assert record(folder) == before and (folder/'checkpoints'/'2').is_dir()
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(cut_off, first_run, tmp_path):
     here, folder = cut_off
-    done = tl('resume', folder, cwd=tmp_path, env=dict(TL_NOTEBOOKS_CHECKPOINTS='1')) # from elsewhere: its paths were relative
+    # from elsewhere: its paths were relative
+    done = tl('resume', folder, cwd=tmp_path, env=dict(TL_NOTEBOOKS_CHECKPOINTS='1'))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == str(folder)
-    assert '1 of 1 epochs are in' in done.stderr and '1 of 2 epochs are in' in done.stderr # fine-tuning restored, the control taken up
+    # fine-tuning restored, the control taken up
+    assert '1 of 1 epochs are in' in done.stderr and '1 of 2 epochs are in' in done.stderr
     a, b = record(first_run[1]), record(folder)
-    assert (a['metrics'], a['control'], a['probe']['alpha'], a['kept']) == (b['metrics'], b['control'], b['probe']['alpha'], b['kept'])
-    assert a['model']['artifact_sha256'] == b['model']['artifact_sha256'] and b['status'] == 'ok' and len(b['resumed']) == 1
-    assert (first_run[1]/'model'/'weights.safetensors').read_bytes() == (folder/'model'/'weights.safetensors').read_bytes()
+    assert (a['metrics'], a['control'], a['probe']['alpha'], a['kept']) == (b['metrics'], b['control'],
+            b['probe']['alpha'], b['kept'])
+    assert a['model'][
+            'artifact_sha256'] == b['model']['artifact_sha256'] and b['status'] == 'ok' and len(b['resumed']) == 1
+    assert (first_run[1]/'model'/'weights.safetensors').read_bytes(
+            ) == (folder/'model'/'weights.safetensors').read_bytes()
     assert {p.name for p in folder.iterdir()} == {p.name for p in first_run[1].iterdir()} # its checkpoints are gone
     again = tl('resume', folder, cwd=tmp_path)
     assert again.returncode == 2 and 'is finished' in again.stderr
@@ -128,7 +138,8 @@ def test_a_run_in_progress_is_left_alone(tmp_path):
     folder = make_run_folder('parts', check_params(usecase_params(nb), {}), nb, str(tmp_path))
     with held(folder):
         done = tl('resume', folder, cwd=tmp_path)
-        assert done.returncode == 2 and 'in use by another process' in done.stderr and record(folder)['status'] == 'running'
+        assert done.returncode == 2 and 'in use by another process' in done.stderr and record(
+                folder)['status'] == 'running'
     assert tl('resume', 'no-such-run', cwd=tmp_path).returncode == 2
 
 
@@ -238,7 +249,8 @@ def test_callbacks_may_come_and_go(tmp_path):
     assert hash_state(again.model.state_dict()) == hash_state(whole.model.state_dict())
 
 
-STATELESS = dict(NormEval='looks at the network before each fit', FitProgress='a bar', FlipMaps="draws from torch's generator",
+STATELESS = dict(NormEval='looks at the network before each fit', FitProgress='a bar',
+                 FlipMaps="draws from torch's generator",
                  Distil='its teacher stays', GiveTargets='no state',
                  Checkpoint='keeps it', Processes='no state')
 
@@ -249,7 +261,8 @@ def test_what_holds_state_over_epochs_says_so():
     from fastai.callback.core import Callback
     from fastai.data.load import DataLoader
     from conftest import ROOT
-    modules = [importlib.import_module('.'.join(p.relative_to(ROOT).with_suffix('').parts)) for p in (ROOT/'tl_notebooks').rglob('[a-z]*.py')]
+    modules = [importlib.import_module('.'.join(p.relative_to(ROOT).with_suffix('').parts))
+               for p in (ROOT/'tl_notebooks').rglob('[a-z]*.py')]
     classes = {k for m in modules for k in vars(m).values() if isinstance(k, type) and k.__module__ == m.__name__}
     ours = [k for k in classes if issubclass(k, (Callback, DataLoader))]
     assert len(ours) > 8

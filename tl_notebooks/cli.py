@@ -25,7 +25,8 @@ def cmd_run(args) -> int:
             print(f"{p.name}={p.default!s:<22} {p.help} ({p.accepts()})")
         return 0
     given = _beside(_assigned('-p', args.p, 'name=value', 'epochs=5'), args, 'data', 'seed')
-    logging.getLogger('asyncio').setLevel(logging.CRITICAL) # after Ctrl-C, tracebacks of an event loop that nobody waits for
+    # after Ctrl-C, tracebacks of an event loop that nobody waits for
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)
     print(run_usecase(args.usecase, given, args.out or '', args.timeout, args.processes))
     return 0
 
@@ -83,7 +84,9 @@ def cmd_predict(args) -> int:
     model = Model(args.model)
     if model.is_boxes: return _predict_boxes(args, model)
     for name in ('draw', 'threshold', 'slice'):
-        if getattr(args, name) is not None: raise InputError(f"--{name} is about boxes, and `{args.model}` gives one answer for each input. Accepted: none.")
+        if getattr(args, name) is not None:
+            raise InputError(f"--{name} is about boxes, and `{args.model}` gives one answer for each input. Accepted: "
+                             f"none.")
     paths, failed, rows = model.find(args.input), 0, []
     table = csv.writer(sys.stdout, lineterminator='\n')
     if args.format == 'csv': table.writerow(['path', 'label', 'probability', *model.classes])
@@ -93,7 +96,8 @@ def cmd_predict(args) -> int:
             table.writerow([p.path, p.label, f'{p.probability:.6f}', *(f'{v:.6f}' for v in p.probabilities.values())])
         else: rows.append(dict(path=p.path, label=p.label, probability=p.probability, probabilities=p.probabilities))
     if args.format == 'json': print(json.dumps(rows, ensure_ascii=False))
-    if failed: print(f"tl predict: {failed} of {len(paths)} files could not be read; the others are done", file=sys.stderr)
+    if failed:
+        print(f"tl predict: {failed} of {len(paths)} files could not be read; the others are done", file=sys.stderr)
     return 1 if failed else 0
 
 # %% ../nbs/90_cli.ipynb #8ddc02a5
@@ -120,7 +124,9 @@ def _certified(done) -> int:
     "The end of every expansion: notes, limits that were not met, and the folder"
     for note in done.certificate['notes']: _say(note)
     for l in done.certificate['limits']:
-        if not l['passed']: _say(f"NOT MET: {l['name']} {l['limit']}, found {'nothing to judge it by' if l['value'] is None else format(l['value'], '.4g')}")
+        if not l['passed']:
+            _say(f"NOT MET: {l['name']} {l['limit']}, found "
+                 f"{'nothing to judge it by' if l['value'] is None else format(l['value'], '.4g')}")
     print(done.folder)
     return 0 if done.passed else 1
 
@@ -134,7 +140,8 @@ def _task(model:str) -> str:
 
 def _columns(args) -> dict:
     from tl_notebooks.data.texts import parse_names
-    return dict(text=args.text_column or '', label=args.label_column or '', group=args.group_column or '', names=parse_names(args.names or ''))
+    return dict(text=args.text_column or '', label=args.label_column or '', group=args.group_column or '',
+                names=parse_names(args.names or ''))
 
 # %% ../nbs/90_cli.ipynb #92b04f93
 def cmd_expand(args) -> int:
@@ -143,13 +150,18 @@ def cmd_expand(args) -> int:
     from tl_notebooks.judge.certificate import Limits
     from tl_notebooks.expand.classes import Tuning, expand_model
     from tl_notebooks.runs.record import figure_text
-    join, rename = (_assigned(f'--{n}', getattr(args, n), 'class=class', 'bolt=screw', empty=False) for n in ('join', 'rename'))
-    done = expand_model(args.model, args.data or '', args.out or '', args.mode or 'exact', args.old or '', args.remove, join, rename,
-                        Limits(args.max_old_drop, args.min_new_accuracy, args.max_logit_change), args.test_pct, args.seed, args.on_bad, args.correct or '', args.memory,
-                        Tuning(3 if args.thaw is None else args.thaw, args.epochs, args.lr, args.distil, replay=args.replay or ''), _columns(args))
+    join, rename = (_assigned(f'--{n}', getattr(args, n), 'class=class', 'bolt=screw', empty=False)
+                    for n in ('join', 'rename'))
+    done = expand_model(args.model, args.data or '', args.out or '', args.mode or 'exact', args.old or '', args.remove,
+                        join, rename,
+                        Limits(args.max_old_drop, args.min_new_accuracy, args.max_logit_change), args.test_pct,
+                        args.seed, args.on_bad, args.correct or '', args.memory,
+                        Tuning(3 if args.thaw is None else args.thaw, args.epochs, args.lr, args.distil,
+                               replay=args.replay or ''), _columns(args))
     c, show, say = done.certificate, figure_text, _say
     if 'old_difference' in c:
-        say(f"old classes {show(c['old_accuracy_before'])} before, {show(c['old_accuracy_after'])} after; greatest change of an old logit {c['greatest_change_of_an_old_logit']:.3g}")
+        say(f"old classes {show(c['old_accuracy_before'])} before, {show(c['old_accuracy_after'])} after; greatest "
+            f"change of an old logit {c['greatest_change_of_an_old_logit']:.3g}")
     if 'new_accuracy' in c: say(f"new classes {show(c['new_accuracy'])}")
     return _certified(done)
 
@@ -198,10 +210,12 @@ def cmd_reproduce(args) -> int:
         if args.format == 'json': print(_json([vars(f) for f in findings]))
         else:
             for f in findings: print(f)
-            print({'cannot': 'cannot be reproduced here', 'may differ': 'may come out different', 'unknown': 'as far as can be seen, all is as it was'}[worst[0]] if worst else 'all is as it was')
+            print({'cannot': 'cannot be reproduced here', 'may differ': 'may come out different',
+                   'unknown': 'as far as can be seen, all is as it was'}[worst[0]] if worst else 'all is as it was')
         return 1 if {'cannot', 'may differ'} & {*worst} else 0
     done = reproduce_run(args.run, args.out or '', args.data or '', args.anyway, args.tolerance, say)
-    if args.format == 'json': print(_json(dict(folder=done.folder, verdict=done.verdict, outcomes=[vars(o) for o in done.outcomes])))
+    if args.format == 'json':
+        print(_json(dict(folder=done.folder, verdict=done.verdict, outcomes=[vars(o) for o in done.outcomes])))
     else: print(*done.outcomes, done.verdict, done.folder, sep='\n')
     return 0 if done.verdict != 'different' else 1
 
@@ -220,15 +234,24 @@ def _expand_words(args) -> int:
     from tl_notebooks.expand.words import expand_words
     from tl_notebooks.runs.record import figure_text
     for name in ('remove', 'join', 'rename', 'min_new_accuracy', 'correct', 'replay', 'memory'):
-        if getattr(args, name): raise InputError(f"--{name.replace('_', '-')} is about classes, and new words leave them as they are; accepted: in a command of its own, without --words and --corpus.")
-    if args.mode not in (None, 'exact'): raise InputError(f"--mode `{args.mode}` is about classes; accepted: none, with --words or --corpus.")
-    done = expand_words(args.model, args.out or '', args.words or '', args.corpus or '', args.old or '', args.data or '', train=args.train, thaw=args.thaw or 0, max_words=args.max_words,
-                        limits=Limits(args.max_old_drop, None, args.max_logit_change), seed=args.seed, on_bad=args.on_bad, columns=_columns(args))
+        if getattr(args, name):
+            raise InputError(f"--{name.replace('_', '-')} is about classes, and new words leave them as they are; "
+                             f"accepted: in a command of its own, without --words and --corpus.")
+    if args.mode not in (None, 'exact'):
+        raise InputError(f"--mode `{args.mode}` is about classes; accepted: none, with --words or --corpus.")
+    done = expand_words(args.model, args.out or '', args.words or '', args.corpus or '', args.old or '',
+                        args.data or '', train=args.train, thaw=args.thaw or 0, max_words=args.max_words,
+                        limits=Limits(args.max_old_drop, None, args.max_logit_change), seed=args.seed,
+                        on_bad=args.on_bad, columns=_columns(args))
     c, show, say = done.certificate, figure_text, _say
     v = c['vocabulary']
-    say(f"{len(v['words'])} words; tokens per text {show(v['tokens']['tokens_before'])} before, {show(v['tokens']['tokens_after'])} after")
-    if v['unchanged']['texts']: say(f"{v['unchanged']['texts']} texts without new words: greatest change of a logit {v['unchanged']['greatest_logit_change']:.3g}")
-    if 'old_difference' in c: say(f"accuracy {show(c['old_accuracy_before'])} before, {show(c['old_accuracy_after'])} after")
+    say(f"{len(v['words'])} words; tokens per text {show(v['tokens']['tokens_before'])} before, "
+        f"{show(v['tokens']['tokens_after'])} after")
+    if v['unchanged']['texts']:
+        say(f"{v['unchanged']['texts']} texts without new words: greatest change of a logit "
+            f"{v['unchanged']['greatest_logit_change']:.3g}")
+    if 'old_difference' in c:
+        say(f"accuracy {show(c['old_accuracy_before'])} before, {show(c['old_accuracy_after'])} after")
     return _certified(done)
 
 # %% ../nbs/90_cli.ipynb #08d5510e
@@ -236,13 +259,21 @@ def _expand_boxes(args) -> int:
     from tl_notebooks.judge.certificate import Limits
     from tl_notebooks.expand.boxes import BoxTuning, expand_boxes
     from tl_notebooks.runs.record import figure_text
-    for name in ('remove', 'join', 'rename', 'correct', 'replay', 'memory', 'text_column', 'label_column', 'group_column', 'names'):
-        if getattr(args, name): raise InputError(f"--{name.replace('_', '-')} is not for detectors, which only get new classes; accepted: none.")
+    for name in ('remove', 'join', 'rename', 'correct', 'replay', 'memory', 'text_column', 'label_column',
+                 'group_column', 'names'):
+        if getattr(args, name):
+            raise InputError(f"--{name.replace('_', '-')} is not for detectors, which only get new classes; accepted: "
+                             f"none.")
     if not args.data: raise InputError("nothing to do: accepted is --data with pictures on which a new class is drawn.")
-    done = expand_boxes(args.model, args.data, args.out or '', args.mode or 'fine-tune', args.old or '', Limits(args.max_old_drop, args.min_new_accuracy, args.max_logit_change),
-                        args.test_pct, args.seed, args.on_bad, BoxTuning(1 if args.thaw is None else args.thaw, args.epochs, args.lr, args.distil))
+    done = expand_boxes(args.model, args.data, args.out or '', args.mode or 'fine-tune', args.old or '',
+                        Limits(args.max_old_drop, args.min_new_accuracy, args.max_logit_change),
+                        args.test_pct, args.seed, args.on_bad, BoxTuning(1 if args.thaw is None else args.thaw,
+            args.epochs, args.lr, args.distil))
     c = done.certificate
-    if 'old_difference' in c: _say(f"old classes: AP50 {figure_text(c['old_accuracy_before'])} before, {figure_text(c['old_accuracy_after'])} after; greatest change of an old logit {c['greatest_change_of_an_old_logit']:.3g}")
+    if 'old_difference' in c:
+        _say(f"old classes: AP50 {figure_text(c['old_accuracy_before'])} before, "
+             f"{figure_text(c['old_accuracy_after'])} after; greatest change of an old logit "
+             f"{c['greatest_change_of_an_old_logit']:.3g}")
     if 'new_accuracy' in c: _say(f"new classes: AP50 {figure_text(c['new_accuracy'])}")
     return _certified(done)
 
@@ -257,29 +288,38 @@ def cmd_cache(args) -> int:
         if not args.key and not args.days: known_pictures().unlink(missing_ok=True)
         print(f"removed {n} stores, {format_bytes(size)}")
         return 0
-    if args.key: raise InputError(f"`{args.key[0]}`: `{tl_hint('cache')}` lists all stores and takes no names; `{tl_hint('cache', 'clear', args.key[0])}` removes one.")
+    if args.key:
+        raise InputError(f"`{args.key[0]}`: `{tl_hint('cache')}` lists all stores and takes no names; "
+                         f"`{tl_hint('cache', 'clear', args.key[0])}` removes one.")
     stores = list_stores()
     if args.format == 'json': print(json.dumps([vars(s) for s in stores], ensure_ascii=False))
     else:
         for line in format_stores(stores): print(line)
-        print(f"{len(stores)} stores, {format_bytes(sum(s.size for s in stores))} of {format_bytes(cache_limit())} in {activations_dir()}")
+        print(f"{len(stores)} stores, {format_bytes(sum(s.size for s in stores))} of {format_bytes(cache_limit())} in "
+              f"{activations_dir()}")
     return 0
 
 # %% ../nbs/90_cli.ipynb #a429dee2
 def cmd_dvc(args) -> int:
     from tl_notebooks.runs.dvc import project_root, run_stage, write_files
     if args.action == 'run':
-        if len(args.usecase) != 1 or args.check: raise InputError(f"`tl dvc run` takes one use case and no option: {tl_hint('dvc', 'run', 'parts')}")
+        if len(args.usecase) != 1 or args.check:
+            raise InputError(f"`tl dvc run` takes one use case and no option: {tl_hint('dvc', 'run', 'parts')}")
         print(run_stage(args.usecase[0]))
         return 0
-    for line in (differs := write_files(project_root(), args.check, tuple(args.usecase))): print(f"tl dvc: {line}", file=sys.stderr)
-    print(project_root()/'dvc.yaml' if not args.check else f"{len(differs)} differences" if differs else 'in step with the notebooks')
+    for line in (differs := write_files(project_root(), args.check, tuple(args.usecase))):
+        print(f"tl dvc: {line}", file=sys.stderr)
+    print(project_root()/'dvc.yaml' if not args.check else f"{len(differs)} differences" if differs
+          else 'in step with the notebooks')
     return 1 if differs and args.check else 0
 
 def _add_dvc(sub) -> None:
     dvc = sub.add_parser('dvc', help='params.yaml and dvc.yaml for DVC, in step with the notebooks')
-    dvc.add_argument('action', nargs='?', choices=['write', 'run'], default='write', help='write the files (default), or run one stage of them')
-    dvc.add_argument('usecase', metavar='USECASE', nargs='*', help='run: the one to run, with its parameters in params.yaml; write: those that are to be stages (default: those that are, and all where none is)')
+    dvc.add_argument('action', nargs='?', choices=['write', 'run'], default='write',
+                     help='write the files (default), or run one stage of them')
+    dvc.add_argument('usecase', metavar='USECASE', nargs='*',
+                     help='run: the one to run, with its parameters in params.yaml; write: those that are to be '
+                          'stages (default: those that are, and all where none is)')
     dvc.add_argument('--check', action='store_true', help='write nothing; say what differs, with exit code 1')
     dvc.set_defaults(func=cmd_dvc)
 
@@ -287,92 +327,135 @@ def _add_dvc(sub) -> None:
 def make_parser() -> argparse.ArgumentParser:
     "The command line of `tl`"
     ap = argparse.ArgumentParser(prog='tl', description='Expand the model you have: transfer learning in notebooks.',
-                                 epilog='Exit codes: 0 done, 1 the work failed, 2 the request is wrong, 130 interrupted.')
+                                 epilog='Exit codes: 0 done, 1 the work failed, 2 the request is wrong, 130 '
+                                        'interrupted.')
     from tl_notebooks import __version__
     ap.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     sub = ap.add_subparsers(dest='command', metavar='COMMAND', required=True)
-    run = sub.add_parser('run', help="run a use case's notebook and print the run folder")
-    run.add_argument('usecase', help='name of a use case (parts, …) or path of a notebook like one')
-    run.add_argument('--data', metavar='PATH', help='your data; without it the built-in samples')
-    run.add_argument('--out', metavar='DIR', help='where run folders go (default: outputs)')
-    run.add_argument('--seed', metavar='N', help='of everything random (default: 0)')
-    run.add_argument('-p', metavar='name=value', action='append', default=[], help='a parameter of the notebook; may be repeated')
-    run.add_argument('--timeout', type=float, metavar='SECONDS', help='stop a notebook that takes longer; the run has then failed')
-    run.add_argument('--processes', type=int, default=1, metavar='N', help='processes that share each batch in training, on as many GPUs or on the CPU (default: 1)')
-    run.add_argument('--list', action='store_true', help='list the parameters with their defaults and end')
-    run.set_defaults(func=cmd_run)
-    resume = sub.add_parser('resume', help='go on with a run that was killed, stopped or failed, after its last epoch; to the same bits')
+    _add_run(sub)
+    resume = sub.add_parser('resume',
+                            help='go on with a run that was killed, stopped or failed, after its last epoch; to the '
+                                 'same bits')
     resume.add_argument('run', metavar='RUN', help='a run folder, or its name below outputs')
     resume.set_defaults(func=cmd_resume)
     models = sub.add_parser('models', help='the pretrained models, and which can be used on this machine now')
     models.add_argument('--format', choices=['text', 'json'], default='text')
     models.set_defaults(func=cmd_models)
     _add_sweep(sub)
-    predict = sub.add_parser('predict', help='predictions with probabilities, or boxes, from a model folder')
-    predict.add_argument('model', metavar='MODEL', help='a model folder, or a run folder with one')
-    predict.add_argument('input', metavar='INPUT', nargs='+', help='pictures or folders of them; for a detector also videos; for a text model texts, .txt and .eml files, folders, tables, or - for lines of standard input')
-    predict.add_argument('--format', choices=['csv', 'json'], default='csv')
-    predict.add_argument('--bs', type=int, default=32, help='inputs per batch (default: 32)')
-    predict.add_argument('--draw', metavar='DIR', help='detectors: pictures and videos with boxes drawn, into a new folder')
-    predict.add_argument('--threshold', type=float, metavar='X', help='detectors: least score (default: the one chosen with the model)')
-    predict.add_argument('--slice', type=int, metavar='N', help='detectors: look at large pictures in parts of so many pixels too, for small and distant objects')
-    predict.set_defaults(func=cmd_predict)
+    _add_predict(sub)
     _add_expand(sub)
+    _add_merge_and_show(sub)
     _add_runs(sub)
+    _add_prune(sub)
     _add_dvc(sub)
     _add_cache(sub)
     return ap
+
+# %% ../nbs/90_cli.ipynb #af0d550e
+def _add_run(sub) -> None:
+    run = sub.add_parser('run', help="run a use case's notebook and print the run folder")
+    run.add_argument('usecase', help='name of a use case (parts, …) or path of a notebook like one')
+    run.add_argument('--data', metavar='PATH', help='your data; without it the built-in samples')
+    run.add_argument('--out', metavar='DIR', help='where run folders go (default: outputs)')
+    run.add_argument('--seed', metavar='N', help='of everything random (default: 0)')
+    run.add_argument('-p', metavar='name=value', action='append', default=[],
+                     help='a parameter of the notebook; may be repeated')
+    run.add_argument('--timeout', type=float, metavar='SECONDS',
+                     help='stop a notebook that takes longer; the run has then failed')
+    run.add_argument('--processes', type=int, default=1, metavar='N',
+                     help='processes that share each batch in training, on as many GPUs or on the CPU (default: 1)')
+    run.add_argument('--list', action='store_true', help='list the parameters with their defaults and end')
+    run.set_defaults(func=cmd_run)
+
+def _add_predict(sub) -> None:
+    predict = sub.add_parser('predict', help='predictions with probabilities, or boxes, from a model folder')
+    predict.add_argument('model', metavar='MODEL', help='a model folder, or a run folder with one')
+    predict.add_argument('input', metavar='INPUT', nargs='+',
+                         help='pictures or folders of them; for a detector also videos; for a text model texts, .txt '
+                              'and .eml files, folders, tables, or - for lines of standard input')
+    predict.add_argument('--format', choices=['csv', 'json'], default='csv')
+    predict.add_argument('--bs', type=int, default=32, help='inputs per batch (default: 32)')
+    predict.add_argument('--draw', metavar='DIR',
+                         help='detectors: pictures and videos with boxes drawn, into a new folder')
+    predict.add_argument('--threshold', type=float, metavar='X',
+                         help='detectors: least score (default: the one chosen with the model)')
+    predict.add_argument('--slice', type=int, metavar='N',
+                         help='detectors: look at large pictures in parts of so many pixels too, for small and '
+                              'distant objects')
+    predict.set_defaults(func=cmd_predict)
 
 # %% ../nbs/90_cli.ipynb #a11fd0c3
 def _add_cache(sub) -> None:
     cache = sub.add_parser('cache', help='activations of frozen layers that are kept on disk: look, or clear')
     cache.add_argument('action', nargs='?', choices=['list', 'clear'], default='list')
-    cache.add_argument('key', metavar='KEY', nargs='*', help='stores to clear, by the beginning of their keys (default: all)')
-    cache.add_argument('--days', type=float, default=0, help='clear only what was not used for so many days (default: 0)')
+    cache.add_argument('key', metavar='KEY', nargs='*',
+                       help='stores to clear, by the beginning of their keys (default: all)')
+    cache.add_argument('--days', type=float, default=0,
+                       help='clear only what was not used for so many days (default: 0)')
     cache.add_argument('--format', choices=['text', 'json'], default='text')
     cache.set_defaults(func=cmd_cache)
 
 # %% ../nbs/90_cli.ipynb #d321c74e
 def _add_tuning(expand) -> None:
-    expand.add_argument('--memory', type=int, metavar='N', help='items of each class that stay with the new model (default: as many as stayed with the old one)')
+    expand.add_argument('--memory', type=int, metavar='N',
+                        help='items of each class that stay with the new model (default: as many as stayed with the '
+                             'old one)')
     expand.add_argument('--replay', metavar='PATH', help='fine-tune: old items to learn from, beside those that stayed')
-    expand.add_argument('--thaw', type=int, metavar='N', help='layer groups that train: with fine-tune, head included (default: 3); with new words, of the body (default: 0)')
+    expand.add_argument('--thaw', type=int, metavar='N',
+                        help='layer groups that train: with fine-tune, head included (default: 3); with new words, of '
+                             'the body (default: 0)')
     for name,kind,default,what in (('epochs', int, 8, 'epochs'), ('lr', float, 1e-3, 'learning rate of the head'),
                                    ('distil', float, 1., "weight of the old model's answers")):
-        expand.add_argument(f'--{name}', type=kind, default=default, metavar='N', help=f'fine-tune: {what} (default: {default})')
-    for name in ('text', 'label', 'group'): expand.add_argument(f'--{name}-column', metavar='NAME', help=f'column of a table with the {name}s (default: found by its name)')
-    expand.add_argument('--names', metavar='LABEL:NAME,…', help='what labels in a table mean, for example 0:negative,1:positive')
+        expand.add_argument(f'--{name}', type=kind, default=default, metavar='N',
+                            help=f'fine-tune: {what} (default: {default})')
+    for name in ('text', 'label', 'group'):
+        expand.add_argument(f'--{name}-column', metavar='NAME',
+                            help=f'column of a table with the {name}s (default: found by its name)')
+    expand.add_argument('--names', metavar='LABEL:NAME,…',
+                        help='what labels in a table mean, for example 0:negative,1:positive')
 
 # %% ../nbs/90_cli.ipynb #b6a4862d
 def _add_runs(sub) -> None:
     runs = sub.add_parser('runs', help='a table of run folders')
     runs.add_argument('dir', metavar='DIR', nargs='?', help='where they are (default: outputs)')
     runs.add_argument('--usecase', metavar='NAME', help='only runs of this use case')
-    runs.add_argument('--where', metavar='COND', action='append', default=[], help="a condition such as 'params.lr>1e-3' on anything in the record; == != < <= > >= and ~ (contains); may be repeated")
-    runs.add_argument('--sort', metavar='NAME', help='a metric, on validation data where runs keep that (largest first; metrics.NAME is on test data), or another name in the record (smallest first); default: oldest first')
+    runs.add_argument('--where', metavar='COND', action='append', default=[],
+                      help="a condition such as 'params.lr>1e-3' on anything in the record; == != < <= > >= and ~ "
+                           "(contains); may be repeated")
+    runs.add_argument('--sort', metavar='NAME',
+                      help='a metric, on validation data where runs keep that (largest first; metrics.NAME is on test '
+                           'data), or another name in the record (smallest first); default: oldest first')
     runs.add_argument('--reverse', action='store_true', help='the other way round')
     runs.add_argument('--format', choices=['text', 'csv', 'json'], default='text')
     runs.set_defaults(func=cmd_runs)
     diff = sub.add_parser('diff', help='what differs between two runs, and what that did')
-    diff.add_argument('a', metavar='A', help='a run folder, or its name below outputs'); diff.add_argument('b', metavar='B')
+    diff.add_argument('a', metavar='A', help='a run folder, or its name below outputs')
+    diff.add_argument('b', metavar='B')
     diff.add_argument('--format', choices=['text', 'json'], default='text')
     diff.set_defaults(func=cmd_diff)
-    again = sub.add_parser('reproduce', help='run a run again, and say whether it came out the same; exit code 1 if not')
-    again.add_argument('run', metavar='RUN', help='a run folder, also one that was copied elsewhere, or its name below outputs')
+    again = sub.add_parser('reproduce',
+                           help='run a run again, and say whether it came out the same; exit code 1 if not')
+    again.add_argument('run', metavar='RUN',
+                       help='a run folder, also one that was copied elsewhere, or its name below outputs')
     again.add_argument('--out', metavar='DIR', help='where the new run folder goes (default: outputs)')
     again.add_argument('--data', metavar='PATH', help='where the data is now (default: where it was)')
     again.add_argument('--check', action='store_true', help='only compare what it depends on with what is here now')
     again.add_argument('--anyway', action='store_true', help='also where data or weights are not what they were')
-    again.add_argument('--tolerance', type=float, default=.005, metavar='X', help='distance of figures, share of predictions and of weights that still counts as the same (default: 0.005)')
+    again.add_argument('--tolerance', type=float, default=.005, metavar='X',
+                       help='distance of figures, share of predictions and of weights that still counts as the same '
+                            '(default: 0.005)')
     again.add_argument('--format', choices=['text', 'json'], default='text')
     again.set_defaults(func=cmd_reproduce)
+
+def _add_prune(sub) -> None:
     prune = sub.add_parser('prune', help='list what old runs could go, and with --yes remove them')
     prune.add_argument('dir', metavar='DIR', nargs='?', help='where they are (default: outputs)')
     prune.add_argument('--keep-best', type=int, metavar='N', help='of each use case, the best on validation data stay')
     prune.add_argument('--keep-last', type=int, metavar='N', help='of each use case, the last stay')
     prune.add_argument('--metric', metavar='NAME', help="what is best (default: the use case's main metric)")
     prune.add_argument('--lowest', action='store_true', help='the smallest values of the metric are the best')
-    prune.add_argument('--failed', action='store_true', help='runs that failed, were interrupted or vanished go as well')
+    prune.add_argument('--failed', action='store_true',
+                       help='runs that failed, were interrupted or vanished go as well')
     prune.add_argument('--yes', action='store_true', help='remove; without it, nothing is')
     prune.set_defaults(func=cmd_prune)
 
@@ -380,50 +463,79 @@ def _add_runs(sub) -> None:
 def _add_expand(sub) -> None:
     expand = sub.add_parser('expand', help='a larger model from one you have, and its certificate')
     expand.add_argument('model', metavar='MODEL', help='a model folder with statistics, or a run folder with one')
-    expand.add_argument('--data', metavar='NEW', help='new items, laid out as for the use case that made the model; classes may be new or known')
-    expand.add_argument('--mode', help='exact: the head of joint training; keep-scores: old logits keep their bits; fine-tune: the last layers learn too; auto: what it takes (default: exact; for a detector fine-tune)')
+    expand.add_argument('--data', metavar='NEW',
+                        help='new items, laid out as for the use case that made the model; classes may be new or known')
+    expand.add_argument('--mode',
+                        help='exact: the head of joint training; keep-scores: old logits keep their bits; fine-tune: '
+                             'the last layers learn too; auto: what it takes (default: exact; for a detector '
+                             'fine-tune)')
     expand.add_argument('--out', metavar='DIR', help='the new model folder (default: below outputs/expand)')
     expand.add_argument('--old', metavar='PATH', help='items of old classes to judge by; nothing is learned from them')
     expand.add_argument('--words', metavar='FILE', help='text models: new words for the tokenizer, one a line')
-    expand.add_argument('--corpus', metavar='PATH', help='text models: texts of the field, one a line; without --words, the words that save most tokens are found in it')
-    for name,default,what in (('max-words', 200, 'words found in the corpus at most'), ('train', 0, 'steps of language-model training of the new rows')):
+    expand.add_argument('--corpus', metavar='PATH',
+                        help='text models: texts of the field, one a line; without --words, the words that save most '
+                             'tokens are found in it')
+    for name,default,what in (('max-words', 200, 'words found in the corpus at most'),
+                              ('train', 0, 'steps of language-model training of the new rows')):
         expand.add_argument(f'--{name}', type=int, default=default, metavar='N', help=f'{what} (default: {default})')
-    expand.add_argument('--remove', metavar='CLASS', action='append', default=[], help='a class that goes; may be repeated')
-    expand.add_argument('--join', metavar='CLASS=CLASS', action='append', default=[], help='a class whose items now belong to another')
-    expand.add_argument('--rename', metavar='CLASS=NAME', action='append', default=[], help='a class that gets another name')
+    expand.add_argument('--remove', metavar='CLASS', action='append', default=[],
+                        help='a class that goes; may be repeated')
+    expand.add_argument('--join', metavar='CLASS=CLASS', action='append', default=[],
+                        help='a class whose items now belong to another')
+    expand.add_argument('--rename', metavar='CLASS=NAME', action='append', default=[],
+                        help='a class that gets another name')
     expand.add_argument('--correct', metavar='CSV', help='labels that were wrong: columns path (or text), was, now')
-    for name,what in (('max-old-drop', 'largest loss of accuracy on old classes, such as 0.005'), ('min-new-accuracy', 'smallest accuracy on new classes'),
+    for name,what in (('max-old-drop', 'largest loss of accuracy on old classes, such as 0.005'),
+                      ('min-new-accuracy', 'smallest accuracy on new classes'),
                       ('max-logit-change', 'largest change of any logit of an old class')):
-        expand.add_argument(f'--{name}', type=float, metavar='X', help=f'{what}; where it is not met, the exit code is 1')
-    expand.add_argument('--test-pct', type=float, default=.3, help='share of the new items kept for judging, where they are not split (default: 0.3)')
+        expand.add_argument(f'--{name}', type=float, metavar='X',
+                            help=f'{what}; where it is not met, the exit code is 1')
+    expand.add_argument('--test-pct', type=float, default=.3,
+                        help='share of the new items kept for judging, where they are not split (default: 0.3)')
     expand.add_argument('--seed', type=int, default=0, help='of that split, and of training (default: 0)')
-    expand.add_argument('--on-bad', choices=['error', 'skip'], default='error', help='items that cannot be used: stop, or leave them out')
+    expand.add_argument('--on-bad', choices=['error', 'skip'], default='error',
+                        help='items that cannot be used: stop, or leave them out')
     _add_tuning(expand)
     expand.set_defaults(func=cmd_expand)
+
+def _add_merge_and_show(sub) -> None:
     merge = sub.add_parser('merge', help='one model from two that grew from the same body, without their data')
     merge.add_argument('model', metavar='A'); merge.add_argument('other', metavar='B')
     merge.add_argument('--out', metavar='DIR', required=True, help='the new model folder')
     merge.add_argument('--common', metavar='MODEL', help='the model that both grew from')
     merge.set_defaults(func=cmd_merge)
-    show = sub.add_parser('show', help="a run: what was asked and what came out; a model: its family tree, back to the pretrained weights")
+    show = sub.add_parser('show',
+                          help="a run: what was asked and what came out; a model: its family tree, back to the "
+                               "pretrained weights")
     show.add_argument('model', metavar='RUN|MODEL')
     show.set_defaults(func=cmd_show)
 
 # %% ../nbs/90_cli.ipynb #fef046fb
 def _add_sweep(sub) -> None:
-    sweep = sub.add_parser('sweep', help='many runs of a use case, over many workers: a grid, a list or random draws of parameters')
+    sweep = sub.add_parser('sweep',
+                           help='many runs of a use case, over many workers: a grid, a list or random draws of '
+                                'parameters')
     sweep.add_argument('usecase', nargs='?', help='name of a use case (parts, …) or path of a notebook like one')
-    sweep.add_argument('-p', metavar='name=values', action='append', default=[], help='values of a parameter with commas between them, or a range: lr=1e-3,1e-2  thaw=1..3  lr=1e-4..1e-1:log; may be repeated')
+    sweep.add_argument('-p', metavar='name=values', action='append', default=[],
+                       help='values of a parameter with commas between them, or a range: lr=1e-3,1e-2  thaw=1..3  '
+                            'lr=1e-4..1e-1:log; may be repeated')
     sweep.add_argument('--data', metavar='PATH', help='your data, for all runs')
     sweep.add_argument('--list', metavar='FILE', help='rows of parameters, a run each: CSV, or JSON lines (.jsonl)')
-    for name,default,what in (('random', 0, 'so many random draws instead of the grid'), ('seeds', 1, 'repeats of each combination (default: 1)'), ('seed', 0, 'the first of them, and of the draws (default: 0)'),
-                              ('workers', 0, 'processes on this machine (default: as many as fit)'), ('limit', 0, 'so many runs at most, in this call')):
+    for name,default,what in (('random', 0, 'so many random draws instead of the grid'),
+                              ('seeds', 1, 'repeats of each combination (default: 1)'),
+                              ('seed', 0, 'the first of them, and of the draws (default: 0)'),
+                              ('workers', 0, 'processes on this machine (default: as many as fit)'),
+                              ('limit', 0, 'so many runs at most, in this call')):
         sweep.add_argument(f'--{name}', type=int, metavar='N', default=default, help=what)
-    sweep.add_argument('--scheduler', metavar='ADDRESS', help='of a Dask scheduler, such as tcp://10.0.0.1:8786, instead of processes on this machine')
-    sweep.add_argument('--metric', metavar='NAME', help="what to choose by, on validation data where runs keep that (default: the use case's main one)")
+    sweep.add_argument('--scheduler', metavar='ADDRESS',
+                       help='of a Dask scheduler, such as tcp://10.0.0.1:8786, instead of processes on this machine')
+    sweep.add_argument('--metric', metavar='NAME',
+                       help="what to choose by, on validation data where runs keep that (default: the use case's main "
+                            "one)")
     sweep.add_argument('--lower-is-better', action='store_true', help='sort the lowest first')
     sweep.add_argument('--out', metavar='DIR', help='where run folders and `sweeps` go (default: outputs)')
-    sweep.add_argument('--resume', metavar='DIR', help='go on with the sweep in this folder; the same command without it does so too')
+    sweep.add_argument('--resume', metavar='DIR',
+                       help='go on with the sweep in this folder; the same command without it does so too')
     sweep.set_defaults(func=cmd_sweep)
 
 # %% ../nbs/90_cli.ipynb #0bbb9860
@@ -432,7 +544,8 @@ def main(argv:list[str]|None=None) -> int:
     args = make_parser().parse_args(argv)
     try:
         code = args.func(args)
-        if argv is None: signal.signal(signal.SIGINT, signal.SIG_IGN) # the work is done: a Ctrl-C while Python winds up must not say otherwise
+        # the work is done: a Ctrl-C while Python winds up must not say otherwise
+        if argv is None: signal.signal(signal.SIGINT, signal.SIG_IGN)
         return code
     except InputError as e: print(f"tl {args.command}: {e}", file=sys.stderr); return 2
     except KeyboardInterrupt: print(f"tl {args.command}: interrupted", file=sys.stderr); return 130

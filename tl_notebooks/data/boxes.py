@@ -27,7 +27,8 @@ from .decode import MAX_PIXELS, SUFFIXES
 from .images import check_args, read_pictures
 from .listing import SPLITS, SPLIT_NAMES, list_files, name_some, natural_key, read_utf8, split_problems
 from .problems import Problem, data_path, refuse
-from .splits import (LabelledData, fingerprint, join_groups, leak_problems, make_splits, missing_splits, near_families,
+from .splits import (LabelledData, fingerprint, join_groups, leak_problems, make_splits,
+                                      missing_splits, near_families,
                                       near_notes, near_summary, sample_rows, spelling_problems, split_notes, summarise)
 
 # %% ../../nbs/data/65_boxes.ipynb #c2cdc9a8
@@ -42,18 +43,22 @@ class _Tree:
         self.lists = {f: s for f in self.files if (s := _list_split(f))}
 
 _ASIDE = re.compile(r'(PROVENANCE|README|LICEN[CS]E|classes|obj|requirements)\b.*', re.I)
-_LABEL_FOLDERS = {'labels': ('images',), 'label_2': ('image_2', 'image_3'), 'annotations': ('jpegimages', 'images')} # labels in → pictures in
+# labels in → pictures in
+_LABEL_FOLDERS = {'labels': ('images',), 'label_2': ('image_2', 'image_3'), 'annotations': ('jpegimages', 'images')}
 
 def _list_split(file:str) -> str:
     "The split that a text file lists, by its name ('' for other files): train.txt, ImageSets/Main/val.txt"
     p = PurePosixPath(file)
-    return SPLIT_NAMES.get(p.stem.lower(), '') if p.suffix.lower() == '.txt' and (len(p.parts) == 1 or 'ImageSets' in p.parts) else ''
+    return SPLIT_NAMES.get(p.stem.lower(), '') if p.suffix.lower() == '.txt' and (len(p.parts) == 1
+            or 'ImageSets' in p.parts) else ''
 
 def _text_labels(t:_Tree) -> list[str]:
     "Text files that stand for one picture each"
-    txt = [f for f in t.files if f.lower().endswith('.txt') and f not in t.lists and not _ASIDE.fullmatch(PurePosixPath(f).name)]
+    txt = [f for f in t.files if f.lower().endswith('.txt') and f not in t.lists
+           and not _ASIDE.fullmatch(PurePosixPath(f).name)]
     home = [f for f in txt if {*map(str.lower, PurePosixPath(f).parts[:-1])} & {'labels', 'label_2'}]
-    return home or [f for f in txt if PurePosixPath(f).stem in t.by_stem] # beside such a folder may be others, as of calibration
+    # beside such a folder may be others, as of calibration
+    return home or [f for f in txt if PurePosixPath(f).stem in t.by_stem]
 
 # %% ../../nbs/data/65_boxes.ipynb #05cc937a
 def _pair(file:str, t:_Tree, name:str='') -> str|None: # `name`: what the label calls its picture
@@ -69,7 +74,8 @@ def _pair(file:str, t:_Tree, name:str='') -> str|None: # `name`: what the label 
 
 # %% ../../nbs/data/65_boxes.ipynb #b64a7e6d
 FORMATS = ('coco', 'voc', 'yolo', 'kitti')
-BOX_LAYOUTS = ("COCO (.json beside or above the pictures), Pascal VOC (an .xml per picture), YOLO (a .txt per picture, and data.yaml or classes.txt) "
+BOX_LAYOUTS = ("COCO (.json beside or above the pictures), Pascal VOC (an .xml per picture), YOLO (a .txt per "
+               "picture, and data.yaml or classes.txt) "
                "or KITTI (label_2 beside image_2)")
 
 def _head(root:Path, file:str, n:int=4096) -> bytes:
@@ -77,13 +83,16 @@ def _head(root:Path, file:str, n:int=4096) -> bytes:
         with open(root/file, 'rb') as f: return f.read(n)
     except OSError: return b''
 
-def _is_coco(data:bytes) -> bool: return b'"images"' in data and b'"annotations"' in data and (b'"bbox"' in data or re.search(rb'"annotations"\s*:\s*\[\s*\]', data) is not None)
+def _is_coco(data:bytes) -> bool:
+    return b'"images"' in data and b'"annotations"' in data and (b'"bbox"' in data
+            or re.search(rb'"annotations"\s*:\s*\[\s*\]', data) is not None)
 
 def _line_kind(line:bytes) -> str:
     "Whether a line of a label begins with a number (yolo) or a name (kitti)"
     first, *rest = line.split() or [b'']
     if len(rest) < 3: return ''
-    return 'yolo' if re.fullmatch(rb'[-+.\de]+', first) else 'kitti' if re.fullmatch(rb'[A-Za-z_-]+', first) and len(rest) > 8 else ''
+    return 'yolo' if re.fullmatch(rb'[-+.\de]+', first) else 'kitti' if re.fullmatch(rb'[A-Za-z_-]+',
+            first) and len(rest) > 8 else ''
 
 def _sniff(t:_Tree) -> dict[str, list[str]]: # format → its files, in order
     "What kinds of annotations a folder holds"
@@ -93,8 +102,11 @@ def _sniff(t:_Tree) -> dict[str, list[str]]: # format → its files, in order
     def kinds_of(files): return {f: _line_kind(_head(t.root, f).lstrip().split(b'\n')[0]) for f in files}
     kinds = kinds_of(labels[::max(1, len(labels)//500)])
     for kind in ('yolo', 'kitti'): out[kind] = labels if kind in kinds.values() else []
-    if out['yolo'] and out['kitti']: kinds = kinds_of(labels); out |= {k: [f for f in labels if kinds.get(f) == k] for k in ('yolo', 'kitti')}
-    if labels and not out['yolo'] + out['kitti']: out['kitti' if any('label_2/' in f for f in labels) else 'yolo'] = labels # nothing in any picture
+    if out['yolo'] and out['kitti']:
+        kinds = kinds_of(labels); out |= {k: [f for f in labels if kinds.get(f) == k] for k in ('yolo', 'kitti')}
+    # nothing in any picture
+    if labels and not out['yolo'] + out['kitti']:
+        out['kitti' if any('label_2/' in f for f in labels) else 'yolo'] = labels
     return {k: v for k,v in out.items() if v}
 
 # %% ../../nbs/data/65_boxes.ipynb #347debb9
@@ -104,19 +116,24 @@ def _choose(t:_Tree, place, format:str, annotations:str) -> tuple[str, list[str]
     if format != 'auto':
         xml = [f for f in t.files if f.lower().endswith('.xml')] # damaged ones too, now that it is known
         found = {format: xml if format == 'voc' else found.get(format) or (_text_labels(t) if format != 'coco' else [])}
-    if annotations: found = {k: w for k,v in found.items() if (w := [f for f in v if annotations in (f, PurePosixPath(f).name)])}
+    if annotations:
+        found = {k: w for k,v in found.items() if (w := [f for f in v if annotations in (f, PurePosixPath(f).name)])}
     found = {k: v for k,v in found.items() if v}
     if len(found) == 1: return next(iter(found.items()))
     what = ' and '.join(f"{len(v):,} of {k} (`{v[0]}`)" for k,v in found.items())
-    if found: raise InputError(f"`{place}` holds files of {len(found)} kinds: {what}. Say which one to read: {' or '.join(f'`format={k}`' for k in found)}.")
+    if found:
+        raise InputError(f"`{place}` holds files of {len(found)} kinds: {what}. Say which one to read: "
+                         f"{' or '.join(f'`format={k}`' for k in found)}.")
     sought = f' called {annotations!r}' if annotations else '' if format == 'auto' else f' of {format}'
-    raise InputError(f"`{place}` holds {len(t.images):,} pictures, but no annotations{sought}. Accepted: {BOX_LAYOUTS}.")
+    raise InputError(
+            f"`{place}` holds {len(t.images):,} pictures, but no annotations{sought}. Accepted: {BOX_LAYOUTS}.")
 
 # %% ../../nbs/data/65_boxes.ipynb #1ba72611
 @dataclass
 class _Found:
     "What annotations say, before anything is checked"
-    pictures:dict[str, dict] = field(default_factory=dict) # path → split, width, height as stated ('' and 0 where they are not)
+    # path → split, width, height as stated ('' and 0 where they are not)
+    pictures:dict[str, dict] = field(default_factory=dict)
     boxes:list[tuple] = field(default_factory=list)        # path, label, x1, y1, x2, y2, crowd, difficult, place
     classes:dict[str, None] = field(default_factory=dict)  # Names that are listed, with or without boxes
     bad:list[Problem] = field(default_factory=list)
@@ -124,7 +141,9 @@ class _Found:
     shares:bool = False                                    # Coordinates are shares of width and height
     def picture(self, path:str, at:str, split:str='', width=0, height=0) -> None:
         "Take a picture in; two that speak of the same one are a problem"
-        if path in self.pictures: self.bad.append(Problem('used twice', path, f"{at} and {self.pictures[path]['at']} both speak of this picture"))
+        if path in self.pictures:
+            self.bad.append(Problem('used twice', path,
+                                    f"{at} and {self.pictures[path]['at']} both speak of this picture"))
         else: self.pictures[path] = dict(split=split, width=width, height=height, at=at)
 
 def _number(v) -> float:
@@ -132,36 +151,44 @@ def _number(v) -> float:
     try: return math.nan if isinstance(v, bool) else float(v)
     except (TypeError, ValueError, OverflowError): return math.nan
 
-def _numbers(v, n:int=4) -> list[float]: return [*map(_number, v)] if isinstance(v, (list, tuple)) and len(v) == n else [math.nan]*n
+def _numbers(v, n:int=4) -> list[float]:
+    return [*map(_number, v)] if isinstance(v, (list, tuple)) and len(v) == n else [math.nan]*n
 
 # %% ../../nbs/data/65_boxes.ipynb #92d6b76f
 def _inside(base:str, name, place:str) -> str|Problem: # path relative to the root
     "Where `name`, written in the folder `base`, leads; a problem if that is out of the root"
-    if not isinstance(name, str) or not name.strip() or '\0' in name: return Problem('bad row', place, f'the name of the picture is {name!r}')
+    if not isinstance(name, str) or not name.strip() or '\0' in name:
+        return Problem('bad row', place, f'the name of the picture is {name!r}')
     text = name.strip().replace('\\', '/')
-    if text.startswith('/') or PureWindowsPath(text).drive: return Problem('outside', name, f'an absolute path ({place}); accepted: relative to the data')
+    if text.startswith('/') or PureWindowsPath(text).drive:
+        return Problem('outside', name, f'an absolute path ({place}); accepted: relative to the data')
     path = posixpath.normpath(posixpath.join(base, text))
     return Problem('outside', name, f'leads out of the data ({place})') if path.split('/')[0] == '..' else path
 
 def _word_split(text:str) -> str:
     "The split that a name speaks of: instances_train2017 → train"
-    return next(iter(found)) if len(found := {SPLIT_NAMES[w] for w in re.findall('[a-z]+', text.lower()) if w in SPLIT_NAMES}) == 1 else ''
+    return next(iter(found)) if len(found := {SPLIT_NAMES[w] for w in re.findall('[a-z]+', text.lower())
+                                              if w in SPLIT_NAMES}) == 1 else ''
 
 def _folder_split(path:str) -> str:
     "The split that one of a path's folders stands for: valid/images/7.jpg, val2017/7.jpg"
-    return next((s for part in PurePosixPath(path).parts[:-1] if (s := SPLIT_NAMES.get(re.sub(r'\d+$', '', part.lower())))), '')
+    return next((s for part in PurePosixPath(path).parts[:-1] if (s := SPLIT_NAMES.get(re.sub(r'\d+$', '',
+            part.lower())))), '')
 
 # %% ../../nbs/data/65_boxes.ipynb #cb07c41a
 def _load_json(root:Path, file:str) -> dict[str, list[dict]]:
     "The three lists of a COCO file"
     try: d = json.loads(read_utf8(root/file))
     except RecursionError: raise InputError(f"`{file}` is not COCO: brackets in brackets without end.") from None
-    except json.JSONDecodeError as e: raise InputError(f"`{file}` is damaged: line {e.lineno}, column {e.colno}: {e.msg}. Save or export it again.") from None
+    except json.JSONDecodeError as e:
+        raise InputError(
+                f"`{file}` is damaged: line {e.lineno}, column {e.colno}: {e.msg}. Save or export it again.") from None
     out = {}
     for key in ('images', 'annotations', 'categories'):
         out[key] = d.get(key) if isinstance(d, dict) else None
         if not isinstance(out[key], list) or not all(isinstance(v, dict) for v in out[key]):
-            raise InputError(f"`{file}` is not COCO: {key!r} is no list of objects. Accepted: lists called images, annotations and categories.")
+            raise InputError(f"`{file}` is not COCO: {key!r} is no list of objects. Accepted: lists called images, "
+                             f"annotations and categories.")
     return out
 
 def _base(t:_Tree, file:str, names:Sequence) -> str:
@@ -169,10 +196,13 @@ def _base(t:_Tree, file:str, names:Sequence) -> str:
     here, some = posixpath.dirname(file), [n.replace('\\', '/') for n in names[:300] if isinstance(n, str)]
     bases = sorted({here, *('/'.join(d.split('/')[:k]) for d in t.dirs for k in range(d.count('/') + 2))})
     split = _word_split(PurePosixPath(file).stem)
-    def fits(b): return sum(posixpath.normpath(posixpath.join(b, n)) in t.known for n in some), b == here, split != '' and _folder_split(b + '/x') == split
+    def fits(b):
+        return sum(posixpath.normpath(posixpath.join(b, n)) in t.known
+                   for n in some), b == here, split != '' and _folder_split(b + '/x') == split
     return max(bases, key=fits)
 
-def _twice(values:Iterable) -> set: return {v for v,n in Counter(v for v in values if isinstance(v, (int, str))).items() if n > 1}
+def _twice(values:Iterable) -> set:
+    return {v for v,n in Counter(v for v in values if isinstance(v, (int, str))).items() if n > 1}
 
 # %% ../../nbs/data/65_boxes.ipynb #bb0a57c6
 def _coco_pictures(t:_Tree, file:str, images:list[dict], out:_Found) -> dict: # id → path
@@ -183,10 +213,12 @@ def _coco_pictures(t:_Tree, file:str, images:list[dict], out:_Found) -> dict: # 
     for n,i in enumerate(images):
         id, place = i.get('id'), f"`{file}` image id {i.get('id')!r}"
         path = _inside(base, i.get('file_name'), place)
-        if isinstance(path, Problem): out.bad.append(path); ids.setdefault(id if isinstance(id, (int, str)) else None, None); continue
+        if isinstance(path, Problem):
+            out.bad.append(path); ids.setdefault(id if isinstance(id, (int, str)) else None, None); continue
         own = i.get('split') if i.get('split') in SPLITS else ''
         w, h = (0 if math.isnan(v := _number(i.get(k))) else v for k in ('width', 'height'))
-        if not isinstance(id, (int, str)): out.bad.append(Problem('bad row', path, f'entry {n + 1} of images in `{file}` has no id'))
+        if not isinstance(id, (int, str)):
+            out.bad.append(Problem('bad row', path, f'entry {n + 1} of images in `{file}` has no id'))
         elif id in double: out.bad.append(Problem('used twice', path, f'{place} is that of several pictures'))
         out.picture(path, place, own or split or _folder_split(path), w, h)
         if isinstance(id, (int, str)): ids.setdefault(id, path)
@@ -195,26 +227,34 @@ def _coco_pictures(t:_Tree, file:str, images:list[dict], out:_Found) -> dict: # 
 # %% ../../nbs/data/65_boxes.ipynb #328b415d
 def _coco_boxes(file:str, d:dict, ids:dict, out:_Found) -> None:
     "Take the boxes of a COCO file in"
-    names = {c.get('id'): str(c.get('name', '')) for c in reversed(d['categories']) if isinstance(c.get('id'), (int, str))}
-    double = {'category': _twice(c.get('id') for c in d['categories']), 'annotation': _twice(a.get('id') for a in d['annotations'])}
+    names = {c.get('id'): str(c.get('name', '')) for c in reversed(d['categories'])
+             if isinstance(c.get('id'), (int, str))}
+    double = {'category': _twice(c.get('id') for c in d['categories']),
+              'annotation': _twice(a.get('id') for a in d['annotations'])}
     out.classes |= dict.fromkeys(str(c.get('name', '')) for c in d['categories'])
     for n,a in enumerate(d['annotations'], 1):
         at, key = f"`{file}` annotation id {a.get('id', f'(none, entry {n})')!r}", a.get('image_id')
-        if not isinstance(key, (int, str)) or key not in ids: out.bad.append(Problem('missing', file, f'{at}: there is no image id {key!r}')); continue
+        if not isinstance(key, (int, str)) or key not in ids:
+            out.bad.append(Problem('missing', file, f'{at}: there is no image id {key!r}')); continue
         path, c = ids[key], a.get('category_id')
         if path is None: continue # its picture is a problem already
         if 'bbox' not in a and a.get('keypoints') is None and a.get('caption') is not None: continue
-        if not isinstance(c, (int, str)) or c not in names: out.bad.append(Problem('no class', path, f'{at}: there is no category id {c!r}')); continue
-        if c in double['category']: out.bad.append(Problem('used twice', path, f'{at}: category id {c!r} is that of several classes'))
-        if isinstance(a.get('id'), (int, str)) and a['id'] in double['annotation']: out.bad.append(Problem('used twice', path, f'{at} is that of several boxes'))
+        if not isinstance(c, (int, str)) or c not in names:
+            out.bad.append(Problem('no class', path, f'{at}: there is no category id {c!r}')); continue
+        if c in double['category']:
+            out.bad.append(Problem('used twice', path, f'{at}: category id {c!r} is that of several classes'))
+        if isinstance(a.get('id'), (int, str)) and a['id'] in double['annotation']:
+            out.bad.append(Problem('used twice', path, f'{at} is that of several boxes'))
         x, y, w, h = _numbers(a.get('bbox'))
         out.boxes.append((path, names[c], x, y, x + w, y + h, bool(a.get('iscrowd')), bool(a.get('difficult')), at))
 
 def _read_coco(t:_Tree, files:list[str], place) -> _Found:
     "One COCO file, or one for each split"
     splits = [_word_split(PurePosixPath(f).stem) or _folder_split(f) for f in files]
-    if len(files) > 1 and ('' in splits or len({*splits}) < len(files)): raise InputError(
-        f"`{place}` holds {len(files)} COCO files: {name_some(files)}. Accepted: one, or one each for train, valid and test. "
+    if len(files) > 1 and ('' in splits or len({*splits}) < len(files)):
+        raise InputError(
+        f"`{place}` holds {len(files)} COCO files: {name_some(files)}. Accepted: one, or one each for train, valid "
+        f"and test. "
         f"Name those to use: `annotations={PurePosixPath(files[-1]).name}`.")
     out = _Found()
     for f in files:
@@ -226,10 +266,14 @@ def _read_coco(t:_Tree, files:list[str], place) -> _Found:
 def _parse_xml(t:_Tree, file:str):
     "A file's root element, or a `Problem`"
     try: root = fromstring((t.root/file).read_bytes(), forbid_dtd=True)
-    except ParseError as e: return Problem('bad row', file, f'line {e.position[0]}, column {e.position[1]}: {str(e).split(":")[0]}')
-    except DefusedXmlException: return Problem('bad row', file, 'declares a document type or entities; these are not read')
-    except (OSError, ValueError, LookupError) as e: return Problem('bad row', file, f'cannot be read: {getattr(e, "strerror", None) or e}')
-    return root if root.tag == 'annotation' else Problem('bad row', file, f'its first element is {root.tag!r}; accepted: annotation')
+    except ParseError as e:
+        return Problem('bad row', file, f'line {e.position[0]}, column {e.position[1]}: {str(e).split(":")[0]}')
+    except DefusedXmlException:
+        return Problem('bad row', file, 'declares a document type or entities; these are not read')
+    except (OSError, ValueError, LookupError) as e:
+        return Problem('bad row', file, f'cannot be read: {getattr(e, "strerror", None) or e}')
+    return root if root.tag == 'annotation' else Problem('bad row', file,
+                                                         f'its first element is {root.tag!r}; accepted: annotation')
 
 def _voc_box(o, at:str) -> tuple: # label, four numbers, difficult, place
     box = o.find('bndbox')
@@ -244,8 +288,12 @@ def _read_voc(t:_Tree, files:list[str], place) -> _Found:
         name = '' if isinstance(tree, Problem) else (tree.findtext('filename') or '').strip()
         inside = _inside('', name, f'`{f}`') if name else ''
         picture = _pair(f, t, name) or _pair(f, t)
-        if isinstance(tree, Problem): out.bad.append(replace(tree, path=picture or f, detail=f'`{f}` {tree.detail}')); out.pictures.setdefault(picture or f, dict(split='', width=0, height=0, at=f)); continue
-        if isinstance(inside, Problem): out.bad.append(replace(inside, path=picture or name, detail=f'{name!r} {inside.detail}')); out.pictures.setdefault(picture or name, dict(split='', width=0, height=0, at=f)); continue
+        if isinstance(tree, Problem):
+            out.bad.append(replace(tree, path=picture or f, detail=f'`{f}` {tree.detail}'))
+            out.pictures.setdefault(picture or f, dict(split='', width=0, height=0, at=f)); continue
+        if isinstance(inside, Problem):
+            out.bad.append(replace(inside, path=picture or name, detail=f'{name!r} {inside.detail}'))
+            out.pictures.setdefault(picture or name, dict(split='', width=0, height=0, at=f)); continue
         if not picture: out.bad.append(Problem('missing', name or f, f'no such picture (`{f}`)')); continue
         size = [_number(tree.findtext(f'size/{k}')) for k in ('width', 'height')]
         out.picture(picture, f'`{f}`', '', *(0 if math.isnan(v) else v for v in size))
@@ -261,7 +309,8 @@ def _yolo_names(t:_Tree, place) -> tuple[dict[int, str], dict]: # number → nam
     found = {}
     for f in (f for f in t.files if f.lower().endswith(('.yaml', '.yml'))):
         try: d = yaml.safe_load(read_utf8(t.root/f))
-        except (yaml.YAMLError, RecursionError, ValueError) as e: raise InputError(f"`{f}` is not YAML ({' '.join(str(e).split())[:200]}).") from None
+        except (yaml.YAMLError, RecursionError, ValueError) as e:
+            raise InputError(f"`{f}` is not YAML ({' '.join(str(e).split())[:200]}).") from None
         names = d.get('names') if isinstance(d, dict) else None
         names = dict(enumerate(names)) if isinstance(names, list) else names
         if not isinstance(names, dict): continue
@@ -269,30 +318,39 @@ def _yolo_names(t:_Tree, place) -> tuple[dict[int, str], dict]: # number → nam
             raise InputError(f"`{f}`: `names` is not understood. Accepted: a list of names, or number: name.")
         found[f] = {k: str(v) for k,v in names.items()}, {**d, 'at': posixpath.dirname(f)}
     if len({tuple(sorted(n.items())) for n,_ in found.values()}) > 1:
-        raise InputError(f"`{place}` holds files with different names of classes: {name_some(found)}. Keep one of them.")
+        raise InputError(
+                f"`{place}` holds files with different names of classes: {name_some(found)}. Keep one of them.")
     if found: return found[min(found, key=lambda f: (f.count('/'), f))]
-    for f in sorted((f for f in t.files if PurePosixPath(f).name in ('classes.txt', 'obj.names')), key=lambda f: (f.count('/'), f)):
+    for f in sorted((f for f in t.files if PurePosixPath(f).name in ('classes.txt', 'obj.names')),
+                    key=lambda f: (f.count('/'), f)):
         return dict(enumerate(l.strip() for l in read_utf8(t.root/f).splitlines() if l.strip())), {}
-    raise InputError(f"`{place}` holds YOLO labels, but nothing says what their numbers mean. Accepted: data.yaml with `names`, or classes.txt with a name per line.")
+    raise InputError(f"`{place}` holds YOLO labels, but nothing says what their numbers mean. Accepted: data.yaml "
+                     f"with `names`, or classes.txt with a name per line.")
 
 def _yolo_box(v:list[str]) -> list[float]:
     "Corners of a line's box, as shares"
     n = [*map(_number, v)]
-    if len(n) >= 6 and len(n) % 2 == 0: return [min(n[::2]), min(n[1::2]), max(n[::2]), max(n[1::2])] if all(map(math.isfinite, n)) else [math.nan]*4
+    if len(n) >= 6 and len(n) % 2 == 0:
+        return [min(n[::2]), min(n[1::2]), max(n[::2]), max(n[1::2])] if all(map(math.isfinite, n)) else [math.nan]*4
     if len(n) not in (4, 5): return [math.nan]*4 # a fifth number is a confidence
     x, y, w, h = n[:4]
     return [x - w/2, y - h/2, x + w/2, y + h/2]
 
 # %% ../../nbs/data/65_boxes.ipynb #e31b37c0
-def _label_lines(t:_Tree, files:list[str], out:_Found) -> Iterable[tuple[str, str, list[str]]]: # picture, place, fields of a line
+# picture, place, fields of a line
+def _label_lines(t:_Tree, files:list[str], out:_Found) -> Iterable[tuple[str, str, list[str]]]:
     "The lines of files that stand for one picture each; takes in the pictures"
     for f in files:
         picture = _pair(f, t)
-        if not picture: out.bad.append(Problem('missing', f, 'there is no picture for this file, or several could be meant')); continue
+        if not picture:
+            out.bad.append(Problem('missing', f, 'there is no picture for this file, or several could be meant'))
+            continue
         out.picture(picture, f'`{f}`')
         try: text = (t.root/f).read_bytes().decode('utf-8-sig')
-        except OSError as e: out.bad.append(Problem('bad row', picture, f'`{f}` cannot be opened ({e.strerror or e})')); continue
-        except UnicodeDecodeError as e: out.bad.append(Problem('bad row', picture, f'`{f}` is not UTF-8 (byte {e.start:,})')); continue
+        except OSError as e:
+            out.bad.append(Problem('bad row', picture, f'`{f}` cannot be opened ({e.strerror or e})')); continue
+        except UnicodeDecodeError as e:
+            out.bad.append(Problem('bad row', picture, f'`{f}` is not UTF-8 (byte {e.start:,})')); continue
         for n,line in enumerate(text.split('\n'), 1):
             if v := line.split(): yield picture, f'`{f}` line {n}', v
 
@@ -302,7 +360,8 @@ def _read_yolo(t:_Tree, files:list[str], place) -> _Found:
     out.classes = dict.fromkeys(names.values())
     for path, at, (c, *v) in _label_lines(t, files, out):
         number = _number(c)
-        if number not in names: out.bad.append(Problem('no class', path, f'{at}: {c!r} is the number of no class')); continue
+        if number not in names:
+            out.bad.append(Problem('no class', path, f'{at}: {c!r} is the number of no class')); continue
         outlines += len(v) > 5
         out.boxes.append((path, names[number], *_yolo_box(v), False, False, at))
     if outlines: out.notes.append(f'outlines taken by their extent: {outlines:,}')
@@ -342,34 +401,47 @@ def _listed_splits(t:_Tree, out:_Found) -> None:
         for n,line in enumerate(read_utf8(t.root/f).splitlines(), 1):
             if not line.strip(): continue
             name = posixpath.normpath(line.split()[0].replace('\\', '/')).lstrip('/')
-            found = [name] if name in t.known else [p for p in t.by_stem.get(PurePosixPath(name).stem if PurePosixPath(name).suffix.lower() in SUFFIXES else PurePosixPath(name).name, [])
+            found = [name] if name in t.known else [p for p in t.by_stem.get(PurePosixPath(name).stem
+                    if PurePosixPath(name).suffix.lower() in SUFFIXES else PurePosixPath(name).name, [])
                                                    if p.endswith(name) or name.endswith(p) or '/' not in name]
-            if len(found) != 1: out.bad.append(Problem('missing', f, f'line {n}: {"no" if not found else "more than one"} picture {name!r}')); continue
-            if listed.setdefault(found[0], split) != split: out.bad.append(Problem('leak', found[0], f'listed for {listed[found[0]]} and for {split}'))
+            if len(found) != 1:
+                out.bad.append(Problem('missing', f,
+                                       f'line {n}: {"no" if not found else "more than one"} picture {name!r}'))
+                continue
+            if listed.setdefault(found[0], split) != split:
+                out.bad.append(Problem('leak', found[0], f'listed for {listed[found[0]]} and for {split}'))
     for p,v in out.pictures.items(): v['split'] = listed.get(p, '') if listed else v['split'] or _folder_split(p)
 
 # %% ../../nbs/data/65_boxes.ipynb #ff06a98b
 def parse_classes(
-    classes:str|dict|Sequence[str], # 'car=Vehiculo,car=Camion', {'car': ['Vehiculo', 'Camion']}, or names that stay as they are
+    classes:str|dict|Sequence[str], # 'car=Vehiculo,car=Camion', {'car': ['Vehiculo', 'Camion']}, or plain names
 ) -> dict[str, str]:                # theirs → ours, in the order in which ours are to stand
     "Which of their classes become which of ours"
-    if isinstance(classes, str): pairs = [p.partition('=')[::2] if '=' in p else (p, p) for p in classes.split(',') if p.strip()]
-    elif isinstance(classes, dict): pairs = [(o, t) for o,ts in classes.items() for t in ([ts] if isinstance(ts, str) else ts)]
+    if isinstance(classes, str):
+        pairs = [p.partition('=')[::2] if '=' in p else (p, p) for p in classes.split(',') if p.strip()]
+    elif isinstance(classes, dict):
+        pairs = [(o, t) for o,ts in classes.items() for t in ([ts] if isinstance(ts, str) else ts)]
     else: pairs = [(c, c) for c in classes]
     out = {}
     for ours, theirs in pairs:
         ours, theirs = str(ours).strip(), str(theirs).strip()
-        if not ours or not theirs: raise InputError(f"`classes`: {f'{ours}={theirs}'!r} lacks a name; accepted: ours=theirs, for example car=Vehiculo,pedestrian=Peaton.")
-        if out.setdefault(theirs, ours) != ours: raise InputError(f"`classes`: {theirs!r} cannot become both {out[theirs]!r} and {ours!r}.")
+        if not ours or not theirs:
+            raise InputError(f"`classes`: {f'{ours}={theirs}'!r} lacks a name; accepted: ours=theirs, for example "
+                             f"car=Vehiculo,pedestrian=Peaton.")
+        if out.setdefault(theirs, ours) != ours:
+            raise InputError(f"`classes`: {theirs!r} cannot become both {out[theirs]!r} and {ours!r}.")
     return out
 
 # %% ../../nbs/data/65_boxes.ipynb #641750d2
 def _map_classes(found:_Found, classes, place) -> tuple[pd.DataFrame, list[str], list[str]]: # boxes, our classes, notes
     "The boxes that are wanted, under our names"
     cols = ['path', 'label', 'x1', 'y1', 'x2', 'y2', 'crowd', 'difficult', 'place']
-    boxes, wanted = pd.DataFrame(found.boxes, columns=cols).astype({c: 'float64' for c in cols[2:6]}), parse_classes(classes)
+    boxes, wanted = pd.DataFrame(found.boxes, columns=cols).astype({c: 'float64'
+            for c in cols[2:6]}), parse_classes(classes)
     have = {**found.classes, **dict.fromkeys(boxes.label)}
-    if lack := [t for t in wanted if t not in have]: raise InputError(f"`classes`: `{place}` has no class {lack[0]!r}. {did_you_mean(lack[0], sorted(have, key=natural_key))}")
+    if lack := [t for t in wanted if t not in have]:
+        raise InputError(f"`classes`: `{place}` has no class {lack[0]!r}. "
+                         f"{did_you_mean(lack[0], sorted(have, key=natural_key))}")
     notes, n = [], Counter(boxes.label)
     if wanted:
         left = sorted((c for c in n if c not in wanted), key=natural_key)
@@ -383,9 +455,11 @@ def _map_classes(found:_Found, classes, place) -> tuple[pd.DataFrame, list[str],
 # %% ../../nbs/data/65_boxes.ipynb #ab7b2a32
 EDGE = 1. # pixels that a box may stick out by before it is a problem
 
-def _check_boxes(boxes:pd.DataFrame, clip:bool) -> tuple[pd.DataFrame, list[Problem], list[str]]: # cut boxes, problems, notes
+# cut boxes, problems, notes
+def _check_boxes(boxes:pd.DataFrame, clip:bool) -> tuple[pd.DataFrame, list[Problem], list[str]]:
     "`boxes` with width and height of their pictures: what is no box, what sticks out, what is there twice"
-    xy, size = boxes[['x1', 'y1', 'x2', 'y2']].to_numpy('float64'), boxes[['width', 'height', 'width', 'height']].to_numpy('float64')
+    xy, size = boxes[['x1', 'y1', 'x2', 'y2']].to_numpy('float64'), boxes[['width', 'height', 'width',
+            'height']].to_numpy('float64')
     with np.errstate(invalid='ignore'):
         broken = ~np.isfinite(xy).all(1)
         swapped = ~broken & (xy[:, 2:] < xy[:, :2]).any(1)
@@ -397,15 +471,21 @@ def _check_boxes(boxes:pd.DataFrame, clip:bool) -> tuple[pd.DataFrame, list[Prob
     boxes = boxes.assign(**dict(zip(('x1', 'y1', 'x2', 'y2'), np.where(good[:, None], cut, xy).T)))
     same = boxes.assign(**{c: boxes[c].round(2) for c in ('x1', 'y1', 'x2', 'y2')})
     double = good & same.duplicated(['path', 'label', 'x1', 'y1', 'x2', 'y2']).to_numpy()
-    def say(which, kind, detail): return [Problem(kind, r.path, f'{r.place}: {r.label!r} {detail(r)}') for r in boxes[which].itertuples()]
+    def say(which, kind, detail):
+        return [Problem(kind, r.path, f'{r.place}: {r.label!r} {detail(r)}') for r in boxes[which].itertuples()]
     def corners(r): return f'({r.x1:.10g}, {r.y1:.10g}) to ({r.x2:.10g}, {r.y2:.10g})'
-    bad = (say(broken, 'bad box', lambda r: 'is not four finite numbers') + say(swapped, 'bad box', lambda r: f'has swapped corners: {corners(r)}')
+    bad = (say(broken, 'bad box', lambda r: 'is not four finite numbers')
+           + say(swapped, 'bad box', lambda r: f'has swapped corners: {corners(r)}')
            + say(outside, 'outside box', lambda r: f'{corners(r)}; the picture has {r.width} × {r.height} pixels')
-           + say(empty, 'empty box', lambda r: f'{corners(r)} has no area' + f' within {r.width} × {r.height} pixels'*bool(over[r.Index] > 0))
+           + say(empty, 'empty box', lambda r: f'{corners(r)} has no area'
+                 + f' within {r.width} × {r.height} pixels'*bool(over[r.Index] > 0))
            + say(double, 'double box', lambda r: f'{corners(r)} is there already'))
-    n, two = int((good & (over > 0)).sum()), int((good & ~double & same.duplicated(['path', 'x1', 'y1', 'x2', 'y2']).to_numpy()).sum())
-    notes = [f'boxes that stick out{"" if clip else " by a pixel or less"}, cut at the edge: {n:,}']*(n > 0) + [f'boxes that are there under two classes, kept: {two:,}']*(two > 0)
-    if tiny := int((good & ((cut[:, 2:] - cut[:, :2]) < 2).any(1)).sum()): notes.append(f'boxes less than 2 pixels wide or high, kept: {tiny:,}')
+    n, two = int((good & (over > 0)).sum()), int((good & ~double & same.duplicated(['path', 'x1', 'y1', 'x2',
+            'y2']).to_numpy()).sum())
+    notes = [f'boxes that stick out{"" if clip else " by a pixel or less"}, cut at the edge: {n:,}']*(
+            n > 0) + [f'boxes that are there under two classes, kept: {two:,}']*(two > 0)
+    if tiny := int((good & ((cut[:, 2:] - cut[:, :2]) < 2).any(1)).sum()):
+        notes.append(f'boxes less than 2 pixels wide or high, kept: {tiny:,}')
     return boxes.assign(good=good & ~double), bad, notes
 
 # %% ../../nbs/data/65_boxes.ipynb #1866aba1
@@ -415,9 +495,15 @@ ALONE = ('empty box', 'double box') # problems that a box may be left out for wi
 def _groups(paths:Iterable[str], group:str) -> list[str]:
     "What each picture is a copy or a part of, by its name; '' where the name does not tell"
     if group in ('', 'none'): return ['' for _ in paths]
-    try: find = re.compile(r'(.+?)(?:_(?:jpe?g|png|bmp|webp|tiff?))?\.rf\.[0-9a-zA-Z]{20,}' if group == 'auto' else group)
-    except re.error as e: raise InputError(f"`group` is {group!r}, which is no regular expression ({e}). Accepted: auto, none, or one with a pair of brackets.") from None
-    if find.groups < 1: raise InputError(f"`group` is {group!r}; accepted: auto, none, or a regular expression in which brackets mark what stays together, such as '(.+)_frame'.")
+    try:
+        find = re.compile(r'(.+?)(?:_(?:jpe?g|png|bmp|webp|tiff?))?\.rf\.[0-9a-zA-Z]{20,}' if group == 'auto'
+                          else group)
+    except re.error as e:
+        raise InputError(f"`group` is {group!r}, which is no regular expression ({e}). Accepted: auto, none, or one "
+                         f"with a pair of brackets.") from None
+    if find.groups < 1:
+        raise InputError(f"`group` is {group!r}; accepted: auto, none, or a regular expression in which brackets mark "
+                         f"what stays together, such as '(.+)_frame'.")
     return [(m[1] or '') if (m := find.search(PurePosixPath(p).name)) else '' for p in paths]
 
 # %% ../../nbs/data/65_boxes.ipynb #a674778f
@@ -426,7 +512,8 @@ class BoxData(LabelledData):
     """Pictures with boxes. `items`: path, split, group, sha256, width, height (pixels, upright), mode; sorted by path.
     And `family`: images with the same are copies of one another or made from one source; they lie in one split.
     `boxes`: image (row of `items`), label, x1, y1, x2, y2 (float64, pixels), crowd (one box around many), difficult.
-    Evaluators count neither crowd nor difficult as missed; leave them out of training with `targets(split, crowd=False)`.
+    Evaluators count neither crowd nor difficult as missed; leave them out of training with `targets(split,
+    crowd=False)`.
     """
     boxes:pd.DataFrame = field(default_factory=pd.DataFrame)
     near:dict = field(default_factory=dict) # See `data.near_summary`
@@ -434,7 +521,8 @@ class BoxData(LabelledData):
     def targets(self, split:str, crowd:bool=True) -> list[dict[str, np.ndarray]]:
         "Per picture of a split: boxes (n, 4) float64, labels (n,) int64, crowd and difficult (n,) bool"
         self.subset(split) # checks the name
-        number, b = {c: i for i,c in enumerate(self.classes)}, self.boxes if crowd else self.boxes[~(self.boxes.crowd | self.boxes.difficult)]
+        number, b = {c: i for i,c in enumerate(self.classes)}, self.boxes if crowd else self.boxes[~(self.boxes.crowd
+                | self.boxes.difficult)]
         cols = dict(boxes=b[['x1', 'y1', 'x2', 'y2']].to_numpy('float64'), labels=b.label.map(number).to_numpy('int64'),
                     crowd=b.crowd.to_numpy(bool), difficult=b.difficult.to_numpy(bool))
         ends = np.searchsorted(b.image.to_numpy(), np.arange(len(self.items) + 1))
@@ -455,7 +543,9 @@ class BoxData(LabelledData):
         "A short readable summary; the row `all` counts pictures"
         side = np.sqrt((self.boxes.x2 - self.boxes.x1)*(self.boxes.y2 - self.boxes.y1))
         size = f', half of them smaller than {side.median():.0f}² pixels' if len(side) else ''
-        return summarise(self, f'{len(self.items):,} pictures with {len(self.boxes):,} boxes of {len(self.classes)} classes{size}, fingerprint {self.fingerprint[:12]}')
+        return summarise(self,
+                         f'{len(self.items):,} pictures with {len(self.boxes):,} boxes of {len(self.classes)} '
+                         f'classes{size}, fingerprint {self.fingerprint[:12]}')
     def as_json(self) -> dict: return super().as_json() | {'n_boxes': len(self.boxes), 'near_copies': self.near}
 
 # %% ../../nbs/data/65_boxes.ipynb #ba22443f
@@ -482,7 +572,8 @@ def _class_problems(items:pd.DataFrame, boxes:pd.DataFrame, classes:Sequence[str
     n, out = b[b.split.isin(['', 'train'])].groupby('label').unit.nunique(), []
     for c in classes:
         shown = f"{int(n.get(c, 0))} distinct image{'s'*int(n.get(c, 0) != 1)}"
-        if n.get(c, 0) < least: out.append(Problem('too few', '', f"class {c!r} is shown by {shown} to train on; at least {least} needed"))
+        if n.get(c, 0) < least:
+            out.append(Problem('too few', '', f"class {c!r} is shown by {shown} to train on; at least {least} needed"))
     return out
 
 def _rarest(paths:Iterable[str], boxes:pd.DataFrame) -> list[str]:
@@ -499,19 +590,27 @@ def _stated_sizes(items:pd.DataFrame, found:_Found) -> list[Problem]:
     for r in items.itertuples():
         v = found.pictures[r.path]
         if v['width'] and v['height'] and (v['width'], v['height']) != (r.width, r.height):
-            out.append(Problem('other size', r.path, f"has {r.width} × {r.height} pixels, {v['at']} says {v['width']:g} × {v['height']:g}"))
+            out.append(Problem('other size', r.path,
+                               f"has {r.width} × {r.height} pixels, {v['at']} says {v['width']:g} × {v['height']:g}"))
     return out
 
 # %% ../../nbs/data/65_boxes.ipynb #a763b75a
-def _list_boxes(path, format:str, annotations:str, group:str, classes) -> tuple[_Tree, _Found, list[dict], pd.DataFrame, list[str]]:
+def _list_boxes(path, format:str, annotations:str, group:str, classes) -> tuple[_Tree, _Found, list[dict], pd.DataFrame,
+        list[str]]:
     "What annotations say and where their pictures are: files, findings, rows path, split, group, boxes, classes"
-    if format not in ('auto', *FORMATS): raise InputError(f"`format` is {format!r}. {did_you_mean(format, ('auto', *FORMATS))}")
+    if format not in ('auto', *FORMATS):
+        raise InputError(f"`format` is {format!r}. {did_you_mean(format, ('auto', *FORMATS))}")
     p = data_path(path, accepted=BOX_LAYOUTS)
-    if p.is_file() and p.suffix.lower() not in ('.json', '.yaml', '.yml'): raise InputError(f"`{path}` is a file of another kind. Accepted: a folder, a COCO .json or a data.yaml. In folders: {BOX_LAYOUTS}.")
+    if p.is_file() and p.suffix.lower() not in ('.json', '.yaml', '.yml'):
+        raise InputError(f"`{path}` is a file of another kind. Accepted: a folder, a COCO .json or a data.yaml. In "
+                         f"folders: {BOX_LAYOUTS}.")
     root = (p.parent if p.is_file() else p).resolve()
-    if p.suffix.lower() == '.json' and root.name.lower() == 'annotations': root = root.parent # pictures lie beside that folder
+    # pictures lie beside that folder
+    if p.suffix.lower() == '.json' and root.name.lower() == 'annotations': root = root.parent
     t = _Tree(root)
-    if p.is_file(): kind, files = ('coco', [p.resolve().relative_to(root).as_posix()]) if p.suffix.lower() == '.json' else ('yolo', _text_labels(t))
+    if p.is_file():
+        kind, files = ('coco', [p.resolve().relative_to(root).as_posix()]) if p.suffix.lower() == '.json' else ('yolo',
+                _text_labels(t))
     else: kind, files = _choose(t, path, format, annotations)
     found = _READERS[kind](t, files, path)
     _listed_splits(t, found)
@@ -520,15 +619,19 @@ def _list_boxes(path, format:str, annotations:str, group:str, classes) -> tuple[
     if lost := [f for f in found.pictures if f not in t.known and not any(b.path == f for b in found.bad)]:
         found.bad += [Problem('missing', f, f"no such picture ({found.pictures[f]['at']})") for f in lost]
     known = {*found.pictures, *(b.path for b in found.bad)}
-    found.bad += [Problem('no boxes', f, 'no annotation speaks of it') for f in t.images if f not in known and posixpath.dirname(f) in some]
+    found.bad += [Problem('no boxes', f, 'no annotation speaks of it') for f in t.images if f not in known
+                  and posixpath.dirname(f) in some]
     boxes, classes, notes = _map_classes(found, classes, path)
     found.notes += notes
     here = sorted(f for f in found.pictures if f in t.known)
-    rows = [dict(path=f, split=found.pictures[f]['split'], group=g, label=l) for f,g,l in zip(here, _groups(here, group), _rarest(here, boxes))]
+    rows = [dict(path=f, split=found.pictures[f]['split'], group=g, label=l) for f,g,
+            l in zip(here, _groups(here, group), _rarest(here, boxes))]
     return t, found, rows, boxes, classes
 
 # %% ../../nbs/data/65_boxes.ipynb #dfbca322
-def _measure(items:pd.DataFrame, found:_Found, boxes:pd.DataFrame, clip:bool) -> tuple[pd.DataFrame, list[Problem], list[str]]: # boxes, problems, notes
+# boxes, problems, notes
+def _measure(items:pd.DataFrame, found:_Found, boxes:pd.DataFrame, clip:bool) -> tuple[pd.DataFrame, list[Problem],
+        list[str]]:
     "Boxes in pixels of the pictures that could be read, checked"
     boxes = boxes.merge(items[['path', 'width', 'height']], on='path', how='inner')
     if found.shares:
@@ -555,7 +658,8 @@ def _final(items:pd.DataFrame, boxes:pd.DataFrame) -> tuple[pd.DataFrame, pd.Dat
     items = items.assign(family=items.unit)
     return items[['path', 'split', 'group', 'sha256', 'width', 'height', 'mode', 'family']], boxes[['image', *_BOX]]
 
-def _summary(items:pd.DataFrame) -> dict: return near_summary(items) | {'two_labels': 0} # a picture has no label of its own
+# a picture has no label of its own
+def _summary(items:pd.DataFrame) -> dict: return near_summary(items) | {'two_labels': 0}
 
 def _notes(items:pd.DataFrame, boxes:pd.DataFrame, classes:Sequence[str]) -> list[str]:
     "What is harmless but worth knowing"
@@ -566,7 +670,8 @@ def _notes(items:pd.DataFrame, boxes:pd.DataFrame, classes:Sequence[str]) -> lis
     return out + split_notes(chain(*have), classes, 'box')
 
 # %% ../../nbs/data/65_boxes.ipynb #4e1e037f
-_TODO = {'split': "Splits are called train, valid (or val, validation) and test.", 'layout': f"Accepted: {BOX_LAYOUTS}.",
+_TODO = {'split': "Splits are called train, valid (or val, validation) and test.",
+         'layout': f"Accepted: {BOX_LAYOUTS}.",
          'one class': "Annotate something, or name other classes.", 'missing': "Correct the name, or remove the entry."}
 
 def read_boxes(
@@ -580,7 +685,7 @@ def read_boxes(
     format:str='auto',           # One of `FORMATS`; auto: by what is found
     annotations:str='',          # Name of the files to read, where there are others of their kind
     clip:bool=False,             # Cut boxes that stick out at the picture's edge
-    min_per_class:int|None=None, # Distinct pictures that each class needs to train on; never less than one per split that is made
+    min_per_class:int|None=None, # Distinct images that each class needs to train on; at least one per split made
     max_items:int|None=None,     # Read only so many pictures, in proportion to classes and splits
     max_pixels:int=MAX_PIXELS,   # Largest width × height
     progress:bool=True,          # Show a bar on stderr if it lasts
@@ -588,20 +693,26 @@ def read_boxes(
     "Read, check, split and fingerprint pictures with boxes; everything that is wrong is in one `InputError`"
     check_args(valid_pct, test_pct, seed, on_bad, min_per_class, max_items, max_pixels)
     t, found, rows, boxes, names = _list_boxes(path, format, annotations, group, classes)
-    made, source, n = missing_splits(rows, valid_pct, test_pct), 'given' if any(r['split'] for r in rows) else 'made', len(rows)
+    made, source, n = missing_splits(rows, valid_pct, test_pct), 'given' if any(r['split']
+            for r in rows) else 'made', len(rows)
     if max_items: rows = sample_rows(rows, max_items, seed)
     items, unread = read_pictures(t.root, rows, max_pixels, progress)
     boxes, odd, notes = _measure(items, found, boxes, clip)
-    problems = found.bad + split_problems(rows, 'image') + spelling_problems(names) + unread + _stated_sizes(items, found) + odd
-    if max_items: here = {r['path'] for r in rows}; problems = [p for p in problems if p.path in here or p.path not in found.pictures]
+    problems = found.bad + split_problems(rows, 'image') + spelling_problems(names) + unread + _stated_sizes(items,
+            found) + odd
+    if max_items:
+        here = {r['path'] for r in rows}
+        problems = [p for p in problems if p.path in here or p.path not in found.pictures]
     items, boxes = _without(_near(items), boxes, problems)
     items, boxes = _without(items, boxes, leaks := leak_problems(items, _LEAKS))
     problems += leaks + _class_problems(items, boxes, names, max(1 + len(made), min_per_class or 0))
     refuse(problems, path, n, on_bad == 'skip', unit='images', todo=_TODO)
     items['split'] = make_splits(items.assign(split=items.split.replace('', 'train')), made, seed)
     refuse(_class_problems(items, boxes, names, 1), path, n, on_bad == 'skip', unit='images', todo=_TODO)
-    notes, tables = found.notes + notes + _notes(items, boxes, names) + near_notes(near := _summary(items)), _final(items, boxes)
-    return BoxData(t.root, tables[0], names, problems, box_fingerprint(*tables), source, [*made], notes, str(path), tables[1], near)
+    notes, tables = found.notes + notes + _notes(items, boxes,
+                                                 names) + near_notes(near := _summary(items)), _final(items, boxes)
+    return BoxData(t.root, tables[0], names, problems, box_fingerprint(*tables), source, [*made], notes, str(path),
+                   tables[1], near)
 
 # %% ../../nbs/data/65_boxes.ipynb #26ddf246
 MIN_TEST = 10
@@ -627,8 +738,10 @@ def as_coco(data:BoxData, split:str='') -> dict: # '': all of them
     ids, number = {n for n,_ in rows}, {c: i for i,c in enumerate(data.classes, 1)}
     b = data.boxes
     boxes = zip(*(b[c].tolist() for c in ('image', 'label', 'x1', 'y1', 'x2', 'y2', 'crowd', 'difficult')))
-    return {'images': [dict(id=n, file_name=r.path, width=int(r.width), height=int(r.height), split=r.split) for n,r in rows],
-            'annotations': [dict(id=k, image_id=i + 1, category_id=number[c], bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1)*(y2 - y1),
+    return {'images': [dict(id=n, file_name=r.path, width=int(r.width), height=int(r.height), split=r.split) for n,
+                       r in rows],
+            'annotations': [dict(id=k, image_id=i + 1, category_id=number[c], bbox=[x1, y1, x2 - x1, y2 - y1],
+                                 area=(x2 - x1)*(y2 - y1),
                                  iscrowd=int(crowd), difficult=int(difficult))
                             for k,(i,c,x1,y1,x2,y2,crowd,difficult) in enumerate(boxes, 1) if i + 1 in ids],
             'categories': [dict(id=i, name=c, supercategory='none') for c,i in number.items()]}
@@ -647,7 +760,8 @@ def overlaps(
     "Intersection over union"
     a, b = (np.asarray(v, float).reshape(-1, 4) for v in (a, b))
     wa, wb = a[:,2:] - a[:,:2], b[:,2:] - b[:,:2]
-    inter = (np.minimum((a[:,:2] + wa)[:,None], (b[:,:2] + wb)[None]) - np.maximum(a[:,None,:2], b[None,:,:2])).clip(0).prod(2)
+    inter = (np.minimum((a[:,:2] + wa)[:,None], (b[:,:2] + wb)[None])
+             - np.maximum(a[:,None,:2], b[None,:,:2])).clip(0).prod(2)
     of_a, of_b = wa.prod(1)[:,None], wb.prod(1)[None]
     union = of_a + of_b - inter
     if crowd is not None: union = np.where(crowd, of_a, union)

@@ -33,7 +33,8 @@ def unpack_thumbnails(texts:Sequence[str]) -> np.ndarray: # (n, 64, 64) uint8
     return np.frombuffer(b''.join(map(base64.b64decode, texts)), 'uint8').reshape(-1, SIDE, SIDE)
 
 # %% ../../nbs/data/30_copies.ipynb #479fbb6e
-TURNS = [(swap, up, left) for swap in (0, 1) for up in (0, 1) for left in (0, 1)] # rows and columns swapped, upside down, mirrored
+# rows and columns swapped, upside down, mirrored
+TURNS = [(swap, up, left) for swap in (0, 1) for up in (0, 1) for left in (0, 1)]
 
 def dct_signs(
     thumbs:np.ndarray, # (n, s, s) grey values
@@ -41,7 +42,8 @@ def dct_signs(
 ) -> np.ndarray:       # (n, k, k) float32: 1, -1, and 0 for the mean
     """Perceptual hash: the signs of the k × k lowest frequencies.
 
-    Source: Zauner 2010 (Implementation and Benchmarking of Perceptual Image Hash Functions), section 3.2.1, the DCT hash,
+    Source: Zauner 2010 (Implementation and Benchmarking of Perceptual Image Hash Functions), section 3.2.1, the DCT
+    hash,
     with the sign in place of the comparison with the median, which is what makes mirroring exact.
     """
     c = dctn(np.asarray(thumbs, 'float32'), axes=(1, 2))[:, :k, :k]
@@ -63,7 +65,8 @@ def turn_signs(s:np.ndarray, swap:int, up:int, left:int) -> np.ndarray:
 
 # %% ../../nbs/data/30_copies.ipynb #357e7046
 CROP = .92
-CROPS = [(top, left, CROP) for top in (0, .04, .08) for left in (0, .04, .08)] # where a part begins and its side, shares of the whole
+# where a part begins and its side, shares of the whole
+CROPS = [(top, left, CROP) for top in (0, .04, .08) for left in (0, .04, .08)]
 
 def _weights(start, scale, n:int, cells:int) -> np.ndarray:
     "(…, n, cells) weights that read n values between `start` and `start + scale`, shares of a row of cells"
@@ -82,10 +85,12 @@ def read_part(thumbs:np.ndarray, part:np.ndarray, n:int) -> np.ndarray:
 def pool(a:np.ndarray, n:int) -> np.ndarray: # (m, n, n)
     "Means of cells of (m, s, s)"
     k = a.shape[1]//n
-    return sum(a[:, i::k] for i in range(k)).reshape(len(a), n, n, k).sum(3)/(k*k) # far faster than a mean over two axes
+    # far faster than a mean over two axes
+    return sum(a[:, i::k] for i in range(k)).reshape(len(a), n, n, k).sum(3)/(k*k)
 
 # %% ../../nbs/data/30_copies.ipynb #3695c41b
-LEVELS = [(140, 64, .3), (90, 32, .45), (45, 16, .45), (0, 8, .5)] # pixels of the smaller side from …, cells per side, greatest difference
+# pixels of the smaller side from …, cells per side, greatest difference
+LEVELS = [(140, 64, .3), (90, 32, .45), (45, 16, .45), (0, 8, .5)]
 CROP_ROUGH, CROP_FINE = .35, .9  # the same for parts, in 16 (small images: 8) and 32 cells per side
 
 def _difference(x:np.ndarray, y:np.ndarray) -> np.ndarray:
@@ -107,7 +112,8 @@ def _brighter(x:np.ndarray, y:np.ndarray) -> np.ndarray:
     return np.abs(np.log(np.maximum(y.std((1, 2)), 1)/np.maximum(x.std((1, 2)), 1))) > .1
 
 def same_whole(x:np.ndarray, y:np.ndarray, side:np.ndarray) -> np.ndarray: # (m,) bool
-    "Which pairs of thumbnails (m, 64, 64) show the same image; `side`: (m,) pixels of the smaller side of the smaller one"
+    """Which pairs of thumbnails (m, 64, 64) show the same image; `side`: (m,) pixels of the smaller side of the smaller
+    one"""
     out, more = np.zeros(len(x), bool), np.where(_brighter(x, y), 2, 1)
     level = np.select([side >= l[0] for l in LEVELS], range(len(LEVELS)))
     for i,(_, cells, most) in enumerate(LEVELS):
@@ -127,14 +133,16 @@ def find_part(x:np.ndarray, y:np.ndarray, part:np.ndarray, steps:int=5) -> np.nd
         now = _standard(read_part(fine, part, 16))
         slope = np.stack([(_standard(read_part(fine, part + np.float32(.005)*e, 16)) - now)/.005 for e in each], 2)
         both = slope.swapaxes(1, 2)
-        part = part + np.clip(np.linalg.solve(both @ slope + .01*each, both @ (want - now)[..., None])[..., 0], -.03, .03)
+        part = part + np.clip(np.linalg.solve(both @ slope + .01*each, both @ (want - now)[..., None])[..., 0], -.03,
+                              .03)
     return part
 
 def same_part(x:np.ndarray, y:np.ndarray, part:np.ndarray, side:np.ndarray) -> np.ndarray: # (m,) bool
     "Which thumbnails `x` show a part of `y`, one near `part`, and are no whole"
     part = find_part(x, y, part)
     a, b = read_part(y, part, 32), pool(x, 32)
-    inside = (part[:, :2].min(1) > -.01) & ((part[:, :2] + part[:, 2:]).max(1) < 1.01) & (part[:, 2] > .82) & (part[:, 2] < .97)
+    inside = (part[:, :2].min(1) > -.01) & ((part[:, :2] + part[:, 2:]).max(1) < 1.01) & (part[:, 2] > .82) & (part[:,
+            2] < .97)
     rough = np.where(side >= 45, _difference(pool(a, 16), pool(b, 16)), _difference(pool(a, 8), pool(b, 8)))
     return inside & (rough < CROP_ROUGH) & (_difference(a, b) < CROP_FINE)
 
@@ -142,7 +150,8 @@ def same_part(x:np.ndarray, y:np.ndarray, part:np.ndarray, side:np.ndarray) -> n
 BITS, PART_BITS = 16, 12 # frequencies in each direction, of whole images and of parts
 
 def _close(a:np.ndarray, b:np.ndarray, most:int, block:int=512) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    "By the block of rows: row of `a`, row of `b` and in how many bits they differ, where that is at most `most`; signs (n, k, k)"
+    """By the block of rows: row of `a`, row of `b` and in how many bits they differ, where that is at most `most`;
+    signs (n, k, k)"""
     a, b = a.reshape(len(a), -1), np.ascontiguousarray(b.reshape(len(b), -1))
     bits = a.shape[1] - 1
     for i in range(0, len(a), block):
@@ -168,14 +177,16 @@ PART_MOST, PART_TOP = 34, 8 # bits that a crop's hash may differ in; how many im
 def _part_hashes(x:np.ndarray) -> list[np.ndarray]: # per crop (n, 12, 12)
     return [dct_signs(read_part(x, np.array([c]), 32), PART_BITS) for c in CROPS]
 
-def _part_candidates(x:np.ndarray, block:int=256) -> Iterator[np.ndarray]: # (4, m): the crop, the whole, which of `CROPS`, mirrored
+# (4, m): the crop, the whole, which of `CROPS`, mirrored
+def _part_candidates(x:np.ndarray, block:int=256) -> Iterator[np.ndarray]:
     signs, parts = dct_signs(x, PART_BITS), _part_hashes(x)
     for i in range(0, len(x), block):
         found = [np.zeros((5, 0), int)]
         for left in (0, 1):
             rows = turn_signs(signs[i:i+block], 0, 0, left)
             for c,part in enumerate(parts):
-                for p,q,d in _close(rows, part, PART_MOST): found.append(np.stack([p + i, q, np.full(len(p), c), np.full(len(p), left), d]))
+                for p,q,d in _close(rows, part, PART_MOST):
+                    found.append(np.stack([p + i, q, np.full(len(p), c), np.full(len(p), left), d]))
         f = np.concatenate(found, 1)
         f = f[:, f[0] != f[1]]
         f = f[:, np.lexsort((f[4], f[0]))]
@@ -195,7 +206,8 @@ def near_pairs(
     thumbs:np.ndarray,   # (n, 64, 64) from `thumbnail`
     sides:Sequence[int], # (n,) pixels of each image's smaller side
 ) -> np.ndarray:         # (2, m) rows of images that are copies of one another, the lower one first
-    """Which images are copies up to size, format, brightness, contrast, mirroring, turning by 90° and a crop of 85 to 96 %.
+    """Which images are copies up to size, format, brightness, contrast, mirroring, turning by 90° and a crop of 85 to
+    96 %.
 
     An image of one colour is like nothing. Copies of copies need not be pairs themselves: see `families`.
     """
@@ -217,12 +229,14 @@ def linked(
     i, j = np.asarray(pairs, int).reshape(2, -1)
     return connected_components(coo_array((np.ones(len(i)), (i, j)), shape=(n, n)), directed=False)[1]
 
-def families(n:int, pairs:np.ndarray) -> list[str]: # (n,) the same text for images that pairs tie together, '' for those in none
+# (n,) the same text for images that pairs tie together, '' for those in none
+def families(n:int, pairs:np.ndarray) -> list[str]:
     paired = {*pairs.ravel().tolist()}
     return [f'copies {k}' if i in paired else '' for i,k in enumerate(linked(n, pairs))]
 
 # %% ../../nbs/data/30_copies.ipynb #8f1a84ff
-HASH_BITS, FAR = 24, (200, 32) # frequencies in each direction of a hash that stays; most bits of whole images and of parts that may differ
+# frequencies in each direction of a hash that stays; most bits of whole images and of parts that may differ
+HASH_BITS, FAR = 24, (200, 32)
 
 def _pack(signs:np.ndarray) -> np.ndarray: return np.packbits((signs > 0).reshape(*signs.shape[:-2], -1), axis=-1)
 
@@ -240,7 +254,8 @@ def _least(ways) -> np.ndarray: # (n, m)
     return (a[0].size - 1 - best)/2
 
 def _bits_apart(a:tuple, b:tuple) -> tuple[np.ndarray, np.ndarray]: # (n, m) twice
-    "In how many bits images differ, as wholes and one as a part of the other; each is signs of wholes and signs of parts"
+    """In how many bits images differ, as wholes and one as a part of the other; each is signs of wholes and signs of
+    parts"""
     (whole_a, part_a), (whole_b, part_b) = a, b
     small_a, small_b = (s[:, :PART_BITS, :PART_BITS] for s in (whole_a, whole_b))
     parts = [w for left in (0, 1) for i in range(len(CROPS)) for w in ((turn_signs(small_a, 0, 0, left), part_b[:, i]),

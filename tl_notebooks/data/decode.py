@@ -56,7 +56,8 @@ def _eight_bit(im:Image.Image) -> Image.Image:
 # %% ../../nbs/data/00_decode.ipynb #7bf43fe6
 def _rgb(im:Image.Image) -> Image.Image:
     "Any mode as RGB, over white where transparent, turned upright by its EXIF orientation"
-    with contextlib.suppress(Exception): ImageOps.exif_transpose(im, in_place=True) # damaged EXIF does not damage the picture
+    # damaged EXIF does not damage the picture
+    with contextlib.suppress(Exception): ImageOps.exif_transpose(im, in_place=True)
     if im.mode == 'F' or im.mode.startswith('I'): im = _eight_bit(im)
     if im.has_transparency_data:
         im = im.convert('RGBA')
@@ -64,14 +65,16 @@ def _rgb(im:Image.Image) -> Image.Image:
     return im if im.mode == 'RGB' else im.convert('RGB')
 
 # %% ../../nbs/data/00_decode.ipynb #c9ccc701
-_MAGIC = {b'\xff\xd8\xff':'JPEG', b'\x89PNG':'PNG', b'GIF8':'GIF', b'BM':'BMP', b'II*\0':'TIFF', b'MM\0*':'TIFF', b'RIFF':'WebP'}
+_MAGIC = {b'\xff\xd8\xff':'JPEG', b'\x89PNG':'PNG', b'GIF8':'GIF', b'BM':'BMP', b'II*\0':'TIFF', b'MM\0*':'TIFF',
+          b'RIFF':'WebP'}
 
 def _diagnose(e:Exception, data:bytes) -> BadImage:
     "What to tell a person about the exception that decoding `data` ended in"
     if isinstance(e, BadImage): return e
     name, n = next((v for k,v in _MAGIC.items() if data.startswith(k)), None), f'{len(data):,} bytes'
     short = name == 'WebP' and len(data) < 8 + int.from_bytes(data[4:8], 'little') # WebP states its length
-    if short or re.search('truncated|not (large )?enough', str(e), re.I): return BadImage('truncated', f'truncated after {n}')
+    if short or re.search('truncated|not (large )?enough', str(e), re.I):
+        return BadImage('truncated', f'truncated after {n}')
     if not isinstance(e, UnidentifiedImageError): return BadImage('unreadable', f'damaged: {e or type(e).__name__}')
     if name: return BadImage('unreadable', f'begins like {name}, but what follows is damaged or cut off ({n})')
     return BadImage('unreadable', f'not an image in a format that is read ({n})')
@@ -109,8 +112,10 @@ def open_image(
 ) -> Image.Image:              # Mode RGB, upright; the first frame of several
     """Read any ordinary picture as upright 8-bit RGB, whole or not at all.
 
-    Grey, palette, 1-bit and CMYK are converted; 12- and 16-bit grey keep their high byte; transparency is shown on white.
+    Grey, palette, 1-bit and CMYK are converted; 12- and 16-bit grey keep their high byte; transparency is shown on
+    white.
     Raises InputError that names the file and the reason: zero bytes, truncated, not an image, too large.
     """
     try: return decode_image(read_bytes(path, max_pixels), max_pixels)[0]
-    except BadImage as e: raise InputError(f"`{path}` cannot be read as an image ({e.detail}). Replace or remove it.") from None
+    except BadImage as e:
+        raise InputError(f"`{path}` cannot be read as an image ({e.detail}). Replace or remove it.") from None

@@ -51,7 +51,9 @@ def plot_images(
         a, x, y = np.asarray(im), (i % cols + .5)*size, i//cols*(size + head) + head
         h, w = np.array(a.shape[:2])/max(a.shape[:2])*(size - .08)/2
         ax.imshow(a, extent=(x - w, x + w, y + size/2 + h, y + size/2 - h), aspect='auto')
-        if i < len(titles): ax.text(x, y + .02, titles[i], fontsize=8, color=colors[i] if i < len(colors) else INK, ha='center', va='bottom')
+        if i < len(titles):
+            ax.text(x, y + .02, titles[i], fontsize=8, color=colors[i] if i < len(colors) else INK, ha='center',
+                    va='bottom')
     ax.set(xlim=(0, cols*size), ylim=(rows*(size + head), 0)); ax.axis('off')
     return fig
 
@@ -69,7 +71,8 @@ def plot_counts(
         ax.barh(range(len(classes)), n, left=left, color=color, label=f'{split} ({n.sum():,})')
         left += n
     ax.set_yticks(range(len(classes)), [shorten(c) for c in classes])
-    ax.invert_yaxis(); ax.set_xlabel(unit); ax.legend(frameon=False, fontsize=8, loc='upper left', bbox_to_anchor=(1, 1))
+    ax.invert_yaxis(); ax.set_xlabel(unit)
+    ax.legend(frameon=False, fontsize=8, loc='upper left', bbox_to_anchor=(1, 1))
     return fig
 
 # %% ../../nbs/data/80_draw.ipynb #063f7ff6
@@ -78,9 +81,14 @@ BOX_COLORS = ('#ff5a36', '#29b6f6', '#ffd23f', '#5ee06a', '#d77bff', '#ff8fb1', 
 def _draw_boxes(ax, boxes, labels, scores, classes, dashed=False):
     for i,((x1, y1, x2, y2), label) in enumerate(zip(np.asarray(boxes, float).reshape(-1, 4), labels)):
         color = BOX_COLORS[classes.index(label) % len(BOX_COLORS)]
-        ax.add_patch(Rectangle((x1 - .5, y1 - .5), x2 - x1, y2 - y1, fill=False, ec=color, lw=1.4, ls='--' if dashed else '-')) # pixel 0 reaches from -.5 to .5
+        # pixel 0 reaches from -.5 to .5
+        ax.add_patch(Rectangle((x1 - .5, y1 - .5), x2 - x1, y2 - y1, fill=False, ec=color, lw=1.4,
+                               ls='--' if dashed else '-'))
         text = shorten(str(label)) + ('' if scores is None else f' {scores[i]:.2f}')
-        if not dashed: note = ax.annotate(text, (x1 - .5, y1 - .5), fontsize=6.5, color=INK, va='bottom', bbox=dict(boxstyle='square,pad=.1', fc=color, ec='none', alpha=.85), clip_on=True); note.set_in_layout(False)
+        if not dashed:
+            note = ax.annotate(text, (x1 - .5, y1 - .5), fontsize=6.5, color=INK, va='bottom',
+                               bbox=dict(boxstyle='square,pad=.1', fc=color, ec='none', alpha=.85), clip_on=True)
+            note.set_in_layout(False)
 
 def _box_axes(ax, image, boxes, labels, scores, classes, truth, title):
     image = np.asarray(image)
@@ -96,7 +104,8 @@ def _box_classes(classes, labels, truths):
     return [*dict.fromkeys([*(classes if classes is not None else []), *(seen[k] for k in sorted(seen))])]
 
 def _picture_grid(images:Sequence, cols:int, size:float, below:float=0.):
-    "A figure with an empty place for each picture, `size` inches wide and as tall as the tallest needs; `below`: inches beside"
+    """A figure with an empty place for each picture, `size` inches wide and as tall as the tallest needs; `below`:
+    inches beside"""
     cols = max(1, min(cols, len(images)))
     rows = max(1, math.ceil(len(images)/cols))
     tall = max((np.asarray(im).shape[0]/np.asarray(im).shape[1] for im in images), default=1)
@@ -120,11 +129,13 @@ def plot_box_grid(
     truths = truths if truths is not None else [None]*len(images)
     names = _box_classes(classes, labels, truths)
     for i,(ax, im) in enumerate(zip(axes, images)):
-        _box_axes(ax, im, boxes[i], labels[i], None if scores is None else scores[i], names, truths[i], titles[i] if i < len(titles) else '')
+        _box_axes(ax, im, boxes[i], labels[i], None if scores is None else scores[i], names, truths[i],
+                  titles[i] if i < len(titles) else '')
     return fig
 
 # %% ../../nbs/data/80_draw.ipynb #a19ba270
-OUTCOMES = {'found': ('#56b4e9', '-', 1.2), 'confused': ('#f0e442', '-.', 2.), 'missed': ('#e69f00', '--', 2.), 'false alarm': ('#ff3b2f', ':', 2.2)}
+OUTCOMES = {'found': ('#56b4e9', '-', 1.2), 'confused': ('#f0e442', '-.', 2.), 'missed': ('#e69f00', '--', 2.),
+            'false alarm': ('#ff3b2f', ':', 2.2)}
 
 def _cased(width:float) -> list: return [withStroke(linewidth=width + 1.2, foreground='#000000')] # seen on any ground
 
@@ -141,8 +152,11 @@ def plot_outcomes(
         _box_axes(ax, im, [], [], None, [], None, titles[i] if i < len(titles) else '')
         for x1,y1,x2,y2,kind,text in outcomes[i]:
             color, line, width = OUTCOMES[kind]
-            ax.add_patch(Rectangle((x1 - .5, y1 - .5), x2 - x1, y2 - y1, fill=False, ec=color, lw=width, ls=line, path_effects=_cased(width)))
-            if kind != 'found' and text: ax.annotate(text, (x1 - .5, y1 - .5), fontsize=6, color=INK, va='bottom', clip_on=True, bbox=dict(boxstyle='square,pad=.1', fc=color, ec='none', alpha=.85)).set_in_layout(False)
+            ax.add_patch(Rectangle((x1 - .5, y1 - .5), x2 - x1, y2 - y1, fill=False, ec=color, lw=width, ls=line,
+                                   path_effects=_cased(width)))
+            if kind != 'found' and text:
+                ax.annotate(text, (x1 - .5, y1 - .5), fontsize=6, color=INK, va='bottom', clip_on=True,
+                            bbox=dict(boxstyle='square,pad=.1', fc=color, ec='none', alpha=.85)).set_in_layout(False)
     lines = [Line2D([], [], color=c, ls=l, lw=w, path_effects=_cased(w)) for c,l,w in OUTCOMES.values()]
     fig.legend(lines, OUTCOMES, loc='outside lower center', ncols=4, frameon=False, fontsize=8, handlelength=3)
     return fig

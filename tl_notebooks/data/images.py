@@ -21,8 +21,10 @@ from .decode import BadImage, MAX_PIXELS, decode_image, read_bytes
 from .known import KnownFacts
 from .listing import list_labelled, natural_key
 from .problems import Problem, refuse
-from .splits import (LabelledData, check_items, data_notes, fingerprint, missing_splits, near_families, near_notes,
-                                      near_summary, sample_rows, short_classes, spelling_problems, split_families, summarise)
+from .splits import (LabelledData, check_items, data_notes, fingerprint, missing_splits, near_families,
+                                      near_notes,
+                                      near_summary, sample_rows, short_classes, spelling_problems, split_families,
+                                      summarise)
 
 # %% ../../nbs/data/50_images.ipynb #19455f9f
 @dataclass
@@ -37,7 +39,9 @@ def _describe(d:ImageData) -> str:
     "A short readable summary: counts, sizes, origin of the splits, notes"
     low, high = d.items[['width','height']].min(), d.items[['width','height']].max()
     size = '×'.join(map(str, low)) + (' to ' + '×'.join(map(str, high)) if (low != high).any() else '')
-    return summarise(d, f'{len(d.items):,} images of {len(d.classes)} classes, {size} pixels, fingerprint {d.fingerprint[:12]}')
+    return summarise(d,
+                     f'{len(d.items):,} images of {len(d.classes)} classes, {size} pixels, fingerprint '
+                     f'{d.fingerprint[:12]}')
 
 # %% ../../nbs/data/50_images.ipynb #129e468a
 def _read_one(root:Path, path:str, max_pixels:int, known:'KnownFacts|None'=None) -> dict|Problem:
@@ -45,11 +49,13 @@ def _read_one(root:Path, path:str, max_pixels:int, known:'KnownFacts|None'=None)
     try:
         data = read_bytes(root/path, max_pixels)
         sha = hashlib.sha256(data).hexdigest()
-        if known and (facts := known.get(sha)) and facts['width']*facts['height'] <= max_pixels: return {'sha256': sha, **facts}
+        if known and (facts := known.get(sha)) and facts['width']*facts['height'] <= max_pixels:
+            return {'sha256': sha, **facts}
         im, mode = decode_image(data, max_pixels)
     except BadImage as e: return Problem(e.kind, path, e.detail)
     pixels = hashlib.blake2b(repr(im.size).encode() + im.tobytes(), digest_size=16).hexdigest()
-    facts = {'content': pixels, 'width': im.width, 'height': im.height, 'mode': mode, 'look': pack_thumbnail(thumbnail(im))}
+    facts = {'content': pixels, 'width': im.width, 'height': im.height, 'mode': mode,
+             'look': pack_thumbnail(thumbnail(im))}
     if known: known.new[sha] = facts
     return {'sha256': sha, **facts}
 
@@ -83,7 +89,8 @@ def check_args(valid_pct, test_pct, seed, on_bad, min_per_class, max_items, max_
     if on_bad not in ('error', 'skip'): raise InputError(f"`on_bad` is {on_bad!r}; accepted: 'error' or 'skip'.")
     check_share('valid_pct', valid_pct); check_share('test_pct', test_pct)
     if valid_pct + test_pct >= 1:
-        raise InputError(f"`valid_pct` {valid_pct} + `test_pct` {test_pct} leaves nothing to train on; accepted: a sum below 1.")
+        raise InputError(f"`valid_pct` {valid_pct} + `test_pct` {test_pct} leaves nothing to train on; accepted: a "
+                         f"sum below 1.")
     check_whole('seed', seed, 0); check_whole('max_pixels', max_pixels, 1)
     if min_per_class is not None: check_whole('min_per_class', min_per_class, 1)
     if max_items is not None: check_whole('max_items', max_items, 1)
@@ -95,7 +102,7 @@ def read_images(
     test_pct:float=0.2,          # Share of what is split that becomes test, where none is given
     seed:int=0,                  # Of the splits that are made
     on_bad:str='error',          # 'skip': leave out what `KINDS` allows, and list it
-    min_per_class:int|None=None, # Distinct images each class needs to train on; never less than 2, or 3 where splits are made
+    min_per_class:int|None=None, # Distinct images each class needs to train on; at least 2, or 3 where splits are made
     max_items:int|None=None,     # Read only so many, in proportion to classes and splits
     max_pixels:int=MAX_PIXELS,   # Largest width × height
     progress:bool=True,          # Show a bar on stderr if it lasts

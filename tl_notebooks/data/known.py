@@ -20,26 +20,31 @@ def known_pictures() -> Path:
     return cache_dir()/'pictures.sqlite'
 
 class KnownFacts:
-    "What was found in pictures before; `new` is added at the end. A file that is damaged, locked or not writable knows nothing"
+    """What was found in pictures before; `new` is added at the end. A file that is damaged, locked or not writable
+    knows nothing"""
     def __init__(self, what:str='2'): self.how = f'{what} {Image.__version__}' # what is kept, and by which decoder
     def __enter__(self):
         self.new, self.db, self.lock = {}, None, threading.Lock()
         with contextlib.suppress(OSError, sqlite3.Error):
             known_pictures().parent.mkdir(parents=True, exist_ok=True)
             db = sqlite3.connect(known_pictures(), timeout=2, check_same_thread=False)
-            db.execute('create table if not exists facts (how text, sha256 text, facts text, primary key (how, sha256)) without rowid')
+            db.execute('create table if not exists facts (how text, sha256 text, facts text, primary key (how, '
+                       'sha256)) without rowid')
             self.db = db
         return self
 
     def get(self, sha:str) -> dict|None:
         with self.lock:
             try:
-                row = self.db and self.db.execute('select facts from facts where how = ? and sha256 = ?', (self.how, sha)).fetchone()
+                row = self.db and self.db.execute('select facts from facts where how = ? and sha256 = ?',
+                                                  (self.how, sha)).fetchone()
                 return json.loads(row[0]) if row else None
-            except (sqlite3.Error, ValueError): self.db = None # one that is locked for good would be waited for at each picture
+            # one that is locked for good would be waited for at each picture
+            except (sqlite3.Error, ValueError): self.db = None
 
     def __exit__(self, *_):
         if not self.db: return
         with contextlib.suppress(sqlite3.Error), self.db:
-            self.db.executemany('insert or replace into facts values (?, ?, ?)', [(self.how, k, json.dumps(f)) for k,f in self.new.items()])
+            self.db.executemany('insert or replace into facts values (?, ?, ?)',
+                                [(self.how, k, json.dumps(f)) for k,f in self.new.items()])
         self.db.close()

@@ -43,7 +43,8 @@ def _file_looks(files:Sequence[Path]) -> Looks:
     table, bad = read_pictures(Path('/'), [dict(path=p) for p in dict.fromkeys(paths)], progress=False)
     if bad: raise InputError(str(bad[0]))
     t = table.set_index('path').loc[paths]
-    return Looks([{s[:32], c} for s,c in zip(t.sha256, t.content)], unpack_thumbnails(t.look), t[['width', 'height']].min(axis=1).to_numpy())
+    return Looks([{s[:32], c} for s,c in zip(t.sha256, t.content)], unpack_thumbnails(t.look),
+                 t[['width', 'height']].min(axis=1).to_numpy())
 
 # %% ../../nbs/data/70_learned.ipynb #217f4de1
 @dataclass
@@ -75,18 +76,24 @@ class Learned:
 def learned_state(l:Learned) -> dict[str, torch.Tensor]:
     "Tensors for `learned.safetensors`"
     keys = np.frombuffer(bytes.fromhex(''.join(sorted(l.keys))), 'uint8').reshape(-1, 16).copy()
-    parts = dict(keys=keys, complete=np.array([l.complete], 'uint8'), whole=l.images.whole, parts=l.images.parts, most=l.images.most)
+    parts = dict(keys=keys, complete=np.array([l.complete], 'uint8'), whole=l.images.whole, parts=l.images.parts,
+                 most=l.images.most)
     return {k: torch.from_numpy(np.ascontiguousarray(v)) for k,v in parts.items()}
 
-_SHAPES = dict(keys=(torch.uint8, (16,)), complete=(torch.uint8, ()), whole=(torch.uint8, (72,)), parts=(torch.uint8, (9, 18)), most=(torch.int16, (2,)))
+_SHAPES = dict(keys=(torch.uint8, (16,)), complete=(torch.uint8, ()), whole=(torch.uint8, (72,)),
+               parts=(torch.uint8, (9, 18)), most=(torch.int16, (2,)))
 
 def learned_from(state:dict[str, torch.Tensor]) -> Learned:
     "What `learned_state` wrote"
-    if bad := [k for k,(t,shape) in _SHAPES.items() if k not in state or state[k].dtype != t or tuple(state[k].shape[1:]) != shape]:
-        raise InputError(f"learned.safetensors: {bad[0]!r} is missing or of another kind or shape. The folder was not written whole, or was changed.")
-    if len({len(state[k]) for k in ('whole', 'parts', 'most')}) > 1: raise InputError("learned.safetensors: its parts are about different numbers of images.")
+    if bad := [k for k,(t,shape) in _SHAPES.items() if k not in state or state[k].dtype != t
+               or tuple(state[k].shape[1:]) != shape]:
+        raise InputError(f"learned.safetensors: {bad[0]!r} is missing or of another kind or shape. The folder was not "
+                         f"written whole, or was changed.")
+    if len({len(state[k]) for k in ('whole', 'parts', 'most')}) > 1:
+        raise InputError("learned.safetensors: its parts are about different numbers of images.")
     text = state['keys'].numpy().tobytes().hex()
-    return Learned({text[i:i+32] for i in range(0, len(text), 32)}, ImageHashes(*(state[k].numpy() for k in ('whole', 'parts', 'most'))), bool(state['complete'].all()))
+    return Learned({text[i:i+32] for i in range(0, len(text), 32)}, ImageHashes(*(state[k].numpy()
+            for k in ('whole', 'parts', 'most'))), bool(state['complete'].all()))
 
 # %% ../../nbs/data/70_learned.ipynb #00d65ad1
 def learned_items(data:LabelledData, splits:Sequence[str]=('train', 'valid')) -> Learned:
@@ -111,7 +118,8 @@ def _among(looks:Looks, others:Looks) -> np.ndarray: # (n,) bool
     out = np.array([bool(k & keys) for k in looks.keys], bool)
     if looks.thumbs is None or others.thumbs is None: return out
     n = len(looks)
-    first, second = near_pairs(np.concatenate([looks.thumbs, others.thumbs]), np.concatenate([looks.sides, others.sides]))
+    first, second = near_pairs(np.concatenate([looks.thumbs, others.thumbs]),
+                               np.concatenate([looks.sides, others.sides]))
     out[first[(first < n) & (second >= n)]] = True
     return out
 

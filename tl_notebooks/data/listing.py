@@ -33,8 +33,10 @@ def _outside(path:Path, root:Path) -> Problem|None:
     "A problem if `path`, followed through all links, is missing or leaves `root` (which is resolved already)"
     rel = _rel(path, root)
     try: real = path.resolve(strict=True)
-    except FileNotFoundError: return Problem('missing', rel, 'a link to nothing' if path.is_symlink() else 'no such file')
-    except (OSError, RuntimeError) as e: return Problem('unreadable', rel, f'cannot be followed: {getattr(e, "strerror", e)}')
+    except FileNotFoundError:
+        return Problem('missing', rel, 'a link to nothing' if path.is_symlink() else 'no such file')
+    except (OSError, RuntimeError) as e:
+        return Problem('unreadable', rel, f'cannot be followed: {getattr(e, "strerror", e)}')
     if not real.is_relative_to(root): return Problem('outside', rel, f'leads to `{real}`, outside the data')
 
 def _rel(path:Path, root:Path) -> str: return path.relative_to(root).as_posix()
@@ -60,8 +62,10 @@ def _odd_entry(path:Path, root:Path, link:bool) -> Problem|None:
     if link and path.is_dir(): return Problem('layout', _rel(path, root), 'a link to a folder; those are not followed')
 
 # %% ../../nbs/data/20_listing.ipynb #2ce28cab
-def _list_class(folder:Path, root:Path, split:str, suffixes:frozenset=SUFFIXES) -> tuple[list[dict], tuple[set,bool], list[Problem]]:
-    "Rows of one class folder at any depth, (names of folders directly in it, whether it holds items directly), problems"
+def _list_class(folder:Path, root:Path, split:str, suffixes:frozenset=SUFFIXES) -> tuple[list[dict], tuple[set,bool],
+        list[Problem]]:
+    """Rows of one class folder at any depth, (names of folders directly in it, whether it holds items directly),
+    problems"""
     rows, bad, todo, sub, direct = [], [], [folder], set(), False
     while todo:
         here = todo.pop()
@@ -82,7 +86,8 @@ def _strangers(folder:Path, root:Path, files:Iterable[str], suffixes:frozenset) 
     "A problem for each file whose suffix is none of `suffixes`"
     kind = 'not an image' if suffixes is SUFFIXES else 'not a text'
     return [Problem(kind, _rel(folder/f, root), f'suffix {Path(f).suffix!r}'
-                    + "; to use this list, give its own path"*f.lower().endswith('.csv')) for f in files if not has_suffix(f, suffixes)]
+                    + "; to use this list, give its own path"*f.lower().endswith('.csv')) for f in files
+                    if not has_suffix(f, suffixes)]
 
 # %% ../../nbs/data/20_listing.ipynb #e0cd5117
 def _nested(classes:dict[str,tuple[set,bool]]) -> list[Problem]:
@@ -90,12 +95,14 @@ def _nested(classes:dict[str,tuple[set,bool]]) -> list[Problem]:
     name = {p: p.rsplit('/', 1)[-1] for p in classes}
     if len(set(name.values())) == 1:
         subs = set().union(*(s for s,direct in classes.values() if not direct))
-        return [Problem('layout', next(iter(classes)), f"the only class, and it holds only folders ({name_some(subs)}); "
+        return [Problem('layout', next(iter(classes)),
+                        f"the only class, and it holds only folders ({name_some(subs)}); "
                         "give this folder itself if these are the classes")] if subs else []
     often = Counter(s for _,s in {(name[p], s) for p,(sub,direct) in classes.items() if not direct for s in sub})
     taken = {*SPLIT_NAMES, *(n.lower() for n in name.values()), *(s.lower() for s in often if often[s] > 1)}
     odd = {p: [s for s in sub if s.lower() in taken] for p,(sub,_) in classes.items()}
-    return [Problem('layout', p, f"its subfolders {name_some(o)} could be what the label or split is") for p,o in odd.items() if o]
+    return [Problem('layout', p, f"its subfolders {name_some(o)} could be what the label or split is") for p,
+            o in odd.items() if o]
 
 def name_some(names:Iterable, n:int=5) -> str:
     "The first few names, in order"
@@ -108,14 +115,19 @@ def _top_splits(dirs:list[str]) -> tuple[dict[str,str], list[Problem]]:
     splits, bad = {d: SPLIT_NAMES[d.lower()] for d in dirs if d.lower() in SPLIT_NAMES}, []
     if not splits: return {'': ''}, []
     if other := [d for d in dirs if d not in splits]:
-        bad.append(Problem('layout', '', f"split folders ({name_some(splits)}) and others ({name_some(other)}) stand side by side"))
+        bad.append(Problem('layout', '',
+                           f"split folders ({name_some(splits)}) and others ({name_some(other)}) stand side by side"))
     for s, n in Counter(splits.values()).items():
-        if n > 1: bad.append(Problem('split', '', f"{n} folders mean {s!r}: {name_some(d for d in splits if splits[d] == s)}"))
-    if 'train' not in splits.values(): bad.append(Problem('split', '', f"there is {name_some(splits)}, but no folder 'train'"))
+        if n > 1:
+            bad.append(Problem('split', '',
+                               f"{n} folders mean {s!r}: {name_some(d for d in splits if splits[d] == s)}"))
+    if 'train' not in splits.values():
+        bad.append(Problem('split', '', f"there is {name_some(splits)}, but no folder 'train'"))
     return splits, bad
 
 # %% ../../nbs/data/20_listing.ipynb #db566fbd
-SIDE_FILES = re.compile(r'(PROVENANCE|README|LICEN[CS]E).*|samples\.json', re.I) # silently accepted in the data's own folder
+# silently accepted in the data's own folder
+SIDE_FILES = re.compile(r'(PROVENANCE|README|LICEN[CS]E).*|samples\.json', re.I)
 
 def _loose(folder:Path, root:Path, dirs:list[str], files:list[str], suffixes:frozenset) -> list[Problem]:
     "Problems for files beside the class folders `dirs`"
@@ -123,7 +135,9 @@ def _loose(folder:Path, root:Path, dirs:list[str], files:list[str], suffixes:fro
     items = [f for f in files if has_suffix(f, suffixes)]
     bad = _strangers(folder, root, files, suffixes)
     if dirs: return bad + [Problem('no label', _rel(folder/f, root), 'lies in no class folder') for f in items]
-    return [*bad, Problem('layout', _rel(folder, root), f"{len(items):,} {_kind(suffixes)}s, but no folders that say what they show")]
+    return [*bad,
+            Problem('layout', _rel(folder, root),
+                    f"{len(items):,} {_kind(suffixes)}s, but no folders that say what they show")]
 
 def list_folder(root:Path, suffixes:frozenset=SUFFIXES) -> tuple[list[dict], list[Problem]]:
     "Rows path, label, split, group of a folder with one subfolder per class, below split folders or not; problems"
@@ -163,11 +177,14 @@ def list_inputs(
 ) -> dict[Path, Path]: # file → its name below the folder that was given
     "The files given and those below the folders given, in order; an `InputError` lists what does not exist"
     out, inputs = {}, [*map(Path, inputs)]
-    if missing := [f'`{p}`' for p in inputs if not p.exists()]: raise InputError(f"input {', '.join(missing)} does not exist.")
+    if missing := [f'`{p}`' for p in inputs if not p.exists()]:
+        raise InputError(f"input {', '.join(missing)} does not exist.")
     for p in inputs:
-        for f in files_below(p, suffixes) if p.is_dir() else [p]: out.setdefault(f, f.relative_to(p) if p.is_dir() else Path(f.name))
+        for f in files_below(p, suffixes) if p.is_dir() else [p]:
+            out.setdefault(f, f.relative_to(p) if p.is_dir() else Path(f.name))
     if out: return out
-    raise InputError(f"no {what} below {', '.join(f'`{p}`' for p in inputs)}; accepted suffixes: {', '.join(sorted(suffixes))}.")
+    raise InputError(f"no {what} below {', '.join(f'`{p}`' for p in inputs)}; accepted suffixes: "
+                     f"{', '.join(sorted(suffixes))}.")
 
 # %% ../../nbs/data/20_listing.ipynb #dd484a02
 CSV_HEADER = "a header with path,label and, if wanted, split,group"
@@ -176,9 +193,11 @@ def read_utf8(file:Path, kind:str='') -> str:
     "A file's text, without the mark that some programs put first; an `InputError` where there is none"
     try: return file.read_bytes().decode().removeprefix('\ufeff')
     except OSError as e: raise InputError(f"{kind}`{file}` cannot be opened ({e.strerror or e}).") from None
-    except UnicodeDecodeError as e: raise InputError(f"{kind}`{file}` is not UTF-8 (byte {e.start:,}). Save it as UTF-8.") from None
+    except UnicodeDecodeError as e:
+        raise InputError(f"{kind}`{file}` is not UTF-8 (byte {e.start:,}). Save it as UTF-8.") from None
 
-def read_csv(file:Path, delimiter:str=',', accepted:str=CSV_HEADER) -> tuple[list[str], list[tuple[int,list[str]]]]: # header, (line number, fields) of each row
+# header, (line number, fields) of each row
+def read_csv(file:Path, delimiter:str=',', accepted:str=CSV_HEADER) -> tuple[list[str], list[tuple[int,list[str]]]]:
     "A CSV's header and rows as text; a damaged file is an `InputError`"
     lines = csv.reader(io.StringIO(read_utf8(file, 'CSV '), newline=''), strict=True, delimiter=delimiter)
     try: rows = [(lines.line_num, r) for r in lines if any(c.strip() for c in r)]
@@ -194,7 +213,8 @@ def _check_header(file:Path, header:list[str]) -> None:
         hint = ' '.join(f"{c!r}? {did_you_mean(c, header)}" for c in lack)
         if re.search('[;\t]', ''.join(header)): hint = "Separate columns by commas."
         raise InputError(f"{say}; {' and '.join(map(repr, lack))} missing. Accepted: {CSV_HEADER}. {hint}")
-    if twice := [c for c,n in Counter(header).items() if n > 1]: raise InputError(f"{say}; {twice[0]!r} occurs twice. Keep one.")
+    if twice := [c for c,n in Counter(header).items() if n > 1]:
+        raise InputError(f"{say}; {twice[0]!r} occurs twice. Keep one.")
     for c in header:
         if c not in known and c.lower().rstrip('s') in known:
             raise InputError(f"{say}; {c!r} is not read. {did_you_mean(c, known)}")
@@ -221,7 +241,8 @@ def _csv_row(n:int, cell:dict, root:Path, seen:dict[str,tuple[int,str]]) -> dict
     line, was = seen.setdefault(path, (n, label))
     if was != label: return Problem('two labels', path, f'labelled {was!r} in line {line} and {label!r} in line {n}')
     if line != n: return Problem('bad row', path, f'line {n} repeats line {line}')
-    return {'path': path, 'label': label, 'split': cell.get('split', '').strip(), 'group': cell.get('group', '').strip()}
+    return {'path': path, 'label': label, 'split': cell.get('split', '').strip(),
+            'group': cell.get('group', '').strip()}
 
 def _list_csv(file:Path) -> tuple[list[dict], list[Problem]]:
     "Rows path, label, split, group of a CSV; every row that cannot be used is a problem that names its line"
@@ -242,13 +263,16 @@ def name_splits(rows:list[dict], names:dict[str, str]=SPLIT_NAMES, place:str='')
     where = f' of `{place}`'*bool(place)
     unknown = Counter(r['split'] for r in rows if r['split'] and r['split'].lower() not in names)
     for r in rows: r['split'] = names.get(r['split'].lower(), r['split'])
-    return [Problem('split', '', f"{n} rows{where} have the split {name!r}. {did_you_mean(name, names)}") for name,n in unknown.items()]
+    return [Problem('split', '', f"{n} rows{where} have the split {name!r}. {did_you_mean(name, names)}") for name,
+            n in unknown.items()]
 
 def split_problems(rows:list[dict], unit:str='row') -> list[Problem]:
     "Splits that only some rows name, or none of them train"
     given, lack, out = {r['split'] for r in rows} - {''}, [r['path'] for r in rows if not r['split']], []
     if given and lack:
-        out.append(Problem('split', '', f"{len(lack):,} of {len(rows):,} {unit}s have no split; fill in all or none (first `{lack[0]}`)"))
+        out.append(Problem('split', '',
+                           f"{len(lack):,} of {len(rows):,} {unit}s have no split; fill in all or none (first "
+                           f"`{lack[0]}`)"))
     if given and 'train' not in given: out.append(Problem('split', '', f"no {unit} has the split 'train'"))
     return out
 
@@ -266,14 +290,17 @@ def list_labelled(path:str|Path) -> tuple[Path, list[dict], list[Problem]]: # ro
     return root, *list_folder(root)
 
 def _only_csv(root:Path) -> Path|None:
-    "The CSV of a folder that has no class folders; an `InputError` for several, or where there is nothing to read at all"
+    """The CSV of a folder that has no class folders; an `InputError` for several, or where there is nothing to read at
+    all"""
     dirs, files, bad = _ls(root, root)
     tables = [f for f in files if f.lower().endswith('.csv')]
     if len(dirs) < 2 and tables and not {d.lower() for d in dirs} & {*SPLIT_NAMES}:
         if len(tables) == 1: return root/tables[0]
-        raise InputError(f"`{root}` holds {len(tables)} CSV files: {name_some(tables)}. Give the path of the one to use.")
+        raise InputError(f"`{root}` holds {len(tables)} CSV files: {name_some(tables)}. Give the path of the one to "
+                         f"use.")
     if dirs or any(p.kind != 'folder' for p in bad): return None
     if bad: raise InputError(f"`{root}` {bad[0].detail}.")
     n = sum(has_suffix(f, SUFFIXES) for f in files)
-    found = f'{n:,} images, but no folders that say what they show' if n else f"{len(files) or 'no'} files, none an image"
+    found = (f'{n:,} images, but no folders that say what they show' if n
+             else f"{len(files) or 'no'} files, none an image")
     raise InputError(f"`{root}` holds {found}. Accepted: {LAYOUTS}.")

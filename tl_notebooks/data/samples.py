@@ -20,7 +20,8 @@ SETS = dict(parts='parts', scenes='scenes', jargon='jargon', reviews='reviews.js
 def sample_path(
     name:str='parts', # Which sample set
 ) -> Path: # A folder with a class per subfolder, one of images with boxes, one of notes and a corpus; or a table
-    "Where a built-in sample set is; the images and notes were drawn by `tests/make_samples.py`, the rest is written by hand"
+    """Where a built-in sample set is; the images and notes were drawn by `tests/make_samples.py`, the rest is written
+    by hand"""
     if name not in SETS: raise InputError(f"There is no sample set {name!r}. {did_you_mean(name, SETS)}")
     return Path(str(files('tl_notebooks.data')))/'samples'/SETS[name]
 

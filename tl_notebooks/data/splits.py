@@ -46,7 +46,8 @@ def split_items(
 
     The result depends on the order of the items: sort them first by something that is theirs, such as their path.
     Every class has an item in every split that was asked for if it has as many groups as splits and none of these
-    groups holds another class too. Shares differ from `fractions` by less than one item per class where no groups are given.
+    groups holds another class too. Shares differ from `fractions` by less than one item per class where no groups are
+    given.
     Raises InputError if the fractions are negative or do not sum to 1.
     """
     fractions = fractions or {'train': .6, 'valid': .2, 'test': .2}
@@ -83,7 +84,8 @@ def _gather(labels:Sequence, groups:Sequence|None) -> list[list[int]]:
     if groups is None: return [[i] for i in range(len(labels))]
     if len(groups) != len(labels): raise ValueError(f'{len(labels)} labels, but {len(groups)} groups')
     units = {}
-    for i,g in enumerate(groups): units.setdefault(('', i) if g is None or g == '' or g != g else ('g', g), []).append(i)
+    for i,g in enumerate(groups):
+        units.setdefault(('', i) if g is None or g == '' or g != g else ('g', g), []).append(i)
     return list(units.values())
 
 def _check_fractions(fractions:dict[str,float]) -> None:
@@ -94,7 +96,8 @@ def _check_fractions(fractions:dict[str,float]) -> None:
 
 # %% ../../nbs/data/40_splits.ipynb #0d0a699c
 def join_groups(*columns:Sequence) -> list[int]:
-    "Number items so that those which agree in any column (where it is not empty) have the same number, also through others"
+    """Number items so that those which agree in any column (where it is not empty) have the same number, also through
+    others"""
     pairs = []
     for column in columns:
         first = {}
@@ -158,7 +161,8 @@ def summarise(d:LabelledData, head:str) -> str:
     if len(table) > 30: table = table.iloc[:0]
     table.loc['all'] = [(d.items.split == s).sum() for s in SPLITS]
     skipped = ', '.join(f'{n} {k}' for k,n in Counter(p.kind for p in d.problems).items())
-    return '\n'.join([head, table.to_string(), f'splits: {_origin(d)}', *([f'left out: {skipped}'] if skipped else []), *d.notes])
+    return '\n'.join([head, table.to_string(), f'splits: {_origin(d)}', *([f'left out: {skipped}'] if skipped else []),
+                      *d.notes])
 
 def _origin(d:LabelledData) -> str:
     "Which splits were given and which were made"
@@ -169,18 +173,23 @@ def _origin(d:LabelledData) -> str:
 def _as_json(d:LabelledData) -> dict:
     "What a record keeps: path as given, fingerprint, counts, and each file that was left out"
     return {'path': printable(d.given), 'fingerprint': d.fingerprint, 'counts': d.counts(), 'n': len(d.items),
-            'classes': d.classes, 'split_source': d.split_source, 'made': d.made, 'notes': d.notes, 'n_skipped': len(d.problems),
+            'classes': d.classes, 'split_source': d.split_source, 'made': d.made, 'notes': d.notes,
+            'n_skipped': len(d.problems),
             'skipped': [{'kind': p.kind, 'path': printable(p.path), 'detail': printable(p.detail)} for p in d.problems]}
 
 # %% ../../nbs/data/40_splits.ipynb #cb4cfe93
-SOURCES = frozenset('.csv .tsv .json .jsonl .ndjson .parquet .txt .eml .xml .yaml .yml'.split()) # beside pictures, what data is made of
+# beside pictures, what data is made of
+SOURCES = frozenset('.csv .tsv .json .jsonl .ndjson .parquet .txt .eml .xml .yaml .yml'.split())
 
 def list_items(d:LabelledData) -> pd.DataFrame:
-    "One row per item: path, label, split, the beginning of its content's sha256, and for pictures with boxes that of the boxes"
+    """One row per item: path, label, split, the beginning of its content's sha256, and for pictures with boxes that of
+    the boxes"""
     short = d.items[[c for c in ('path', 'label', 'split', 'sha256') if c in d.items]].copy()
     short['sha256'] = short.sha256.str[:16]
     if len(boxes := getattr(d, 'boxes', ())):
-        each = boxes.drop(columns='image').astype(str).agg(' '.join, axis=1).groupby(boxes.image).agg(lambda b: hash_bytes(*(v.encode() for v in sorted(b)))[:16])
+        each = boxes.drop(columns='image').astype(str).agg(' '.join,
+                                                           axis=1).groupby(
+                boxes.image).agg(lambda b: hash_bytes(*(v.encode() for v in sorted(b)))[:16])
         short['boxes'] = [each.get(i, '') for i in range(len(short))]
     return short
 
@@ -204,11 +213,14 @@ def compare_files(
 ) -> dict[str, list]: # missing, added: paths; changed: (path, sha256 then, sha256 now)
     "What became of the files that data was made of; labels and splits that stand in no file are not looked at"
     p = data_path(path)
-    root, pictures = (p.parent if p.is_file() else p).resolve(), items.path.map(lambda f: has_suffix(f, SUFFIXES)).all() # a text in a table is called table:line
+    # a text in a table is called table:line
+    root, pictures = (p.parent if p.is_file() else p).resolve(), items.path.map(lambda f: has_suffix(f, SUFFIXES)).all()
     then = dict(zip(sources.path, sources.sha256)) | (dict(zip(items.path, items.sha256)) if pictures else {})
     with ThreadPoolExecutor() as pool: now = dict(zip(then, pool.map(lambda f: _hash16(root/f), then)))
-    kinds = SOURCES | (SUFFIXES if pictures and not any(f.lower().endswith('.csv') for f in sources.path) else frozenset())
-    there = [] if p.is_file() else [f for f in list_files(root)[0] if Path(f).suffix.lower() in kinds and not SIDE_FILES.fullmatch(f)]
+    kinds = SOURCES | (SUFFIXES if pictures and not any(f.lower().endswith('.csv') for f in sources.path)
+                       else frozenset())
+    there = [] if p.is_file() else [f for f in list_files(root)[0] if Path(f).suffix.lower() in kinds
+                                    and not SIDE_FILES.fullmatch(f)]
     return dict(missing=[f for f in then if not now[f]], added=sorted({*there} - {*then, *left_out}),
                 changed=[(f, then[f], now[f]) for f in then if now[f] and now[f] != then[f]])
 
@@ -217,7 +229,8 @@ def spelling_problems(labels:Iterable[str]) -> list[Problem]:
     "Labels that differ only in case, blanks or Unicode form, or that begin or end with a blank"
     labels, same = sorted(set(labels), key=natural_key), {}
     for l in labels: same.setdefault(''.join(unicodedata.normalize('NFKC', l).casefold().split()), []).append(l)
-    return ([Problem('spelling', '', f"{name_some(v)} differ only in case or blanks") for v in same.values() if len(v) > 1]
+    return ([Problem('spelling', '', f"{name_some(v)} differ only in case or blanks") for v in same.values()
+             if len(v) > 1]
             + [Problem('spelling', '', f'label {l!r} begins or ends with a blank') for l in labels if l != l.strip()])
 
 # %% ../../nbs/data/40_splits.ipynb #32784f5f
@@ -234,7 +247,8 @@ def _two_labels(items:pd.DataFrame, what:str='image') -> list[Problem]:
     for part in _clashes(items, 'content', 'label'):
         for r in part.itertuples():
             o = part[part.label != r.label].iloc[0]
-            out.append(Problem('two labels', r.path, f'labelled {r.label!r}; same {what} as `{o.path}`, labelled {o.label!r}'))
+            out.append(Problem('two labels', r.path,
+                               f'labelled {r.label!r}; same {what} as `{o.path}`, labelled {o.label!r}'))
     return out
 
 def leak_problems(
@@ -247,17 +261,20 @@ def leak_problems(
         for part in _clashes(items, by, 'split'):
             keep = part.iloc[part.split.map(SPLITS.index).argmax()]
             for r in part[part.split != keep.split].itertuples():
-                out.setdefault(r.path, Problem('leak', r.path, f'in {r.split}; {what} as `{keep.path}` in {keep.split}'))
+                out.setdefault(r.path,
+                               Problem('leak', r.path, f'in {r.split}; {what} as `{keep.path}` in {keep.split}'))
     return list(out.values())
 
 # %% ../../nbs/data/40_splits.ipynb #44acc723
 def _enough(items:pd.DataFrame, classes:Sequence[str], least:int, what:str='image') -> list[Problem]:
-    "Classes with fewer than `least` distinct items to train on, and data of fewer than two classes; with 0, only that there is nothing at all"
+    """Classes with fewer than `least` distinct items to train on, and data of fewer than two classes; with 0, only that
+    there is nothing at all"""
     train, out = items[items.split == 'train'], []
     files, units = Counter(train.label), Counter(l for l,_ in set(zip(train.label, train.unit)))
     for c in classes:
         n, elsewhere = files[c], not files[c] and (items.label == c).any()
-        usable = f"{n} usable {what}{'s'*(n != 1)}" + (f' in {units[c]} distinct {what}s or groups' if units[c] < n else '')
+        usable = f"{n} usable {what}{'s'*(n != 1)}" + (f' in {units[c]} distinct {what}s or groups' if units[c] < n
+                                                       else '')
         if elsewhere: out.append(Problem('split', '', f'class {c!r} has {what}s in valid or test, but none in train'))
         elif units[c] < least:
             out.append(Problem('too few', '', f"class {c!r} has {usable} to train on; at least {least} needed"))
@@ -288,17 +305,20 @@ def sample_rows(rows:list[dict], n:int, seed:int) -> list[dict]:
     return sorted((cells[c][k] for *_,c,k in order[:n]), key=lambda r: r['path'])
 
 # %% ../../nbs/data/40_splits.ipynb #a770a0c5
-def check_items(items:pd.DataFrame, classes:list[str], least:int, what:str='image') -> tuple[pd.DataFrame, list[Problem]]:
+def check_items(items:pd.DataFrame, classes:list[str], least:int, what:str='image') -> tuple[pd.DataFrame,
+        list[Problem]]:
     "Items without contradictions and leaks, with the column `unit` (what must stay together), and the problems"
     items = items.assign(split=items.split.replace('', 'train'))
     two = _two_labels(items, what); items = items[~items.path.isin({p.path for p in two})]
-    leaks = leak_problems(items, {'content': f'same {what}', 'group': 'same group'}); items = items[~items.path.isin({p.path for p in leaks})].reset_index(drop=True)
+    leaks = leak_problems(items, {'content': f'same {what}', 'group': 'same group'})
+    items = items[~items.path.isin({p.path for p in leaks})].reset_index(drop=True)
     items['unit'] = join_groups(items.content.tolist(), items.group.tolist())
     return items, two + leaks + _enough(items, classes, least, what)
 
 # %% ../../nbs/data/40_splits.ipynb #9439a35e
 def near_families(items:pd.DataFrame) -> list[str]:
-    "The same text for images that are copies of one another, up to size, format, brightness, a crop or a mirror; '' for those without"
+    """The same text for images that are copies of one another, up to size, format, brightness, a crop or a mirror; ''
+    for those without"""
     key = hash_bytes(*(s.encode() for s in items.sha256))
     with KnownFacts('copies 1') as known:
         if (pairs := known.get(key)) is None:
@@ -307,8 +327,10 @@ def near_families(items:pd.DataFrame) -> list[str]:
     return families(len(items), np.array(pairs, int).reshape(2, -1))
 
 # %% ../../nbs/data/40_splits.ipynb #1de3706e
-def split_families(items:pd.DataFrame, share:dict[str,float], seed:int, classes:Sequence[str]) -> tuple[pd.Series, list[str]]:
-    "The split of each item as `make_splits` gives it, families in column `near` kept whole; the classes of which this was impossible"
+def split_families(items:pd.DataFrame, share:dict[str,float], seed:int, classes:Sequence[str]) -> tuple[pd.Series,
+        list[str]]:
+    """The split of each item as `make_splits` gives it, families in column `near` kept whole; the classes of which this
+    was impossible"""
     near, divided = items.near, []
     for _ in (0, 1):
         unit = join_groups(items.content.tolist(), items.group.tolist(), near.tolist())
@@ -321,31 +343,42 @@ def split_families(items:pd.DataFrame, share:dict[str,float], seed:int, classes:
     return split, divided
 
 def near_summary(items:pd.DataFrame, examples:int=5) -> dict:
-    "Families of near copies in column `near`, for a record: how many, how many cross splits or labels, and some of them"
+    """Families of near copies in column `near`, for a record: how many, how many cross splits or labels, and some of
+    them"""
     groups = [g for _,g in items[items.near != ''].groupby('near', sort=False) if g.content.nunique() > 1]
     across = [g for g in groups if g.split.nunique() > 1]
     some = across[:examples] + [g for g in groups if g.split.nunique() == 1][:max(0, examples - len(across))]
-    return dict(families=len(groups), images=sum(map(len, groups)), across_splits=len(across), two_labels=sum(g.label.nunique() > 1 for g in groups),
-                examples=[[printable(p) for p in g.drop_duplicates('split').path.tolist() + g[g.duplicated('split')].path.tolist()][:4] for g in some])
+    return dict(families=len(groups), images=sum(map(len, groups)), across_splits=len(across),
+                two_labels=sum(g.label.nunique() > 1 for g in groups),
+                examples=[[printable(p) for p in g.drop_duplicates('split').path.tolist()
+                           + g[g.duplicated('split')].path.tolist()][:4] for g in some])
 
 def near_notes(near:dict, divided:Sequence[str]=()) -> list[str]:
     "What `near_summary` found, in sentences"
     n, out = near.get('families', 0), []
-    if n: out.append(f"{near['images']:,} images are near copies, in {n:,} famil{'ies' if n > 1 else 'y'} (another size, quality, brightness, a crop or a mirror): {' ~ '.join(near['examples'][0])}")
-    if k := near.get('across_splits'): out.append(f"{k:,} of these cross the splits, so that the test is easier than the world: {'; '.join(' ~ '.join(e[:2]) for e in near['examples'][:min(k, 3)])}")
+    if n:
+        out.append(f"{near['images']:,} images are near copies, in {n:,} famil{'ies' if n > 1 else 'y'} (another "
+                   f"size, quality, brightness, a crop or a mirror): {' ~ '.join(near['examples'][0])}")
+    if k := near.get('across_splits'):
+        out.append(f"{k:,} of these cross the splits, so that the test is easier than the world: "
+                   f"{'; '.join(' ~ '.join(e[:2]) for e in near['examples'][:min(k, 3)])}")
     if k := near.get('two_labels'): out.append(f"{k:,} of these bear two labels; one may be wrong")
-    if divided: out.append(f"near copies of {name_some(divided)} were divided among the splits, which would else lack that class")
+    if divided:
+        out.append(f"near copies of {name_some(divided)} were divided among the splits, which would else lack that "
+                   f"class")
     return out
 
 # %% ../../nbs/data/40_splits.ipynb #05d04580
 def short_classes(items:pd.DataFrame, classes:list[str], made:list[str], what:str='image') -> list[Problem]:
     "Classes that whole groups kept out of a split which was made"
     n = Counter(zip(items.split, items.label))
-    return [Problem('too few', '', f'the groups of class {c!r} leave no {what} of it for {s}; name the splits in a column')
+    return [Problem('too few', '',
+                    f'the groups of class {c!r} leave no {what} of it for {s}; name the splits in a column')
             for s in ['train', *made] for c in classes if not n[s,c]]
 
 def split_notes(splits:Iterable[str], classes:Sequence[str], what:str) -> list[str]:
-    "Splits that there are not, and classes that a split lacks; `splits`: (split, class) of each item, class '' where it has none"
+    """Splits that there are not, and classes that a split lacks; `splits`: (split, class) of each item, class '' where
+    it has none"""
     have = {*splits}
     out = []
     for s in SPLITS:
@@ -356,5 +389,6 @@ def split_notes(splits:Iterable[str], classes:Sequence[str], what:str) -> list[s
 def data_notes(items:pd.DataFrame, classes:list[str], what:str='image') -> list[str]:
     "What is harmless but worth knowing: copies inside one split, classes that a given split lacks"
     copies = int(items.duplicated(['content']).sum())
-    out = [f"{copies:,} {what}{'s are copies' if copies > 1 else ' is a copy'} of another in the same split; kept"]*(copies > 0)
+    out = [f"{copies:,} {what}{'s are copies' if copies > 1 else ' is a copy'} of another in the same split; kept"]*(
+            copies > 0)
     return out + split_notes(zip(items.split, items.label), classes, what)

@@ -28,15 +28,19 @@ import pandas as pd
 
 from ..core import InputError, did_you_mean, hash_bytes, install_hint
 from .images import check_args, check_whole
-from .listing import (SPLIT_NAMES, files_below, list_folder, name_some, name_splits, natural_key, read_csv,
+from .listing import (SPLIT_NAMES, files_below, list_folder, name_some, name_splits, natural_key,
+                                       read_csv,
                                        read_utf8, split_problems)
 from .problems import Problem, data_path, refuse
-from .splits import (LabelledData, check_items, data_notes, fingerprint, make_splits, missing_splits, sample_rows,
+from .splits import (LabelledData, check_items, data_notes, fingerprint, make_splits, missing_splits,
+                                      sample_rows,
                                       short_classes, spelling_problems, summarise)
 
 # %% ../../nbs/data/60_texts.ipynb #d5d6fb52
-_BLOCKS = frozenset('''address article aside blockquote body br caption center dd details dialog dir div dl dt fieldset figcaption figure footer form
-    h1 h2 h3 h4 h5 h6 header hgroup hr legend li main menu nav ol option p pre search section summary table title tr ul'''.split())
+_BLOCKS = frozenset('''
+    address article aside blockquote body br caption center dd details dialog dir div dl dt fieldset
+    figcaption figure footer form h1 h2 h3 h4 h5 h6 header hgroup hr legend li main menu nav ol option p
+    pre search section summary table title tr ul'''.split())
 
 class _Text(HTMLParser):
     "Collects what a reader of HTML sees"
@@ -53,7 +57,8 @@ class _Text(HTMLParser):
 def html_text(html:str) -> str:
     "The text of an HTML page, one line per block"
     parser = _Text()
-    with contextlib.suppress(AssertionError): parser.feed(html); parser.close() # what is damaged ends here; what came before is kept
+    # what is damaged ends here; what came before is kept
+    with contextlib.suppress(AssertionError): parser.feed(html); parser.close()
     lines = (' '.join(l.split()) for l in ''.join(parser.parts).splitlines())
     return '\n'.join(l for l in lines if l)
 
@@ -109,7 +114,8 @@ def mail_text(sender:str, subject:str, text:str) -> str:
 TABLES = ('.csv', '.tsv', '.jsonl', '.ndjson', '.json', '.parquet')
 SPLITS_OF_TEXTS = {**SPLIT_NAMES, 'dev': 'valid'} # as text data sets call them
 TEXT_SUFFIXES = frozenset(('.txt', '.eml'))
-ACCEPTED = ("a table (.csv, .tsv, .jsonl, .json or .parquet) with a column of texts and one of labels, a folder of such tables named "
+ACCEPTED = ("a table (.csv, .tsv, .jsonl, .json or .parquet) with a column of texts and one of labels, a folder of "
+            "such tables named "
             "after their splits (train, valid, test), or a folder with one subfolder of .txt or .eml files per class")
 
 def _cell(v) -> str:
@@ -127,9 +133,11 @@ def _json_rows(file:Path) -> list[tuple[int, dict]]:
         found = _json(text, file, 1) if text.strip() else []
         if not isinstance(found, list): raise InputError(f"`{file}` holds no list. {_JSON}")
         rows = [*enumerate(found, 1)]
-    else: rows = [(n, _json(line, file, n)) for n,line in enumerate(text.split('\n'), 1) if line.strip()] # a text may hold other ends of lines
+    # a text may hold other ends of lines
+    else: rows = [(n, _json(line, file, n)) for n,line in enumerate(text.split('\n'), 1) if line.strip()]
     if bad := next((n for n,r in rows if not isinstance(r, dict)), None):
-        raise InputError(f"`{file}`: entry {bad} is no object with named fields. Accepted: {{\"text\": …, \"label\": …}}.")
+        raise InputError(f"`{file}`: entry {bad} is no object with named fields. Accepted: "
+                         f"{{\"text\": …, \"label\": …}}.")
     return rows
 
 def _json(text:str, file:Path, line:int):
@@ -158,19 +166,23 @@ def _delimiter(file:Path) -> str:
 
 def _parquet_rows(file:Path) -> list[tuple[int, dict]]:
     try: table = pd.read_parquet(file)
-    except ImportError: raise InputError(f"`{file}`: reading Parquet needs the package pyarrow. Save the table as CSV, or install it: {install_hint('pyarrow')}") from None
+    except ImportError:
+        raise InputError(f"`{file}`: reading Parquet needs the package pyarrow. Save the table as CSV, or install it: "
+                         f"{install_hint('pyarrow')}") from None
     except Exception as e: raise InputError(f"`{file}` cannot be read as Parquet: {str(e)[:200]}.") from None
     return [*enumerate(table.to_dict('records'), 1)]
 
 def read_table(
     file:Path,
-) -> tuple[list[str], list[tuple[int, dict[str, str]]], list[Problem]]: # column names, (line, row) pairs, rows that cannot be read
+) -> tuple[list[str], list[tuple[int, dict[str, str]]], list[Problem]]: # columns, (line, row) pairs, unreadable rows
     "A table's rows, every value as text; a damaged file is an `InputError`"
     if not file.is_file(): raise InputError(f"`{file}` is not a file.")
     if file.suffix.lower() in ('.csv', '.tsv'):
         with _long_fields(): header, lines = read_csv(file, _delimiter(file), 'a header that names the columns')
-        if twice := [c for c,n in Counter(header).items() if n > 1]: raise InputError(f"`{file}`: column {twice[0]!r} occurs twice. Keep one.")
-        bad = [Problem('bad row', f'{file.name}:{n}', f'has {len(r)} fields, the header has {len(header)}') for n,r in lines if len(r) != len(header)]
+        if twice := [c for c,n in Counter(header).items() if n > 1]:
+            raise InputError(f"`{file}`: column {twice[0]!r} occurs twice. Keep one.")
+        bad = [Problem('bad row', f'{file.name}:{n}', f'has {len(r)} fields, the header has {len(header)}') for n,
+               r in lines if len(r) != len(header)]
         return header, [(n, dict(zip(header, r))) for n,r in lines if len(r) == len(header)], bad
     rows = _parquet_rows(file) if file.suffix.lower() == '.parquet' else _json_rows(file)
     if not rows: raise InputError(f"`{file}` is empty. Accepted: {ACCEPTED}.")
@@ -178,33 +190,41 @@ def read_table(
     return header, [(n, {c: _cell(r.get(c)) for c in header}) for n,r in rows], []
 
 # %% ../../nbs/data/60_texts.ipynb #3c0bbeea
-COLUMNS = dict(text=('text', 'sentence', 'review', 'body', 'content', 'message', 'comment', 'document', 'utterance', 'tweet', 'query'),
+COLUMNS = dict(text=('text', 'sentence', 'review', 'body', 'content', 'message', 'comment', 'document', 'utterance',
+                     'tweet', 'query'),
                label=('label', 'labels', 'class', 'sentiment', 'category', 'target', 'intent', 'stars', 'rating', 'y'),
                split=('split',), subject=('subject', 'title', 'headline'), sender=('from', 'sender'))
 
 def find_columns(
     names:Sequence[str],     # Of the table
     place:str,               # What a message calls the table
-    given:dict[str, str],    # role → column; roles: text, label, group, split, subject, sender; '' where it is to be found
+    given:dict[str, str],    # role (text, label, group, split, subject, sender) → column; '': to be found
     need:Sequence[str]=('text', 'label'),
 ) -> dict[str, str]:         # role → column, for those that there are
     "The columns of a table by what they hold"
     out = {role: name for role,name in given.items() if name}
     for role,name in out.items():
-        if name not in names: raise InputError(
-            f"{place}: there is no column {name!r} for `{role}`; its columns are {', '.join(map(repr, names))}. {did_you_mean(name, names)}")
+        if name not in names:
+            raise InputError(
+            f"{place}: there is no column {name!r} for `{role}`; its columns are {', '.join(map(repr, names))}. "
+            f"{did_you_mean(name, names)}")
         if twice := [r for r in out if out[r] == name and r != role]:
-            raise InputError(f"{place}: column {name!r} is given for `{role}` and for `{twice[0]}`. Accepted: one column for each of them.")
+            raise InputError(f"{place}: column {name!r} is given for `{role}` and for `{twice[0]}`. Accepted: one "
+                             f"column for each of them.")
     for role in (r for r in COLUMNS if r not in out):
         low = {n.lower(): n for n in reversed(names) if n not in out.values()}
         if found := next((low[c] for c in COLUMNS[role] if c in low), None): out[role] = found
     lack = [r for r in need if r not in out]
-    if lack: raise InputError(f"{place}: which column is the {' and which the '.join(lack)}? Its columns are {', '.join(map(repr, names))}. "
-                              f"Accepted without a word: {', '.join(COLUMNS[lack[0]])}. Name it: {', '.join(f'`{r}=COLUMN`' for r in lack)}.")
+    if lack:
+        raise InputError(f"{place}: which column is the {' and which the '.join(lack)}? Its columns are "
+                         f"{', '.join(map(repr, names))}. "
+                         f"Accepted without a word: {', '.join(COLUMNS[lack[0]])}. Name it: "
+                         f"{', '.join(f'`{r}=COLUMN`' for r in lack)}.")
     return out
 
 # %% ../../nbs/data/60_texts.ipynb #bb789086
-def _found_rows(file:Path, place:str, given:dict, need:Sequence[str]=('text', 'label')) -> tuple[list[dict], list[Problem]]:
+def _found_rows(file:Path, place:str, given:dict, need:Sequence[str]=('text', 'label')) -> tuple[list[dict],
+        list[Problem]]:
     "Rows path, text, body, label, split, group of a table as they stand there, and those that cannot be used"
     names, lines, bad = read_table(file)
     cols, rows = find_columns(names, f'`{place}`', given, need), []
@@ -212,12 +232,14 @@ def _found_rows(file:Path, place:str, given:dict, need:Sequence[str]=('text', 'l
         v = dict.fromkeys((*COLUMNS, 'group'), '') | {role: r[c] for role,c in cols.items()}
         if half := re.search('[\ud800-\udfff]', ''.join(v.values())):
             bad.append(Problem('bad row', f'{place}:{n}', f'holds half a character ({ascii(half[0])})')); continue
-        rows.append(dict(path=f'{place}:{n}', text=mail_text(v['sender'], v['subject'], v['text']), body=v['text'], label=v['label'].strip(),
+        rows.append(dict(path=f'{place}:{n}', text=mail_text(v['sender'], v['subject'], v['text']), body=v['text'],
+                         label=v['label'].strip(),
                          split=v['split'].strip().lower(), group=v['group'].strip()))
     return rows, bad
 
 def _table_rows(file:Path, root:Path, given:dict, split:str) -> tuple[list[dict], list[Problem]]:
-    "Rows path, text, body, label, split, group of a table, and what is wrong with some; `split` is that of the whole table, if any"
+    """Rows path, text, body, label, split, group of a table, and what is wrong with some; `split` is that of the whole
+    table, if any"""
     place = file.relative_to(root).as_posix()
     rows, bad = _found_rows(file, place, given)
     if split: rows = [r | dict(split=split) for r in rows]
@@ -230,8 +252,11 @@ def _file_rows(root:Path, rows:list[dict]) -> tuple[list[dict], list[Problem]]:
     for r in rows:
         try: out.append(r | _file_text((root/r['path']).read_bytes(), r['path'].lower().endswith('.eml')))
         except OSError as e: bad.append(Problem('unreadable', r['path'], f'cannot be opened: {e.strerror or e}'))
-        except UnicodeDecodeError as e: bad.append(Problem('unreadable', r['path'], f'not UTF-8 (byte {e.start:,}); save it as UTF-8'))
-        except Exception as e: bad.append(Problem('unreadable', r['path'], f'not a mail that can be read: {str(e) or type(e).__name__}')) # parts in parts in …
+        except UnicodeDecodeError as e:
+            bad.append(Problem('unreadable', r['path'], f'not UTF-8 (byte {e.start:,}); save it as UTF-8'))
+        # parts in parts in …
+        except Exception as e:
+            bad.append(Problem('unreadable', r['path'], f'not a mail that can be read: {str(e) or type(e).__name__}'))
     return out, bad
 
 def _file_text(data:bytes, is_mail:bool) -> dict:
@@ -251,21 +276,28 @@ def _folder_tables(root:Path) -> list[tuple[Path, str]]:
     try:
         inside = sorted(p for p in root.iterdir() if not p.name.startswith('.'))
         tables = [p for p in inside if p.suffix.lower() in TABLES and p.name != 'samples.json']
-        folders = [p.name for p in inside if tables and p not in tables and p.is_dir() and any(f.suffix.lower() in TEXT_SUFFIXES for f in p.rglob('*'))]
+        folders = [p.name for p in inside if tables and p not in tables and p.is_dir()
+                   and any(f.suffix.lower() in TEXT_SUFFIXES for f in p.rglob('*'))]
     except OSError as e: raise InputError(f"`{root}` cannot be opened ({e.strerror or e}).") from None
-    if folders: raise InputError(f"`{root}` holds a table ({name_some(t.name for t in tables)}) and beside it folders of texts ({name_some(folders)}). "
-                                 "Accepted: one or the other. Give the path of the table, or move it elsewhere to use the folders.")
+    if folders:
+        raise InputError(f"`{root}` holds a table ({name_some(t.name for t in tables)}) and beside it folders of "
+                         f"texts ({name_some(folders)}). "
+                         "Accepted: one or the other. Give the path of the table, or move it elsewhere to use the "
+                         "folders.")
     if len(tables) < 2: return [(t, '') for t in tables]
     splits = {t: _split_of(t.stem) for t in tables}
-    if None in splits.values() or len({*splits.values()}) < len(splits): raise InputError(
-        f"`{root}` holds {len(tables)} tables: {name_some(t.name for t in tables)}. Accepted: one, or one each for train, valid and test, named so. "
+    if None in splits.values() or len({*splits.values()}) < len(splits):
+        raise InputError(
+        f"`{root}` holds {len(tables)} tables: {name_some(t.name for t in tables)}. Accepted: one, or one each for "
+        f"train, valid and test, named so. "
         "Or give the path of the one to use.")
     return [*splits.items()]
 
 def _list_texts(path:str|Path, given:dict) -> tuple[Path, list[dict], list[Problem]]: # root, rows, problems
     "Rows with their texts from whatever `path` is"
     p = data_path(path, accepted=ACCEPTED)
-    if p.is_file() and p.suffix.lower() not in TABLES: raise InputError(f"`{path}` is a file of another kind. Accepted: {ACCEPTED}.")
+    if p.is_file() and p.suffix.lower() not in TABLES:
+        raise InputError(f"`{path}` is a file of another kind. Accepted: {ACCEPTED}.")
     root = (p.parent if p.is_file() else p).resolve()
     tables = [(p.resolve(), '')] if p.is_file() else _folder_tables(root)
     if tables:
@@ -281,7 +313,8 @@ def _list_texts(path:str|Path, given:dict) -> tuple[Path, list[dict], list[Probl
 # %% ../../nbs/data/60_texts.ipynb #e2359f28
 def content_hash(text:str) -> str:
     "The same for texts that differ in case, blanks or Unicode form only"
-    fold = unicodedata.normalize('NFKC', unicodedata.normalize('NFKC', text).casefold()) # folding may take a letter and its accents apart
+    # folding may take a letter and its accents apart
+    fold = unicodedata.normalize('NFKC', unicodedata.normalize('NFKC', text).casefold())
     return hash_bytes(' '.join(fold.split()).encode('utf-8', 'surrogatepass'))[:32]
 
 def label_typos(labels:Iterable[str], ratio:float=.8) -> list[Problem]:
@@ -290,8 +323,11 @@ def label_typos(labels:Iterable[str], ratio:float=.8) -> list[Problem]:
     letters = lambda l: re.sub(r'[\d\W_]+', '', l).casefold()
     out = []
     for rare in sorted(n, key=natural_key):
-        near = [o for o in n if n[o] >= 20*n[rare] and letters(o) != letters(rare) and difflib.SequenceMatcher(None, o.casefold(), rare.casefold()).ratio() >= ratio]
-        if near: out.append(Problem('typo', '', f"label {rare!r} ({n[rare]} of {sum(n.values())}) looks like {max(near, key=n.get)!r}"))
+        near = [o for o in n if n[o] >= 20*n[rare] and letters(o) != letters(rare)
+                and difflib.SequenceMatcher(None, o.casefold(), rare.casefold()).ratio() >= ratio]
+        if near:
+            out.append(Problem('typo', '',
+                               f"label {rare!r} ({n[rare]} of {sum(n.values())}) looks like {max(near, key=n.get)!r}"))
     return out
 
 # %% ../../nbs/data/60_texts.ipynb #c94c50c3
@@ -310,7 +346,9 @@ class TextData(LabelledData):
         "A short readable summary"
         words = self.items.text.str.split().str.len()
         more = f', {len(self.unlabelled):,} more without a label' if self.unlabelled else ''
-        return summarise(self, f"{len(self.items):,} texts of {len(self.classes)} classes{more}, {words.min()} to {words.max():,} words "
+        return summarise(self,
+                         f"{len(self.items):,} texts of {len(self.classes)} classes{more}, {words.min()} to "
+                         f"{words.max():,} words "
                                f"(half have {words.median():.0f} or fewer), fingerprint {self.fingerprint[:12]}")
     def as_json(self) -> dict: return super().as_json() | {'n_unlabelled': len(self.unlabelled)}
 
@@ -318,7 +356,8 @@ class TextData(LabelledData):
 def _uneven(items:pd.DataFrame) -> list[str]:
     n = Counter(items.label).most_common()
     if len(n) < 2 or n[0][1] < 3*n[-1][1]: return []
-    return [f"classes are uneven: {n[0][1]:,} of {n[0][0]!r}, {n[-1][1]:,} of {n[-1][0]!r}; look at balanced accuracy too"]
+    return [f"classes are uneven: {n[0][1]:,} of {n[0][0]!r}, {n[-1][1]:,} of {n[-1][0]!r}; look at balanced accuracy "
+            f"too"]
 
 def _items_of(rows:list[dict]) -> pd.DataFrame:
     "The table of labelled texts, in an order that is the texts' own"
@@ -328,11 +367,13 @@ def _items_of(rows:list[dict]) -> pd.DataFrame:
     return items.sort_values(['content', 'sha256', 'group', 'path']).reset_index(drop=True)
 
 def _empty(rows:list[dict]) -> list[Problem]:
-    return [Problem('empty text', r['path'], 'nothing but blanks' if r['body'] else 'empty') for r in rows if not r['body'].strip()]
+    return [Problem('empty text', r['path'], 'nothing but blanks' if r['body'] else 'empty') for r in rows
+            if not r['body'].strip()]
 
 def _print(items:pd.DataFrame, loose:Sequence[str]) -> str:
     "Fingerprint of labelled texts and of those without a label"
-    return hash_bytes(fingerprint(items, ('label', 'split', 'sha256')).encode(), *(t.encode('utf-8', 'surrogatepass') for t in loose))
+    return hash_bytes(fingerprint(items, ('label', 'split', 'sha256')).encode(),
+                      *(t.encode('utf-8', 'surrogatepass') for t in loose))
 
 def _unlabelled(rows:list[dict], items:pd.DataFrame) -> list[str]:
     "Texts without a label, each once, none that is or belongs to a text kept for choices or for the final figures"
@@ -368,11 +409,15 @@ def read_texts(
     classes, made = sorted({r['label'] for r in named}, key=natural_key), missing_splits(named, valid_pct, test_pct)
     problems = bad + _empty(rows) + ([] if addition else split_problems(named)) + spelling_problems(classes)
     if check_typos: problems += label_typos(r['label'] for r in named)
-    if max_items: plain = sample_rows(sorted(plain, key=lambda r: (r['text'], r['label'], r['split'], r['group'])), max_items, seed)
-    items, found = check_items(_items_of([r for r in plain if r['label']]), classes, 0 if addition else max(2, 1 + len(made), min_per_class or 0), 'text')
+    if max_items:
+        plain = sample_rows(sorted(plain, key=lambda r: (r['text'], r['label'], r['split'], r['group'])), max_items,
+                            seed)
+    items, found = check_items(_items_of([r for r in plain if r['label']]), classes,
+                               0 if addition else max(2, 1 + len(made), min_per_class or 0), 'text')
     refuse(problems := problems + found, path, len(rows), on_bad == 'skip', unit='texts', todo=_TODO)
     items['split'] = make_splits(items, made, seed)
-    refuse([] if addition else short_classes(items, classes, [*made], 'text'), path, len(rows), unit='texts', todo=_TODO)
+    refuse([] if addition else short_classes(items, classes, [*made], 'text'), path, len(rows), unit='texts',
+           todo=_TODO)
     loose = _unlabelled([r for r in plain if not r['label']], items)
     notes, items = data_notes(items, classes, 'text') + _uneven(items), items.drop(columns=['content', 'unit'])
     source = 'given' if any(r['split'] for r in named) else 'made'
@@ -384,7 +429,8 @@ _TODO = {'layout': "Rearrange the folders, or put the texts and their labels int
 def _rename(rows:list[dict], names:dict[str, str], path) -> None:
     "Give labels the names that were asked for, in place"
     have = {r['label'] for r in rows} - {''}
-    if lack := [n for n in names if n not in have]: raise InputError(f"`names`: `{path}` has no label {lack[0]!r}. {did_you_mean(lack[0], have)}")
+    if lack := [n for n in names if n not in have]:
+        raise InputError(f"`names`: `{path}` has no label {lack[0]!r}. {did_you_mean(lack[0], have)}")
     for r in rows: r['label'] = names.get(r['label'], r['label'])
 
 # %% ../../nbs/data/60_texts.ipynb #b43aecec
@@ -392,8 +438,10 @@ def parse_names(text:str) -> dict[str, str]:
     "'0:negative,1:positive' as a dict"
     out = {}
     for part in filter(None, (p.strip() for p in text.split(','))):
-        label, eq, name = (v.strip() for v in re.split('([:=])', part, maxsplit=1)) if re.search('[:=]', part) else (part, '', '')
-        if not eq or not label or not name: raise InputError(f"`names`: {part!r} is no label:name pair; accepted: for example 0:negative,1:positive.")
+        label, eq, name = (v.strip() for v in re.split('([:=])', part, maxsplit=1)) if re.search('[:=]',
+                part) else (part, '', '')
+        if not eq or not label or not name:
+            raise InputError(f"`names`: {part!r} is no label:name pair; accepted: for example 0:negative,1:positive.")
         out[label] = name
     return out
 
@@ -408,12 +456,16 @@ def draw_labels(
     check_whole('labels', per_class, 2)
     train = data.items[data.items.split == 'train']
     short = [f"{c!r} has {n}" for c in data.classes if (n := int((train.label == c).sum())) < per_class]
-    if short: raise InputError(f"`labels` is {per_class} of each class, but {'; '.join(short)}. Accepted: up to {min((train.label == c).sum() for c in data.classes)}.")
-    kept = {i for c in data.classes for i in random.Random(f'{seed} {c}').sample([*train.index[train.label == c]], per_class)}
+    if short:
+        raise InputError(f"`labels` is {per_class} of each class, but {'; '.join(short)}. Accepted: up to "
+                         f"{min((train.label == c).sum() for c in data.classes)}.")
+    kept = {i for c in data.classes for i in random.Random(f'{seed} {c}').sample([*train.index[train.label == c]],
+            per_class)}
     stay = [s == 'test' or i in kept or s == 'valid' and keep_valid for i,s in zip(data.items.index, data.items.split)]
     items = data.items[stay].reset_index(drop=True)
     loose = sorted({*data.unlabelled, *data.items.text[[not s for s in stay]]} - {*items.text})
-    return TextData(data.root, items, data.classes, data.problems, _print(items, loose), data.split_source, data.made, data.notes, data.given, loose)
+    return TextData(data.root, items, data.classes, data.problems, _print(items, loose), data.split_source, data.made,
+                    data.notes, data.given, loose)
 
 # %% ../../nbs/data/60_texts.ipynb #d50936fd
 def list_texts(inputs:Iterable[str|Path]) -> list[tuple[str, str]]: # (name, text)
@@ -423,10 +475,13 @@ def list_texts(inputs:Iterable[str|Path]) -> list[tuple[str, str]]: # (name, tex
         p = Path(given)
         if given == '-': out += [(f'line {n}', line.rstrip('\n')) for n,line in enumerate(sys.stdin, 1) if line.strip()]
         elif _exists(p): rows, problems = _named_rows(p); out += rows; bad += problems
-        elif p.suffix.lower() in (*TABLES, *TEXT_SUFFIXES) and ' ' not in given or '/' in given and ' ' not in given: bad.append(f'`{given}` does not exist')
+        elif p.suffix.lower() in (*TABLES, *TEXT_SUFFIXES) and ' ' not in given or '/' in given and ' ' not in given:
+            bad.append(f'`{given}` does not exist')
         else: out.append((given, given))
     if bad: raise InputError(f"input {'; '.join(map(str, bad[:20]))}.")
-    if not out: raise InputError(f"no texts in {', '.join(f'`{i}`' for i in inputs)}; accepted: texts, .txt and .eml files, folders of them, tables, - for standard input.")
+    if not out:
+        raise InputError(f"no texts in {', '.join(f'`{i}`' for i in inputs)}; accepted: texts, .txt and .eml files, "
+                         f"folders of them, tables, - for standard input.")
     return out
 
 def _exists(p:Path) -> bool:

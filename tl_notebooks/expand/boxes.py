@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROWS', 'moved_answers', 'drawn_loss', 'grown_net', 'BoxTuning', 'tuned_boxes', 'numbered', 'found_in',
-           'only_classes', 'old_box_figures', 'BoxExpansion', 'expand_boxes']
+           'only_classes', 'old_box_figures', 'expand_boxes']
 
 # %% ../../nbs/expand/20_boxes.ipynb #9794b5c6
 import copy
@@ -20,7 +20,8 @@ from torch import nn
 from ..models.folder import Model, free_folder
 from ..judge.box_scores import box_scores, compare_boxes, compare_scores
 from ..data.boxes import BoxData, read_boxes
-from ..judge.certificate import Limits, certificate_page, check_limits, judged_by, judging_notes, state_bytes
+from ..judge.certificate import (Expansion, Limits, begin_certificate, certificate_page, end_certificate,
+                                            judged_by)
 from ..core import InputError, progress, seeded
 from ..data.decode import open_image
 from ..learn.detection import BoxLearner, DenseNet, box_dls, box_net, picture_detector
@@ -29,7 +30,6 @@ from ..learn.learner import FitProgress
 from ..learn.replay import Distil
 from .labels import class_places, class_rows, warm_start
 from ..data.learned import learned_items, why_learned
-from ..learn.machine import code_version
 
 # %% ../../nbs/expand/20_boxes.ipynb #89415304
 def moved_answers(now:dict, was:dict, columns:Sequence[int]) -> torch.Tensor:
@@ -37,7 +37,8 @@ def moved_answers(now:dict, was:dict, columns:Sequence[int]) -> torch.Tensor:
 
     KL of each class's probability, and of box and centre wherever the teacher sees something; per object that it sees.
     """
-    kl = lambda a, p: nn.functional.binary_cross_entropy_with_logits(a, p, reduction='none') - nn.functional.binary_cross_entropy(p, p, reduction='none')
+    kl = lambda a, p: nn.functional.binary_cross_entropy_with_logits(a, p,
+            reduction='none') - nn.functional.binary_cross_entropy(p, p, reduction='none')
     p = was['cls_logits'][..., columns].sigmoid()
     seen = p.amax(-1)
     n = (seen*(seen > .1)).sum().clamp(min=1)
@@ -54,7 +55,8 @@ def drawn_loss(net:DenseNet, out:dict, boxes:torch.Tensor, labels:torch.Tensor, 
     place = torch.full((net.n_classes + 1,), -1, device=labels.device)
     place[[*columns]] = torch.arange(len(columns), device=labels.device)
     labels = labels.as_subclass(torch.Tensor)
-    return net.loss({**out, 'cls_logits': out['cls_logits'][..., [*columns]]}, boxes, place[labels.clamp(min=-1)] if len(labels) else labels)
+    return net.loss({**out, 'cls_logits': out['cls_logits'][..., [*columns]]}, boxes,
+                    place[labels.clamp(min=-1)] if len(labels) else labels)
 
 # %% ../../nbs/expand/20_boxes.ipynb #82fdb38d
 GROWS = ('fcos', 'retinanet')
@@ -62,17 +64,20 @@ GROWS = ('fcos', 'retinanet')
 def grown_net(model:Model, classes:Sequence[str], seed:int=0) -> DenseNet:
     "A detector with a model's weights and a fresh row for each class that it does not know"
     pre, k = model.manifest['preprocessing'], len(classes)
-    net, rows = box_net(model.manifest['backbone'], pre, k, model.manifest['folder']), class_rows(model.classes, classes)
+    net, rows = box_net(model.manifest['backbone'], pre, k, model.manifest['folder']), class_rows(model.classes,
+            classes)
     state = model.net.state_dict()
     for name in ('weight', 'bias'):
         key = f'head.head.classification_head.cls_logits.{name}'
-        old = state[key].cpu(); each = len(old)//len(model.classes) # answers for each place: all classes of the first, then of the next
+        # answers for each place: all classes of the first, then of the next
+        old = state[key].cpu(); each = len(old)//len(model.classes)
         old = old.view(each, len(model.classes), *old.shape[1:]).transpose(0, 1)
         new = warm_start(old, rows, .01, torch.Generator().manual_seed(seed))
         if name == 'bias': new[len(model.classes):] = -float(np.log(99))
         state = state | {key: new.transpose(0, 1).flatten(0, 1)}
     net.load_state_dict(state)
-    net.step, net.precision, net.score_thresh, net.nms_thresh, net.max_boxes = model.net.step, model.net.precision, model.net.score_thresh, model.net.nms_thresh, model.net.max_boxes
+    net.step, net.precision, net.score_thresh, net.nms_thresh, net.max_boxes = (model.net.step, model.net.precision,
+            model.net.score_thresh, model.net.nms_thresh, model.net.max_boxes)
     return net.eval().to(model.device)
 
 # %% ../../nbs/expand/20_boxes.ipynb #264bd59c
@@ -86,7 +91,8 @@ class BoxTuning:
     bs:int=8
     views:int=4       # stored variations of each picture
 
-def tuned_boxes(model:Model, net:DenseNet, data:BoxData, classes:Sequence[str], mode:str, tuning:BoxTuning, seed:int=0) -> dict:
+def tuned_boxes(model:Model, net:DenseNet, data:BoxData, classes:Sequence[str], mode:str, tuning:BoxTuning,
+                seed:int=0) -> dict:
     "Train `net` in place on the train split of `data`; what was done, for the record"
     pre, start = model.manifest['preprocessing'], time.perf_counter()
     drawn = [i for i,c in enumerate(classes) if c in data.classes]
@@ -100,15 +106,20 @@ def tuned_boxes(model:Model, net:DenseNet, data:BoxData, classes:Sequence[str], 
         learn.freeze_to(-tuning.thaw if mode == 'fine-tune' else -1)
         if mode == 'keep-scores':
             for p in net.parameters(): p.requires_grad_(any(p is q for q in head.parameters()))
-        hooks = [p.register_hook(lambda g: _only_new(g, len(model.classes), len(classes))) for p in head.parameters()] if mode == 'keep-scores' else []
+        hooks = [p.register_hook(lambda g: _only_new(g, len(model.classes), len(classes)))
+                 for p in head.parameters()] if mode == 'keep-scores' else []
         held = Distil(model.net, weight=tuning.distil, moved=lambda now, was: moved_answers(now, was, rest))
         cbs = [FitProgress('new class'), *([held] if mode == 'fine-tune' and rest else [])]
-        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(tuning.epochs, tuning.lr if tuning.thaw == 1 else slice(tuning.lr/5, tuning.lr), pct_start=.2, cbs=cbs)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_one_cycle(tuning.epochs, tuning.lr if tuning.thaw == 1 else slice(tuning.lr/5, tuning.lr),
+                                pct_start=.2, cbs=cbs)
     for h in hooks: h.remove()
     for p in net.parameters(): p.requires_grad_(True)
     net.cut = None; net.eval()
-    return dict(mode=mode, epochs=tuning.epochs, thaw=tuning.thaw, pictures=len(learn.dls.train.dataset), drawn=[classes[i] for i in drawn], held=[classes[i] for i in rest],
-                loss=float(learn.recorder.values[-1][0]) if learn.recorder.values else None, seconds=time.perf_counter() - start)
+    return dict(mode=mode, epochs=tuning.epochs, thaw=tuning.thaw, pictures=len(learn.dls.train.dataset),
+                drawn=[classes[i] for i in drawn], held=[classes[i] for i in rest],
+                loss=float(learn.recorder.values[-1][0]) if learn.recorder.values else None,
+                seconds=time.perf_counter() - start)
 
 # %% ../../nbs/expand/20_boxes.ipynb #67b74a04
 def _only_new(grad:torch.Tensor, old:int, k:int) -> torch.Tensor:
@@ -125,7 +136,8 @@ def numbered(data:BoxData, classes:Sequence[str]) -> BoxData:
 def found_in(model:Model, net:DenseNet, files:Sequence[Path], score:float=.02, bs:int=8) -> list[dict]:
     "What a detector with the preprocessing of `model` finds in pictures"
     look = picture_detector(net, score=score, **model.reading)
-    return [f for i in progress(range(0, len(files), bs), 'judging', -(-len(files)//bs)) for f in look([open_image(p) for p in files[i:i+bs]])]
+    return [f for i in progress(range(0, len(files), bs), 'judging', -(-len(files)//bs))
+            for f in look([open_image(p) for p in files[i:i+bs]])]
 
 def only_classes(dicts:Sequence[dict], keep:Sequence[int]) -> list[dict]:
     "The boxes of some classes"
@@ -140,7 +152,8 @@ def _largest_change(a:DenseNet, b:DenseNet, model:Model, files:Sequence[Path]) -
             worst = max(worst, float((a(x)['cls_logits'] - b(x)['cls_logits'][..., :a.n_classes]).abs().max()))
     return worst
 
-def old_box_figures(model:Model, net:DenseNet, old:BoxData, split:str, classes:Sequence[str], threshold:float, seed:int=0) -> dict:
+def old_box_figures(model:Model, net:DenseNet, old:BoxData, split:str, classes:Sequence[str], threshold:float,
+                    seed:int=0) -> dict:
     "What became of the old classes"
     files, truth = old.files(split), old.targets(split)
     truth = [{**t, 'labels': np.array([model.classes.index(old.classes[l]) for l in t['labels']], int)} for t in truth]
@@ -149,32 +162,36 @@ def old_box_figures(model:Model, net:DenseNet, old:BoxData, split:str, classes:S
     a, b = (box_scores(truth, only_classes(f, drawn), model.classes, seed=seed) for f in (before, found))
     taken = compare_boxes(truth, found, classes, threshold)
     change = _largest_change(model.net, net, model, files)
-    return dict(old_accuracy_before=a.metrics['map50'].as_json(), old_accuracy_after=b.metrics['map50'].as_json(), old_difference=compare_scores(b, a, seed=seed).as_json(),
-                old_before={k: v.as_json() for k,v in a.metrics.items()}, old_after={k: v.as_json() for k,v in b.metrics.items()},
+    return dict(old_accuracy_before=a.metrics['map50'].as_json(), old_accuracy_after=b.metrics['map50'].as_json(),
+                old_difference=compare_scores(b, a, seed=seed).as_json(),
+                old_before={k: v.as_json() for k,v in a.metrics.items()},
+                old_after={k: v.as_json() for k,v in b.metrics.items()},
                 greatest_change_of_an_old_logit=change, old_logits_bit_identical=change == 0.,
-                taken_for_new=sum(found[i]['labels'][j] >= len(model.classes) for i,c in enumerate(taken) for _,j in c.confused), old_boxes=int(sum(len(t['labels']) for t in truth)))
+                taken_for_new=sum(found[i]['labels'][j] >= len(model.classes) for i,c in enumerate(taken) for _,
+                                  j in c.confused), old_boxes=int(sum(len(t['labels']) for t in truth)))
 
 # %% ../../nbs/expand/20_boxes.ipynb #1e53e5bc
-@dataclass
-class BoxExpansion:
-    "A larger detector's folder and its certificate"
-    folder:Path
-    certificate:dict
-    @property
-    def passed(self) -> bool: return self.certificate['status'] == 'pass'
-
 def _read(path, test_pct:float, seed:int, on_bad:str) -> BoxData:
-    return path if isinstance(path, BoxData) else read_boxes(path, valid_pct=0., test_pct=test_pct, seed=seed, on_bad=on_bad)
+    return path if isinstance(path, BoxData) else read_boxes(path, valid_pct=0., test_pct=test_pct, seed=seed,
+                                                             on_bad=on_bad)
 
 def _check(model:Model, data:BoxData, old:BoxData|None, mode:str) -> list[str]:
     "All classes, old ones first; or what is wrong"
     arch = model.manifest['preprocessing'].get('arch')
-    if arch not in GROWS: raise InputError(f"`{model.manifest['folder']}` is a detector of the kind {arch!r}, which answers for all classes together; accepted: {', '.join(GROWS)}, which answer for each.")
-    if mode not in ('fine-tune', 'keep-scores'): raise InputError(f"`mode` is {mode!r}; accepted for a detector: fine-tune or keep-scores.")
+    if arch not in GROWS:
+        raise InputError(f"`{model.manifest['folder']}` is a detector of the kind {arch!r}, which answers for all "
+                         f"classes together; accepted: {', '.join(GROWS)}, which answer for each.")
+    if mode not in ('fine-tune', 'keep-scores'):
+        raise InputError(f"`mode` is {mode!r}; accepted for a detector: fine-tune or keep-scores.")
     classes, _ = class_places(model.classes, data.classes)
-    if len(classes) == len(model.classes): raise InputError(f"the new data draws {', '.join(data.classes)}, which the model knows; accepted: at least one class that it does not.")
-    if mode == 'keep-scores' and (both := [c for c in data.classes if c in model.classes]): raise InputError(f"`keep-scores` learns new rows only, and the new data also draws {', '.join(both)}; accepted: mode fine-tune, or data with new classes only.")
-    if old is not None and (bad := [c for c in old.classes if c not in model.classes]): raise InputError(f"`old`: class {bad[0]!r} is not one of the model's: {', '.join(model.classes)}.")
+    if len(classes) == len(model.classes):
+        raise InputError(f"the new data draws {', '.join(data.classes)}, which the model knows; accepted: at least "
+                         f"one class that it does not.")
+    if mode == 'keep-scores' and (both := [c for c in data.classes if c in model.classes]):
+        raise InputError(f"`keep-scores` learns new rows only, and the new data also draws {', '.join(both)}; "
+                         f"accepted: mode fine-tune, or data with new classes only.")
+    if old is not None and (bad := [c for c in old.classes if c not in model.classes]):
+        raise InputError(f"`old`: class {bad[0]!r} is not one of the model's: {', '.join(model.classes)}.")
     return classes
 
 # %% ../../nbs/expand/20_boxes.ipynb #99f069f7
@@ -183,35 +200,41 @@ def expand_boxes(
     data:str|Path|BoxData,     # Pictures on which the new class is drawn, as `read_boxes` takes them
     out:str|Path='',           # The new model folder, which must not exist; '': below outputs/expand
     mode:str='fine-tune',      # or keep-scores
-    old:str|Path|BoxData='',   # Pictures with old classes drawn, that nothing has learned from, to judge by; of those that are split, the test pictures
+    old:str|Path|BoxData='',   # Images with old classes drawn, to judge by, that nothing has learned from
     limits:Limits|None=None,   # That the certificate must meet; accuracies are AP50
     test_pct:float=.3,         # Share of the new pictures that are for judging, where they are not split
     seed:int=0,
     on_bad:str='error',
     tuning:BoxTuning|None=None,
-) -> BoxExpansion:
+) -> Expansion:
     "A detector with a new class and its certificate; everything that is wrong with the request is an `InputError`"
     out, model, tuning = free_folder(out), Model(parent), tuning or BoxTuning()
     if model.manifest['task'] != 'boxes': raise InputError(f"`{parent}` is no detector.")
-    d, judge = _read(data, test_pct, seed, on_bad), _read(old, 0., seed, on_bad) if isinstance(old, BoxData) or old else None
+    d, judge = _read(data, test_pct, seed, on_bad), _read(old, 0., seed, on_bad) if isinstance(old,
+            BoxData) or old else None
     classes = _check(model, d, judge, mode)
     net = grown_net(model, classes, seed)
     report = tuned_boxes(model, net, d, classes, mode, tuning, seed)
     c = _certificate(model, net, d, judge, classes, mode, limits or Limits(), report, seed)
     head = (model.manifest.get('head') or {}) | dict(kind='trained', grown=report)
-    return BoxExpansion(model.save_child(out, net, classes, None, head, c, certificate_page(c), c['metrics'], c['data'], learned=learned_items(d)), c)
+    return Expansion(model.save_child(out, net, classes, None, head, c, certificate_page(c), c['metrics'], c['data'],
+                                         learned=learned_items(d)), c)
 
 # %% ../../nbs/expand/20_boxes.ipynb #927bfcd7
 def _only_pictures(data:BoxData, keep:np.ndarray) -> BoxData:
     "`data` without the pictures whose row of `keep` (n,) is False, and without their boxes"
     row = np.cumsum(keep) - 1
     boxes = data.boxes[keep[data.boxes.image.to_numpy()]]
-    return replace(data, items=data.items[keep].reset_index(drop=True), boxes=boxes.assign(image=row[boxes.image.to_numpy()]).reset_index(drop=True))
+    return replace(data, items=data.items[keep].reset_index(drop=True),
+                   boxes=boxes.assign(image=row[boxes.image.to_numpy()]).reset_index(drop=True))
 
 def _may_judge(model:Model, d:BoxData, judge:BoxData|None) -> tuple[BoxData, BoxData|None, tuple[list[str], list[str]]]:
-    "Both without test pictures that were learned from (of `judge`, what judges becomes its test split), and why each may not judge"
-    sources = {'new pictures to learn from': d.files('train') + d.files('valid'), 'what the parent learned from': model.learned()}
-    if judge is not None and not (judge.items.split == 'test').any(): judge = replace(judge, items=judge.items.assign(split=judge.items.split.replace('train', 'test')))
+    """Both without test pictures that were learned from (of `judge`, what judges becomes its test split), and why each
+    may not judge"""
+    sources = {'new pictures to learn from': d.files('train') + d.files('valid'),
+               'what the parent learned from': model.learned()}
+    if judge is not None and not (judge.items.split == 'test').any():
+        judge = replace(judge, items=judge.items.assign(split=judge.items.split.replace('train', 'test')))
     out, why = [], []
     for data in (judge, d):
         if data is None: out.append(None); why.append([]); continue
@@ -221,26 +244,24 @@ def _may_judge(model:Model, d:BoxData, judge:BoxData|None) -> tuple[BoxData, Box
     return out[1], out[0], tuple(why)
 
 # %% ../../nbs/expand/20_boxes.ipynb #8b86b4f9
-def _certificate(model:Model, net:DenseNet, d:BoxData, judge:BoxData|None, classes:list[str], mode:str, limits:Limits, report:dict, seed:int) -> dict:
+def _certificate(model:Model, net:DenseNet, d:BoxData, judge:BoxData|None, classes:list[str], mode:str, limits:Limits,
+                 report:dict, seed:int) -> dict:
     n, threshold = len(model.classes), (model.manifest.get('head') or {}).get('threshold', .3)
     given, (d, judge, why) = d, _may_judge(model, d, judge)
     drawn, truth = [i for i,c in enumerate(classes) if c in d.classes], d.targets('test')
-    c = dict(schema='tl_notebooks/certificate/1', task='boxes', made=time.strftime('%Y-%m-%dT%H:%M:%S%z'), mode=mode, parent=dict(sha256=model.manifest['sha256'], classes=model.classes),
-             child=dict(classes=classes), new_classes=classes[n:], code_version=code_version(), notes=[], training=report,
-             size=dict(before=state_bytes(model.net), after=state_bytes(net)),
-             body_bit_identical=all(torch.equal(a, b) for a,b in zip(model.net.body.state_dict().values(), net.body.state_dict().values())),
-             data=dict(path=str(given.given), fingerprint=given.fingerprint, counts=given.counts()))
+    same = [torch.equal(a, b) for a,b in zip(*(m.body.state_dict().values() for m in (model.net, net)))]
+    c = begin_certificate(mode, model.manifest, classes, given, judged_by(*why, model.learned().complete),
+                          (model.net, net),
+                          task='boxes', training=report, body_bit_identical=all(same))
+    notes = []
     if truth:
         truth = [{**t, 'labels': np.array([classes.index(d.classes[l]) for l in t['labels']], int)} for t in truth]
         found = found_in(model, net, d.files('test'))
-        c['new'] = {k: v.as_json() for k,v in box_scores(truth, only_classes(found, drawn), classes, seed=seed).metrics.items()}
+        c['new'] = {k: v.as_json() for k,v in box_scores(truth, only_classes(found, drawn), classes,
+                                                         seed=seed).metrics.items()}
         fresh = box_scores(*(only_classes(x, range(n, len(classes))) for x in (truth, found)), classes, seed=seed)
         if 'map50' in fresh.metrics: c['new_accuracy'] = fresh.metrics['map50'].as_json()
-    c['judged_by'] = judged_by(*why, model.learned().complete)
     if c['judged_by']['old']: c |= old_box_figures(model, net, judge, 'test', classes, threshold, seed)
-    elif not why[0]: c['notes'].append('old classes were not judged: no pictures with them were given (--old).')
-    c['notes'] += judging_notes(c['judged_by'])
+    elif not why[0]: notes.append('old classes were not judged: no images with them were given (--old).')
     c['metrics'] = {k: c[k] for k in ('old_accuracy_after', 'new_accuracy') if k in c}
-    c['limits'] = check_limits(c, limits)
-    c['status'] = 'pass' if all(l['passed'] for l in c['limits']) else 'fail'
-    return c
+    return end_certificate(c, limits, notes)

@@ -46,6 +46,8 @@ class NewData:
     train_labels:list[str]
     test:list
     test_labels:list[str]
+    def everything(self) -> Exemplars:
+        return Exemplars([*self.train, *self.test], [*self.train_labels, *self.test_labels])
 
 def read_new(model:Model, path:str|Path|LabelledData, test_pct:float=.3, seed:int=0, on_bad:str='error',
              **columns) -> NewData:
@@ -383,7 +385,7 @@ def _check_job(job:_Job, mode:str, test_pct:float) -> None:
 # %% ../../nbs/expand/10_classes.ipynb #81954327
 def expand_model(
     parent:str|Path,             # Model folder, or run folder with one
-    data:str|Path|LabelledData='', # New items, laid out as those of the model, or already read; '': only the changes below
+    data:str|Path|LabelledData='', # New items, as for the model, or already read; '': only the changes below
     out:str|Path='',             # The new model folder, which must not exist; '': below outputs/expand
     mode:str='exact',            # Of `MODES`
     old:str|Path|LabelledData='', # Items of old classes that nothing has learned from, to judge by
@@ -399,32 +401,33 @@ def expand_model(
     tuning:Tuning|None=None,     # For `fine-tune`
     columns:dict|None=None,      # For `texts.read_texts`, with `data` and `old`: text, label, group, names
 ) -> Expansion:
-    """A larger model and its certificate, from a model with statistics; everything that is wrong with the request is an
-    `InputError`"""
+    "A larger model and its certificate, from a model with statistics; a wrong request is an `InputError`"
     asked = lambda d: isinstance(d, LabelledData) or bool(d)
     _check_request(mode, bool(asked(data) or remove or join or rename or correct), bool(remove or join or correct))
     out, model, tuning = free_folder(out), Model(parent), tuning or Tuning()
     if memory is not None: take_exemplars([], [], memory) # whether it is a number that can be meant
-    columns = {k: v for k,v in (columns or {}).items() if v}
-    if columns and not model.is_text:
-        raise InputError(f"`{next(iter(columns))}` is about tables of texts, and `{parent}` is a model for pictures.")
+    columns = _text_columns(model, columns)
     fixes = read_corrections(model, correct) if correct else []
     s = need_statistics(model) if asked(data) or remove or join or fixes else model.statistics()
     s, known = edit_classes(correct_labels(s, model, fixes), model.classes, remove, join, rename)
     read = lambda d, pct: read_new(model, d, pct, seed, on_bad, **columns) if asked(d) else None
     new, judge, replay = read(data, test_pct), read(old, 0.), read(tuning.replay, 0.)
     kept = model.exemplars().renamed({c: None for c in remove} | (join or {})).renamed(rename or {})
-    more = Exemplars([*replay.train, *replay.test], [*replay.train_labels,
-                                                     *replay.test_labels]) if replay else Exemplars([], [])
+    more = replay.everything() if replay else Exemplars([], [])
     job = _Job(model, s, known, class_places(known, new.data.classes if new else [])[0], new, judge,
-               Exemplars(more.items + kept.items, more.labels + kept.labels),
-               not (remove or join), limits or Limits(), tuning, seed, len(kept),
-               bool(remove or join or fixes or new and new.train),
+               Exemplars(more.items + kept.items, more.labels + kept.labels), not (remove or join), limits or Limits(),
+               tuning, seed, len(kept), bool(remove or join or fixes or new and new.train),
                fixed=[i if model.is_text else Path(i) for i,*_ in fixes])
     _check_job(job, mode, test_pct)
     made = _make(job, mode)
     if memory is None: memory = max((kept.labels.count(c) for c in set(kept.labels)), default=0)
     return Expansion(_save(out, job, made, _memory(model, job.old, new, memory, seed)), made.certificate)
+
+def _text_columns(model:Model, columns:dict|None) -> dict:
+    columns = {k: v for k,v in (columns or {}).items() if v}
+    if columns and not model.is_text:
+        raise InputError(f"`{next(iter(columns))}` is about tables of texts, and this is a model for images.")
+    return columns
 
 # %% ../../nbs/expand/10_classes.ipynb #37acd59d
 @dataclass

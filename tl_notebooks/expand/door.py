@@ -7,9 +7,10 @@ __all__ = ['expand']
 
 # %% ../../nbs/expand/50_door.ipynb #452242fc
 from pathlib import Path
-from .boxes import BoxExpansion, expand_boxes
-from .classes import Expansion, expand_model
+from .boxes import expand_boxes
+from .classes import expand_model
 from .words import expand_words
+from ..judge.certificate import Expansion
 from ..models.folder import read_manifest
 
 # %% ../../nbs/expand/50_door.ipynb #65787446
@@ -21,7 +22,7 @@ def expand(
     words:str|Path='',  # A file of new words, one a line, for a model of texts
     corpus:str|Path='', # Texts of the field, one a line; without `words`, words are found in it
     **options,        # For `expand_model`, `expand_boxes` or `expand_words`
-) -> Expansion|BoxExpansion:
+) -> Expansion:
     "A larger model with its certificate; `folder` says where"
     if words or corpus: return expand_words(model, out, words, corpus, learn=data, **options)
     if read_manifest(model)['task'] == 'boxes': return expand_boxes(model, data, out, **options)

@@ -217,32 +217,28 @@ def expand_words(
     on_bad:str='error',
     columns:dict|None=None,     # For `texts.read_texts`, with `data` and `learn`: text, label, group, names
 ) -> Expansion:
-    """A text model that knows more words, and its certificate; everything that is wrong with the request is an
-    `InputError`"""
+    "A text model that knows more words, and its certificate; a wrong request is an `InputError`"
     out, model = _checked(out, parent, words, corpus, train, thaw)
-    given = corpus if isinstance(corpus, Corpus) else Corpus(corpus) if isinstance(corpus,
-            (str, Path)) and corpus else list(corpus)
+    given = _as_corpus(corpus)
     judge, learned = (_labelled(model, d, n, on_bad, columns or {}) for d,n in ((data, 'data'), (learn, 'learn')))
     if not given and judge is None:
         raise InputError("there are no texts to measure by; accepted: a corpus, labelled texts as `data`, or both.")
     tok, proposal = model.reader.tok, None
     if not words:
-        proposal = propose_words(tok, given, max_words, min_count); words = proposal.words
-        if not words:
-            raise InputError(f"the corpus has no word that occurs {min_count} times and is split; accepted: a larger "
-                             f"corpus, a smaller `min_count`, or words.")
+        proposal = propose_words(tok, given, max_words, min_count)
+        words = proposal.words or _no_words(min_count)
     wanted = check_words(tok, read_words(words) if isinstance(words, (str, Path)) else list(words))
     some = sample_texts(given, 5000, seed)
-    g = grow_model(model, wanted, init or ('context' if some else 'mean'), some, fit_steps, seed)
+    init = init or ('context' if some else 'mean')
+    g = grow_model(model, wanted, init, some, fit_steps, seed)
     if train: train_growth(g, model, some, train, thaw, seed)
     fitted = some if train or g.fitted else []
     tests, y, why = _test_texts(judge, model, learned, fitted)
-    s, head = solve_again(g, learned.items.text.tolist(), [model.classes.index(l)
-                                                           for l in learned.items.label]) if learned else (None, None)
-    c = _certificate(model, g, init or ('context' if some else 'mean'), given or judge.items.text.tolist(), some, tests,
-                     y, why, judge, learned, thaw, limits or Limits())
-    return Expansion(_save(out, model, g, c, s, head, thaw, [*fitted, *(learned.items.text if learned else [])]), c,
-                         proposal)
+    texts = learned.items.text.tolist() if learned else []
+    s, head = solve_again(g, texts, [model.classes.index(l) for l in learned.items.label]) if learned else (None, None)
+    c = _certificate(model, g, init, given or judge.items.text.tolist(), some, tests, y, why, judge, learned, thaw,
+                     limits)
+    return Expansion(_save(out, model, g, c, s, head, thaw, [*fitted, *texts]), c, proposal)
 
 # %% ../../nbs/expand/40_words.ipynb #38056c98
 def _checked(out, parent, words, corpus, train, thaw) -> tuple[Path, Model]:
@@ -284,6 +280,14 @@ def _test_texts(judge:TextData|None, model:Model, learned:TextData|None, fitted:
                                            'what the parent learned from': model.learned()})
     rows = rows[[not w for w in why]]
     return rows.text.tolist(), np.array([model.classes.index(l) for l in rows.label], int), why
+
+def _as_corpus(corpus):
+    given = Corpus(corpus) if isinstance(corpus, (str, Path)) and corpus else corpus
+    return given if isinstance(given, Corpus) else list(given)
+
+def _no_words(min_count:int):
+    raise InputError(f"the corpus has no word that occurs {min_count} times and is split; accepted: a larger corpus, "
+                     "a smaller `min_count`, or words.")
 
 # %% ../../nbs/expand/40_words.ipynb #7cb6d145
 def _certificate(model, g, init, corpus, some, tests, y, why, judge, learned, thaw, limits) -> dict:

@@ -25,7 +25,8 @@ class Cut:
 
     place : name of the first module behind the cut, whose first input is kept; '' is the body's output
     key   : where that input stands among the module's arguments: 0, or a keyword
-    units : modules before the cut → shape of their output for the sample; None where no blank can stand for it, so that it runs
+    units : modules before the cut → shape of their output for the sample; None where no blank can stand for it, so
+        that it runs
     behind : the largest modules that first run at the cut or later; all else decides the activations
     shape : of one item at the cut;  dtype : as the body computes it
     channels_last : whether a map's channels lie innermost in memory
@@ -60,7 +61,8 @@ def hidden(self:Cut, rows:torch.Tensor) -> torch.Tensor:
     return rows.permute(0, 3, 1, 2) if self.channels_last else rows
 
 @patch(as_prop=True)
-def row_shape(self:Cut) -> tuple[int, ...]: return (*self.shape[1:], self.shape[0]) if self.channels_last else self.shape
+def row_shape(self:Cut) -> tuple[int, ...]:
+    return (*self.shape[1:], self.shape[0]) if self.channels_last else self.shape
 
 # %% ../../nbs/frozen/00_cut.ipynb #44916794
 @contextlib.contextmanager
@@ -79,7 +81,8 @@ def _shapes(out):
     if type(out) in (tuple, list): return None if None in (s := [_shapes(o) for o in out]) else s
 
 def _calls(body:nn.Module, xb:Sequence[torch.Tensor]) -> tuple[dict, torch.Tensor]:
-    "name → [first input with its place among the arguments, shapes of the output] in order of the calls; the body's output"
+    """name → [first input with its place among the arguments, shapes of the output] in order of the calls; the body's
+    output"""
     seen, hooks = {}, []
     def begin(name, m, args, kwargs):
         found = [(k, v) for k,v in [*enumerate(args), *kwargs.items()] if isinstance(v, torch.Tensor)]
@@ -98,12 +101,15 @@ def _calls(body:nn.Module, xb:Sequence[torch.Tensor]) -> tuple[dict, torch.Tenso
 def _ancestors(name:str) -> list[str]: return [name[:i] for i,c in enumerate(name) if c == '.'] + ['']
 
 def _place(body:nn.Module, frozen:set[int], order:Iterable[str]) -> str|None:
-    "Name of the largest wholly trained module that is the first to run; None where a container of frozen ones is itself trained"
+    """Name of the largest wholly trained module that is the first to run; None where a container of frozen ones is
+    itself trained"""
     modules = dict(body.named_modules())
     trained = lambda name, recurse: [id(p) not in frozen for p in modules[name].parameters(recurse)]
-    name = next((n for n in order if any(trained(n, False))), '') # none: what is trained does not run (timm keeps some heads in the body)
+    # none: what is trained does not run (timm keeps some heads in the body)
+    name = next((n for n in order if any(trained(n, False))), '')
     if not name: return ''
-    whole = [up for up in [name, *reversed(_ancestors(name)[:-1]), ''] if all(trained(up, True)) and up in order] # lists of modules do not run
+    # lists of modules do not run
+    whole = [up for up in [name, *reversed(_ancestors(name)[:-1]), ''] if all(trained(up, True)) and up in order]
     return whole[-1] if whole else None
 
 def _largest(names:Sequence[str], around:set[str]) -> list[str]:
@@ -138,31 +144,39 @@ def find_cut(
         if all(id(p) in frozen for p in body.parameters()): return _make_cut('', 0, out)
         place = _place(body, frozen, seen)
         if place == '' and not any(id(p) not in frozen for p in body.parameters(False)): return _make_cut('', 0, out)
-        if not place or not seen[place][0]: raise CannotCache(
-            f"{type(body).__name__} cannot be cut before its trained layers: frozen and trained parameters lie in one module. "
+        if not place or not seen[place][0]:
+            raise CannotCache(
+            f"{type(body).__name__} cannot be cut before its trained layers: frozen and trained parameters lie in one "
+            f"module. "
             "Freeze to another layer group, or train without the cache (`cache=False`).")
         key, hidden = seen[place][0]
         cut = _make_cut(place, key, hidden, [(n, seen[n][1]) for n in _units([*seen], place)], _behind([*seen], place))
-        tries = [(cut, False, [torch.zeros_like(x[:1]) for x in xb]), (cut, True, xb)] if not ragged else [(_for_sequences(body, cut, xb[0]), True, xb)]
+        tries = [(cut, False, [torch.zeros_like(x[:1]) for x in xb]), (cut, True,
+                xb)] if not ragged else [(_for_sequences(body, cut, xb[0]), True, xb)]
         for c, inputs, given in tries:
             if _same(body, c, hidden, given, out): return replace(c, inputs=inputs)
-    raise CannotCache(f"{type(body).__name__} cannot be cut before `{place}`: something else crosses from the frozen part. "
+    raise CannotCache(f"{type(body).__name__} cannot be cut before `{place}`: something else crosses from the frozen "
+                      f"part. "
                       "Freeze to another layer group, or train without the cache (`cache=False`).")
 
 # %% ../../nbs/frozen/00_cut.ipynb #07a23013
 def _make_cut(place:str, key:int|str, hidden:torch.Tensor, units:Iterable=(), behind:Iterable[str]=()) -> Cut:
     last = hidden.ndim == 4 and hidden.is_contiguous(memory_format=torch.channels_last) and not hidden.is_contiguous()
-    return Cut(place, key, tuple(units), tuple(hidden.shape[1:]), hidden.dtype, last, tuple(behind), sample=tuple(hidden.shape))
+    return Cut(place, key, tuple(units), tuple(hidden.shape[1:]), hidden.dtype, last, tuple(behind),
+               sample=tuple(hidden.shape))
 
 def _for_sequences(body:nn.Module, cut:Cut, x:torch.Tensor) -> Cut:
-    "`cut` with rows of one token each, where its activations are sequences like the inputs `x` (n, tokens); what makes no such activations (positions) runs"
+    """`cut` with rows of one token each, where its activations are sequences like the inputs `x` (n, tokens); what
+    makes no such activations (positions) runs"""
     n, t = x.shape[:2]
-    same = lambda m, s: any(True for _ in m.parameters()) and (s == cut.sample or isinstance(s, list) and all(e in (cut.sample, 'none') for e in s))
+    same = lambda m, s: any(True for _ in m.parameters()) and (s == cut.sample or isinstance(s, list)
+                                                               and all(e in (cut.sample, 'none') for e in s))
     units = tuple((name, s if same(body.get_submodule(name), s) else None) for name,s in cut.units)
     if len(cut.sample) == 3 and cut.sample[:2] in ((n, t), (t, n)) and n != t:
         return replace(cut, units=units, ragged=True, turned=cut.sample[:2] == (t, n), shape=(1, cut.sample[2]))
     if t not in cut.sample and cut.sample[0] == n: return cut
-    raise CannotCache(f"activations before `{cut.place}` have shape {cut.sample} for inputs of shape {(n, t)}; sequences must be (n, tokens, features).")
+    raise CannotCache(f"activations before `{cut.place}` have shape {cut.sample} for inputs of shape {(n, t)}; "
+                      f"sequences must be (n, tokens, features).")
 
 # %% ../../nbs/frozen/00_cut.ipynb #a3d406f9
 def _blank(shape, cut:Cut, hidden:torch.Tensor):

@@ -19,13 +19,16 @@ from .cut import Cut
 def _norm_pairs(body:nn.Module, xb:Sequence[torch.Tensor]) -> list[tuple[str, str]]:
     "(convolution, BatchNorm) where the second runs once, on the output of the first, which runs once"
     made, pairs, hooks, runs = {}, [], [], {}
-    def after(name, m, args, out): made[id(out)] = name, out; runs[name] = runs.get(name, 0) + 1 # holds `out`, so ids stay unique
+    # holds `out`, so ids stay unique
+    def after(name, m, args, out): made[id(out)] = name, out; runs[name] = runs.get(name, 0) + 1
     def before(name, m, args):
         runs[name] = runs.get(name, 0) + 1
         if id(args[0]) in made: pairs.append((made[id(args[0])][0], name))
     for name,m in body.named_modules():
-        if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)): hooks.append(m.register_forward_hook(functools.partial(after, name)))
-        elif isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)): hooks.append(m.register_forward_pre_hook(functools.partial(before, name)))
+        if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            hooks.append(m.register_forward_hook(functools.partial(after, name)))
+        elif isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+            hooks.append(m.register_forward_pre_hook(functools.partial(before, name)))
     try:
         with torch.no_grad(): body(*xb)
     finally:
@@ -40,14 +43,17 @@ def fold_norms(
     body:nn.Module,
     xb:Sequence[torch.Tensor], # A few inputs
 ) -> nn.Module:                # A copy, in eval mode
-    "A copy of `body` that computes the same in eval mode, with BatchNorms folded into convolutions where that is possible"
+    """A copy of `body` that computes the same in eval mode, with BatchNorms folded into convolutions where that is
+    possible"""
     plain = copy.deepcopy(body).eval()
     if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in plain.modules()): return plain
     folded = copy.deepcopy(plain)
     for c,n in _norm_pairs(folded, [x[:1] for x in xb]):
         conv, norm = folded.get_submodule(c), folded.get_submodule(n)
-        rest = [norm.drop, norm.act] if hasattr(norm, 'act') and hasattr(norm, 'drop') else [] # timm joins norm and activation
-        if type(norm).forward is not nn.modules.batchnorm._BatchNorm.forward and not rest or norm.running_mean is None: continue
+        # timm joins norm and activation
+        rest = [norm.drop, norm.act] if hasattr(norm, 'act') and hasattr(norm, 'drop') else []
+        if type(norm).forward is not nn.modules.batchnorm._BatchNorm.forward and not rest or norm.running_mean is None:
+            continue
         _set(folded, c, fuse_conv_bn_eval(conv, norm))
         _set(folded, n, nn.Sequential(*rest) if rest else nn.Identity())
     try:
@@ -57,7 +63,8 @@ def fold_norms(
 
 # %% ../../nbs/frozen/10_engine.ipynb #1d09c0d4
 def channels_last(x:torch.Tensor) -> torch.Tensor:
-    "Maps with their channels innermost in memory, as convolutions on CPUs and tensor cores want them; anything else as it is"
+    """Maps with their channels innermost in memory, as convolutions on CPUs and tensor cores want them; anything else
+    as it is"""
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 # %% ../../nbs/frozen/10_engine.ipynb #456d10ba
@@ -71,14 +78,16 @@ class Prefix:
     body : may be trained on afterwards, this is a copy;  cuts : of `find_cut`, from the input to the output
     xb   : a few inputs;  step : items that are computed at a time, or a function that tells it for a batch
     """
-    def __init__(self, body:nn.Module, cuts:Sequence[Cut], xb:Sequence[torch.Tensor], step:int|Callable=8, fold:bool=True):
+    def __init__(self, body:nn.Module, cuts:Sequence[Cut], xb:Sequence[torch.Tensor], step:int|Callable=8,
+                 fold:bool=True):
         self.cuts, self.step, self.got = list(cuts), step, {}
         self.body = fold_norms(body, xb) if fold else copy.deepcopy(body).eval()
         self.body.requires_grad_(False)
         for k,cut in enumerate(self.cuts):
             if not cut.place: continue
             last = k == len(self.cuts) - 1
-            self.body.get_submodule(cut.place).register_forward_pre_hook(functools.partial(self._take, k, cut.key, last), with_kwargs=True)
+            self.body.get_submodule(cut.place).register_forward_pre_hook(functools.partial(self._take, k, cut.key,
+                    last), with_kwargs=True)
 
     def _take(self, k:int, key, last:bool, m, args, kwargs) -> None:
         if k in self.got: return
@@ -98,6 +107,8 @@ class Prefix:
         with torch.inference_mode():
             for i in range(0, n, step):
                 part = [x[i:i+step] for x in xb]
-                if len(part[0]) < step: part = [torch.cat([x, x[-1:].expand(step - len(x), *x.shape[1:])]) for x in part]
+                if len(part[0]) < step:
+                    part = [torch.cat([x, x[-1:].expand(step - len(x), *x.shape[1:])]) for x in part]
                 parts.append([c.rows(h) for c,h in zip(self.cuts, self._run([channels_last(x) for x in part]))])
-        return [c.hidden(torch.cat(p)[:n]) for c,p in zip(self.cuts, zip(*parts))] # outside inference mode: ordinary tensors, which a loss may follow
+        # outside inference mode: ordinary tensors, which a loss may follow
+        return [c.hidden(torch.cat(p)[:n]) for c,p in zip(self.cuts, zip(*parts))]

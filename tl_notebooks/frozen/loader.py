@@ -35,10 +35,12 @@ def fill(
     try:
         with contextlib.ExitStack() as locks:
             for s in sorted(stores, key=lambda s: s.key): locks.enter_context(filling(s.folder))
-            todo = sorted(sorted(first[i] for i in {i for s in stores for i in s.missing(ids)}), key=order or (lambda at: 0))
+            todo = sorted(sorted(first[i] for i in {i for s in stores for i in s.missing(ids)}),
+                          key=order or (lambda at: 0))
             if todo: _fill(stores, ids, compute, todo, batch, desc)
     except OSError as e:
-        (tell or say)(f"cannot be kept in `{stores[0].folder.parent}` ({e.strerror or e}); going on without: what is missing is computed each time it is needed. "
+        (tell or say)(f"cannot be kept in `{stores[0].folder.parent}` ({e.strerror or e}); going on without: what is "
+                      f"missing is computed each time it is needed. "
             f"`{tl_hint('cache', 'clear')}` makes room, TL_NOTEBOOKS_CACHE names another place.")
     for s in stores: s.refresh()
     return not any(s.missing(ids) for s in stores)
@@ -63,7 +65,9 @@ def _fill_block(stores, ids, compute, some, batch, bar) -> None:
     for j in range(0, len(todo), batch): parts.append(compute(todo[j:j+batch])); bar.update(len(todo[j:j+batch]))
     for s,m,*rows in zip(stores, lacking, *parts):
         need = [n for n,p in enumerate(todo) if ids[p] in m]
-        if need: s.write([ids[todo[n]] for n in need], [[row for part in rows for row in part][n] for n in need] if s.ragged else torch.cat(rows)[need])
+        if need:
+            s.write([ids[todo[n]] for n in need], [[row for part in rows for row in part][n] for n in need] if s.ragged
+                    else torch.cat(rows)[need])
 
 # %% ../../nbs/frozen/30_loader.ipynb #7be1f8bf
 _PIPES = ('after_item', 'before_batch', 'after_batch')
@@ -76,7 +80,9 @@ class Items:
         self.inp, self.out = (tls[:n_inp], tls[n_inp:]) if tls is not None else (None, None)
         self.item_tfms = [f for tl in self.inp or () for f in tl.tfms.fs]
         self.reader = next((f for f in self.item_tfms if hasattr(f, 'digest')), None)
-        self.lengths = [self.reader.length(r) for r in self.raw(range(self.n))] if hasattr(self.reader, 'length') else None # of texts, in tokens
+        # of texts, in tokens
+        self.lengths = [self.reader.length(r) for r in self.raw(range(self.n))] if hasattr(self.reader,
+                'length') else None
         self.pipes = [p for n in _PIPES if isinstance(p := getattr(dl, n), Pipeline)]
 
     @contextlib.contextmanager
@@ -92,7 +98,8 @@ class Items:
     @property
     def augmented(self) -> bool:
         "Whether training items are treated otherwise than validation items"
-        return any(getattr(f, 'split_idx', None) == 0 for f in [*self.item_tfms, *(f for p in self.pipes for f in p.fs)])
+        return any(getattr(f, 'split_idx', None) == 0 for f in [*self.item_tfms,
+                                                                *(f for p in self.pipes for f in p.fs)])
 
     def preload(self) -> None:
         "Let the reader read everything now, if it can"
@@ -105,12 +112,15 @@ class Items:
 def names(self:Items) -> list[str]:
     "One name per item, made of its content"
     if self.reader: return [self.reader.digest(r) for r in self.raw(range(self.n))]
-    with self.mode(1): return [hash_state({str(k): t for k,t in enumerate(self._sample(i)[:self.n_inp])}) for i in range(self.n)]
+    with self.mode(1):
+        return [hash_state({str(k): t for k,t in enumerate(self._sample(i)[:self.n_inp])}) for i in range(self.n)]
 
 @patch
 def _sample(self:Items, i:int) -> tuple:
     s = self.dl.do_item(i)
-    if s is None: raise CannotCache(f"item {i} was left out by a transform; activations cannot be kept of items that come and go.")
+    if s is None:
+        raise CannotCache(
+                f"item {i} was left out by a transform; activations cannot be kept of items that come and go.")
     return s if isinstance(s, tuple) else (s,)
 
 @patch
@@ -118,7 +128,8 @@ def _batch(self:Items, at:Sequence[int]) -> list[torch.Tensor]:
     "Inputs of items as a batch, transformed, on the DataLoader's device"
     samples = [self._sample(i) for i in at]
     try: b = self.dl.do_batch(samples)
-    except (RuntimeError, TypeError, ValueError): raise CannotCache("items cannot be put into one batch in any order. Items must have one size.") from None
+    except (RuntimeError, TypeError, ValueError):
+        raise CannotCache("items cannot be put into one batch in any order. Items must have one size.") from None
     if self.dl.device is not None: b = to_device(b, self.dl.device)
     b = self.dl.after_batch(b)
     return [t.as_subclass(torch.Tensor) for t in (b if isinstance(b, (tuple, list)) else (b,))[:self.n_inp]]
@@ -129,10 +140,12 @@ def inputs(self:Items, at:Sequence[int], view:Sequence[int]|int=0, names:Sequenc
     views = [view]*len(at) if isinstance(view, int) else view
     with self.reader.ahead(self.raw(at)) if hasattr(self.reader, 'ahead') else contextlib.nullcontext():
         if not any(views):
-            with seeded(0), self.mode(1): return self._batch(at) # fastai's random transforms draw even where they do nothing
+            # fastai's random transforms draw even where they do nothing
+            with seeded(0), self.mode(1): return self._batch(at)
         parts = []
         for i,v in zip(at, views): # one by one: a batch transform may draw once for all
-            with seeded(int(hash_bytes(names[i].encode(), b'%d' % v)[:12], 16)), self.mode(0 if v else 1): parts.append(self._batch([i]))
+            with seeded(int(hash_bytes(names[i].encode(), b'%d' % v)[:12], 16)), self.mode(0 if v else 1):
+                parts.append(self._batch([i]))
     return [torch.cat(p) for p in zip(*parts)]
 
 # %% ../../nbs/frozen/30_loader.ipynb #a4b73553
@@ -141,7 +154,8 @@ def targets(self:Items) -> tuple[torch.Tensor, ...]:
     "Targets of all items, one tensor each for what follows the inputs in a batch; none of a test set without labels"
     if self.ys is not None: return self.ys
     with seeded(0), self.mode(1):
-        samples = [tuple(tl[i] for tl in self.out) if self.out is not None else self._sample(i)[self.n_inp:] for i in range(self.n)]
+        samples = [tuple(tl[i] for tl in self.out) if self.out is not None else self._sample(i)[self.n_inp:]
+                   for i in range(self.n)]
     self.ys = tuple(self.dl.create_batch(samples)) if samples and samples[0] else ()
     return self.ys
 
@@ -168,7 +182,8 @@ def _try(self:Items, items:list) -> str:
     "Hash of what the transforms make of `items`"
     b = self.dl.do_batch([(self.dl.after_item(x),) for x in items])
     b = self.dl.after_batch(to_device(b, self.dl.device) if self.dl.device is not None else b)
-    return hash_state({str(k): t.as_subclass(torch.Tensor) for k,t in enumerate(b if isinstance(b, (tuple, list)) else (b,))})
+    return hash_state({str(k): t.as_subclass(torch.Tensor) for k,t in enumerate(b if isinstance(b, (tuple, list))
+            else (b,))})
 
 # %% ../../nbs/frozen/30_loader.ipynb #fbb9a98c
 class Activations(TensorBase):
@@ -180,7 +195,8 @@ def row_name(name:str, view:int) -> str:
 
 # %% ../../nbs/frozen/30_loader.ipynb #fe8cb74e
 class ViewedDL:
-    "The batches of `dl`, whose items are `items` with `names`, where each item shows its versions 0 (plain) … `views`-1 in turn, one an epoch"
+    """The batches of `dl`, whose items are `items` with `names`, where each item shows its versions 0 (plain) …
+    `views`-1 in turn, one an epoch"""
     cut = None
     def __init__(self, dl:DataLoader, items:Items, names:Sequence[str], views:int):
         self.dl, self.items, self.names, self.views = dl, items, names, views
@@ -201,7 +217,8 @@ class ViewedDL:
         other = copy.copy(self); other.dl = dl
         return other
 
-    def view_of(self, i:int, epoch:int|None=None) -> int: return ((self.epoch if epoch is None else epoch) + self.first[i]) % self.views
+    def view_of(self, i:int, epoch:int|None=None) -> int:
+        return ((self.epoch if epoch is None else epoch) + self.first[i]) % self.views
 
     def __iter__(self):
         self.dl.randomize()
@@ -222,9 +239,11 @@ class CachedDL(ViewedDL):
     """The batches of `dl` with activations in place of inputs, as float32; before them where the cut wants both.
 
     items : of `dl`;  names : of its items;  store : of view 0;  more : of the views 1 … `views`-1, or None
-    live  : (positions, views) → rows, for those that could not be kept;  ram : bytes up to which all rows are held in memory
+    live  : (positions, views) → rows, for those that could not be kept;
+    ram : bytes up to which all rows are held in memory
     """
-    def __init__(self, dl:DataLoader, items:Items, names:Sequence[str], cut:Cut, store:ActivationStore, more:ActivationStore|None=None,
+    def __init__(self, dl:DataLoader, items:Items, names:Sequence[str], cut:Cut, store:ActivationStore,
+                 more:ActivationStore|None=None,
                  views:int=1, live:Callable|None=None, ram:int=2**26):
         super().__init__(dl, items, names, views)
         self.cut, self.stores, self.live, self.held = cut, (store, more), live, None
@@ -232,7 +251,8 @@ class CachedDL(ViewedDL):
             held = [self._gather(range(len(names)), [v]*len(names)) for v in range(views)]
             self.held = held[0] if store.ragged else torch.cat(held)
 
-    def tokens(self) -> dict[str, int]|None: return dict(zip(self.names, self.items.lengths)) if self.items.lengths else None
+    def tokens(self) -> dict[str, int]|None:
+        return dict(zip(self.names, self.items.lengths)) if self.items.lengths else None
 
 # %% ../../nbs/frozen/30_loader.ipynb #6dbf8dfa
 @patch
@@ -246,7 +266,9 @@ def batch(self:CachedDL, at:Sequence[int]) -> tuple:
     "Activations and targets of some items"
     views = [self.view_of(i) for i in at]
     if self.held is None: rows = self._gather(at, views)
-    else: rows = [self.held[i] for i in at] if self.cut.ragged else self.held[[v*len(self.names) + i for i,v in zip(at, views)]]
+    else:
+        rows = [self.held[i] for i in at] if self.cut.ragged else self.held[[v*len(self.names) + i for i,
+                v in zip(at, views)]]
     more = self.items.inputs(at) if self.cut.inputs else ()
     if self.cut.ragged: rows = torch.stack([nn.functional.pad(r, (0, 0, 0, more[0].shape[1] - len(r))) for r in rows])
     b = Activations(self.cut.hidden(rows.float())), *more, *self.items.targets_at(at, views)

@@ -78,7 +78,8 @@ def hash_prefix(body:nn.Module, cut:Cut) -> str:
     before = lambda name: not any(name == b or name.startswith(b + '.') for b in cut.behind)
     state = {n: t for n,t in [*body.named_parameters(), *body.named_buffers()] if before(n)}
     output = None if cut.place else getattr(body, 'output', None) # what a body makes of itself at its end
-    return hash_json([cut.place, output, hash_state(state), [[n, _made(m)] for n,m in body.named_modules() if before(n)]])
+    return hash_json([cut.place, output, hash_state(state), [[n, _made(m)] for n,
+                                                             m in body.named_modules() if before(n)]])
 
 def _made(m:nn.Module) -> list:
     "A module's class and settings: what it shows of itself, and its plain attributes (the number of heads, say)"
@@ -101,8 +102,10 @@ class ActivationStore:
     note  : what a person calls it
     ragged : rows are (tokens, *shape[1:]), each of its own length; `row_bytes` are a token's
     """
-    def __init__(self, spec:dict, shape:Sequence[int], dtype:str='fp32', note:str='', root:Path|None=None, ragged:bool=False):
-        self.spec, self.ragged = {**spec, 'format': FORMAT, 'shape': list(shape), 'dtype': dtype} | ({'ragged': True} if ragged else {}), ragged
+    def __init__(self, spec:dict, shape:Sequence[int], dtype:str='fp32', note:str='', root:Path|None=None,
+                 ragged:bool=False):
+        self.spec, self.ragged = {**spec, 'format': FORMAT, 'shape': list(shape),
+                                  'dtype': dtype} | ({'ragged': True} if ragged else {}), ragged
         self.key = hash_json(self.spec)[:32]
         self.folder = Path(root or activations_dir())/self.key
         self.shape, self.dtype, self.note = tuple(shape), DTYPES[dtype], note
@@ -132,7 +135,9 @@ def _check_of(head:dict) -> str: return hash_json([head[k] for k in ('ids', 'crc
 def _ragged_rows(flat:np.ndarray, head:dict, row_bytes:int) -> list[np.ndarray]:
     "A row per item of bytes that stand one after the other; ValueError where their number is not what the head says"
     ends = head['ends']
-    if flat.dtype != np.uint8 or flat.ndim != 1 or len(ends) != len(head['ids']) or flat.size != ends[-1] or any(e % row_bytes for e in ends): raise ValueError
+    if flat.dtype != np.uint8 or flat.ndim != 1 or len(
+            ends) != len(head['ids']) or flat.size != ends[-1] or any(e % row_bytes for e in ends):
+        raise ValueError
     return [np.asarray(flat[a:b]) for a,b in zip([0, *ends], ends)]
 
 # %% ../../nbs/frozen/20_store.ipynb #fd8a4c7e
@@ -168,12 +173,14 @@ def write(self:ActivationStore, ids:Sequence[str], rows:torch.Tensor) -> None:
     Raises OSError where the disk is full or cannot be written.
     """
     data, ids = self._as_bytes(rows, len(ids)), list(ids)
-    head = dict(ids=ids, crc=[zlib.crc32(r) for r in data]) | ({'ends': np.cumsum([r.size for r in data]).tolist()} if self.ragged else {})
+    head = dict(ids=ids, crc=[zlib.crc32(r) for r in data]) | ({'ends': np.cumsum([r.size for r in data]).tolist()}
+                                                               if self.ragged else {})
     self.folder.mkdir(parents=True, exist_ok=True)
     if not (self.folder/'store.json').exists():
         write_json(self.folder/'store.json', dict(spec=self.spec, note=self.note, row_bytes=self.row_bytes))
     name = f'{time.time_ns():016x}-{os.urandom(3).hex()}'
-    np.save(file := io.BytesIO(), np.concatenate(data) if self.ragged else data) # straight to a file, NumPy would not say why the disk refuses
+    # straight to a file, NumPy would not say why the disk refuses
+    np.save(file := io.BytesIO(), np.concatenate(data) if self.ragged else data)
     with atomic_write(self.folder/f'{name}.npy', 'wb') as f: f.write(file.getbuffer())
     try: write_json(self.folder/f'{name}.json', head | dict(check=_check_of(head)))
     except BaseException: (self.folder/f'{name}.npy').unlink(missing_ok=True); raise
@@ -182,10 +189,12 @@ def write(self:ActivationStore, ids:Sequence[str], rows:torch.Tensor) -> None:
 @patch
 def _as_bytes(self:ActivationStore, rows, n:int) -> np.ndarray|list[np.ndarray]:
     "Rows as bytes: a matrix, or an array per row where they are ragged"
-    if self.ragged: return [r.detach().to('cpu', self.dtype).contiguous().view(-1).view(torch.uint8).numpy() for r in rows]
+    if self.ragged:
+        return [r.detach().to('cpu', self.dtype).contiguous().view(-1).view(torch.uint8).numpy() for r in rows]
     rows = rows.detach().to('cpu', self.dtype).contiguous()
     if rows.shape != (n, *self.shape):
-        raise CannotCache(f"rows have shape {tuple(rows.shape)}; this store takes {(n, *self.shape)}. Items must have one size.")
+        raise CannotCache(f"rows have shape {tuple(rows.shape)}; this store takes {(n, *self.shape)}. Items must have "
+                          f"one size.")
     return rows.view(n, -1).view(torch.uint8).numpy()
 
 @patch
@@ -196,7 +205,8 @@ def rows(self:ActivationStore, ids:Sequence[str]) -> torch.Tensor|list[torch.Ten
         if (at := self.good(i)) is None: raise KeyError(i)
         out.append(self.blocks[at[0]][2][at[1]])
     if self.ragged: return [torch.from_numpy(r.copy()).view(self.dtype).view(-1, *self.shape[1:]) for r in out]
-    return torch.from_numpy(np.array(out, np.uint8).reshape(len(ids), self.row_bytes)).view(self.dtype).view(len(ids), *self.shape)
+    return torch.from_numpy(np.array(out, np.uint8).reshape(len(ids), self.row_bytes)).view(self.dtype).view(len(ids),
+            *self.shape)
 
 # %% ../../nbs/frozen/20_store.ipynb #24623ae7
 UNITS = {'': 1, 'B': 1, 'K': 1e3, 'KB': 1e3, 'M': 1e6, 'MB': 1e6, 'G': 1e9, 'GB': 1e9, 'T': 1e12, 'TB': 1e12}
@@ -207,7 +217,9 @@ def parse_bytes(text:str) -> int:
     unit = text.strip()[len(number):].strip().upper()
     try: n = float(number)*UNITS[unit]
     except (ValueError, KeyError): n = -1.
-    if not 0 <= n < 2**63: raise InputError(f"size {text!r} is not understood; accepted: a number with B, KB, MB, GB or TB, for example 10GB.")
+    if not 0 <= n < 2**63:
+        raise InputError(f"size {text!r} is not understood; accepted: a number with B, KB, MB, GB or TB, for example "
+                         f"10GB.")
     return int(n)
 
 def format_bytes(n:float) -> str:
@@ -277,14 +289,19 @@ def list_stores(root:Path|None=None) -> list[StoreInfo]:
             used = next(d/n for n in ('lock', 'store.json') if (d/n).exists()).stat().st_mtime
             head = json.loads((d/'store.json').read_text(encoding='utf-8'))
             size = sum(s for _,s in files)
-            rows = sum(s - 128 for n,s in files if n.endswith('.npy') and not n.startswith('.'))//max(1, head['row_bytes']) # 128: NumPy's header
+            # 128: NumPy's header
+            rows = sum(s - 128 for n,s in files if n.endswith('.npy') and not n.startswith('.'))//max(1,
+                    head['row_bytes'])
             out.append(StoreInfo(d.name, head['note'], rows, size, used))
         except (OSError, ValueError, KeyError): # unreadable or just being made: its size still counts
-            with contextlib.suppress(OSError): out.append(StoreInfo(d.name, '(damaged)', 0, sum(e.stat().st_size for e in os.scandir(d)), d.stat().st_mtime))
+            with contextlib.suppress(OSError):
+                out.append(StoreInfo(d.name, '(damaged)', 0, sum(e.stat().st_size for e in os.scandir(d)),
+                                     d.stat().st_mtime))
     return sorted(out, key=lambda s: s.used)
 
 # %% ../../nbs/frozen/20_store.ipynb #24fd06f1
-def remove_store(key:str, root:Path|None=None) -> bool: # Whether it is gone; one that is being filled, or belongs to somebody else, stays
+# Whether it is gone; one that is being filled, or belongs to somebody else, stays
+def remove_store(key:str, root:Path|None=None) -> bool:
     "Remove one store"
     folder = Path(root or activations_dir())/key
     try:
@@ -306,9 +323,12 @@ def clear_stores(keys:Iterable[str]|None=None, days:float=0, root:Path|None=None
     known = list_stores(root)
     for k in keys or ():
         if sum(s.key.startswith(k) for s in known) != 1:
-            raise InputError(f"store `{k}`: {sum(s.key.startswith(k) for s in known)} of {len(known)} stores begin so; accepted: a key, or its beginning, from `{tl_hint('cache')}`.")
+            raise InputError(f"store `{k}`: {sum(s.key.startswith(k) for s in known)} of {len(known)} stores begin "
+                             f"so; accepted: a key, or its beginning, from `{tl_hint('cache')}`.")
     for s in known:
-        if (not keys or any(s.key.startswith(k) for k in keys)) and now - s.used >= days*86400 and remove_store(s.key, root): done.append(s.size)
+        if (not keys or any(s.key.startswith(k) for k in keys)) and now - s.used >= days*86400 and remove_store(s.key,
+                root):
+            done.append(s.size)
     _sweep_gone(Path(root or activations_dir()))
     return len(done), sum(done)
 
@@ -316,7 +336,9 @@ def clear_stores(keys:Iterable[str]|None=None, days:float=0, root:Path|None=None
 def format_stores(stores:Sequence[StoreInfo]) -> list[str]:
     "A line per store, for people; nothing where there are none"
     if not stores: return []
-    ago = lambda s: f'{h/24:.0f} days ago' if (h := (time.time() - s.used)/3600) >= 48 else f'{h:.0f} h ago' if h >= 1 else f'{60*h:.0f} min ago'
+    def ago(s):
+        h = (time.time() - s.used)/3600
+        return f'{h/24:.0f} days ago' if h >= 48 else f'{h:.0f} h ago' if h >= 1 else f'{60*h:.0f} min ago'
     head = f"{'key':<12} {'size':>8} {'rows':>8}  {'last used':<12} what"
     return [head, *(f'{s.key[:12]} {format_bytes(s.size):>8} {s.rows:>8,}  {ago(s):<12} {s.note}' for s in stores)]
 
@@ -347,7 +369,8 @@ def make_room(need:int, keep:Iterable[str]=(), root:Path|None=None) -> list[Stor
 
 # %% ../../nbs/frozen/20_store.ipynb #685a5101
 def _sweep(folder:Path) -> None:
-    "Remove what a killed process left: temporary files, and matrices that nothing refers to. Only while the lock is held"
+    """Remove what a killed process left: temporary files, and matrices that nothing refers to. Only while the lock is
+    held"""
     for p in folder.glob('.*'):
         if p.is_file(): p.unlink(missing_ok=True)
     for p in folder.glob('*.npy'):

@@ -18,20 +18,28 @@ from .evidence import Interval, interval
 # %% ../../nbs/judge/10_box_scores.ipynb #fc867e66
 def _one(d:dict, n_classes:int, at:str, scored:bool) -> dict[str, np.ndarray]:
     "Arrays of one picture, best score first"
-    out = dict(boxes=np.asarray(d['boxes'], float).reshape(-1, 4), labels=np.asarray(d['labels']).reshape(-1).astype(int))
+    out = dict(boxes=np.asarray(d['boxes'], float).reshape(-1, 4),
+               labels=np.asarray(d['labels']).reshape(-1).astype(int))
     n = len(out['boxes'])
     if scored: out['scores'] = np.asarray(d['scores'], float).reshape(-1)
-    else: out['crowd'] = np.zeros(n, bool) | np.asarray(d.get('crowd', False), bool) | np.asarray(d.get('difficult', False), bool)
-    if bad := [k for k,v in out.items() if len(v) != n]: raise InputError(f"{at}: {n} boxes, but {len(out[bad[0]])} {bad[0]}; accepted: as many of each.")
-    if not all(np.isfinite(out[k]).all() for k in ('boxes', 'scores') if k in out): raise InputError(f"{at}: a number is NaN or infinite; accepted: finite numbers.")
+    else:
+        out['crowd'] = np.zeros(n, bool) | np.asarray(d.get('crowd', False),
+                                                      bool) | np.asarray(d.get('difficult', False), bool)
+    if bad := [k for k,v in out.items() if len(v) != n]:
+        raise InputError(f"{at}: {n} boxes, but {len(out[bad[0]])} {bad[0]}; accepted: as many of each.")
+    if not all(np.isfinite(out[k]).all() for k in ('boxes', 'scores') if k in out):
+        raise InputError(f"{at}: a number is NaN or infinite; accepted: finite numbers.")
     if n and not (0 <= out['labels'].min() and out['labels'].max() < n_classes):
-        raise InputError(f"{at}: labels {out['labels'].min()} … {out['labels'].max()}; accepted: 0 … {n_classes - 1}, for {n_classes} classes.")
+        raise InputError(f"{at}: labels {out['labels'].min()} … {out['labels'].max()}; accepted: 0 … {n_classes - 1}, "
+                         f"for {n_classes} classes.")
     if scored: out = {k: v[np.argsort(-out['scores'], kind='stable')] for k,v in out.items()}
     return out
 
 def _arrays(truths:Sequence[dict], preds:Sequence[dict], n_classes:int) -> tuple[list[dict], list[dict]]:
     "Both sides, checked"
-    if len(truths) != len(preds) or not len(truths): raise InputError(f"truth of {len(truths)} pictures, predictions of {len(preds)}; accepted: the same pictures in the same order, at least one.")
+    if len(truths) != len(preds) or not len(truths):
+        raise InputError(f"truth of {len(truths)} pictures, predictions of {len(preds)}; accepted: the same pictures "
+                         f"in the same order, at least one.")
     return ([_one(t, n_classes, f'truth of picture {i}', False) for i,t in enumerate(truths)],
             [_one(p, n_classes, f'predictions of picture {i}', True) for i,p in enumerate(preds)])
 
@@ -45,10 +53,12 @@ def _coco(truths:list[dict], preds:list[dict], n_classes:int) -> np.ndarray:
     "(sizes, overlaps, classes) average precision by COCO's evaluator; NaN where there is nothing to find"
     import torch
     from torchmetrics.detection import MeanAveragePrecision
-    m = MeanAveragePrecision(iou_thresholds=IOUS.tolist(), rec_thresholds=RECALLS.tolist(), max_detection_thresholds=[1, 10, MAX_BOXES],
+    m = MeanAveragePrecision(iou_thresholds=IOUS.tolist(), rec_thresholds=RECALLS.tolist(),
+                             max_detection_thresholds=[1, 10, MAX_BOXES],
                              extended_summary=True, backend='faster_coco_eval')
     m.warn_on_many_detections = False # the limit is COCO's, and counts by class
-    tensors = lambda d: {{'crowd': 'iscrowd'}.get(k, k): torch.as_tensor(v.astype(int) if k == 'crowd' else v) for k,v in d.items()}
+    tensors = lambda d: {{'crowd': 'iscrowd'}.get(k, k): torch.as_tensor(v.astype(int) if k == 'crowd' else v) for k,
+                         v in d.items()}
     m.update([*map(tensors, preds)], [*map(tensors, truths)])
     r, out = m.compute(), np.full((len(SIZES), len(IOUS), n_classes), np.nan)
     if 'precision' not in r: return out
@@ -58,7 +68,8 @@ def _coco(truths:list[dict], preds:list[dict], n_classes:int) -> np.ndarray:
 
 # %% ../../nbs/judge/10_box_scores.ipynb #ea3ce571
 def _claim(iou:np.ndarray, crowd:np.ndarray, ignored:np.ndarray) -> np.ndarray:
-    "Which truth each of d predictions (best first) takes, or -1: (sizes, overlaps, d), from (d, g), (g,) and (sizes, g)"
+    """Which truth each of d predictions (best first) takes, or -1: (sizes, overlaps, d), from (d, g), (g,) and (sizes,
+    g)"""
     d, g = iou.shape
     out, taken = np.full((len(ignored), len(IOUS), d), -1), np.zeros((len(ignored), len(IOUS), g), bool)
     at = np.ogrid[:len(ignored), :len(IOUS)]
@@ -91,9 +102,12 @@ def _match_picture(t:dict, p:dict, k:int) -> tuple: # scores (d,), hit, ignored,
     mine, found = t['labels'] == k, np.flatnonzero(p['labels'] == k)[:MAX_BOXES]
     boxes, crowd, guess = t['boxes'][mine], t['crowd'][mine], p['boxes'][found]
     skip = _sizes(boxes) | crowd
-    got = _claim(overlaps(guess, boxes, crowd), crowd, skip) if len(boxes) else np.full((len(SIZES), len(IOUS), len(found)), -1)
-    on_skipped = np.take_along_axis(skip[:,None].repeat(len(IOUS), 1), got.clip(0), 2) if len(boxes) else np.zeros_like(got, bool)
-    return p['scores'][found], (got >= 0) & ~on_skipped, np.where(got >= 0, on_skipped, _sizes(guess)[:,None]), (~skip).sum(1)
+    got = _claim(overlaps(guess, boxes, crowd), crowd, skip) if len(boxes) else np.full((len(SIZES), len(IOUS),
+            len(found)), -1)
+    on_skipped = np.take_along_axis(skip[:,None].repeat(len(IOUS), 1), got.clip(0),
+                                    2) if len(boxes) else np.zeros_like(got, bool)
+    return p['scores'][found], (got >= 0) & ~on_skipped, np.where(got >= 0, on_skipped,
+            _sizes(guess)[:,None]), (~skip).sum(1)
 
 def match_boxes(
     truths:Sequence[dict], # Per picture: boxes, labels, and perhaps crowd
@@ -107,7 +121,8 @@ def match_boxes(
         scores, hit, ignored, n = zip(*(_match_picture(t, p, k) for t,p in zip(truths, preds)))
         picture = np.repeat(np.arange(len(preds)), [*map(len, scores)])
         order = np.argsort(-(scores := np.concatenate(scores)), kind='stable')
-        out.append(ClassMatches(scores[order], picture[order], *(np.concatenate(v, 2)[..., order] for v in (hit, ignored)), np.stack(n, 1)))
+        out.append(ClassMatches(scores[order], picture[order], *(np.concatenate(v, 2)[..., order]
+                for v in (hit, ignored)), np.stack(n, 1)))
     return out
 
 # %% ../../nbs/judge/10_box_scores.ipynb #1c1ddf8d
@@ -132,7 +147,8 @@ def average_precision(
 
 # %% ../../nbs/judge/10_box_scores.ipynb #dc6a76f0
 def _bootstrap(value:float, draws:np.ndarray, n:int) -> Interval:
-    "A figure, its 95 % interval from resampled values (basic bootstrap), and the number of pictures that show what it is about"
+    """A figure, its 95 % interval from resampled values (basic bootstrap), and the number of pictures that show what it
+    is about"""
     draws = draws[np.isfinite(draws)]
     low, high = 2*value - np.quantile(draws, [.975, .025]) if len(draws) else (value, value)
     if len(draws) and high - low < 1e-9: i = interval(round(value*n), n); low, high = min(low, i.low), max(high, i.high)
@@ -145,7 +161,8 @@ def _mean(v:np.ndarray, axis) -> np.ndarray:
 
 def _figures(ap:np.ndarray) -> dict[str, np.ndarray]:
     "mAP, AP50, AP75 and mAP by size of (…, sizes, overlaps, classes): COCO's means"
-    return {'map50': _mean(ap[..., 0, 0, :], -1), 'map': _mean(ap[..., 0, :, :], (-2, -1)), 'map75': _mean(ap[..., 0, 5, :], -1),
+    return {'map50': _mean(ap[..., 0, 0, :], -1), 'map': _mean(ap[..., 0, :, :], (-2, -1)),
+            'map75': _mean(ap[..., 0, 5, :], -1),
             **{f'map_{s}': _mean(ap[..., i, :, :], (-2, -1)) for i,s in enumerate(SIZES) if s}}
 
 # %% ../../nbs/judge/10_box_scores.ipynb #4fd7e165
@@ -190,14 +207,17 @@ def box_scores(
     truths, preds = _arrays(truths, preds, len(classes))
     ap, matches = _coco(truths, preds, len(classes)), match_boxes(truths, preds, len(classes))
     w = _resampled(family, draws, seed)
-    again = np.concatenate([np.stack([average_precision(m, part) for m in matches], 3) for part in _parts(w, matches)] or [np.zeros((0, *ap.shape))])
+    again = np.concatenate([np.stack([average_precision(m, part) for m in matches], 3) for part in _parts(w, matches)]
+                           or [np.zeros((0, *ap.shape))])
     names = {'': slice(None), **{f'/{c}': slice(i, i + 1) for i,c in enumerate(classes)}}
     out = {}
     for name,part in names.items():
         drawn, has = _figures(again[..., part]), (np.stack([m.truths for m in matches[part]]) > 0).any(0)
         shown = [len(np.unique(family[h])) for h in has]
-        shown = dict.fromkeys(('map50', 'map', 'map75'), shown[0]) | {f'map_{s}': shown[i] for i,s in enumerate(SIZES) if s}
-        out |= {k + name: _bootstrap(v, drawn[k], int(shown[k])) for k,v in _figures(ap[..., part]).items() if np.isfinite(v)}
+        shown = dict.fromkeys(('map50', 'map', 'map75'), shown[0]) | {f'map_{s}': shown[i] for i,
+                s in enumerate(SIZES) if s}
+        out |= {k + name: _bootstrap(v, drawn[k], int(shown[k])) for k,
+                v in _figures(ap[..., part]).items() if np.isfinite(v)}
     return BoxScores(out, classes, {c: int(m.truths[0].sum()) for c,m in zip(classes, matches)}, matches, family)
 
 # %% ../../nbs/judge/10_box_scores.ipynb #df47a1b6
@@ -215,9 +235,11 @@ def compare_scores(
     seed:int=0,
 ) -> Interval:
     "A figure of `a` minus that of `b`, with the bootstrap interval of the difference"
-    if a.classes != b.classes or not np.array_equal(a.family, b.family): raise InputError("two scores of different pictures or classes cannot be compared.")
+    if a.classes != b.classes or not np.array_equal(a.family, b.family):
+        raise InputError("two scores of different pictures or classes cannot be compared.")
     w = _resampled(a.family, draws, seed)
-    each = [np.concatenate([_figures(np.stack([average_precision(m, part) for m in s.matches], 3))[name] for part in _parts(w, s.matches)]) for s in (a, b)]
+    each = [np.concatenate([_figures(np.stack([average_precision(m, part) for m in s.matches], 3))[name]
+                            for part in _parts(w, s.matches)]) for s in (a, b)]
     d, drawn = a.metrics[name].value - b.metrics[name].value, each[0] - each[1]
     low, high = 2*d - np.quantile(drawn[np.isfinite(drawn)], [.975, .025])
     return Interval(d, float(min(low, d)), float(max(high, d)), a.metrics[name].n)
@@ -235,7 +257,8 @@ class Curve:
 
 def _curve(matches:Sequence[ClassMatches]) -> Curve:
     "Over the predictions of one or more classes, at an overlap of 0.5; one point for equal scores"
-    s, hit, gone = (np.concatenate([f(m) for m in matches]) for f in (lambda m: m.scores, lambda m: m.hit[0, 0], lambda m: m.ignored[0, 0]))
+    s, hit, gone = (np.concatenate([f(m) for m in matches]) for f in (lambda m: m.scores, lambda m: m.hit[0, 0],
+            lambda m: m.ignored[0, 0]))
     order = np.argsort(-s, kind='stable')[~gone[np.argsort(-s, kind='stable')]]
     s, hit, n = s[order], hit[order], int(sum(m.truths[0].sum() for m in matches))
     ends = np.flatnonzero(np.append(s[1:] != s[:-1], True)) if len(s) else np.zeros(0, int)
@@ -251,7 +274,8 @@ def _best(c:Curve, least:float) -> float:
     "Threshold of the best F1 of a curve; of equal ones the highest"
     if not len(c.thresholds) or not c.recall.any(): return .5
     i = int(c.f1.argmax())
-    return float((c.thresholds[i] + (c.thresholds[i+1] if i + 1 < len(c.thresholds) else min(least, c.thresholds[i])))/2)
+    return float((c.thresholds[i] + (c.thresholds[i+1] if i + 1 < len(c.thresholds)
+                                     else min(least, c.thresholds[i])))/2)
 
 def choose_threshold(
     truths:Sequence[dict],
@@ -319,18 +343,23 @@ def compare_boxes(
     limits, out = _limits(threshold, classes), []
     for (t, p), given in zip(zip(*_arrays(truths, preds, len(classes))), preds):
         row = np.argsort(-np.asarray(given['scores'], float).reshape(-1), kind='stable')
-        use, real, o = np.flatnonzero(p['scores'] >= limits[p['labels']]), np.flatnonzero(~t['crowd']), overlaps(p['boxes'], t['boxes'], t['crowd'])
-        hits = sum((_pairs(o, [i for i in real if t['labels'][i] == k], [j for j in use if p['labels'][j] == k], iou) for k in range(len(classes))), [])
+        use, real, o = np.flatnonzero(
+                p['scores'] >= limits[p['labels']]), np.flatnonzero(~t['crowd']), overlaps(p['boxes'], t['boxes'],
+                t['crowd'])
+        hits = sum((_pairs(o, [i for i in real if t['labels'][i] == k], [j for j in use if p['labels'][j] == k], iou)
+                    for k in range(len(classes))), [])
         on_crowd = [j for j in use if (o[j, t['crowd'] & (t['labels'] == p['labels'][j])] >= iou).any()]
         taken, said = {i for i,_ in hits}, {j for _,j in hits} | {*on_crowd}
         mixed = _pairs(o, [i for i in real if i not in taken], [j for j in use if j not in said], iou)
         taken, said = taken | {i for i,_ in mixed}, said | {j for _,j in mixed}
         own = lambda pairs: [(int(i), int(row[j])) for i,j in pairs]
-        out.append(Compared(own(hits), own(mixed), [int(i) for i in real if i not in taken], [int(row[j]) for j in use if j not in said]))
+        out.append(Compared(own(hits), own(mixed), [int(i) for i in real if i not in taken],
+                            [int(row[j]) for j in use if j not in said]))
     return out
 
 # %% ../../nbs/judge/10_box_scores.ipynb #21d92672
-def box_confusion(compared:Sequence[Compared], truths:Sequence[dict], preds:Sequence[dict], n_classes:int) -> np.ndarray:
+def box_confusion(compared:Sequence[Compared], truths:Sequence[dict], preds:Sequence[dict],
+                  n_classes:int) -> np.ndarray:
     "(classes + 1, classes + 1) counts: row = truth, column = prediction; the last of each is nothing"
     m = np.zeros((n_classes + 1,)*2, int)
     for c,t,p in zip(compared, truths, preds):

@@ -4,16 +4,14 @@
 
 # %% auto #0
 __all__ = ['TWO_WAY', 'Interval', 'interval', 'accuracy', 'per_class_recall', 'balanced_accuracy', 'mcnemar', 'paired_difference',
-           'Reliability', 'reliability', 'ece', 'nll', 'fit_temperature', 'mean_interval', 'two_way_interval', 'auc',
-           'roc', 'fpr_at_recall', 'class_metrics', 'forgetting']
+           'Reliability', 'reliability', 'ece', 'mean_interval', 'two_way_interval', 'auc', 'roc', 'fpr_at_recall',
+           'class_metrics', 'forgetting']
 
 # %% ../../nbs/judge/00_evidence.ipynb #63c77273
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
 from scipy.stats import binomtest, norm
 from scipy.stats import t as student
 from sklearn.metrics import roc_curve
@@ -78,7 +76,8 @@ def paired_difference(a, b) -> Interval:
     e, f, g, h = ((a & b).sum(), (a & ~b).sum(), (~a & b).sum(), (~a & ~b).sum())
     phi = _phi(int(e), int(f), int(g), int(h))
     d, root = pa.value - pb.value, lambda u, v: math.sqrt(max(0., u*u - 2*phi*u*v + v*v))
-    return Interval(d, d - root(pa.value - pa.low, pb.high - pb.value), d + root(pa.high - pa.value, pb.value - pb.low), n)
+    return Interval(d, d - root(pa.value - pa.low, pb.high - pb.value), d + root(pa.high - pa.value, pb.value - pb.low),
+                    n)
 
 def _phi(e:int, f:int, g:int, h:int) -> float:
     "Correlation of the two models' being right, with Newcombe's continuity correction"
@@ -110,24 +109,15 @@ def reliability(
     return Reliability(*(np.array(v) for v in zip(*((c, i.value, i.low, i.high, i.n) for c,i in bins))))
 
 def ece(probs, y, n_bins:int=10) -> float:
-    "Expected calibration error: mean distance of confidence and share right, weighted by the bins' sizes (Guo et al. 2017)"
+    """Expected calibration error: mean distance of confidence and share right, weighted by the bins' sizes (Guo et al.
+    2017)"""
     r = reliability(probs, y, n_bins)
     return float((r.count*np.abs(r.confidence - r.accuracy)).sum()/r.count.sum())
 
-# %% ../../nbs/judge/00_evidence.ipynb #cbc69cdd
-def nll(logits, y, temperature:float=1.) -> float:
-    "Mean cross-entropy of logits (n, k), divided by `temperature`, in nats"
-    y = np.asarray(y)
-    return float(-log_softmax(np.asarray(logits, float)/temperature, axis=1)[np.arange(len(y)), y].mean())
-
-def fit_temperature(logits, y) -> float: # between 0.05 and 20
-    "The temperature that minimises the cross-entropy of held-out logits (n, k): Guo et al. 2017"
-    found = minimize_scalar(lambda t: nll(logits, y, math.exp(t)), bounds=(math.log(.05), math.log(20)), method='bounded')
-    return float(math.exp(found.x))
-
 # %% ../../nbs/judge/00_evidence.ipynb #de2f4c6c
 def mean_interval(values:Sequence[float]) -> Interval:
-    "Mean of repeated figures and the 95 % interval of that mean (Student's t), given what all of them share, such as test items"
+    """Mean of repeated figures and the 95 % interval of that mean (Student's t), given what all of them share, such as
+    test items"""
     v = np.asarray(values, float)
     if not len(v): raise InputError("the mean of no figures at all; accepted: at least one.")
     half = float(student.ppf(.975, len(v) - 1)*v.std(ddof=1)/math.sqrt(len(v))) if len(v) > 1 else 0.
@@ -169,7 +159,8 @@ def _crossed(x:np.ndarray) -> tuple[float, float, float]:
 def _two(y, score) -> tuple[np.ndarray, np.ndarray]:
     "Scores of positives and of negatives"
     y, score = np.asarray(y).astype(bool), np.asarray(score, float)
-    if not y.any() or y.all(): raise InputError("a ROC curve needs positives and negatives; here there is one kind only.")
+    if not y.any() or y.all():
+        raise InputError("a ROC curve needs positives and negatives; here there is one kind only.")
     return score[y], score[~y]
 
 def auc(
@@ -205,7 +196,8 @@ def fpr_at_recall(
     draws:int=1000,   # Bootstrap samples
     seed:int=0,
 ) -> Interval:
-    "Share of negatives that score at least as high as the lowest of the positives that must be found; bootstrap interval over both kinds"
+    """Share of negatives that score at least as high as the lowest of the positives that must be found; bootstrap
+    interval over both kinds"""
     pos, neg = _two(y, score)
     rng = np.random.default_rng(seed)
     def rate(p, q): return float((q >= np.sort(p)[::-1][max(0, math.ceil(recall*len(p) - 1e-9) - 1)]).mean())

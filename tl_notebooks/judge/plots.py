@@ -79,10 +79,13 @@ def plot_box_confusion(
     ax.imshow(share, cmap='Blues', vmin=0, vmax=1)
     ax.axhline(k - .5, color=MUTED, lw=1); ax.axvline(k - .5, color=MUTED, lw=1)
     names = [shorten(c, 14) for c in classes]
-    ax.set_xticks(range(k + 1), [*names, 'missed'], rotation=60, ha='right', rotation_mode='anchor'); ax.set_yticks(range(k + 1), [*names, 'false alarm'])
+    ax.set_xticks(range(k + 1), [*names, 'missed'], rotation=60, ha='right', rotation_mode='anchor')
+    ax.set_yticks(range(k + 1), [*names, 'false alarm'])
     ax.set(xlabel='predicted', ylabel='true')
     for i,j in np.ndindex(m.shape) if k <= 40 else ():
-        if m[i, j]: ax.text(j, i, f'{m[i, j]:,}', ha='center', va='center', fontsize=8, color='white' if share[i, j] > .5 else INK if i == j else RED)
+        if m[i, j]:
+            ax.text(j, i, f'{m[i, j]:,}', ha='center', va='center', fontsize=8,
+                    color='white' if share[i, j] > .5 else INK if i == j else RED)
     return fig
 
 # %% ../../nbs/judge/20_plots.ipynb #ede6fab5
@@ -99,8 +102,10 @@ def plot_pr(
         if name in (marks or {}): ax.plot(*marks[name], 'o', color=color, ms=7, mec='white', mew=1.2, zorder=4)
     for f in (.3, .5, .7, .9):
         r = np.linspace(f/2 + 1e-3, 1, 80); p = f*r/(2*r - f)
-        ax.plot(r[p <= 1], p[p <= 1], color=GRID, lw=1, zorder=0); ax.annotate(f'F1 {f:g}', (1, f/(2 - f)), fontsize=6.5, color=MUTED, ha='right', va='bottom')
-    ax.set(xlim=(-.01, 1.02), ylim=(-.01, 1.03), xlabel='recall: share of what is there that is found', ylabel='precision: share of what is said that is right', title=title)
+        ax.plot(r[p <= 1], p[p <= 1], color=GRID, lw=1, zorder=0)
+        ax.annotate(f'F1 {f:g}', (1, f/(2 - f)), fontsize=6.5, color=MUTED, ha='right', va='bottom')
+    ax.set(xlim=(-.01, 1.02), ylim=(-.01, 1.03), xlabel='recall: share of what is there that is found',
+           ylabel='precision: share of what is said that is right', title=title)
     if curves: ax.legend(frameon=False, fontsize=8, loc='lower left')
     return fig
 
@@ -136,10 +141,14 @@ def plot_learning_curve(
     for (name, points), color in zip(curves.items(), (BLUE, ORANGE, MUTED, RED)):
         n = sorted(points)
         v, lo, hi = (np.array([points[k][f] for k in n]) for f in ('value', 'low', 'high'))
-        ax.errorbar(n, v, yerr=[np.maximum(v - lo, 0), np.maximum(hi - v, 0)], color=color, marker='o', ms=4, lw=1.5, capsize=2, label=name)
-    for name,y in (lines or {}).items(): ax.axhline(y, color=MUTED, ls=':', lw=1); ax.annotate(name, (1, y), xycoords=('axes fraction', 'data'), fontsize=8, ha='right', va='bottom', color=MUTED)
+        ax.errorbar(n, v, yerr=[np.maximum(v - lo, 0), np.maximum(hi - v, 0)], color=color, marker='o', ms=4, lw=1.5,
+                    capsize=2, label=name)
+    for name,y in (lines or {}).items():
+        ax.axhline(y, color=MUTED, ls=':', lw=1)
+        ax.annotate(name, (1, y), xycoords=('axes fraction', 'data'), fontsize=8, ha='right', va='bottom', color=MUTED)
     ticks = sorted({k for p in curves.values() for k in p})
-    ax.set(xscale='log' if log else 'linear', xlabel=xlabel, ylabel=ylabel); ax.set_xticks(ticks, ticks); ax.minorticks_off()
+    ax.set(xscale='log' if log else 'linear', xlabel=xlabel, ylabel=ylabel); ax.set_xticks(ticks, ticks)
+    ax.minorticks_off()
     ax.grid(color=GRID); ax.legend(frameon=False, fontsize=9, loc='best' if not log else 'lower right')
     return fig
 
@@ -158,11 +167,13 @@ def _positions(values:Sequence) -> tuple[list[float], list[tuple[float, str]]]:
     ticks, last = [], -1.
     for k in known:
         if where(k) - last >= .07 or k == known[-1]: ticks.append((where(k), show(k))); last = where(k)
-    if len(ticks) > 8: ticks = [min(((where(k), show(k)) for k in known), key=lambda t: abs(t[0] - goal)) for goal in (0, .25, .5, .75, 1)]
+    if len(ticks) > 8:
+        ticks = [min(((where(k), show(k)) for k in known), key=lambda t: abs(t[0] - goal))
+                 for goal in (0, .25, .5, .75, 1)]
     return [where(v) for v in values], ticks
 
 def plot_sweep(
-    rows:Sequence[dict], # params {name: value}, value, low, high; best first; and `test`, where there is a figure to stand beside it
+    rows:Sequence[dict], # params {name: value}, value, low, high, best first; and `test`, where there is one
     metric:str,
     lower:bool=False,    # Whether less is better
     top:int=20,          # Rows with intervals
@@ -171,12 +182,15 @@ def plot_sweep(
     names, some = list(rows[0]['params']), rows[:top]
     fig, axes = new_figure(2, 1, max(6.4, 1.5*len(names) + 3), 3.4 + .9 + .3*len(some))
     axes[0].get_gridspec().set_height_ratios([3.4, .9 + .3*len(some)])
-    columns = [_positions([r['params'][n] for r in rows]) for n in names] + [_positions([float(r['value']) for r in rows])]
+    columns = [_positions([r['params'][n] for r in rows]) for n in names] + [_positions([float(r['value'])
+            for r in rows])]
     _parallel(axes[0], [*names, metric], columns, [r['value'] for r in rows], lower)
     show = lambda v: f'{v:.4g}' if isinstance(v, float) else str(v)
-    label = lambda r: t if len(t := ' '.join(f'{k}={show(v)}' for k,v in r['params'].items()) or 'defaults') <= 40 else ' · '.join(map(show, r['params'].values()))
+    label = lambda r: t if len(t := ' '.join(f'{k}={show(v)}' for k,v in r['params'].items())
+                               or 'defaults') <= 40 else ' · '.join(map(show, r['params'].values()))
     _interval_rows(axes[1], [(shorten(label(r), 40), r) for r in some])
-    axes[1].set_xlabel(f'{metric} (95 % interval)' + (f'; the best {top} of {len(rows)}' if len(rows) > top else '') + ('; grey: on test data' if any(r.get('test') for r in some) else ''))
+    axes[1].set_xlabel(f'{metric} (95 % interval)' + (f'; the best {top} of {len(rows)}' if len(rows) > top else '')
+                       + ('; grey: on test data' if any(r.get('test') for r in some) else ''))
     return fig
 
 # %% ../../nbs/judge/20_plots.ipynb #74893636
@@ -185,18 +199,23 @@ def _parallel(ax, names, columns, values, lower) -> None:
     low, high = min(values), max(values)
     good = [(high - v if lower else v - low)/((high - low) or 1) for v in values]
     for i in sorted(range(len(values)), key=lambda i: good[i]):
-        ax.plot(range(len(names)), [at[i] for at,_ in columns], color=plt.get_cmap('viridis_r')(.05 + .9*good[i]), lw=1.2 + 1.2*(good[i] == 1), alpha=.85, marker='o', ms=3)
+        ax.plot(range(len(names)), [at[i] for at,_ in columns], color=plt.get_cmap('viridis_r')(.05 + .9*good[i]),
+                lw=1.2 + 1.2*(good[i] == 1), alpha=.85, marker='o', ms=3)
     for x,(_, ticks) in enumerate(columns):
         ax.axvline(x, color=MUTED, lw=.8, zorder=0)
-        for y,text in ticks: ax.annotate(text, (x, y), xytext=(4, 0), textcoords='offset points', fontsize=7.5, va='center', color=INK, bbox=dict(boxstyle='square,pad=.08', fc='white', ec='none', alpha=.75))
-    ax.set(xlim=(-.1, len(names) - .6), ylim=(-.06, 1.06)); ax.set_xticks(range(len(names)), [shorten(n, 16) for n in names]); ax.set_yticks([])
+        for y,text in ticks:
+            ax.annotate(text, (x, y), xytext=(4, 0), textcoords='offset points', fontsize=7.5, va='center', color=INK,
+                        bbox=dict(boxstyle='square,pad=.08', fc='white', ec='none', alpha=.75))
+    ax.set(xlim=(-.1, len(names) - .6), ylim=(-.06, 1.06))
+    ax.set_xticks(range(len(names)), [shorten(n, 16) for n in names]); ax.set_yticks([])
     ax.spines[['left', 'bottom']].set_visible(False); ax.tick_params(length=0)
 
 def _interval_rows(ax, rows) -> None:
     for y,(_, m) in enumerate(rows):
         ax.plot([m['low'], m['high']], [y, y], color=BLUE, lw=5, alpha=.35, solid_capstyle='butt')
         ax.plot(m['value'], y, 'o', color=BLUE, ms=5)
-        ax.annotate(f"{m['value']:.4g}", (m['value'], y), xytext=(0, 5), textcoords='offset points', fontsize=7.5, ha='center', color=INK)
+        ax.annotate(f"{m['value']:.4g}", (m['value'], y), xytext=(0, 5), textcoords='offset points', fontsize=7.5,
+                    ha='center', color=INK)
         if t := m.get('test'):
             ax.plot([t['low'], t['high']], [y + .25]*2, color=MUTED, lw=1.5)
             ax.plot(t['value'], y + .25, 'o', color=MUTED, mfc='white', ms=4)
@@ -219,15 +238,18 @@ def plot_words(
             if used + len(w) > width and row: lines.append(row); row, used = [], 0
             row.append((w, e)); used += len(w) + 1
         lines += [row, []]
-    fig, (ax,) = new_figure(width=.07*(width + 4), height=.24*len(lines) + .2) # a letter of 8 points is .067 inches wide
+    # a letter of 8 points is .067 inches wide
+    fig, (ax,) = new_figure(width=.07*(width + 4), height=.24*len(lines) + .2)
     ax.axis('off'); ax.set(xlim=(0, width + 4), ylim=(len(lines), 0))
     for y,row in enumerate(lines):
         x = 0
         for w,e in row:
             w = w.replace('$', r'\$')
             color = BLUE if (e or 0) > 0 else ORANGE
-            ax.text(x, y + .5, w, family='monospace', fontsize=8, va='center', color=INK, weight='bold' if e is None else 'normal',
-                    bbox=None if e is None else dict(boxstyle='square,pad=.12', fc=color, ec='none', alpha=min(.75, .75*abs(e)/top)))
+            ax.text(x, y + .5, w, family='monospace', fontsize=8, va='center', color=INK,
+                    weight='bold' if e is None else 'normal',
+                    bbox=None if e is None else dict(boxstyle='square,pad=.12', fc=color, ec='none',
+                                                     alpha=min(.75, .75*abs(e)/top)))
             x += len(w) + 1
     return fig
 
@@ -239,8 +261,10 @@ def plot_roc(
 ) -> Figure:
     "ROC curves"
     fig, (ax,) = new_figure(width=4.8, height=4)
-    for (name, (fpr, tpr)), color in zip(curves.items(), (BLUE, ORANGE, MUTED)): ax.step(fpr, tpr, where='post', color=color, label=name)
+    for (name, (fpr, tpr)), color in zip(curves.items(), (BLUE, ORANGE, MUTED)):
+        ax.step(fpr, tpr, where='post', color=color, label=name)
     if mark: ax.axhline(mark, color=MUTED, ls=':', lw=1)
-    ax.set(xlim=(-.01, 1.01), ylim=(-.01, 1.01), xlabel=f'share of the rest taken for {positive}', ylabel=f'share of {positive} found')
+    ax.set(xlim=(-.01, 1.01), ylim=(-.01, 1.01), xlabel=f'share of the rest taken for {positive}',
+           ylabel=f'share of {positive} found')
     ax.grid(color=GRID); ax.legend(frameon=False, fontsize=8, loc='lower right')
     return fig

@@ -67,8 +67,10 @@ def _from_timm(name:str) -> Entry|None:
     cfg = timm.get_pretrained_cfg(arch) if not tag else None
     if tag:
         try: cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
-        except RuntimeError: raise InputError(
-            f"timm has no weights {name!r}. {did_you_mean(name, timm.list_models(arch+'.*', pretrained=True))}") from None
+        except RuntimeError:
+            raise InputError(
+            f"timm has no weights {name!r}. "
+                + did_you_mean(name, timm.list_models(arch+'.*', pretrained=True))) from None
     if cfg is None: return Entry(name, 'image', 'timm', arch, note='no pretrained weights are published')
     model = f'{arch}.{cfg.tag}' if cfg.tag else arch
     url = cfg.url or None
@@ -96,8 +98,10 @@ def _from_torchvision(name:str) -> Entry|None:
     task = 'boxes' if boxes else 'image'
     if w is None: return Entry(name, task, 'torchvision', arch, note='no pretrained weights are published')
     tfm = w.transforms()
-    return Entry(name, task, 'torchvision', arch, revision=w.name, licence='bsd-3-clause', parameters=w.meta['num_params'],
-                 input_size=getattr(tfm, 'crop_size', [None])[0], mean=getattr(tfm, 'mean', None), std=getattr(tfm, 'std', None),
+    return Entry(name, task, 'torchvision', arch, revision=w.name, licence='bsd-3-clause',
+                 parameters=w.meta['num_params'],
+                 input_size=getattr(tfm, 'crop_size', [None])[0], mean=getattr(tfm, 'mean', None),
+                 std=getattr(tfm, 'std', None),
                  n_classes=len(w.meta['categories'] or []), url=w.url, **_hashed_name(w.url))
 
 # %% ../../nbs/learn/05_backbones.ipynb #f1155674
@@ -182,7 +186,8 @@ def read_state(path:str|Path) -> dict: # name -> tensor
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     path, accepted = Path(path), ('.safetensors', '.pth', '.pt', '.bin')
-    found = 'is a folder' if path.is_dir() else 'does not exist' if not path.is_file() else f'has the ending {path.suffix!r}'
+    found = 'is a folder' if path.is_dir(
+            ) else 'does not exist' if not path.is_file() else f'has the ending {path.suffix!r}'
     if not path.is_file() or path.suffix not in accepted: raise InputError(
         f"weights `{path}` {found}; accepted: a file that ends in {', '.join(accepted)}.")
     try:
@@ -210,7 +215,8 @@ def _tensors(obj, path:Path) -> dict:
     for key in ('state_dict', 'model', 'model_state', 'state_dict_ema', 'model_ema'):
         if isinstance(obj, Mapping) and isinstance(obj.get(key), Mapping): obj = obj[key]
     if not isinstance(obj, Mapping) or not obj or not all(isinstance(v, torch.Tensor) for v in obj.values()):
-        raise InputError(f"weights `{path}` holds a {type(obj).__name__} that is no state dict; accepted: names and tensors.")
+        raise InputError(f"weights `{path}` holds a {type(obj).__name__} that is no state dict; accepted: names and "
+                         f"tensors.")
     return {k.removeprefix('module.'): v for k,v in obj.items()}
 
 # %% ../../nbs/learn/05_backbones.ipynb #3459dafc
@@ -233,9 +239,11 @@ def check_content(entry:Entry, source:Source) -> None:
     "Refuse a file whose sha256 is not the expected one"
     if not (want := expected_sha(entry, source)): return
     path = _weights_file(source)
-    if not (got := hash_file(path)).startswith(want): raise InputError(
+    if not (got := hash_file(path)).startswith(want):
+        raise InputError(
         f"weights `{path}`: sha256 is {got}, expected {want}{'…' if len(want) < 64 else ''}. "
-        "The file was changed, cut short or exchanged: remove it and fetch it again, or give another with `weights=PATH`.")
+        "The file was changed, cut short or exchanged: remove it and fetch it again, or give another with "
+        "`weights=PATH`.")
 
 # %% ../../nbs/learn/05_backbones.ipynb #a5dd401b
 def map_by_order(
@@ -247,13 +255,16 @@ def map_by_order(
     if len(state) != len(want): raise InputError(
         f"{where} has {len(state)} tensors, the model {len(want)}; they cannot be matched by order.")
     for i,((a,x),(b,y)) in enumerate(zip(state.items(), want.items())):
-        if x.shape != y.shape: raise InputError(
-            f"{where} does not fit the model: its tensor {i}, {a!r}, is {tuple(x.shape)}, the model's {b!r} is {tuple(y.shape)}.")
+        if x.shape != y.shape:
+            raise InputError(
+            f"{where} does not fit the model: its tensor {i}, {a!r}, is {tuple(x.shape)}, the model's {b!r} is "
+            f"{tuple(y.shape)}.")
     return dict(zip(want, state.values()))
 
 # %% ../../nbs/learn/05_backbones.ipynb #d859098f
 def misfit(state:Mapping, want:Mapping, n:int=3) -> str:
-    "What keeps `state` from fitting `want`: the first few missing, unexpected and differently shaped names; '' if it fits"
+    """What keeps `state` from fitting `want`: the first few missing, unexpected and differently shaped names; '' if it
+    fits"""
     missing, extra = [k for k in want if k not in state], [k for k in state if k not in want]
     both = [(k, tuple(state[k].shape), tuple(v.shape)) for k,v in want.items() if k in state]
     shape = [f'{k} {a} for {b}' for k,a,b in both if a != b]
@@ -292,8 +303,10 @@ def fit_state(
     if problem := misfit(count | state, want):
         try: state = keep(_converted(state, model, entry))
         except Exception: pass # a filter meets names it was not written for: the next line says which
-        if misfit(count | state, want): raise InputError(
-            f"weights `{where}` do not fit {entry.model}: {problem}. They belong to another model or number of classes.")
+        if misfit(count | state, want):
+            raise InputError(
+            f"weights `{where}` do not fit {entry.model}: {problem}. "
+            "They belong to another model or number of classes.")
     model.load_state_dict(count | state)
 
 # %% ../../nbs/learn/05_backbones.ipynb #a44162bb
@@ -337,8 +350,10 @@ def _fetch_hub(entry:Entry) -> str:
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     where = dict(revision=entry.revision, cache_dir=_hf_cache(), etag_timeout=5)
-    if entry.library == 'transformers': return snapshot_download(
-        entry.hub_id, allow_patterns=['*.json', '*.txt', '*.model', 'model*.safetensors'], ignore_patterns=['*/*'], **where)
+    if entry.library == 'transformers':
+        return snapshot_download(
+        entry.hub_id, allow_patterns=['*.json', '*.txt', '*.model', 'model*.safetensors'], ignore_patterns=['*/*'],
+        **where)
     try: return hf_hub_download(entry.hub_id, _HUB_FILES[0], **where)
     except LocalEntryNotFoundError: raise
     except EntryNotFoundError: return hf_hub_download(entry.hub_id, _HUB_FILES[1], **where)
@@ -414,14 +429,18 @@ def load_image_model(
 def _from_pretrained(auto, entry:Entry, folder:str, **kwargs):
     "The model in a checkpoint folder, and the names that start anew because the caller asked for another head"
     safe = not list(Path(folder).glob('pytorch_model*')) or bool(list(Path(folder).glob('model*.safetensors')))
-    try: model, report = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_safetensors=safe,
-                                              output_loading_info=True, **kwargs)
-    except Exception as e: raise InputError(f"checkpoint `{folder}` cannot be loaded as {entry.name}: {str(e).strip()[:400]}. "
-                                            "If a file is damaged, remove the folder and fetch it again.") from None
+    try:
+        model, report = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False,
+                                             use_safetensors=safe,
+                                             output_loading_info=True, **kwargs)
+    except Exception as e:
+        raise InputError(f"checkpoint `{folder}` cannot be loaded as {entry.name}: {str(e).strip()[:400]}. "
+                         "If a file is damaged, remove the folder and fetch it again.") from None
     missing = sorted(report['missing_keys'])
     if missing and all(k.startswith('pooler.') for k in missing): model.pooler, missing = None, []
-    if missing: raise InputError(f"checkpoint `{folder}` lacks {len(missing)} tensors of {entry.name} "
-                                 f"({', '.join(missing[:3])}); they would be random numbers. Give a complete checkpoint.")
+    if missing:
+        raise InputError(f"checkpoint `{folder}` lacks {len(missing)} tensors of {entry.name} "
+                         f"({', '.join(missing[:3])}); they would be random numbers. Give a complete checkpoint.")
     return model.float(), sorted(k if isinstance(k, str) else k[0] for k in report['mismatched_keys'])
 
 # %% ../../nbs/learn/05_backbones.ipynb #34ec2b87
@@ -435,8 +454,10 @@ def _checkpoint(name:str, task:str, weights, offline) -> tuple[Entry, Source]:
         entry = _entry_for(name, task)
         source = locate(entry, weights, offline)
         if source.kind == 'random': source = Source('random', next((s.where for s in sources(entry)), ''))
-    if source.where and entry.library == 'transformers' and not (Path(source.where)/'config.json').is_file(): raise InputError(
-        f"`{source.where}` is not a checkpoint folder; accepted: a folder with config.json, model.safetensors and a tokenizer.")
+    if source.where and entry.library == 'transformers' and not (Path(source.where)/'config.json').is_file():
+        raise InputError(
+        f"`{source.where}` is not a checkpoint folder; accepted: a folder with config.json, model.safetensors and a "
+        f"tokenizer.")
     return entry, source
 
 # %% ../../nbs/learn/05_backbones.ipynb #8f4d4be9
@@ -447,10 +468,12 @@ def load_text_model(
 ):                              # (model in eval mode, tokenizer, info)
     "A language model without head, and its tokenizer, from the first place that has them"
     entry, source = _checkpoint(name, 'text', weights, offline)
-    if not source.where: raise InputError(f"`weights=random` for {entry.name} still needs its tokenizer, which is not on this "
-                                          "machine; accepted: a checkpoint folder as the model's name.")
+    if not source.where:
+        raise InputError(f"`weights=random` for {entry.name} still needs its tokenizer, which is not on this "
+                         "machine; accepted: a checkpoint folder as the model's name.")
     from transformers import AutoConfig, AutoModel, AutoTokenizer
-    if source.kind == 'random': model = AutoModel.from_config(AutoConfig.from_pretrained(source.where, local_files_only=True))
+    if source.kind == 'random':
+        model = AutoModel.from_config(AutoConfig.from_pretrained(source.where, local_files_only=True))
     else: model = _from_pretrained(AutoModel, entry, source.where)[0]
     try: tok = AutoTokenizer.from_pretrained(source.where, local_files_only=True, trust_remote_code=False)
     except Exception as e: raise InputError(
@@ -466,29 +489,35 @@ def _freeze_norms(module, eps:float) -> None:
     import torch
     from torchvision.ops import FrozenBatchNorm2d
     for name,child in module.named_children():
-        if isinstance(child, torch.nn.BatchNorm2d): setattr(module, name, FrozenBatchNorm2d(child.num_features, eps=eps))
+        if isinstance(child, torch.nn.BatchNorm2d):
+            setattr(module, name, FrozenBatchNorm2d(child.num_features, eps=eps))
         else: _freeze_norms(child, eps)
 
 def _torchvision_boxes(entry:Entry, source:Source, n_classes:int|None):
-    "A torchvision detector; with another number of classes its class head starts anew and is named in the second result"
+    """A torchvision detector; with another number of classes its class head starts anew and is named in the second
+    result"""
     import torchvision
     classes = {'num_classes': n_classes} if n_classes else {}
     model = torchvision.models.get_model(entry.model, weights=None, weights_backbone=None, **classes)
     if source.kind == 'random': return model, []
     state = read_state(source.where)
     if not any('backbone' in k and k.endswith('num_batches_tracked') for k in state):
-        _freeze_norms(model.backbone, 0. if entry.model in ('retinanet_resnet50_fpn', 'fasterrcnn_resnet50_fpn') else 1e-5)
+        _freeze_norms(model.backbone, 0. if entry.model in ('retinanet_resnet50_fpn', 'fasterrcnn_resnet50_fpn')
+                      else 1e-5)
     want = model.state_dict()
     fresh = [k for k in want if k in state and state[k].shape != want[k].shape] if n_classes else []
     state |= {k: want[k] for k in fresh}
-    if problem := misfit(state, want): raise InputError(
-        f"weights `{source.where}` do not fit {entry.model}: {problem}. They belong to another model or number of classes.")
+    if problem := misfit(state, want):
+        raise InputError(
+        f"weights `{source.where}` do not fit {entry.model}: {problem}. They belong to another model or number of "
+        f"classes.")
     model.load_state_dict(state)
     return model, fresh
 
 # %% ../../nbs/learn/05_backbones.ipynb #4c47b412
 def _transformers_boxes(entry:Entry, source:Source, n_classes:int|None):
-    "A transformers detector; with another number of classes its class heads start anew and are named in the second result"
+    """A transformers detector; with another number of classes its class heads start anew and are named in the second
+    result"""
     from transformers import AutoConfig, AutoModelForObjectDetection
     labels = {'num_labels': n_classes} if n_classes else {}
     if source.kind != 'random': return _from_pretrained(AutoModelForObjectDetection, entry, source.where,
@@ -497,8 +526,10 @@ def _transformers_boxes(entry:Entry, source:Source, n_classes:int|None):
     elif entry.architecture:
         a = dict(entry.architecture)
         config = AutoConfig.for_model(a.pop('model_type'), **a | labels)
-    else: raise InputError(f"`weights=random` for {entry.name} needs its configuration; accepted: a folder with config.json as "
-                           "the model's name.")
+    else:
+        raise InputError(f"`weights=random` for {entry.name} needs its configuration; accepted: a folder with "
+                         f"config.json as "
+                         "the model's name.")
     return AutoModelForObjectDetection.from_config(config), []
 
 # %% ../../nbs/learn/05_backbones.ipynb #271f1b6d
@@ -534,10 +565,12 @@ def format_models(rows:Iterable[dict]) -> str:
     "The rows of `models_table` as aligned text, grouped by task"
     rows, head = list(rows), ('model', 'parameters', 'input', 'licence', 'usable', 'claimed by its authors')
     millions = lambda n: f'{n/1e6:.1f} M' if n else '?'
-    cells = [(r['key'], millions(r['parameters']), str(r['input_size'] or 'any'), r['licence'] or '?', r['usable'], r['claim'])
+    cells = [(r['key'], millions(r['parameters']), str(r['input_size'] or 'any'), r['licence'] or '?', r['usable'],
+              r['claim'])
              for r in rows]
     width = [max(len(c[i]) for c in [head, *cells]) for i in range(len(head))]
-    line = lambda c: '  '.join(v.rjust(w) if i in (1,2) else v.ljust(w) for i,(v,w) in enumerate(zip(c, width))).rstrip()
+    line = lambda c: '  '.join(v.rjust(w) if i in (1,2) else v.ljust(w) for i,
+                               (v,w) in enumerate(zip(c, width))).rstrip()
     out = []
     for task in dict.fromkeys(r['task'] for r in rows):
         out += ([''] if out else []) + [task, line(head)] + [line(c) for c,r in zip(cells, rows) if r['task'] == task]

@@ -27,7 +27,9 @@ VIDEOS = frozenset('.mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg'.split())
 # %% ../../nbs/learn/75_box_predict.ipynb #5c94cb40
 def _cv2():
     try: import cv2
-    except ImportError: raise InputError(f"videos need OpenCV, which is not installed here. Install it: {install_hint('opencv-python-headless')}") from None
+    except ImportError:
+        raise InputError(f"videos need OpenCV, which is not installed here. Install it: "
+                         f"{install_hint('opencv-python-headless')}") from None
     return cv2
 
 class VideoReader:
@@ -53,7 +55,9 @@ class VideoWriter:
         if self.file is None:
             self.size = tuple(v//2*2 for v in image.size)
             self.file = self.cv2.VideoWriter(str(self.part), self.cv2.VideoWriter_fourcc(*'mp4v'), self.fps, self.size)
-            if not self.file.isOpened(): raise InputError(f"`{self.path}` cannot be written as a video of {self.size[0]} × {self.size[1]} pixels.")
+            if not self.file.isOpened():
+                raise InputError(f"`{self.path}` cannot be written as a video of {self.size[0]} × {self.size[1]} "
+                                 f"pixels.")
         self.file.write(np.ascontiguousarray(np.asarray(image)[:self.size[1], :self.size[0], ::-1]))
     def close(self) -> Path:
         if self.file: self.file.release(); os.replace(self.part, self.path)
@@ -83,10 +87,14 @@ def draw_found(image:Image.Image, found:dict, classes:Sequence[str]) -> Image.Im
 def drawing_paths(scenes:dict[Path, Path], folder:str|Path) -> dict[Path, Path]: # file → drawing
     "A place in `folder` for the drawing of each picture and video"
     folder, out = Path(folder), {}
-    if folder.is_dir() and any(folder.iterdir()) or folder.exists() and not folder.is_dir(): raise InputError(f"`{folder}` exists already. Choose another folder for the drawings, or empty it.")
+    if folder.is_dir() and any(folder.iterdir()) or folder.exists() and not folder.is_dir():
+        raise InputError(f"`{folder}` exists already. Choose another folder for the drawings, or empty it.")
     for p,name in scenes.items():
-        to = folder/name.with_suffix('.mp4' if name.suffix.lower() in VIDEOS else name.suffix.lower() if name.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp') else '.png')
-        if to in (taken := {v: k for k,v in out.items()}): raise InputError(f"`{taken[to]}` and `{p}` would both be drawn as `{to}`. Give their common folder, or draw them apart.")
+        to = folder/name.with_suffix('.mp4' if name.suffix.lower() in VIDEOS else name.suffix.lower()
+                                     if name.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp') else '.png')
+        if to in (taken := {v: k for k,v in out.items()}):
+            raise InputError(f"`{taken[to]}` and `{p}` would both be drawn as `{to}`. Give their common folder, or "
+                             f"draw them apart.")
         out[p] = to
     return out
 
@@ -128,7 +136,8 @@ def _frames(scenes:Iterable[Path]) -> Iterator[_Frame]:
 
 def _plain(f:dict, least:float) -> dict[str, np.ndarray]:
     "Arrays, best first, from a score of `least`; without boxes of no extent, such as those in a square's padding"
-    f = dict(boxes=np.asarray(f['boxes'], float).reshape(-1, 4), scores=np.asarray(f['scores'], float).reshape(-1), labels=np.asarray(f['labels']).reshape(-1).astype(int))
+    f = dict(boxes=np.asarray(f['boxes'], float).reshape(-1, 4), scores=np.asarray(f['scores'], float).reshape(-1),
+             labels=np.asarray(f['labels']).reshape(-1).astype(int))
     order = np.argsort(-f['scores'], kind='stable')
     order = order[(f['scores'] >= least)[order] & (f['boxes'][:,2:] > f['boxes'][:,:2]).all(1)[order]]
     return {k: v[order] for k,v in f.items()}
@@ -150,7 +159,9 @@ class _Drawer:
         self.paths[f.file].parent.mkdir(parents=True, exist_ok=True)
         if f.fps: self.writer = VideoWriter(self.paths[f.file], f.fps)
     def close(self) -> None:
-        if self.last and self.last.fps: t = time.perf_counter() - self.last.opened; self.tell(f"{self.last.file}: {self.n} frames in {t:.1f} s, {self.n/max(t, 1e-9):.1f} frames per second")
+        if self.last and self.last.fps:
+            t = time.perf_counter() - self.last.opened
+            self.tell(f"{self.last.file}: {self.n} frames in {t:.1f} s, {self.n/max(t, 1e-9):.1f} frames per second")
         if self.writer: self.writer.close()
         self.writer, self.last, self.n = None, None, 0
     def abandon(self) -> None:
@@ -166,9 +177,11 @@ def predict_boxes(
     drawings:dict[Path, Path]|None=None, # Of `drawing_paths`
     tell:Callable[[str], None]=lambda text: None, # Gets a line about each video
 ) -> Iterator[BoxPrediction]:
-    "A `BoxPrediction` per picture and frame, in order, with a progress bar on stderr; unreadable files give one with `error`"
+    """A `BoxPrediction` per picture and frame, in order, with a progress bar on stderr; unreadable files give one with
+    `error`"""
     check_request(threshold, bs)
-    drawer, stream = _Drawer(drawings or {}, classes, tell), iter(progress(_frames(scenes := [*scenes]), 'predicting', None if any(p.suffix.lower() in VIDEOS for p in scenes) else len(scenes)))
+    drawer, stream = _Drawer(drawings or {}, classes, tell), iter(progress(_frames(scenes := [*scenes]), 'predicting',
+            None if any(p.suffix.lower() in VIDEOS for p in scenes) else len(scenes)))
     try:
         while batch := [*islice(stream, bs)]:
             good = [f.image for f in batch if not isinstance(f.image, str)]
@@ -185,9 +198,11 @@ COLUMNS = ['path', 'label', 'score', 'x1', 'y1', 'x2', 'y2']
 
 def box_rows(p:BoxPrediction, classes:Sequence[str]) -> list[list]: # in the order of `COLUMNS`
     "A row for each box"
-    return [[p.path, classes[k], f'{s:.6f}', *(f'{v:.2f}' for v in b)] for b,s,k in zip(p.found['boxes'], p.found['scores'], p.found['labels'])]
+    return [[p.path, classes[k], f'{s:.6f}', *(f'{v:.2f}' for v in b)] for b,s,
+            k in zip(p.found['boxes'], p.found['scores'], p.found['labels'])]
 
 def coco_results(p:BoxPrediction, image_id:int, classes:Sequence[str]) -> list[dict]:
     "COCO's results of a picture"
-    return [dict(image_id=image_id, file_name=p.path, category_id=int(k) + 1, category=classes[k], bbox=[round(float(v), 3) for v in (x1, y1, x2 - x1, y2 - y1)], score=round(float(s), 6))
+    return [dict(image_id=image_id, file_name=p.path, category_id=int(k) + 1, category=classes[k],
+                 bbox=[round(float(v), 3) for v in (x1, y1, x2 - x1, y2 - y1)], score=round(float(s), 6))
             for (x1, y1, x2, y2),s,k in zip(p.found['boxes'], p.found['scores'], p.found['labels'])]

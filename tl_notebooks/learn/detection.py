@@ -56,7 +56,8 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 from torchvision.transforms import v2
 
 # %% ../../nbs/learn/65_detection.ipynb #0a0be9f9
-def into_square(boxes, a:np.ndarray) -> np.ndarray: return np.asarray(boxes, float).reshape(-1, 4)*np.tile(a[:2], 2) + np.tile(a[2:], 2)
+def into_square(boxes, a:np.ndarray) -> np.ndarray:
+    return np.asarray(boxes, float).reshape(-1, 4)*np.tile(a[:2], 2) + np.tile(a[2:], 2)
 
 def onto_picture(boxes, a:np.ndarray, width:int, height:int) -> np.ndarray:
     "(n, 4) boxes of the square in pixels of the picture, cut at its edges"
@@ -71,7 +72,8 @@ def box_transforms(
     light:float=.25,                    # Of brightness, contrast and saturation
 ) -> v2.Transform:
     "Random changes of a square picture and its boxes"
-    return v2.Compose([v2.ScaleJitter((size, size), zoom), v2.RandomCrop(size, pad_if_needed=True, fill=GREY), v2.RandomHorizontalFlip(flip),
+    return v2.Compose([v2.ScaleJitter((size, size), zoom), v2.RandomCrop(size, pad_if_needed=True, fill=GREY),
+                       v2.RandomHorizontalFlip(flip),
                        v2.ColorJitter(light, light, light)])
 
 def augmented(image:torch.Tensor|None, boxes:torch.Tensor, labels:torch.Tensor, tfms:v2.Transform, seen:float=.25,
@@ -91,7 +93,8 @@ def augmented(image:torch.Tensor|None, boxes:torch.Tensor, labels:torch.Tensor, 
 
 # %% ../../nbs/learn/65_detection.ipynb #cffcb6fd
 class BoxSet:
-    """Pictures of one split with their boxes. `ds[i]`: (3, size, size) uint8, (n, 4) float32 pixels of that square, (n,) int64.
+    """Pictures of one split with their boxes. `ds[i]`: (3, size, size) uint8, (n, 4) float32 pixels of that square,
+    (n,) int64.
 
     tfms : of `box_transforms`, or None;  views : variations of each picture, in turn; 0: another one in every epoch
     """
@@ -100,10 +103,12 @@ class BoxSet:
         if resize == 'crop': raise InputError("`resize` is 'crop'; accepted: squish, pad, which cut off no boxes.")
         self.interpolation = interpolation
         items = data.subset(split)
-        self.root, self.classes, self.size, self.resize, self.tfms, self.views, self.seed = data.root, list(data.classes), size, resize, tfms, views, seed
+        self.root, self.classes, self.size, self.resize, self.tfms, self.views, self.seed = data.root, list(
+                data.classes), size, resize, tfms, views, seed
         self.paths, self.names, self.shapes = list(items.path), list(items.sha256), [*zip(items.width, items.height)]
         self.places = [placing(w, h, size, resize) for w,h in self.shapes]
-        self.targets = [(torch.tensor(into_square(t['boxes'], a), dtype=torch.float32), torch.tensor(t['labels'])) for t,a in zip(data.targets(split, crowd=False), self.places)]
+        self.targets = [(torch.tensor(into_square(t['boxes'], a), dtype=torch.float32), torch.tensor(t['labels']))
+                        for t,a in zip(data.targets(split, crowd=False), self.places)]
         self.epoch, self.kept, self.left, self.varied = 0, {}, keep, {}
         self.first = [int(n[:8], 16) for n in self.names]
 
@@ -117,7 +122,8 @@ class BoxSet:
     def picture(self, i:int) -> torch.Tensor:
         if i in self.kept: return self.kept[i]
         t = image_tensor(open_image(self.root/self.paths[i]), self.size, self.resize, self.interpolation)
-        if hash_file(self.root/self.paths[i]) != self.names[i]: raise InputError(f"`{self.paths[i]}` has changed since the data was checked. Read the data again.")
+        if hash_file(self.root/self.paths[i]) != self.names[i]:
+            raise InputError(f"`{self.paths[i]}` has changed since the data was checked. Read the data again.")
         if self.left >= t.numel(): self.left -= t.numel(); self.kept[i] = t
         return t
 
@@ -151,14 +157,16 @@ class BoxDL(DataLoader):
     n_inp = 1
     def create_batch(self, items): return torch.stack([x for x,_,_ in items]), *pad_boxes([t for _,*t in items])
     def retain(self, res, b): return res
-    def shuffle_fn(self, idxs): return random.Random(f'{self.dataset.seed} {self.dataset.epoch}').sample(idxs, len(idxs))
+    def shuffle_fn(self, idxs):
+        return random.Random(f'{self.dataset.seed} {self.dataset.epoch}').sample(idxs, len(idxs))
     def after_iter(self): self.dataset.epoch += self.shuffle
     def resume_state(self) -> dict: return dict(epoch=self.dataset.epoch) # order and views depend on it
     def resume_from(self, state:dict) -> None: self.dataset.epoch = state['epoch']
     def show_batch(self, b=None, max_n:int=6, **kwargs):
         "Pictures of a batch with their boxes"
         x, boxes, labels = (t.cpu()[:max_n] for t in (b or self.one_batch()))
-        return _drawn(x, [b[l >= 0] for b,l in zip(boxes, labels)], [l[l >= 0] for l in labels], self.dataset.classes, **kwargs)
+        return _drawn(x, [b[l >= 0] for b,l in zip(boxes, labels)], [l[l >= 0] for l in labels], self.dataset.classes,
+                      **kwargs)
 
 def pad_boxes(items:Sequence[tuple]) -> tuple[torch.Tensor, torch.Tensor]:
     "(boxes, labels) pairs as one batch"
@@ -168,12 +176,14 @@ def pad_boxes(items:Sequence[tuple]) -> tuple[torch.Tensor, torch.Tensor]:
     return boxes, labels
 
 def _drawn(x, boxes, labels, classes, **kwargs):
-    return plot_box_grid([im.permute(1, 2, 0).numpy() for im in x], [b.numpy() for b in boxes], [[classes[k] for k in l] for l in labels], classes=classes, **kwargs)
+    return plot_box_grid([im.permute(1, 2, 0).numpy() for im in x], [b.numpy() for b in boxes],
+                         [[classes[k] for k in l] for l in labels], classes=classes, **kwargs)
 
 # %% ../../nbs/learn/65_detection.ipynb #08e7fa43
 def check_size(size:int) -> int:
     "`size`, if a pyramid can be built on it"
-    if not 64 <= size <= 2048 or size % 32: raise InputError(f"`size` is {size}; accepted: multiples of 32 from 64 to 2048.")
+    if not 64 <= size <= 2048 or size % 32:
+        raise InputError(f"`size` is {size}; accepted: multiples of 32 from 64 to 2048.")
     return size
 
 def box_dls(
@@ -192,7 +202,9 @@ def box_dls(
     sets = [BoxSet(data, 'train', size, resize, tfms, views, seed, interpolation=interpolation),
             BoxSet(data, 'valid', size, resize, seed=seed, interpolation=interpolation)]
     bs, device = max(1, min(bs, len(sets[0]))), device or default_device()
-    with seeded(seed): return DataLoaders(BoxDL(sets[0], bs, shuffle=True, drop_last=True, device=device), BoxDL(sets[1], bs, device=device), path=Path('.'), device=device)
+    with seeded(seed):
+        return DataLoaders(BoxDL(sets[0], bs, shuffle=True, drop_last=True, device=device),
+                           BoxDL(sets[1], bs, device=device), path=Path('.'), device=device)
 
 def boxes_dl(data:BoxData, split:str, like:BoxDL) -> BoxDL:
     "The pictures of one split, whole and in order, with the size and batches of `like`"
@@ -215,14 +227,17 @@ def fingerprint(self:BoxSet) -> str:
     return hash_json([self.names, self.hash_targets(), *made])
 
 # %% ../../nbs/learn/65_detection.ipynb #663785e3
-def chain(model:nn.Module, x:torch.Tensor) -> tuple[list[nn.Module], dict[int, int]]: # steps, {step: number of the map that it ends}
+# steps, {step: number of the map that it ends}
+def chain(model:nn.Module, x:torch.Tensor) -> tuple[list[nn.Module], dict[int, int]]:
     "The modules of a timm feature extractor in order, proved on `x`; itself where they do not simply follow each other"
     with torch.no_grad(): maps = [m.clone() for m in model(x)]
-    steps, ends, h = [s for m in model.children() for s in (m if isinstance(m, (nn.Sequential, nn.ModuleList)) else [m])], {}, x
+    steps, ends, h = [s for m in model.children() for s in (m if isinstance(m, (nn.Sequential, nn.ModuleList))
+                                                            else [m])], {}, x
     try:
         for i,s in enumerate(steps):
             with torch.no_grad(): h = s(h)
-            if len(ends) < len(maps) and h.shape == maps[len(ends)].shape and torch.equal(h, maps[len(ends)]): ends[i] = len(ends)
+            if len(ends) < len(maps) and h.shape == maps[len(ends)].shape and torch.equal(h, maps[len(ends)]):
+                ends[i] = len(ends)
     except (RuntimeError, TypeError, AttributeError, ValueError): ends = {}
     return (steps[:max(ends) + 1], ends) if len(ends) == len(maps) else ([model], {})
 
@@ -310,16 +325,23 @@ def pyramid(
     "The pretrained pyramid of a timm backbone"
     import timm
     entry = find_entry(backbone)
-    if entry.library != 'timm': raise InputError(f"backbone {backbone!r} is one of {entry.library}; accepted: those of timm, for example `efficientnet_lite0` or `resnet50`.")
+    if entry.library != 'timm':
+        raise InputError(f"backbone {backbone!r} is one of {entry.library}; accepted: those of timm, for example "
+                         f"`efficientnet_lite0` or `resnet50`.")
     model, info = load_image_model(backbone, weights)
     try: extractor = timm.create_model(entry.model, pretrained=False, features_only=True)
     except (RuntimeError, AttributeError, AssertionError, ValueError, TypeError) as e:
-        raise InputError(f"backbone {backbone!r} gives no maps ({str(e).strip()[:120]}); accepted: convolutional ones, for example `efficientnet_lite0`.") from None
+        raise InputError(f"backbone {backbone!r} gives no maps ({str(e).strip()[:120]}); accepted: convolutional "
+                         f"ones, for example `efficientnet_lite0`.") from None
     strides = extractor.feature_info.reduction()
-    if not {8, 16, 32} <= {*strides}: raise InputError(f"backbone {backbone!r} has maps at strides {strides}; a detector wants 8, 16 and 32. Accepted: convolutional ones, for example `efficientnet_lite0`.")
+    if not {8, 16, 32} <= {*strides}:
+        raise InputError(f"backbone {backbone!r} has maps at strides {strides}; a detector wants 8, 16 and 32. "
+                         f"Accepted: convolutional ones, for example `efficientnet_lite0`.")
     known = {k.replace('.', '_'): v for k,v in model.state_dict().items()}
     state = {k: known.get(k.removeprefix('model.').replace('.', '_')) for k in extractor.state_dict()}
-    if lack := [k for k,v in state.items() if v is None]: raise InputError(f"backbone {backbone!r}: its maps need {len(lack)} tensors that its weights lack ({lack[0]}). Choose another backbone.")
+    if lack := [k for k,v in state.items() if v is None]:
+        raise InputError(f"backbone {backbone!r}: its maps need {len(lack)} tensors that its weights lack "
+                         f"({lack[0]}). Choose another backbone.")
     extractor.load_state_dict(state)
     return Pyramid(extractor, strides, size), info
 
@@ -338,10 +360,12 @@ def _norm(c:int) -> nn.GroupNorm: return nn.GroupNorm(min(32, c//8), c)
 
 def _fcos(c, k, size, convs, **kwargs):
     anchors = AnchorGenerator(tuple((s,) for s in STRIDES), ((1.,),)*4)
-    return FCOS(_Nothing(c), k, anchor_generator=anchors, head=FCOSHead(c, 1, k, convs), **{'center_sampling_radius': 1.5, **kwargs})
+    return FCOS(_Nothing(c), k, anchor_generator=anchors, head=FCOSHead(c, 1, k, convs),
+                **{'center_sampling_radius': 1.5, **kwargs})
 
 def _retinanet(c, k, size, convs, **kwargs):
-    anchors = AnchorGenerator(tuple((round(3*s), round(3*s*2**(1/3)), round(3*s*2**(2/3))) for s in STRIDES), ((.5, 1., 2.),)*4)
+    anchors = AnchorGenerator(tuple((round(3*s), round(3*s*2**(1/3)), round(3*s*2**(2/3))) for s in STRIDES),
+                              ((.5, 1., 2.),)*4)
     return RetinaNet(_Nothing(c), k, anchor_generator=anchors, head=RetinaNetHead(c, 9, k, _norm), **kwargs)
 
 def _ssdlite(c, k, size, convs, **kwargs):
@@ -362,7 +386,8 @@ class BoxNet(nn.Module):
         super().__init__()
         self.n_classes, self.size, self.precision, self.cut, self.step = n_classes, size, 'fp32', None, 0
         self.score_thresh, self.nms_thresh, self.max_boxes = .05, .6, 100
-        for name,v in (('mean', mean), ('std', std)): self.register_buffer(name, torch.tensor(v).view(3, 1, 1), persistent=False)
+        for name,v in (('mean', mean), ('std', std)):
+            self.register_buffer(name, torch.tensor(v).view(3, 1, 1), persistent=False)
 
     def normalised(self, x): return channels_last((x.float()/255 - self.mean)/self.std)
     def features(self, x): return self.body(self.normalised(x)) # measured by `choose_precision`
@@ -379,14 +404,17 @@ def unpad(boxes:torch.Tensor, labels:torch.Tensor, shift:int=0) -> list[dict]:
 class DenseNet(BoxNet):
     """A pyramid, a feature pyramid network of `channels`, and a head of torchvision's.
 
-    Called with pictures (n, 3, size, size), 0 … 255, or rows of the cache, which go on from step `cut` of the body; gives
+    Called with pictures (n, 3, size, size), 0 … 255, or rows of the cache, which go on from step `cut` of the body;
+    gives
     the head's raw outputs. `loss` and `detect` read them. `convs`: layers of each branch of an FCOS head.
     """
-    def __init__(self, body:Pyramid, arch:str, n_classes:int, size:int, mean=(.485, .456, .406), std=(.229, .224, .225), channels:int=128, convs:int=2, **kwargs):
+    def __init__(self, body:Pyramid, arch:str, n_classes:int, size:int, mean=(.485, .456, .406), std=(.229, .224, .225),
+                 channels:int=128, convs:int=2, **kwargs):
         if arch not in ARCHS: raise InputError(f"`arch` is {arch!r}. {did_you_mean(arch, ARCHS)}")
         if channels < 32 or channels % 32: raise InputError(f"`channels` is {channels}; accepted: multiples of 32.")
         super().__init__(n_classes, size, mean, std)
-        self._join(body, arch, FeaturePyramidNetwork(body.channels, channels, _Coarser(channels)), ARCHS[arch](channels, n_classes, size, convs, **kwargs))
+        self._join(body, arch, FeaturePyramidNetwork(body.channels, channels, _Coarser(channels)),
+                   ARCHS[arch](channels, n_classes, size, convs, **kwargs))
 
     def _join(self, body:Pyramid, arch:str, neck:nn.Module, head:nn.Module, coarser:int=1):
         "`coarser`: maps that `neck` adds, each at half the resolution of the last"
@@ -397,12 +425,14 @@ class DenseNet(BoxNet):
         self.to(memory_format=torch.channels_last)
 
     def maps(self, x):
-        "Of pictures or rows. What trains runs in float32 on a CPU: the gradients of separable convolutions are twice as fast there"
+        """Of pictures or rows. What trains runs in float32 on a CPU: the gradients of separable convolutions are twice
+        as fast there"""
         if self.body.whole: return self.features(x)
         kept = isinstance(x, Activations)
         n, x = self.cut.n if kept else self.body.frozen_steps(), plain_tensor(x)
         state = self.cut.maps(x) if kept else self.body.until(self.normalised(x), n)
-        if not torch.is_grad_enabled() or n == len(self.body.steps) or x.device.type != 'cpu': return self.body.onward(state, n)
+        if not torch.is_grad_enabled() or n == len(self.body.steps) or x.device.type != 'cpu':
+            return self.body.onward(state, n)
         with torch.autocast('cpu', enabled=False): return self.body.onward([s.float() for s in state], n)
 
     def forward(self, x):
@@ -414,7 +444,8 @@ class DenseNet(BoxNet):
     def anchors(self, n:int, device) -> list[torch.Tensor]:
         "The (places, 4) boxes that answers start from, for `n` pictures"
         maps = [torch.empty(1, 1, s, s, device=device) for s in self.sides]
-        one = self.head.anchor_generator(SimpleNamespace(tensors=torch.empty(1, 3, self.size, self.size, device=device), image_sizes=[(self.size,)*2]), maps)[0]
+        one = self.head.anchor_generator(SimpleNamespace(tensors=torch.empty(1, 3, self.size, self.size, device=device),
+                                                         image_sizes=[(self.size,)*2]), maps)[0]
         return [one]*n
 
 # %% ../../nbs/learn/65_detection.ipynb #730349e3
@@ -438,7 +469,8 @@ def loss(self:DenseNet, out:dict, boxes:torch.Tensor, labels:torch.Tensor) -> to
 
 @patch
 def _matched(self:DenseNet, boxes, anchors):
-    return self.head.proposal_matcher(box_iou(boxes, anchors)) if len(boxes) else torch.full((len(anchors),), -1, device=anchors.device)
+    return self.head.proposal_matcher(box_iou(boxes, anchors)) if len(boxes) else torch.full((len(anchors),), -1,
+            device=anchors.device)
 
 @patch
 def detect(self:DenseNet, out:dict) -> list[dict[str, torch.Tensor]]:
@@ -449,7 +481,8 @@ def detect(self:DenseNet, out:dict) -> list[dict[str, torch.Tensor]]:
     if self.arch == 'ssdlite': found = h.postprocess_detections(out, anchors, sizes)
     else:
         per = [s*s*k for s,k in zip(self.sides, self.per_place)]
-        found = h.postprocess_detections({k: v.split(per, 1) for k,v in out.items()}, [a.split(per) for a in anchors], sizes)
+        found = h.postprocess_detections({k: v.split(per, 1) for k,v in out.items()}, [a.split(per) for a in anchors],
+                                         sizes)
     return [dict(boxes=f['boxes'], scores=f['scores'], labels=f['labels'] - self.shift) for f in found]
 
 # %% ../../nbs/learn/65_detection.ipynb #86ca879e
@@ -501,7 +534,8 @@ class FrozenPyramid(FrozenPrefix):
 
 # %% ../../nbs/learn/65_detection.ipynb #bd308559
 class EMA(Callback):
-    "Validates and, in the end, keeps an exponential moving average of the weights that train; `decay` per step, less in the beginning"
+    """Validates and, in the end, keeps an exponential moving average of the weights that train; `decay` per step, less
+    in the beginning"""
     order = 12
     def __init__(self, decay:float=.99): self.decay, self.average, self.raw = decay, None, None
     def __getstate__(self): return {**self.__dict__, 'average': None, 'raw': None}
@@ -519,7 +553,8 @@ class EMA(Callback):
     def after_step(self):
         if not self.on(): return
         self.n += 1
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.params], 1 - min(self.decay, (1 + self.n)/(10 + self.n)))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.params],
+                             1 - min(self.decay, (1 + self.n)/(10 + self.n)))
     def _put(self, values):
         with torch.no_grad(): torch._foreach_copy_(self.params, values)
     def before_validate(self):
@@ -544,7 +579,8 @@ class BoxLearner(FrozenLearner):
         with torch.inference_mode(): found = self.model.eval().detect(self.model(b[0][:max_n].to(dl.device)))
         names, keep = dl.dataset.classes, [f['scores'] >= score for f in found]
         truths = [(t['boxes'].cpu().numpy(), [names[k] for k in t['labels']]) for t in unpad(b[1], b[2])]
-        return _drawn(b[0][:max_n].cpu(), [f['boxes'][k].cpu() for f,k in zip(found, keep)], [f['labels'][k].cpu() for f,k in zip(found, keep)], names,
+        return _drawn(b[0][:max_n].cpu(), [f['boxes'][k].cpu() for f,k in zip(found, keep)],
+                      [f['labels'][k].cpu() for f,k in zip(found, keep)], names,
                       scores=[f['scores'][k].cpu().numpy() for f,k in zip(found, keep)], truths=truths, **kwargs)
 
 @patch
@@ -567,7 +603,8 @@ def get_boxes(
     dl:BoxDL|None=None,    # Others, of `boxes_dl`
     score:float=.05,       # Least score
 ) -> list[dict[str, np.ndarray]]:
-    "Per picture, in order: boxes (n, 4) x1, y1, x2, y2 in pixels of the picture as it came, scores (n,), labels (n,) that count `classes` from 0; best first"
+    """Per picture, in order: boxes (n, 4) x1, y1, x2, y2 in pixels of the picture as it came, scores (n,), labels (n,)
+    that count `classes` from 0; best first"""
     dl = dl or self.dls[ds_idx]
     if dl.shuffle: dl = plain_dl(dl)
     net, out, was = self.model, [], self.model.score_thresh
@@ -577,7 +614,8 @@ def get_boxes(
             for x,*_ in dl: out += [f for part in x.split(net.step or len(x)) for f in net.detect(net(part))]
     finally: net.score_thresh = was
     ds = dl.dataset
-    return [dict(boxes=onto_picture(f['boxes'].cpu(), a, *s), scores=f['scores'].cpu().numpy(), labels=f['labels'].cpu().numpy()) for f,a,s in zip(out, ds.places, ds.shapes)]
+    return [dict(boxes=onto_picture(f['boxes'].cpu(), a, *s), scores=f['scores'].cpu().numpy(),
+                 labels=f['labels'].cpu().numpy()) for f,a,s in zip(out, ds.places, ds.shapes)]
 
 def plain_dl(dl:BoxDL) -> BoxDL:
     "The pictures of `dl` in order, without augmentation"
@@ -611,21 +649,22 @@ def picture_detector(
 # %% ../../nbs/learn/65_detection.ipynb #6f703284
 @patch
 def refresh_norms(self:BoxLearner) -> None:
-    "Replace the running statistics of all BatchNorm layers by averages over the training pictures, without augmentation"
+    """Replace the running statistics of all BatchNorm layers by averages over the training pictures, without
+    augmentation"""
     with measuring_norms(self.model):
         for x,*_ in plain_dl(self.dls.train): self.model.features(x)
 
 # %% ../../nbs/learn/65_detection.ipynb #de829389
 def detection_learner(
     data:BoxData,              # From `boxes.read_boxes`
-    arch:str='fcos',           # fcos, retinanet, ssdlite; or a whole detector of torchvision or transformers: a name of the catalogue, or a folder
+    arch:str='fcos',           # fcos, retinanet, ssdlite; or a whole detector: a name of the catalogue, or a folder
     backbone:str='efficientnet_lite0', # Of dense detectors: a name of the catalogue or of timm
     weights:str|None=None,     # `None`: pretrained, found local first; a path; or 'random'
     size:int=416,              # Side of the square, pixels
     bs:int=16,
     resize:str='squish',       # See `image_tensor`
     augment:bool|v2.Transform=True,
-    views:int=4,               # Variations of each training picture; 0: a new one in every epoch, which cannot be cached
+    views:int=4,               # Variations of each training image; 0: a new one in every epoch, not cached
     precision:str='fp32',      # 'auto': the faster one on this machine; 'bf16'
     channels:int=128,          # Of the feature pyramid
     convs:int=2,               # Layers of each branch of an FCOS head
@@ -670,7 +709,8 @@ def _plain_norms(module:nn.Module) -> nn.Module:
     for name,m in module.named_children():
         if not isinstance(m, FrozenBatchNorm2d): _plain_norms(m); continue
         norm = nn.BatchNorm2d(len(m.weight))
-        norm.load_state_dict({**m.state_dict(), 'running_var': m.running_var + m.eps - norm.eps, 'num_batches_tracked': torch.tensor(0)})
+        norm.load_state_dict({**m.state_dict(), 'running_var': m.running_var + m.eps - norm.eps,
+                              'num_batches_tracked': torch.tensor(0)})
         setattr(module, name, norm.eval())
     return module
 
@@ -686,10 +726,14 @@ class GivenNet(DenseNet):
 
 # %% ../../nbs/learn/65_detection.ipynb #1570d41e
 def given_net(name:str, weights:str|None, n_classes:int, size:int) -> tuple[BoxNet, dict]:
-    "A detector of torchvision or transformers, whose class head starts anew where the number of classes differs, and what is known of it"
+    """A detector of torchvision or transformers, whose class head starts anew where the number of classes differs, and
+    what is known of it"""
     entry = None if Path(name).is_dir() else find_entry(name)
-    if entry is None or entry.library == 'transformers' and entry.task == 'boxes': return query_net(name, weights, n_classes, size)
-    if entry.model not in GIVEN: raise InputError(f"`arch` is {name!r}; accepted: {', '.join(ARCHS)}, {', '.join(GIVEN)}, a detector of transformers (rtdetr_v2_r18, dfine_small, …) or its folder.")
+    if entry is None or entry.library == 'transformers' and entry.task == 'boxes':
+        return query_net(name, weights, n_classes, size)
+    if entry.model not in GIVEN:
+        raise InputError(f"`arch` is {name!r}; accepted: {', '.join(ARCHS)}, {', '.join(GIVEN)}, a detector of "
+                         f"transformers (rtdetr_v2_r18, dfine_small, …) or its folder.")
     model, info = load_box_model(name, weights, n_classes)
     net = GivenNet(model, GIVEN[entry.model], n_classes, size, info['mean'], info['std'])
     return net, info | dict(channels=model.backbone.out_channels, convs=4)
@@ -704,7 +748,8 @@ class QueryNet(BoxNet):
     "A detector of transformers: called with pictures, and boxes where a loss is wanted; `loss` reads it"
     def __init__(self, model:nn.Module, n_classes:int, size:int, mean, std):
         super().__init__(n_classes, size, mean, std)
-        self.model, self.arch, self.softmax = model, model.config.model_type, model.config.model_type in ('detr', 'yolos', 'table-transformer')
+        self.model, self.arch, self.softmax = model, model.config.model_type, model.config.model_type in ('detr',
+                'yolos', 'table-transformer')
         body = [m for n,m in model.named_modules() if n.split('.')[-1] == 'backbone'][:1]
         self.__dict__['body'] = body[0] if body else nn.Identity() # not twice among the modules
         self.__dict__['head'] = nn.ModuleList(m for n,m in model.named_children() if n != 'model')
@@ -715,7 +760,9 @@ class QueryNet(BoxNet):
     def config_json(self) -> str: return self.model.config.to_json_string() # goes into a model folder
 
     def forward(self, x, boxes=None, labels=None):
-        given = {} if boxes is None else {'labels': [dict(class_labels=t['labels'], boxes=_centres(t['boxes'])/self.size) for t in unpad(boxes, labels)]}
+        given = {} if boxes is None else {'labels': [dict(class_labels=t['labels'],
+                                                          boxes=_centres(t['boxes'])/self.size)
+                                                          for t in unpad(boxes, labels)]}
         with autocast(x.device, self.precision): out = self.model(pixel_values=self.normalised(x), **given)
         return {k: out[k].float() for k in ('logits', 'pred_boxes', 'loss') if out.get(k) is not None}
 
@@ -726,7 +773,8 @@ class QueryNet(BoxNet):
         best, at = p.flatten(1).topk(min(self.max_boxes, p[0].numel()))
         c = out['pred_boxes'].gather(1, (at//p.shape[-1])[...,None].expand(-1, -1, 4))*self.size
         xyxy = torch.cat([c[...,:2] - c[...,2:]/2, c[...,:2] + c[...,2:]/2], -1).clamp(0, self.size)
-        return [dict(boxes=b[s >= self.score_thresh], scores=s[s >= self.score_thresh], labels=l[s >= self.score_thresh]) for b,s,l in zip(xyxy, best, at % p.shape[-1])]
+        return [dict(boxes=b[s >= self.score_thresh], scores=s[s >= self.score_thresh],
+                     labels=l[s >= self.score_thresh]) for b,s,l in zip(xyxy, best, at % p.shape[-1])]
 
 def _centres(b): return torch.cat([(b[:,:2] + b[:,2:])/2, b[:,2:] - b[:,:2]], 1)
 
@@ -754,10 +802,12 @@ def box_net(
     "An untrained detector of the same make as a trained one"
     pre = preprocessing
     if backbone.get('library') == 'torchvision':
-        net = GivenNet(load_box_model(backbone['model'], 'random', n_classes)[0], pre['arch'], n_classes, pre['size'], pre['mean'], pre['std'])
+        net = GivenNet(load_box_model(backbone['model'], 'random', n_classes)[0], pre['arch'], n_classes, pre['size'],
+                       pre['mean'], pre['std'])
     elif pre['arch'] in ARCHS:
         body = pyramid(f"timm/{backbone['model']}", 'random', pre['size'])[0]
-        net = DenseNet(body, pre['arch'], n_classes, pre['size'], pre['mean'], pre['std'], pre['channels'], pre['convs'])
+        net = DenseNet(body, pre['arch'], n_classes, pre['size'], pre['mean'], pre['std'], pre['channels'],
+                       pre['convs'])
     else:
         from transformers import AutoConfig, AutoModelForObjectDetection
         config = AutoConfig.from_pretrained(folder, local_files_only=True)

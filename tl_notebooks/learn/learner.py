@@ -52,12 +52,14 @@ class FitProgress(Callback):
     def before_fit(self):
         self.bar = progress(None, self.desc, self.n_epoch*len(self.dls.train))
     def before_train(self):
-        if self.epoch and not self.bar.n: self.bar.initial = self.bar.n = self.epoch*len(self.dls.train) # a fit that goes on
+        # a fit that goes on
+        if self.epoch and not self.bar.n: self.bar.initial = self.bar.n = self.epoch*len(self.dls.train)
     def after_batch(self):
         if self.training: self.bar.update()
     def after_epoch(self):
         train, valid = self.recorder.values[-1][:2]
-        self.bar.set_postfix_str(f'train loss {train:.4f}' if valid is None else f'valid loss {valid:.4f}') # few labels may leave none to validate on
+        # few labels may leave none to validate on
+        self.bar.set_postfix_str(f'train loss {train:.4f}' if valid is None else f'valid loss {valid:.4f}')
     def after_fit(self): self.bar.close()
 
 # %% ../../nbs/learn/30_learner.ipynb #e2ea7c49
@@ -78,7 +80,8 @@ class FrozenLearner(Learner):
     def fit(self, *args, **kwargs):
         self.frozen_prefix.fitting = True # fastai sends `before_fit` for a validation too
         try: return super().fit(*args, **kwargs)
-        finally: self.frozen_prefix.__dict__.update(fitting=False, fit_dls={}, live=None) # also after an error or Ctrl-C
+        # also after an error or Ctrl-C
+        finally: self.frozen_prefix.__dict__.update(fitting=False, fit_dls={}, live=None)
 
 class TransferLearner(FrozenLearner):
     "A `FrozenLearner` on a `TransferNet`, with probing;  cache, views, cache_dtype, fold, fixed : see `FrozenPrefix`"
@@ -97,12 +100,15 @@ def features(self:TransferLearner, dl, desc:str='features') -> tuple[torch.Tenso
     Returns (n, d) float32 features and (n,) int64 labels (empty without), on the CPU.
     """
     self.model.eval()
-    frozen, run, xs, ys, device = self.frozen_prefix, self.model.features, [], [], next(self.model.head.parameters()).device
+    frozen, run, xs, ys, device = self.frozen_prefix, self.model.features, [
+            ], [], next(self.model.head.parameters()).device
     cached = self.precompute([dl]) if frozen.usable(dl) else None
     if cached: run = lambda x: self.model.lift(x.to(device))
     elif frozen.usable(dl, cache=False):
         items = frozen.items_of(dl); items.preload()
-        with contextlib.suppress(CannotCache): live = frozen.prefix_of([len(self.model.body.groups)], items)[0]; run = lambda x: self.model.lift(live(x)[0].float())
+        with contextlib.suppress(CannotCache):
+            live = frozen.prefix_of([len(self.model.body.groups)], items)[0]
+            run = lambda x: self.model.lift(live(x)[0].float())
     with torch.inference_mode():
         for b in progress(cached[0] if cached else dl, desc):
             x, *y = b if isinstance(b, (tuple, list)) else (b,)
@@ -141,7 +147,8 @@ def solve_head(net:TransferNet, x:torch.Tensor, y:torch.Tensor, **kwargs) -> Rid
     return found
 
 def put_head(net:TransferNet, weight, bias, scale:float, mean, std) -> None:
-    "Put a linear head on raw features, weight (k, d) and bias (k,), times `scale`, into the head of `net`, whose normalisation gets mean and std (d,)"
+    """Put a linear head on raw features, weight (k, d) and bias (k,), times `scale`, into the head of `net`, whose
+    normalisation gets mean and std (d,)"""
     norm, linear = net.head
     weight, bias, mean, std = (torch.as_tensor(t).double() for t in (weight, bias, mean, std))
     norm.reset_running_stats(); norm.reset_parameters()
@@ -155,7 +162,8 @@ def raw_head(head:nn.Sequential) -> tuple[np.ndarray, np.ndarray]:
     norm, linear = (m.cpu() for m in copy.deepcopy(head).double())
     each = (norm.weight/(norm.running_var + norm.eps).sqrt()).detach()
     weight = linear.weight.detach()*each
-    return weight.numpy(), (linear.bias.detach() + linear.weight.detach() @ norm.bias.detach() - weight @ norm.running_mean).numpy()
+    return weight.numpy(), (linear.bias.detach() + linear.weight.detach() @ norm.bias.detach()
+                            - weight @ norm.running_mean).numpy()
 
 # %% ../../nbs/learn/30_learner.ipynb #445d3618
 class GrownHead(nn.Module):
@@ -176,7 +184,7 @@ def without_augmentation(dl):
 def probe(
     self:TransferLearner,
     thaw:int|None=None, # Groups that will train next, head included: their inputs are kept from the same pass
-    project:int=0,      # Width of a random projection that the head sees beside the features (`RandomFeatures`); 0: none
+    project:int=0,      # Width of a random projection beside the features (`RandomFeatures`); 0: none
     seed:int=0,         # Of the projection
     **kwargs,           # For `heads.ridge_loo`
 ) -> Probe:
@@ -190,27 +198,32 @@ def probe(
     vx, vy = self.features(self.dls[1], 'probe: validation items')
     if project:
         net.lift_features(RandomFeatures(*scale_of(x.double().numpy()), project, seed))
-        with torch.inference_mode(): x, vx = (torch.cat([net.lift(b.to(net.lift.mean.device)).cpu() for b in t.split(256)]) for t in (x, vx))
+        with torch.inference_mode():
+            x, vx = (torch.cat([net.lift(b.to(net.lift.mean.device)).cpu() for b in t.split(256)]) for t in (x, vx))
     found = solve_head(self.model, x, y, **kwargs)
     self.probed, self.refitted, self.probe_features = True, False, (x, y, vx, vy)
     self.statistics = ClassStatistics.from_features(x, y, len(found.weight))
     device = next(self.model.head.parameters()).device
     with torch.no_grad(): logits = self.model.head.eval()(vx.to(device)).cpu()
     self.opt = None # an optimiser that still holds moments of the old head would undo the solution
-    self.probe_result = Probe(float(found.alpha), float(found.loo_accuracy), (logits.argmax(1) == vy).float().mean().item(),
+    self.probe_result = Probe(float(found.alpha), float(found.loo_accuracy),
+                              (logits.argmax(1) == vy).float().mean().item(),
                               nn.functional.cross_entropy(logits, vy).item(), time.perf_counter()-start, len(y))
     return self.probe_result
 
 # %% ../../nbs/learn/30_learner.ipynb #88728c63
 @patch
 def refit(self:TransferLearner, **kwargs) -> RidgeHead:
-    "Solve the head once more from training and validation items together, only while the probe's body is in place; `kwargs` for `heads.ridge_loo`"
+    """Solve the head once more from training and validation items together, only while the probe's body is in place;
+    `kwargs` for `heads.ridge_loo`"""
     if self.kept == 'fine-tuned' or not self.probed:
-        raise InputError("`refit` wants a probed head on an unchanged body; call `probe` first, and not after fine-tuning was kept.")
+        raise InputError("`refit` wants a probed head on an unchanged body; call `probe` first, and not after "
+                         "fine-tuning was kept.")
     x, y, more = self.refit_rows()
     found = solve_head(self.model, x, y, **(kwargs := more | kwargs))
     n = sum(map(len, self.probe_features[1::2])) # what follows them has no label of its own
-    self.opt, self.statistics = None, ClassStatistics.from_features(x[:n], y[:n], len(found.weight), kwargs.get('prior'))
+    self.opt, self.statistics = None, ClassStatistics.from_features(x[:n], y[:n], len(found.weight),
+            kwargs.get('prior'))
     self.refitted = True
     return found
 
@@ -230,7 +243,8 @@ def validation(
 # %% ../../nbs/learn/30_learner.ipynb #f756cfe2
 @patch
 def take_statistics(self:TransferLearner) -> tuple[ClassStatistics, float|None]:
-    "Statistics of the training and validation items in the body as it is now; leave the head alone. Also the validation accuracy of a head solved from the training items alone"
+    """Statistics of the training and validation items in the body as it is now; leave the head alone. Also the
+    validation accuracy of a head solved from the training items alone"""
     with without_augmentation(self.dls[0]) as train: x, y = self.features(train, 'statistics: training items')
     vx, vy = self.features(self.dls[1], 'statistics: validation items') if self.dls[1].n else (x[:0], y[:0])
     k = self.model.head[1].out_features
@@ -242,7 +256,8 @@ def take_statistics(self:TransferLearner) -> tuple[ClassStatistics, float|None]:
 # %% ../../nbs/learn/30_learner.ipynb #147380f6
 @contextlib.contextmanager
 def measuring_norms(model:nn.Module):
-    "Inside, the running statistics of all BatchNorm layers become plain averages over what passes through; afterwards the model is in eval mode"
+    """Inside, the running statistics of all BatchNorm layers become plain averages over what passes through; afterwards
+    the model is in eval mode"""
     norms = [m for m in model.modules() if isinstance(m, NORMS)]
     was = [m.momentum for m in norms]
     for m in norms: m.reset_running_stats(); m.momentum = None # None: the plain average over all batches

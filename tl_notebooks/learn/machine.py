@@ -33,7 +33,8 @@ def processor_name() -> str:
     "The processor's own name where the system tells it"
     try: lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError: lines = []
-    return next((l.split(':')[1].strip() for l in lines if l.startswith('model name')), platform.processor() or 'unknown')
+    return next((l.split(':')[1].strip() for l in lines if l.startswith('model name')),
+                platform.processor() or 'unknown')
 
 def _version(package:str) -> str|None:
     try: return importlib.metadata.version(package)
@@ -49,10 +50,12 @@ def code_version() -> str: # such as `0.1.0+3f2a9c01b7de`
     return f"{re.search(r'__version__ = .([0-9.a-z]+)', init)[1]}+{hash_bytes(*parts)[:12]}"
 
 # %% ../../nbs/learn/00_machine.ipynb #0358ce06
-_run = dict(choices=None, keep=None) # of the run that this process is: name → dict(asked, took, why); None outside a run
+# of the run that this process is: name → dict(asked, took, why); None outside a run
+_run = dict(choices=None, keep=None)
 
 def begin_choices(given:dict|None=None, keep:Callable=lambda: None) -> dict:
-    "From now on this process is a run: choices that are `given` are taken again, `keep` is called after each new one; gives the dict that holds them"
+    """From now on this process is a run: choices that are `given` are taken again, `keep` is called after each new one;
+    gives the dict that holds them"""
     _run.update(choices={n: {k: c[k] for k in ('asked', 'took', 'why')} for n,c in (given or {}).items()}, keep=keep)
     return _run['choices']
 
@@ -75,7 +78,8 @@ def make_choice(
     new = dict(asked=asked, took=took, why=why)
     if then is not None and took != then['took']:
         new |= dict(recorded=then['took'], obstacle=bar)
-        tell_choice(f"{name}: {then['took']} is recorded and cannot be taken here ({bar}); took {took}, so figures may differ")
+        tell_choice(f"{name}: {then['took']} is recorded and cannot be taken here ({bar}); took {took}, so figures "
+                    f"may differ")
     elif took != asked and asked != 'auto': tell(why)
     if made is not None: made[name] = new; _run['keep']()
     return took

@@ -39,7 +39,8 @@ class TransferNet(nn.Module):
 
     body      : module with a list `groups` of lists of parameters (input to output); maps a batch to (n, n_features)
     n_classes : rows of the head
-    A batch of `Activations` goes on from `cut`. `step`: items that the body takes at a time where no BatchNorm mixes them; 0: all.
+    A batch of `Activations` goes on from `cut`. `step`: items that the body takes at a time where no BatchNorm mixes
+    them; 0: all.
     """
     def __init__(self, body:nn.Module, n_features:int, n_classes:int):
         super().__init__()
@@ -61,11 +62,14 @@ class TransferNet(nn.Module):
             return torch.cat([run(*part) for part in zip(*(plain_tensor(x).split(step) for x in xb))]).float()
 
     def _step(self, x) -> int:
-        "Items at a time: of activations, which are smaller, more; half as many where a gradient will come back through the whole body"
+        """Items at a time: of activations, which are smaller, more; half as many where a gradient will come back
+        through the whole body"""
         if not self.step or isinstance(x, Activations): return self.step and small_step(x)
-        return max(2, self.step//2) if torch.is_grad_enabled() and any(p.requires_grad for p in self.body.groups[0]) else self.step
+        return max(2, self.step//2) if torch.is_grad_enabled() and any(p.requires_grad
+                for p in self.body.groups[0]) else self.step
 
-    def _suffix(self, hidden, *xb): return run_suffix(self.body, self.cut, hidden.to(self.cut.dtype), *(xb or self.blank))
+    def _suffix(self, hidden, *xb):
+        return run_suffix(self.body, self.cut, hidden.to(self.cut.dtype), *(xb or self.blank))
 
     def forward(self, *xb): return self.head(self.features(*xb))
 
@@ -94,7 +98,8 @@ def _mixes_items(body:nn.Module) -> bool:
 def lift_features(self:TransferNet, lift:RandomFeatures|None) -> None:
     "From now on the features go through `lift` before the head, which starts anew; None: as the body gives them"
     n = len(self.lift.mean) if isinstance(self.lift, RandomFeatures) else self.n_features
-    if lift and len(lift.mean) != n: raise InputError(f"a random projection of {len(lift.mean)} features; this body gives {n}.")
+    if lift and len(lift.mean) != n:
+        raise InputError(f"a random projection of {len(lift.mean)} features; this body gives {n}.")
     device, self.n_features = next(self.head.parameters()).device, n + int(lift.made[0]) if lift else n
     self.lift = lift.to(device) if lift else nn.Identity()
     self.head = TransferNet(nn.Identity(), self.n_features, self.head[1].out_features).head.to(device)
@@ -103,9 +108,11 @@ def lift_features(self:TransferNet, lift:RandomFeatures|None) -> None:
 def small_step(
     xb:torch.Tensor, # A batch of inputs
 ) -> int:            # Items; 0: as many as there are
-    "How many items the body takes at a time on a CPU: eight pictures of 224 × 224 pixels, more of smaller ones; 256 tokens of texts"
+    """How many items the body takes at a time on a CPU: eight pictures of 224 × 224 pixels, more of smaller ones; 256
+    tokens of texts"""
     if xb.device.type != 'cpu': return 0
-    if not xb.is_floating_point() and xb.ndim == 2: return 2**round(min(6, max(0, np.log2(256/xb.shape[1])))) # texts: 256 tokens, 14 % slower than the best, but few texts fill few steps
+    # texts: 256 tokens, 14 % slower than the best, but few texts fill few steps
+    if not xb.is_floating_point() and xb.ndim == 2: return 2**round(min(6, max(0, np.log2(256/xb.shape[1]))))
     return 2**round(min(6, max(2, np.log2(8*3*224**2/xb[0].numel()))))
 
 # %% ../../nbs/learn/10_network.ipynb #f189ba73
@@ -116,13 +123,15 @@ def compile_body(net:TransferNet) -> TransferNet:
 
 # %% ../../nbs/learn/10_network.ipynb #eca27dc6
 class NormEval(Callback):
-    "Keeps the running statistics of the body (and of a probed head) as they are while the rest trains, and what is frozen in eval mode"
+    """Keeps the running statistics of the body (and of a probed head) as they are while the rest trains, and what is
+    frozen in eval mode"""
     order = 10 # after fastai's TrainEvalCallback has put the whole model in train mode
     def before_fit(self):
         body, head = self.model.body, self.model.head
         fixed = [m for m in body.modules() if (ps := list(m.parameters())) and not any(p.requires_grad for p in ps)]
         inside = {id(c) for m in fixed for c in m.modules() if c is not m}
-        norms = [m for part in [body] + ([head] if self.learn.probed else []) for m in part.modules() if isinstance(m, NORMS)]
+        norms = [m for part in [body] + ([head] if self.learn.probed else []) for m in part.modules()
+                 if isinstance(m, NORMS)]
         self.fixed = [m for m in [*fixed, *norms] if id(m) not in inside]
     def before_train(self):
         for m in self.fixed: m.eval()

@@ -31,17 +31,20 @@ def measure_precision(
     with torch.inference_mode():
         for turn in range(turns + 1): # the first warms up; who goes first changes
             for net.precision in PRECISIONS[::-1 if turn % 2 else 1]:
-                start = time.perf_counter(); net.features(xb); seconds[net.precision].append(time.perf_counter() - start)
+                start = time.perf_counter(); net.features(xb)
+                seconds[net.precision].append(time.perf_counter() - start)
     net.precision = was; net.train(training)
     return {p: s[1:] for p,s in seconds.items()}
 
 def compare_turns(seconds:dict[str, list[float]]) -> tuple[str, bool, str]: # choice, whether it is clear, why
-    "bf16 where its median share of float32's time is below WIN and two of three turns say so; not clear: fewer than two of three turns agree"
+    """bf16 where its median share of float32's time is below WIN and two of three turns say so; not clear: fewer than
+    two of three turns agree"""
     ratios = np.array(seconds['bf16'])/np.array(seconds['fp32'])
     won, n = int((ratios < WIN).sum()), len(ratios)
     clear = 3*max(won, n - won) >= 2*n
     return ('bf16' if clear and np.median(ratios) < WIN else 'fp32', clear,
-            f"bf16 took {np.median(ratios):.2f} of fp32's time (median of {n} turns, {won} of them below {WIN:g}{'' if clear else ': not clear, so fp32'})")
+            f"bf16 took {np.median(ratios):.2f} of fp32's time (median of {n} turns, {won} of them below "
+            f"{WIN:g}{'' if clear else ': not clear, so fp32'})")
 
 # %% ../../nbs/learn/12_precision.ipynb #5fe395b9
 def _has_bf16() -> bool:
@@ -50,17 +53,22 @@ def _has_bf16() -> bool:
     except (AttributeError, RuntimeError): return True
 
 def _faster(net:TransferNet, xb:torch.Tensor, name:str) -> tuple[str, str]: # precision, why
-    if not (torch.cuda.is_bf16_supported() if xb.device.type == 'cuda' else _has_bf16()): return 'fp32', 'this machine has no bf16'
+    if not (torch.cuda.is_bf16_supported() if xb.device.type == 'cuda' else _has_bf16()):
+        return 'fp32', 'this machine has no bf16'
     if xb.device.type == 'cuda': return 'bf16', 'a GPU that has it'
-    key = hash_json(['turns', name, list(xb.shape[1:]), net.step, processor_name(), torch.__version__, torch.get_num_threads()])[:16]
+    key = hash_json(['turns', name, list(xb.shape[1:]), net.step, processor_name(), torch.__version__,
+                     torch.get_num_threads()])[:16]
     path = cache_dir()/'precision'/f'{key}.json'
-    with contextlib.suppress(OSError, ValueError, KeyError): kept = json.loads(path.read_text()); return kept['choice'], kept['why']
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        kept = json.loads(path.read_text()); return kept['choice'], kept['why']
     seconds = measure_precision(net, xb)
-    if not compare_turns(seconds)[1]: seconds = {p: s + more for (p,s),more in zip(seconds.items(), measure_precision(net, xb).values())}
+    if not compare_turns(seconds)[1]:
+        seconds = {p: s + more for (p,s),more in zip(seconds.items(), measure_precision(net, xb).values())}
     choice, clear, why = compare_turns(seconds)
     with contextlib.suppress(OSError): # a read-only home only means measuring again
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, dict(choice=choice, why=why, clear=clear, seconds=seconds, backbone=name, threads=torch.get_num_threads()))
+        write_json(path, dict(choice=choice, why=why, clear=clear, seconds=seconds, backbone=name,
+                              threads=torch.get_num_threads()))
     return choice, why
 
 # %% ../../nbs/learn/12_precision.ipynb #ea5ce1cf
@@ -70,8 +78,10 @@ def choose_precision(
     name:str,        # The backbone's name: the measurement is kept under it
 ) -> str:            # 'fp32' or 'bf16'
     "The faster precision on this machine; measured once, then remembered"
-    lacks = lambda took: 'this processor has no bf16' if took == 'bf16' and xb.device.type == 'cpu' and not _has_bf16() else ''
-    return make_choice(f"precision of {name}, {'×'.join(map(str, xb.shape[1:]))}", 'auto', lambda: _faster(net, xb, name), lacks)
+    lacks = lambda took: 'this processor has no bf16' if took == 'bf16' and xb.device.type == 'cpu' and not _has_bf16(
+            ) else ''
+    return make_choice(f"precision of {name}, {'×'.join(map(str, xb.shape[1:]))}", 'auto',
+                       lambda: _faster(net, xb, name), lacks)
 
 def begin_learner(precision:str, seed:int|None) -> None:
     "What building a learner begins with: a wrong `precision` is an `InputError`; generators draw from `seed`, if given"

@@ -28,20 +28,26 @@ from .network import NORMS, autocast, plain_tensor, small_step
 class FrozenPrefix(Callback):
     """Computes the frozen part of a `TransferNet` once per item; keeps it on disk.
 
-    views : versions of each training item where training items are augmented, at most one more than epochs; the first one is plain; 0: up to 4
-    fixed : these versions also where nothing can be kept and all is computed anew; otherwise every epoch then draws its own
+    views : versions of each training item where training items are augmented, at most one more than epochs; the
+        first one is plain; 0: up to 4
+    fixed : these versions also where nothing can be kept and all is computed anew; otherwise every epoch then draws
+        its own
     dtype : of what is kept: 'auto' (as computed; bf16 where there is no room for more), 'fp32', 'bf16' or 'fp16'
     fold  : whether BatchNorms of the frozen part are folded into convolutions
     """
     order, name = 11, 'frozen_prefix' # after NormEval, before all that looks at `learn.dl`; adapters have its name too
     def __init__(self, cache:bool=True, views:int=0, dtype:str='auto', fold:bool=True, fixed:bool=False):
-        if dtype not in ('auto', *DTYPES): raise InputError(f"`dtype` of the cache is {dtype!r}; accepted: auto, {', '.join(DTYPES)}.")
-        if not (isinstance(views, int) and views >= 0): raise InputError(f"`views` is {views!r}; accepted: a whole number from 0.")
+        if dtype not in ('auto', *DTYPES):
+            raise InputError(f"`dtype` of the cache is {dtype!r}; accepted: auto, {', '.join(DTYPES)}.")
+        if not (isinstance(views, int) and views >= 0):
+            raise InputError(f"`views` is {views!r}; accepted: a whole number from 0.")
         self.cache, self.views, self.dtype, self.fold, self.fixed, self.shown = cache, views, dtype, fold, fixed, []
         self.cuts, self.prefixes, self.stores, self.warm = {}, {}, {}, {}
         self.fit_dls, self.live, self.fitting, self.full, self.report, self.said = {}, None, False, False, [], set()
 
-    def __getstate__(self): return {**self.__dict__, 'cuts': {}, 'prefixes': {}, 'stores': {}, 'fit_dls': {}, 'live': None, 'warm': {}} # for `learn.export`
+    # for `learn.export`
+    def __getstate__(self):
+        return {**self.__dict__, 'cuts': {}, 'prefixes': {}, 'stores': {}, 'fit_dls': {}, 'live': None, 'warm': {}}
 
     def _say_once(self, message:str) -> None:
         if message not in self.said: self.said.add(message); say(message)
@@ -66,7 +72,8 @@ def usable(self:FrozenPrefix, dl, cache:bool=True) -> bool:
 
 @patch
 def views_for(self:FrozenPrefix, items:Items, epochs:int) -> int:
-    "Versions of each training item in a fit of so many epochs: each is plain in one of them, and augmented in the others"
+    """Versions of each training item in a fit of so many epochs: each is plain in one of them, and augmented in the
+    others"""
     return min(self.views or 4, epochs + 1) if items.augmented else 1
 
 @patch
@@ -75,7 +82,8 @@ def items_of(self:FrozenPrefix, dl) -> Items: return Items(dl, getattr(self.lear
 # %% ../../nbs/learn/20_prefix.ipynb #41048379
 @patch
 def cut_at(self:FrozenPrefix, n:int, items:Items) -> tuple[Cut, list[torch.Tensor]]:
-    "The cut behind the first `n` groups of the body (all of them: its pooled output), or behind fewer where something else crosses there, and the sample that it was found on"
+    """The cut behind the first `n` groups of the body (all of them: its pooled output), or behind fewer where something
+    else crosses there, and the sample that it was found on"""
     net = self.learn.model
     xb = [channels_last(x) for x in items.inputs([0, min(1, items.n - 1)])]
     key = n, net.precision, tuple(tuple(x.shape[1:]) for x in xb)
@@ -108,8 +116,10 @@ def prefix_of(self:FrozenPrefix, ns:Sequence[int], items:Items) -> tuple[Callabl
     return run, cuts, hashes
 
 @patch
-def computed(self:FrozenPrefix, run:Callable, cuts:Sequence[Cut], items:Items, at:Sequence[int], view=0, names:Sequence[str]=()) -> list:
-    "Rows of the items at `at`, one tensor (or list of sequences) per cut; texts with others of their padded length, which alone decides their bits"
+def computed(self:FrozenPrefix, run:Callable, cuts:Sequence[Cut], items:Items, at:Sequence[int], view=0,
+             names:Sequence[str]=()) -> list:
+    """Rows of the items at `at`, one tensor (or list of sequences) per cut; texts with others of their padded length,
+    which alone decides their bits"""
     if not items.lengths: return run(*items.inputs(at, view, names))
     same, out = {}, [[None]*len(at) for _ in cuts]
     for k,i in enumerate(at): same.setdefault(items.reader.padded(items.lengths[i]), []).append(k)
@@ -124,12 +134,14 @@ def store_for(self:FrozenPrefix, cut:Cut, weights:str, transform:list, dtype:str
     "The store of activations at a cut"
     net, env = self.learn.model, environment()
     native = next(k for k,t in DTYPES.items() if t == cut.dtype)
-    spec = dict(prefix=weights, cut=cut.place, transform=transform, precision=net.precision, step=net.step, fold=self.fold, native=native,
+    spec = dict(prefix=weights, cut=cut.place, transform=transform, precision=net.precision, step=net.step,
+                fold=self.fold, native=native,
                 channels_last=cut.channels_last, code=code_version(), packages=env['packages'],
                 machine=[env['processor'], env['threads'], env['gpu'], str(next(net.parameters()).device.type)])
     name = getattr(self.learn, 'info', {}).get('name', type(net.body).__name__)
     dtype = dtype or (native if self.dtype == 'auto' else self.dtype)
-    store = ActivationStore(spec, cut.row_shape, dtype, f"{name}, {'tokens '*cut.ragged}{f'before {cut.place}' if cut.place else 'pooled features'}", ragged=cut.ragged)
+    where = f'before {cut.place}' if cut.place else 'pooled features'
+    store = ActivationStore(spec, cut.row_shape, dtype, f"{name}, {'tokens '*cut.ragged}{where}", ragged=cut.ragged)
     return self.stores.setdefault(store.key, store) # one whose checksums were compared already
 
 # %% ../../nbs/learn/20_prefix.ipynb #bb78a15a
@@ -139,25 +151,30 @@ def fitting_stores(
     wanted:Callable,  # A type of numbers (None: as computed) → pairs of a store and the rows it must hold
     tokens:dict|None,
     what:str,         # Names the rows
-) -> tuple[list, list[list[str]]]|None: # What `wanted` gives, and which rows each store lacks; None where there is no room
+) -> tuple[list, list[list[str]]]|None: # What `wanted` gives, and rows that each store lacks; None: no room
     "In half the precision where the whole one has no room"
     asked, found = 'as computed' if self.dtype == 'auto' else self.dtype, {}
     def lacks(kind) -> str:
         stores = wanted(None if kind == 'as computed' else kind)
         lacking = [s.missing(ids) for s,ids in stores]
         found[kind], need = (stores, lacking), sum(s.bytes_for(m, tokens) for m,(s,_) in zip(lacking, stores))
-        return '' if need <= room([s.key for s,_ in stores]) else f"{format_bytes(need)} would pass the limit of {format_bytes(cache_limit())}, or what is free on the disk"
+        if need <= room([s.key for s,_ in stores]): return ''
+        limit = format_bytes(cache_limit())
+        return f"{format_bytes(need)} would pass the limit of {limit}, or what is free on the disk"
     def decide():
         if not (bar := lacks(asked)): return asked, ''
-        if self.dtype == 'auto' and not lacks('bf16'): return 'bf16', f"{what}: {bar}; keeping them as bf16, half as much"
-        return 'not kept', (f"{what}: no room, {bar} (TL_NOTEBOOKS_CACHE_LIMIT; {format_bytes(free_disk(activations_dir()))} of disk free): computing them each time")
+        if self.dtype == 'auto' and not lacks('bf16'):
+            return 'bf16', f"{what}: {bar}; keeping them as bf16, half as much"
+        return 'not kept', (f"{what}: no room, {bar} (TL_NOTEBOOKS_CACHE_LIMIT; "
+                            f"{format_bytes(free_disk(activations_dir()))} of disk free): computing them each time")
     took = make_choice(what, asked, decide, lambda took: '' if took == 'not kept' else lacks(took), self._say_once)
     return found.get(took)
 
 # %% ../../nbs/learn/20_prefix.ipynb #41a71438
 @patch
 def opened(self:FrozenPrefix, dl, ns:Sequence[int], views:int=1) -> list[CachedDL]|None:
-    "Batches of activations at the cuts behind `ns` groups (ascending), one CachedDL each, the first with `views` views; None: run the network as a whole"
+    """Batches of activations at the cuts behind `ns` groups (ascending), one CachedDL each, the first with `views`
+    views; None: run the network as a whole"""
     items = self.items_of(dl)
     try:
         run, cuts, hashes = self.prefix_of(ns, items)
@@ -170,7 +187,8 @@ def opened(self:FrozenPrefix, dl, ns:Sequence[int], views:int=1) -> list[CachedD
         out = [(self.store_for(c, h, plain, dtype), names) for c,h in zip(cuts, hashes)]
         return out + ([(self.store_for(cuts[0], hashes[0], more, dtype), extra)] if more else [])
     tokens = dict(zip(names, items.lengths)) if items.lengths else None
-    what = f"cache of {' and '.join(c.place or 'pooled features' for c in cuts)}, {len(names)} items in {views} version{'s'*(views > 1)}"
+    what = (f"cache of {' and '.join(c.place or 'pooled features' for c in cuts)}, {len(names)} items in {views} "
+            f"version{'s'*(views > 1)}")
     found = self.fitting_stores(wanted, tokens, what)
     if found is None: return None
     stores, lacking = found
@@ -178,36 +196,49 @@ def opened(self:FrozenPrefix, dl, ns:Sequence[int], views:int=1) -> list[CachedD
     except CannotCache as e: self._say_once(str(e)); return None
     def live(at, v, k=0): # as a kept row would be: rounded as in the store
         rows = self.computed(*self.prefix_of(ns, items)[:2], items, at, v, names)[k]
-        return [row.to('cpu', stores[k][0].dtype) for row in rows] if cuts[k].ragged else rows.to('cpu', stores[k][0].dtype)
-    return [CachedDL(dl, items, names, c, s, stores[len(ns)][0] if more and not k else None, views if not k else 1, functools.partial(live, k=k))
+        return [row.to('cpu', stores[k][0].dtype) for row in rows] if cuts[k].ragged else rows.to('cpu',
+                stores[k][0].dtype)
+    return [CachedDL(dl, items, names, c, s, stores[len(ns)][0] if more and not k else None, views if not k else 1,
+                     functools.partial(live, k=k))
             for k,(c,(s,_)) in enumerate(zip(cuts, stores))]
 
 # %% ../../nbs/learn/20_prefix.ipynb #0638aa9a
 @patch
 def _fill(self:FrozenPrefix, items, names, run, stores, lacking, cuts, views) -> None:
     tokens = dict(zip(names, items.lengths)) if items.lengths else None
-    start, need, before = time.perf_counter(), sum(s.bytes_for(m, tokens) for m,(s,_) in zip(lacking, stores)), sum(s.written for s,_ in stores)
+    start, need, before = time.perf_counter(), sum(s.bytes_for(m, tokens) for m,
+                                                   (s,_) in zip(lacking, stores)), sum(s.written for s,_ in stores)
     if need and not self.full:
-        say(f"{len(names)} items{f' in {views} views' if views > 1 else ''}, {' and '.join(f'before {c.place}' if c.place else 'pooled' for c in cuts)}: "
-            f"{sum(map(len, lacking))} rows to compute, {format_bytes(need)} of disk (limit {format_bytes(cache_limit())})")
+        say(f"{len(names)} items{f' in {views} views' if views > 1 else ''}, "
+            f"{' and '.join(f'before {c.place}' if c.place else 'pooled' for c in cuts)}: "
+            f"{sum(map(len, lacking))} rows to compute, {format_bytes(need)} of disk (limit "
+            f"{format_bytes(cache_limit())})")
         gone = make_room(need, [s.key for s,_ in stores])
-        if gone: say(f"removed {len(gone)} stores that were used longest ago ({format_bytes(sum(g.size for g in gone))})")
+        if gone:
+            say(f"removed {len(gone)} stores that were used longest ago ({format_bytes(sum(g.size for g in gone))})")
     k, where = len(cuts), [(i, v) for i in range(len(names)) for v in range(1, views)]
     def refused(message): self.full = True; self._say_once(message)
-    if not self.full: fill([s for s,_ in stores[:k]], names, lambda at: self.computed(run, cuts, items, at), desc='frozen layers', tell=refused,
-                           batch=64 if items.lengths else 32, order=(lambda i: items.reader.padded(items.lengths[i])) if items.lengths else None)
-    if len(stores) > k and not self.full: fill([stores[k][0]], stores[k][1], lambda at: run(*items.inputs([where[a][0] for a in at],
+    if not self.full:
+        fill([s for s,_ in stores[:k]], names, lambda at: self.computed(run, cuts, items, at), desc='frozen layers',
+             tell=refused,
+             batch=64 if items.lengths else 32, order=(lambda i: items.reader.padded(items.lengths[i]))
+             if items.lengths else None)
+    if len(stores) > k and not self.full:
+        fill([stores[k][0]], stores[k][1], lambda at: run(*items.inputs([where[a][0] for a in at],
         [where[a][1] for a in at], names))[:1], desc='augmented views', tell=refused)
     self.report.append(dict(cut=[c.place or 'pooled' for c in cuts], items=len(names), views=views, bytes=need,
-                            computed=sum(s.written for s,_ in stores) - before, # others may have computed the rest meanwhile
-                            dtype=[str(s.dtype).split('.')[1] for s,_ in stores[:k]], seconds=round(time.perf_counter() - start, 3)))
+                            # others may have computed the rest meanwhile
+                            computed=sum(s.written for s,_ in stores) - before,
+                            dtype=[str(s.dtype).split('.')[1] for s,_ in stores[:k]],
+                            seconds=round(time.perf_counter() - start, 3)))
 
 # %% ../../nbs/learn/20_prefix.ipynb #77ab2735
 @patch
 def before_fit(self:FrozenPrefix):
     if not self.fitting: return
     for p in self.learn.model.parameters():
-        if not p.requires_grad: p.grad = None # a gradient left from before would have fastai's optimiser decay what is frozen
+        # a gradient left from before would have fastai's optimiser decay what is frozen
+        if not p.requires_grad: p.grad = None
     self.fit_dls, self.live, n, train = {}, None, self.frozen_groups(), self.learn.dls.train
     finding = any(type(cb).__name__ == 'LRFinder' for cb in self.learn.cbs)
     dls = [train] if finding else [dl for dl in (train, self.learn.dls.valid) if dl.n]
@@ -216,14 +247,17 @@ def before_fit(self:FrozenPrefix):
         found = [self.opened(dl, [n], views if dl is train else 1) for dl in dls]
         if all(found): self.fit_dls = {id(dl.dataset): f[0] for dl,f in zip(dls, found)}
     if not self.fit_dls and views and self.fixed: self._show_versions(train, views)
-    if n and not any(isinstance(d, CachedDL) for d in self.fit_dls.values()) and self.usable(train, cache=False): self._go_live(n, train)
+    if n and not any(isinstance(d, CachedDL) for d in self.fit_dls.values()) and self.usable(train, cache=False):
+        self._go_live(n, train)
     if not finding: self._note_shown(train, views)
 
 # %% ../../nbs/learn/20_prefix.ipynb #59643a25
 @patch
 def _views_now(self:FrozenPrefix, train, finding:bool) -> int:
     "Versions of each item in the fit that begins; 0: of what cannot be counted, such as batches without a dataset"
-    if not isinstance(train, DataLoader) or not train.indexed or not train.n or not train.bs or train.n != len(train.dataset): return 0
+    if not isinstance(train,
+                      DataLoader) or not train.indexed or not train.n or not train.bs or train.n != len(train.dataset):
+        return 0
     return 1 if finding else self.views_for(self.items_of(train), self.learn.n_epoch)
 
 # %% ../../nbs/learn/20_prefix.ipynb #bd792839
@@ -236,11 +270,15 @@ def _show_versions(self:FrozenPrefix, train, views:int) -> None:
 
 @patch
 def _note_shown(self:FrozenPrefix, train, views:int) -> None:
-    "What this fit shows of each training item, for the record: `versions` in all, and the share of what is seen that is augmented"
+    """What this fit shows of each training item, for the record: `versions` in all, and the share of what is seen that
+    is augmented"""
     seen, epochs = self.fit_dls.get(id(getattr(train, 'dataset', None))), self.learn.n_epoch
-    if seen is not None: versions, share = seen.views, float(np.mean([seen.view_of(i, e) > 0 for e in range(epochs) for i in range(len(seen.names))]))
+    if seen is not None:
+        versions, share = seen.views, float(np.mean([seen.view_of(i, e) > 0 for e in range(epochs)
+                                                     for i in range(len(seen.names))]))
     else: versions, share = (epochs, 1.) if views and self.items_of(train).augmented else (1, 0.)
-    self.shown.append(dict(epochs=epochs, versions=versions, augmented=round(share, 3), anew=seen is None and share > 0))
+    self.shown.append(dict(epochs=epochs, versions=versions, augmented=round(share, 3),
+                           anew=seen is None and share > 0))
 
 # %% ../../nbs/learn/20_prefix.ipynb #5c5f543d
 @patch
@@ -268,7 +306,8 @@ def before_validate(self:FrozenPrefix):
     dl = self.learn.dl
     if self.fitting: return self._swap(self.fit_dls.get(id(getattr(dl, 'dataset', None))))
     self.live, n = None, self.best_cut(dl) if self.usable(dl, cache=False) else 0
-    as_trained = getattr(dl.dataset, 'split_idx', None) == 0 and self.items_of(dl).augmented if n else False # fastai augments training items here too
+    # fastai augments training items here too
+    as_trained = getattr(dl.dataset, 'split_idx', None) == 0 and self.items_of(dl).augmented if n else False
     found = self.opened(dl, [n]) if n and self.usable(dl) and not as_trained else None
     if n and not found: self._go_live(n, dl)
     self._swap(found[0] if found else None)
@@ -276,7 +315,9 @@ def before_validate(self:FrozenPrefix):
 @patch
 def _swap(self:FrozenPrefix, cached:CachedDL|None) -> None:
     dl = self.learn.dl
-    if cached is not None: self.learn.dl, self.learn.model.cut = (cached if cached.dl is dl else cached.over(dl)), cached.cut or self.learn.model.cut
+    if cached is not None:
+        self.learn.dl, self.learn.model.cut = (cached if cached.dl is dl
+                                               else cached.over(dl)), cached.cut or self.learn.model.cut
     elif isinstance(dl, DataLoader) and dl.n: self.items_of(dl).preload()
 
 # %% ../../nbs/learn/20_prefix.ipynb #92f4f3ce
@@ -285,7 +326,8 @@ def before_batch(self:FrozenPrefix):
     "fastai has just made plain tensors of the batch; say again that these are activations, or make them of it"
     xb, yb, cut = self.learn.xb, self.learn.yb, self.learn.model.cut
     if isinstance(self.learn.dl, CachedDL):
-        k = 1 + getattr(self.learn.dls, 'n_inp', 1)*cut.inputs # fastai counts inputs without the activations before them
+        # fastai counts inputs without the activations before them
+        k = 1 + getattr(self.learn.dls, 'n_inp', 1)*cut.inputs
         self.learn.xb, self.learn.yb = (Activations(xb[0]), *(*xb[1:], *yb)[:k-1]), (*xb[1:], *yb)[k-1:]
     elif self.live:
         hidden = cut.hidden(self.live(*map(plain_tensor, xb))[0]).float()
@@ -297,7 +339,8 @@ def after_validate(self:FrozenPrefix):
 
 @patch
 def best_cut(self:FrozenPrefix, dl) -> int:
-    "The deepest cut that holds for the weights as they are: behind what is frozen, or where activations are on disk already"
+    """The deepest cut that holds for the weights as they are: behind what is frozen, or where activations are on disk
+    already"""
     items, body = self.items_of(dl), self.learn.model.body
     for n in sorted(self.warm, reverse=True):
         with contextlib.suppress(CannotCache):
@@ -306,7 +349,8 @@ def best_cut(self:FrozenPrefix, dl) -> int:
 
 # %% ../../nbs/learn/20_prefix.ipynb #dc0b3986
 class FlipMaps(Callback):
-    "Mirrors a random share `p` of a training batch's cached maps, left to right; does nothing to batches of inputs, tokens or features"
+    """Mirrors a random share `p` of a training batch's cached maps, left to right; does nothing to batches of inputs,
+    tokens or features"""
     order, run_valid = 1, False
     def __init__(self, p:float=.5): self.p = p
     def before_batch(self):

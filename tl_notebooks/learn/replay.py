@@ -26,7 +26,8 @@ class Exemplars:
     labels:list[str]
     def __len__(self): return len(self.items)
 
-def content_of(item) -> bytes: return item.encode('utf-8', 'surrogatepass') if isinstance(item, str) else item.contiguous().numpy().tobytes()
+def content_of(item) -> bytes:
+    return item.encode('utf-8', 'surrogatepass') if isinstance(item, str) else item.contiguous().numpy().tobytes()
 
 def take_exemplars(
     items:Sequence,       # Pictures (3, size, size) uint8, or texts
@@ -35,7 +36,9 @@ def take_exemplars(
     seed:int=0,
 ) -> Exemplars:
     "At most `per_class` items of each class, chosen by hash; the same ones in whatever order they come"
-    if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 0: raise InputError(f"`memory` is {per_class!r}; accepted: a whole number from 0, items that are kept of each class.")
+    if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 0:
+        raise InputError(f"`memory` is {per_class!r}; accepted: a whole number from 0, items that are kept of each "
+                         f"class.")
     ranked = sorted({(l, hash_bytes(f'{seed} '.encode(), content_of(i))): i for i,l in zip(items, labels)}.items())
     seen, out = {}, Exemplars([], [])
     for (label,_),item in ranked:
@@ -47,17 +50,25 @@ def take_exemplars(
 def exemplars_state(e:Exemplars, classes:Sequence[str]) -> dict[str, torch.Tensor]:
     "Tensors for `memory.safetensors`"
     labels = torch.tensor([list(classes).index(l) for l in e.labels], dtype=torch.int64)
-    if not e.items or not isinstance(e.items[0], str): return dict(labels=labels, images=torch.stack(e.items) if e.items else torch.zeros(0, 3, 1, 1, dtype=torch.uint8))
+    if not e.items or not isinstance(e.items[0], str):
+        return dict(labels=labels, images=torch.stack(e.items) if e.items
+                    else torch.zeros(0, 3, 1, 1, dtype=torch.uint8))
     parts = [content_of(t) for t in e.items]
-    return dict(labels=labels, text=torch.frombuffer(bytearray(b''.join(parts) or b' '), dtype=torch.uint8), ends=torch.tensor(np.cumsum([len(p) for p in parts])))
+    return dict(labels=labels, text=torch.frombuffer(bytearray(b''.join(parts) or b' '), dtype=torch.uint8),
+                ends=torch.tensor(np.cumsum([len(p) for p in parts])))
 
 def exemplars_from(state:dict[str, torch.Tensor], classes:Sequence[str]) -> Exemplars:
     "What `exemplars_state` wrote"
-    if 'labels' not in state or not ('images' in state or {'text', 'ends'} <= state.keys()): raise InputError(f"a memory with tensors {sorted(state)}; accepted: labels, and images or text and ends.")
+    if 'labels' not in state or not ('images' in state or {'text', 'ends'} <= state.keys()):
+        raise InputError(f"a memory with tensors {sorted(state)}; accepted: labels, and images or text and ends.")
     labels = state['labels'].tolist()
-    if any(not 0 <= l < len(classes) for l in labels): raise InputError(f"a memory of classes up to {max(labels)}, and {len(classes)} classes. They belong to different models.")
+    if any(not 0 <= l < len(classes) for l in labels):
+        raise InputError(f"a memory of classes up to {max(labels)}, and {len(classes)} classes. They belong to "
+                         f"different models.")
     if 'images' in state: items = list(state['images'])
-    else: body, ends = state['text'].numpy().tobytes(), [0, *state['ends'].tolist()]; items = [body[a:b].decode('utf-8', 'surrogatepass') for a,b in zip(ends, ends[1:])]
+    else:
+        body, ends = state['text'].numpy().tobytes(), [0, *state['ends'].tolist()]
+        items = [body[a:b].decode('utf-8', 'surrogatepass') for a,b in zip(ends, ends[1:])]
     if len(items) != len(labels): raise InputError(f"a memory of {len(items)} items and {len(labels)} labels.")
     return Exemplars(items, [classes[l] for l in labels])
 
@@ -91,4 +102,5 @@ class Distil(Callback):
 def distillation(now:torch.Tensor, was:torch.Tensor, temperature:float) -> torch.Tensor:
     "T²·KL(was ‖ now) of logits (n, k), mean over rows"
     t = temperature
-    return nn.functional.kl_div((now.float()/t).log_softmax(1), (was.float()/t).log_softmax(1), reduction='batchmean', log_target=True)*t*t
+    return nn.functional.kl_div((now.float()/t).log_softmax(1), (was.float()/t).log_softmax(1), reduction='batchmean',
+                                log_target=True)*t*t

@@ -17,7 +17,6 @@ import os
 import pickle
 import random
 import re
-import shutil
 import socket
 import sys
 import tempfile
@@ -30,11 +29,10 @@ import cloudpickle
 import numpy as np
 import torch
 import torch.multiprocessing as mp
-from torch import nn
 from tqdm import tqdm
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.progress import ProgressCallback
-from fastai.learner import Recorder, defaults, replacing_yield
+from fastai.learner import defaults, replacing_yield
 from fastai.torch_core import get_model, num_distrib, rank_distrib
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -64,7 +62,8 @@ def write_state(path:str|Path, tensors:dict[str, torch.Tensor], values:dict) -> 
         if (at := t.untyped_storage().data_ptr()) in seen: tensors[n] = t.clone()
         seen.add(at)
     text = json.dumps(values, default=lambda o: o.tolist() if hasattr(o, 'tolist') else str(o))
-    with atomic_write(path, 'wb') as f: f.write(save(tensors, dict(schema=SCHEMA, values=text, check=_check(tensors, text))))
+    with atomic_write(path, 'wb') as f:
+        f.write(save(tensors, dict(schema=SCHEMA, values=text, check=_check(tensors, text))))
 
 def read_state(path:str|Path) -> tuple[dict[str, torch.Tensor], dict]|None:
     "What `write_state` kept; None where the file is absent, incomplete, damaged or something else"
@@ -96,12 +95,17 @@ def set_chance(t:dict, v:dict, dls:Iterable=()) -> None:
     kind, *rest = v['numpy']
     np.random.set_state((kind, t['chance/numpy'].numpy().astype(np.uint32), *rest))
 
-def _generators(dls) -> dict: return {'python': random} | {f'dl{i}': d.rng for i,d in enumerate(dls) if isinstance(getattr(d, 'rng', None), random.Random)}
+def _generators(dls) -> dict:
+    return {'python': random} | {f'dl{i}': d.rng for i,d in enumerate(dls)
+                                 if isinstance(getattr(d, 'rng', None), random.Random)}
 
 # %% ../../nbs/learn/15_resume.ipynb #d7763683
-def _state_of(opt): return opt.opt.state if isinstance(getattr(opt, 'opt', None), torch.optim.Optimizer) else opt.state # of fastai's, its wrapper, or torch's
+# of fastai's, its wrapper, or torch's
+def _state_of(opt): return opt.opt.state if isinstance(getattr(opt, 'opt', None), torch.optim.Optimizer) else opt.state
 
-def _params_of(opt) -> list: return [p for g in (opt.param_lists if hasattr(opt, 'param_lists') else [g['params'] for g in opt.param_groups]) for p in g]
+def _params_of(opt) -> list:
+    return [p for g in (opt.param_lists if hasattr(opt, 'param_lists') else [g['params'] for g in opt.param_groups])
+            for p in g]
 
 def take_optimiser(opt) -> tuple[dict, dict]: # tensors, values
     "Moments, counters and rates of an optimiser of fastai or torch"
@@ -118,7 +122,8 @@ def set_optimiser(opt, t:dict, v:dict) -> None:
     "Put back what `take_optimiser` found"
     state = _state_of(opt)
     for i,(p,values) in enumerate(zip(_params_of(opt), v['state'])):
-        like = lambda x: torch.empty_like(p, dtype=x.dtype).copy_(x) if x.shape == p.shape else x.clone() # torch keeps its counters as scalars, on the CPU
+        # torch keeps its counters as scalars, on the CPU
+        like = lambda x: torch.empty_like(p, dtype=x.dtype).copy_(x) if x.shape == p.shape else x.clone()
         state[p] = values | {n.split('/', 2)[2]: like(x) for n,x in t.items() if n.startswith(f'opt/{i}/')}
     for k in v['hypers'][0]:
         if hasattr(opt, 'set_hyper'): opt.set_hyper(k, [h[k] for h in v['hypers']])
@@ -175,9 +180,11 @@ def join_tensors(state, tensors:dict):
 
 # %% ../../nbs/learn/15_resume.ipynb #5d63ab58
 def _take_recorder(r) -> tuple[dict, dict]:
-    t = {'recorder/losses': torch.stack([torch.as_tensor(x).detach().cpu().as_subclass(torch.Tensor) for x in r.losses]) if r.losses else torch.zeros(0),
+    t = {'recorder/losses': torch.stack([torch.as_tensor(x).detach().cpu().as_subclass(torch.Tensor)
+                                         for x in r.losses]) if r.losses else torch.zeros(0),
          'recorder/smooth': torch.as_tensor(r.smooth_loss.val).detach().cpu().as_subclass(torch.Tensor)}
-    return t, dict(lrs=[float(x) for x in r.lrs], iters=list(r.iters), values=[list(x) for x in r.values], count=r.smooth_loss.count, rows=getattr(r, 'rows', []))
+    return t, dict(lrs=[float(x) for x in r.lrs], iters=list(r.iters), values=[list(x) for x in r.values],
+                   count=r.smooth_loss.count, rows=getattr(r, 'rows', []))
 
 def _set_recorder(r, t:dict, v:dict) -> None:
     r.lrs, r.iters, r.values, r.rows = v['lrs'], v['iters'], [L(x) for x in v['values']], v['rows']
@@ -219,7 +226,9 @@ def data_print(dl) -> str:
     if callable(getattr(type(ds), 'fingerprint', None)): return ds.fingerprint()[:16]
     with contextlib.suppress(AttributeError, TypeError, CannotCache):
         items = Items(dl)
-        if items.reader: return hash_json([items.names(), [hash_state({'': t.as_subclass(torch.Tensor)}) for t in items.targets()]])[:16]
+        if items.reader:
+            return hash_json([items.names(), [hash_state({'': t.as_subclass(torch.Tensor)})
+                                              for t in items.targets()]])[:16]
     items = getattr(ds, 'items', ds if isinstance(ds, (list, tuple)) else None)
     if items is None: items = [ds.tensors] if hasattr(ds, 'tensors') else _some_items(ds)
     with seeded(0): # reading an item may draw from the generators
@@ -240,12 +249,15 @@ def _some_items(ds, most:int=64) -> list:
 def _transforms(dl) -> object:
     with contextlib.suppress(AttributeError, TypeError, CannotCache):
         items = Items(dl)
-        return items.transform(0) if items.reader else [type(f).__name__ for f in [*items.item_tfms, *(f for p in items.pipes for f in p.fs)]]
+        return items.transform(0) if items.reader else [type(f).__name__
+                                                        for f in [*items.item_tfms,
+                *(f for p in items.pipes for f in p.fs)]]
 
 def _schedule(learn) -> list:
     "Every scheduled rate at a few places, and the rates to begin with"
     at = lambda f, x: np.asarray(f(x), float).tolist()
-    scheds = [{k: [at(f, x) for x in (0., .1, .3, .6, 1.)] for k,f in cb.scheds.items()} for cb in learn.cbs if isinstance(getattr(cb, 'scheds', None), dict)]
+    scheds = [{k: [at(f, x) for x in (0., .1, .3, .6, 1.)] for k,f in cb.scheds.items()} for cb in learn.cbs
+              if isinstance(getattr(cb, 'scheds', None), dict)]
     return [scheds, [{k: x for k,x in h.items() if isinstance(x, (int, float))} for h in learn.opt.hypers]]
 
 # %% ../../nbs/learn/15_resume.ipynb #e85555d5
@@ -254,22 +266,31 @@ def about_fit(learn) -> dict:
     model, dls, frozen = get_model(learn.model), learn.dls.loaders, getattr(learn, 'frozen_prefix', None)
     named = lambda f: re.sub(r' at 0x[0-9a-f]+', '', f'{getattr(f, "__qualname__", None) or f!r}')
     h = lambda x: hash_json(x)[:16]
-    return {'epochs': learn.n_epoch, 'batch size': [getattr(d, 'bs', None) for d in dls], 'batches': [len(d) if getattr(d, 'n', 0) is not None else None for d in dls],
+    return {'epochs': learn.n_epoch, 'batch size': [getattr(d, 'bs', None) for d in dls],
+            'batches': [len(d) if getattr(d, 'n', 0) is not None else None for d in dls],
             'data': [data_print(d) for d in dls], 'transforms': h([_transforms(d) for d in dls[:1]]),
-            'network': h([[n, list(x.shape), str(x.dtype)] for n,x in model.state_dict().items() if isinstance(x, torch.Tensor)]),
-            'trained layers': h([p.requires_grad for p in model.parameters()]), 'precision': getattr(model, 'precision', None), 'loss': named(learn.loss_func),
-            'optimiser': [named(c) for c in getattr(learn.opt, 'cbs', [type(getattr(learn.opt, 'opt', learn.opt)).__name__])], 'schedule': h(_schedule(learn)),
-            'cache': [getattr(learn, 'norm', None), frozen.cache, frozen.views, frozen.dtype, frozen.fold] if frozen else None,
+            'network': h([[n, list(x.shape), str(x.dtype)] for n,x in model.state_dict().items()
+                          if isinstance(x, torch.Tensor)]),
+            'trained layers': h([p.requires_grad for p in model.parameters()]),
+            'precision': getattr(model, 'precision', None), 'loss': named(learn.loss_func),
+            'optimiser': [named(c) for c in getattr(learn.opt, 'cbs', [type(getattr(learn.opt, 'opt',
+            learn.opt)).__name__])], 'schedule': h(_schedule(learn)),
+            'cache': [getattr(learn, 'norm', None), frozen.cache, frozen.views, frozen.dtype, frozen.fold] if frozen
+            else None,
             'callbacks': {type(c).__name__: c.resume_about() for c in learn.cbs if hasattr(c, 'resume_about')},
             'code': code_version()}
 
-def machine() -> dict: return {'threads': torch.get_num_threads(), 'torch': torch.__version__, 'device': torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'}
+def machine() -> dict:
+    return {'threads': torch.get_num_threads(), 'torch': torch.__version__,
+            'device': torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'}
 
 def refuse_other(path:Path, was:dict, now:dict) -> None:
     "An `InputError` that names whatever the checkpoint was made with and is not there now"
     now = json.loads(json.dumps(now))
     other = [f"{k} ({was.get(k)} then, {now.get(k)} now)" for k in {**was, **now} if was.get(k) != now.get(k)]
-    if other: raise InputError(f"checkpoint `{path}` was made with other {', '.join(other)}. Accepted: the same; to train anew, give another folder or remove `{path.parent}`.")
+    if other:
+        raise InputError(f"checkpoint `{path}` was made with other {', '.join(other)}. Accepted: the same; to train "
+                         f"anew, give another folder or remove `{path.parent}`.")
 
 def tell(message:str) -> None: print(f'checkpoint: {message}', file=sys.stderr, flush=True)
 
@@ -281,7 +302,10 @@ class Slot:
     def __init__(self, folder:str|Path):
         self.folder = Path(folder)
         try: self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise InputError(f"folder `{self.folder}` for checkpoints cannot be made ({e.strerror}). Give another one.") from None
+        except OSError as e:
+            raise InputError(
+                    f"folder `{self.folder}` for checkpoints cannot be made ({e.strerror}). "
+                    "Give another one.") from None
         self.lock()
         for p in self.folder.glob('.*.safetensors.*'): p.unlink(missing_ok=True) # of a write that was killed
 
@@ -337,7 +361,8 @@ def open_slot(folder:Path, must:bool) -> Slot|None:
 class Checkpoint(Callback):
     """Keeps all that a fit goes on from after an epoch; a fit that finds such goes on from there.
 
-    folder : made if need be; the files of the first fit with this callback are in `folder/1`, of the second in `folder/2`; None: the run's, if there is one
+    folder : made if need be; the files of the first fit with this callback are in `folder/1`, of the second in
+        `folder/2`; None: the run's, if there is one
     most   : share of the time that writing may take; 1: after every epoch
     """
     order = 90 # last: what every other callback has done belongs to the epoch
@@ -363,7 +388,8 @@ class Checkpoint(Callback):
         if self.slot is None: return
         self.over, self.about = False, about_fit(self.learn)
         state = get_model(self.learn.model).state_dict()
-        self.slot.pace(self.most if self.folder else RUN.most, sum(x.nbytes for x in state.values() if isinstance(x, torch.Tensor)))
+        self.slot.pace(self.most if self.folder else RUN.most, sum(x.nbytes for x in state.values()
+                if isinstance(x, torch.Tensor)))
         if hasattr(self.learn, 'recorder'): self.learn.recorder.rows = []
         try:
             if found := self.slot.last(): self._go_on(*found)
@@ -382,7 +408,8 @@ def _go_on(self:Checkpoint, path:Path, tensors:dict, values:dict) -> None:
     here = machine()
     if other := [f'{k} {values["machine"][k]} then, {v} now' for k,v in here.items() if values['machine'].get(k) != v]:
         tell(f"goes on under other conditions ({', '.join(other)}): not to the same bits as without the interruption")
-    tell(f"{done} of {learn.n_epoch} epochs are in `{path.parent}`; " + ('nothing is left to train' if self.over else 'going on from there'))
+    tell(f"{done} of {learn.n_epoch} epochs are in `{path.parent}`; "
+         + ('nothing is left to train' if self.over else 'going on from there'))
     for row in values.get('recorder', {}).get('rows', []): learn.logger(L(row))
     real, first = learn._with_events, learn.n_epoch if self.over else done
     def with_events(f, event_type, *args, **kwargs):
@@ -395,7 +422,8 @@ def _go_on(self:Checkpoint, path:Path, tensors:dict, values:dict) -> None:
 @patch
 def _write(self:Checkpoint, epochs:int, over:bool=False) -> None:
     recorder = getattr(self.learn, 'recorder', None)
-    if recorder and len(recorder.rows) < len(recorder.values): self._row() # of the epoch in which a callback ended the fit
+    # of the epoch in which a callback ended the fit
+    if recorder and len(recorder.rows) < len(recorder.values): self._row()
     tensors, values = take_fit(self.learn)
     values |= dict(about=self.about, epochs=epochs, over=over, machine=machine())
     if not self.slot.keep(epochs, tensors, values): self.slot.release(); self.slot = None
@@ -433,25 +461,30 @@ def _share_of(learn):
         def get_idxs(self):
             box, b, n = [[int(i) for i in self.dl.get_idxs()]], self.dl.bs, self.world_size
             torch.distributed.broadcast_object_list(box, 0)
-            idxs, mine = box[0][:len(box[0])//b*b] if self.dl.drop_last else box[0], []
+            idxs = box[0][:len(box[0])//b*b] if self.dl.drop_last else box[0]
             parts = [idxs[k:k+b] for k in range(0, len(idxs), b)]
             split = [[p[r*-(-len(p)//n):(r + 1)*-(-len(p)//n)] for r in range(n)] for p in parts]
             self.counts = [[len(x) for x in s] for s in split]
-            return [i for s,p in zip(split, parts) for i in s[self.rank] or p[:1]] # a last batch may be too small for all; then an item without weight
+            # a last batch may be too small for all; then an item without weight
+            return [i for s,p in zip(split, parts) for i in s[self.rank] or p[:1]]
         def create_batches(self, samps):
             if self.dl.dataset is not None: self.dl.it = iter(self.dl.dataset)
-            yield from map(self.dl.do_batch, chunked((x for x in map(self.dl.do_item, samps) if x is not None), self.bs))
+            items = (x for x in map(self.dl.do_item, samps) if x is not None)
+            yield from map(self.dl.do_batch, chunked(items, self.bs))
     class Joint(DistributedTrainer):
         def before_fit(self):
             super().before_fit()
-            if hasattr(self.learn, 'frozen_prefix'): self.learn.frozen_prefix.run = False # for this fit the network runs as a whole
+            if hasattr(self.learn, 'frozen_prefix'): self.learn.frozen_prefix.run = False # the network runs as a whole
         def _wrap_dl(self, dl): return dl if isinstance(dl, Share) else Share(dl, self.learn.model.device)
         def after_pred(self):
-            if not self.training: self.learn.pred, self.learn.yb = _joined(self.learn.pred, self.learn.yb, self.learn.dl.counts[self.learn.iter])
+            if not self.training:
+                self.learn.pred, self.learn.yb = _joined(self.learn.pred, self.learn.yb,
+                                                         self.learn.dl.counts[self.learn.iter])
         def after_loss(self):
             counts = self.learn.dl.counts[self.learn.iter]
             if not self.training or len(set(counts)) == 1: return
-            weight = counts[rank_distrib()]*len(counts)/sum(counts) # the mean of the processes is then the mean over the batch
+            # the mean of the processes is then the mean over the batch
+            weight = counts[rank_distrib()]*len(counts)/sum(counts)
             self.learn.loss_grad, self.learn.loss = self.learn.loss_grad*weight, self.learn.loss*weight
     cpu = next(learn.model.parameters()).device.type == 'cpu'
     return Joint(sync_bn=not cpu and getattr(learn, 'norm', 'train') == 'train', cpu=cpu)
@@ -470,7 +503,8 @@ def _joined(pred, yb, counts) -> tuple:
 # %% ../../nbs/learn/15_resume.ipynb #3565cfe3
 @contextlib.contextmanager
 def shared(learn):
-    "Inside, this process trains its share of each batch, together with the others of its group; alone, it trains as ever"
+    """Inside, this process trains its share of each batch, together with the others of its group; alone, it trains as
+    ever"""
     if num_distrib() < 2: yield learn; return
     frozen, joint = getattr(learn, 'frozen_prefix', None), _share_of(learn)
     if frozen is not None: frozen.__dict__['usable'] = lambda *args, **kwargs: False
@@ -513,7 +547,8 @@ def _settle(learn, chance, rank:int) -> None:
     if next(learn.model.parameters()).device.type == 'cuda':
         torch.cuda.set_device(rank); device = torch.device('cuda', rank)
         learn.model.to(device); learn.dls.to(device)
-        for s in _state_of(learn.opt).values(): s.update({k: x.to(device) for k,x in s.items() if isinstance(x, torch.Tensor) and x.device.type == 'cuda'})
+        for s in _state_of(learn.opt).values():
+            s.update({k: x.to(device) for k,x in s.items() if isinstance(x, torch.Tensor) and x.device.type == 'cuda'})
     one = [cb for cb in learn.cbs if type(cb).__name__ == 'FitProgress' or getattr(cb, 'one_writer', False)]
     if rank: learn.remove_cbs(one)
     set_chance(*chance, learn.dls.loaders)
@@ -541,13 +576,16 @@ def train_in_processes(learn, n:int) -> tuple[dict, dict]: # as `read_state` giv
 
 # %% ../../nbs/learn/15_resume.ipynb #cd86b953
 class Processes(Callback):
-    """Divides each batch of a fit between `n` processes, on as many GPUs or on the CPU's threads; None: as many as `TL_PROCESSES` says, else one.
+    """Divides each batch of a fit between `n` processes, on as many GPUs or on the CPU's threads; None: as many as
+    `TL_PROCESSES` says, else one.
 
-    A batch's items must be a multiple of `n`; the loss must be a mean over items. The cache of frozen layers takes no part.
+    A batch's items must be a multiple of `n`; the loss must be a mean over items. The cache of frozen layers takes no
+    part.
     """
     order = 95 # after Checkpoint, which may have the fit already
     def __init__(self, n:int|None=None):
-        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1): raise InputError(f"`n` is {n!r}; accepted: a number of processes, from 1.")
+        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+            raise InputError(f"`n` is {n!r}; accepted: a number of processes, from 1.")
         self.n = n
 
     def __call__(self, event_name):
@@ -571,9 +609,12 @@ def _refuse_processes(learn, n:int) -> None:
         raise InputError("training in several processes wants accelerate, which is not installed. "
                          f"Train in one process, or install it: {install_hint('accelerate')}")
     gpus = torch.cuda.device_count() if next(learn.model.parameters()).device.type == 'cuda' else None
-    if gpus is not None and n > gpus: raise InputError(f"{n} processes, and {gpus} GPUs; accepted: at most one process per GPU.")
+    if gpus is not None and n > gpus:
+        raise InputError(f"{n} processes, and {gpus} GPUs; accepted: at most one process per GPU.")
     bad = [d.bs for d in learn.dls.loaders[:2] if d.bs is None or d.bs % n]
-    if bad: raise InputError(f"batches of {bad[0]} items cannot be divided evenly between {n} processes. Choose a batch size that is a multiple of {n}.")
+    if bad:
+        raise InputError(f"batches of {bad[0]} items cannot be divided evenly between {n} processes. Choose a batch "
+                         f"size that is a multiple of {n}.")
 
 # %% ../../nbs/learn/15_resume.ipynb #98fba5f5
 class _Run:
@@ -587,11 +628,14 @@ class _Run:
 RUN = _Run()
 
 def keep_checkpoints(folder:str|Path|None) -> None:
-    "From now on, all training in this process keeps checkpoints in `folder`, and goes on from those that are there; None: no longer"
+    """From now on, all training in this process keeps checkpoints in `folder`, and goes on from those that are there;
+    None: no longer"""
     text = os.environ.get('TL_NOTEBOOKS_CHECKPOINTS', '0.05')
     try: most = float(text)
     except ValueError: most = -1
-    if not 0 <= most <= 1: raise InputError(f"TL_NOTEBOOKS_CHECKPOINTS is {text!r}; accepted: the share of the time that writing checkpoints may take, 0 to 1; 0: none.")
+    if not 0 <= most <= 1:
+        raise InputError(f"TL_NOTEBOOKS_CHECKPOINTS is {text!r}; accepted: the share of the time that writing "
+                         f"checkpoints may take, 0 to 1; 0: none.")
     RUN.folder, RUN.most, RUN.n = folder and Path(folder), most, 0
     for cb in (Checkpoint, Processes): # the second does nothing unless `tl run --processes` says so
         if cb not in defaults.callbacks: defaults.callbacks.append(cb)

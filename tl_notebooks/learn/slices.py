@@ -26,8 +26,11 @@ def slices(
     overlap:float=.25,   # Least share that neighbours have in common
 ) -> list[tuple[int, int, int, int]]: # x1, y1, x2, y2, row by row
     "Parts that cover a picture, each of `size` or what there is of it"
-    if not (size >= 1 and 0 <= overlap < 1): raise InputError(f"slices of {size} pixels with an overlap of {overlap}; accepted: at least 1 pixel, overlap from 0 to below 1.")
-    return [(x, y, min(x + size, width), min(y + size, height)) for y in _starts(height, size, overlap) for x in _starts(width, size, overlap)]
+    if not (size >= 1 and 0 <= overlap < 1):
+        raise InputError(f"slices of {size} pixels with an overlap of {overlap}; accepted: at least 1 pixel, overlap "
+                         f"from 0 to below 1.")
+    return [(x, y, min(x + size, width), min(y + size, height)) for y in _starts(height, size, overlap)
+            for x in _starts(width, size, overlap)]
 
 # %% ../../nbs/learn/70_slices.ipynb #f17223f8
 def cut_off(
@@ -49,7 +52,8 @@ def merge_boxes(
     covered:float=.6,  # So does a piece of which more than this lies on another box
 ) -> dict:             # What is left, best first
     "One box for each object, class by class"
-    boxes, scores, labels, cut = np.asarray(found['boxes'], float).reshape(-1, 4), np.asarray(found['scores'], float), np.asarray(found['labels'], int), np.asarray(cut, bool)
+    boxes, scores, labels, cut = np.asarray(found['boxes'], float).reshape(-1, 4), np.asarray(found['scores'],
+            float), np.asarray(found['labels'], int), np.asarray(cut, bool)
     order = np.lexsort((-scores, cut))
     left, kept = np.ones(len(boxes), bool), []
     for n,i in enumerate(order):

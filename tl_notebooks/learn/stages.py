@@ -60,7 +60,8 @@ def thaw_that_fits(self:TransferLearner, thaw:int|None, epochs:int) -> int|None:
         return many*int(np.prod(cut.shape))*(2 if frozen.dtype == 'auto' else DTYPES[frozen.dtype].itemsize)
     def decide() -> tuple[int, str]:
         t = next((t for t in range(thaw, 1, -1) if need(t) <= room()), 1)
-        return t, '' if t == thaw else (f"the inputs of the last {thaw} groups would pass the limit of {format_bytes(cache_limit())}, or what is free "
+        return t, '' if t == thaw else (f"the inputs of the last {thaw} groups would pass the limit of "
+                                        f"{format_bytes(cache_limit())}, or what is free "
                                         f"on the disk; thawing {t} instead (TL_NOTEBOOKS_CACHE_LIMIT allows more)")
     try: return make_choice(f'groups that train, of {thaw} in {epochs} epochs', thaw, decide, tell=say)
     except CannotCache: return thaw # said when it is opened
@@ -68,7 +69,8 @@ def thaw_that_fits(self:TransferLearner, thaw:int|None, epochs:int) -> int|None:
 # %% ../../nbs/learn/40_stages.ipynb #a8d0c36b
 @dataclass
 class Gain:
-    "What held-out items say about two networks: the mean gain in loss, the chance of such a gain without any (one-sided), and whether it counts"
+    """What held-out items say about two networks: the mean gain in loss, the chance of such a gain without any
+    (one-sided), and whether it counts"""
     gain:float
     p:float
     n:int
@@ -78,7 +80,7 @@ class Gain:
 def compare_losses(
     before,          # (n,) losses of held-out items
     after,           # (n,) of the same items
-    sure:float=2.,   # Standard errors that a normal variable must pass to be as unlikely as the gain; below 0: anything counts
+    sure:float=2.,   # Standard errors that a gain must exceed; below 0: anything counts
     fewest:int=10,   # Items below which nothing is shown
 ) -> Gain:
     "One-sided paired t-test"
@@ -87,9 +89,12 @@ def compare_losses(
     error = float(each.std(ddof=1)/n**.5) if n > 1 else 0.
     p = float(stdtr(n - 1, -gain/error)) if error else float(gain <= 0 or n < 2)
     if sure < 0: return Gain(gain, p, n, True, 'kept, as asked for')
-    if n < fewest: return Gain(gain, p, n, False, f'undone: {n} held-out items show nothing, {fewest} would be the fewest')
+    if n < fewest:
+        return Gain(gain, p, n, False, f'undone: {n} held-out items show nothing, {fewest} would be the fewest')
     better = p < math.erfc(sure/2**.5)/2
-    return Gain(gain, p, n, better, f"{'kept: better' if better else 'undone: not better beyond chance'} on {n} held-out items, p = {p:.2g}")
+    return Gain(gain, p, n, better,
+                f"{'kept: better' if better else 'undone: not better beyond chance'} on {n} held-out items, "
+                f"p = {p:.2g}")
 
 def item_losses(scores:np.ndarray, y:np.ndarray) -> np.ndarray: # (n,)
     "Cross-entropy of each row of (n, k) scores, times the factor that suits them all best"
@@ -105,32 +110,37 @@ def valid_logits(self:TransferLearner) -> tuple[np.ndarray, np.ndarray]:
 
 @patch
 def refit_rows(self:TransferLearner) -> tuple[torch.Tensor, torch.Tensor, dict]:
-    "Features and classes that a probe is solved from in the end, training items first, then validation items; and what `ridge_loo` takes beside them"
+    """Features and classes that a probe is solved from in the end, training items first, then validation items; and
+    what `ridge_loo` takes beside them"""
     x, y, vx, vy = self.probe_features
     return torch.cat([x, vx]), torch.cat([y, vy]), {}
 
 @patch
 def standing(self:TransferLearner) -> list[np.ndarray]:
-    "Scores (n, k) of the validation items by what would stay without a stage: the network as it is; and the refitted probe, where it is one"
+    """Scores (n, k) of the validation items by what would stay without a stage: the network as it is; and the refitted
+    probe, where it is one"""
     if self.kept == 'fine-tuned': return [self.valid_logits()[0]]
     (x, y, more), (_, own, _, vy) = self.refit_rows(), self.probe_features
-    return [self.valid_logits()[0], ridge_loo(x, y, self.model.head[-1].out_features, **more).loo_scores[len(own):len(own) + len(vy)]]
+    return [self.valid_logits()[0], ridge_loo(x, y, self.model.head[-1].out_features,
+                                              **more).loo_scores[len(own):len(own) + len(vy)]]
 
 # %% ../../nbs/learn/40_stages.ipynb #a6d7de58
 @patch
 def run_stage(
     self:TransferLearner,
     stage:Stage,
-    stands:Sequence[np.ndarray]|None, # Scores of the validation items that it must beat, each; `None`: kept whatever comes out
+    stands:Sequence[np.ndarray]|None, # Scores of the validation items that it must beat, each; `None`: always kept
     lr_mult:float=100,
     **kwargs,                         # For `fit_one_cycle`
 ) -> Stage:
-    "Train as `stage` says; keep the outcome if held-out items show that it is better than what stands, otherwise go back"
+    """Train as `stage` says; keep the outcome if held-out items show that it is better than what stands, otherwise go
+    back"""
     start, before = time.perf_counter(), {k: v.detach().clone() for k,v in self.model.state_dict().items()}
     self.unfreeze() if stage.thaw is None else self.freeze_to(-stage.thaw)
     thawed = stage.thaw or len(self.model.param_groups())
     stage.parameters, stage.lowest_lr = self.trains(stage.thaw), stage.lr/(lr_mult if thawed > 1 else 1)
-    stage.name = stage.name or ('all layers' if stage.thaw is None else 'head' if thawed == 1 else f'last {thawed} groups')
+    stage.name = stage.name or ('all layers' if stage.thaw is None else 'head' if thawed == 1
+                                else f'last {thawed} groups')
     self.fit_one_cycle(stage.epochs, slice(stage.lowest_lr, stage.lr) if thawed > 1 else stage.lr, **kwargs)
     stage.valid_loss, stage.valid_accuracy = (list(map(float, self.recorder.values[-1][1:3])) + [None])[:2]
     self._judge(stage, stands)
@@ -160,19 +170,25 @@ def thaw_progressively(
     if not self.probed: self.probe(next((s.thaw for s in stages), None))
     r, level = self.probe_result, 1
     self.stages = [Stage(0, 1, 0., self.kept, self.trains(1), None, r.valid_loss, r.valid_accuracy, r.seconds, True)]
-    if self.kept == 'fine-tuned': self.stages[0].valid_loss, self.stages[0].valid_accuracy = (list(map(float, self.validate())) + [None])[:2]
+    if self.kept == 'fine-tuned':
+        self.stages[0].valid_loss, self.stages[0].valid_accuracy = (list(map(float, self.validate())) + [None])[:2]
     if keep_best and stages: stands = self.standing() if stands is None else stands
     for i,s in enumerate(stages):
         self.stages.append(self.run_stage(s, stands if keep_best else None, **kwargs))
-        if s.kept: level, self.kept, stands = s.thaw, 'fine-tuned', [self.valid_logits()[0]] if keep_best and i < len(stages) - 1 else None
-    if stages and not s.kept: self.unfreeze() if level is None else self.freeze_to(-level) # what is kept decides what is read from the cache
+        if s.kept:
+            level, self.kept, stands = s.thaw, 'fine-tuned', [
+                    self.valid_logits()[0]] if keep_best and i < len(stages) - 1 else None
+    # what is kept decides what is read from the cache
+    if stages and not s.kept: self.unfreeze() if level is None else self.freeze_to(-level)
     return self.stages
 
 def _check_stages(stages:Sequence[Stage], groups:int) -> None:
     for s in stages:
         if s.thaw is not None and not 1 <= s.thaw <= groups:
-            raise InputError(f"`thaw` is {s.thaw}; this network has {groups} groups, head included: accepted are 1 to {groups}.")
-        if s.epochs < 1 or not s.lr > 0: raise InputError(f"a stage has {s.epochs} epochs at rate {s.lr}; accepted: at least 1, and a rate above 0.")
+            raise InputError(f"`thaw` is {s.thaw}; this network has {groups} groups, head included: accepted are 1 to "
+                             f"{groups}.")
+        if s.epochs < 1 or not s.lr > 0:
+            raise InputError(f"a stage has {s.epochs} epochs at rate {s.lr}; accepted: at least 1, and a rate above 0.")
 
 # %% ../../nbs/learn/40_stages.ipynb #c1c549d9
 @patch

@@ -74,10 +74,12 @@ class TokenReader(Transform):
         new = [str(t) for t in dict.fromkeys(texts) if t not in self.kept]
         for k in range(0, len(new), 1000):
             some = new[k:k+1000] # what lies far behind the last token that fits need not be looked at
-            ids = self.tok([t[:self.max_tokens*50] or ' ' for t in some], truncation=True, max_length=self.max_tokens)['input_ids']
+            ids = self.tok([t[:self.max_tokens*50] or ' ' for t in some], truncation=True,
+                           max_length=self.max_tokens)['input_ids']
             self.kept |= {t: np.array(i or [self.tok.eos_token_id or 0], np.int32) for t,i in zip(some, ids)}
     def encodes(self, text:str): return Tokens(torch.from_numpy(self.ids(text).astype(np.int64)))
-    def decodes(self, x:Tokens): return TitledStr(self.tok.decode([int(i) for i in x if i >= 0], skip_special_tokens=True))
+    def decodes(self, x:Tokens):
+        return TitledStr(self.tok.decode([int(i) for i in x if i >= 0], skip_special_tokens=True))
 
 # %% ../../nbs/learn/60_text.ipynb #12c77fdf
 @patch
@@ -90,7 +92,8 @@ def length(self:TokenReader, text:str) -> int: return len(self.ids(text))
 def padded(self:TokenReader, n:int) -> int: return padded_length(n)
 
 @patch
-def spec(self:TokenReader) -> dict: return dict(tokens='as given', pad=-1, padded=[padded_length(n) for n in (1, 65, 257)])
+def spec(self:TokenReader) -> dict:
+    return dict(tokens='as given', pad=-1, padded=[padded_length(n) for n in (1, 65, 257)])
 
 @patch
 def example(self:TokenReader) -> Tokens: return Tokens(torch.arange(5))
@@ -100,7 +103,8 @@ class PadTokens(Transform):
     "Samples of a batch with their token rows padded by −1 to one length"
     def encodes(self, samples:list):
         n = padded_length(max(len(s[0]) for s in samples))
-        return [(nn.functional.pad(s[0].as_subclass(torch.Tensor), (0, n - len(s[0])), value=-1).as_subclass(type(s[0])), *s[1:]) for s in samples]
+        return [(nn.functional.pad(s[0].as_subclass(torch.Tensor), (0, n - len(s[0])),
+                                   value=-1).as_subclass(type(s[0])), *s[1:]) for s in samples]
 
 # %% ../../nbs/learn/60_text.ipynb #e80b5b56
 def text_dls(
@@ -116,8 +120,10 @@ def text_dls(
     splits = [[i for i,s in enumerate(items.split) if s == name] for name in ('train', 'valid')]
     reader = TokenReader(tok, max_tokens)
     reader.preload(texts)
-    dsets = Datasets(texts, [[reader], [lambda text: text.label, Categorize(vocab=list(data.classes), sort=False)]], splits=splits)
-    return dsets.dataloaders(bs=max(1, min(bs, len(splits[0]))), val_bs=max(1, bs), num_workers=0, device=device or default_device(),
+    dsets = Datasets(texts, [[reader], [lambda text: text.label, Categorize(vocab=list(data.classes), sort=False)]],
+                     splits=splits)
+    return dsets.dataloaders(bs=max(1, min(bs, len(splits[0]))), val_bs=max(1, bs), num_workers=0,
+                             device=device or default_device(),
                              path=Path('.'), dl_type=SortedDL, before_batch=[PadTokens()])
 
 def test_dl(learn:TransferLearner, data:TextData, split:str='test'):
@@ -139,7 +145,9 @@ def find_blocks(model:nn.Module) -> str:
     "Name of the list of blocks of a transformer"
     lists = [(sum(p.numel() for p in m.parameters()), n) for n,m in model.named_modules()
              if isinstance(m, nn.ModuleList) and len(m) and len({type(k) for k in m}) == 1]
-    if not lists: raise InputError(f"{type(model).__name__} has no list of blocks; accepted: transformers such as BERT, RoBERTa, XLNet, ModernBERT or GPT-2.")
+    if not lists:
+        raise InputError(f"{type(model).__name__} has no list of blocks; accepted: transformers such as BERT, "
+                         f"RoBERTa, XLNet, ModernBERT or GPT-2.")
     return max(lists)[1]
 
 # %% ../../nbs/learn/60_text.ipynb #f3bdc910
@@ -164,14 +172,16 @@ class TextBody(nn.Module):
     @property
     def layers(self) -> tuple[int, ...]: return self._layers
     @property
-    def output(self) -> list: return [*self._layers] # what the pooled features depend on beside the weights; nothing before them does
+    # what the pooled features depend on beside the weights; nothing before them does
+    def output(self) -> list: return [*self._layers]
 
     def forward(self, ids):
         mask, got, blocks = ids >= 0, {}, self.model.get_submodule(self.blocks)
         def take(k, m, args, kwargs):
             got[k] = args[0] if args else kwargs['hidden_states']
             if k == max(self.layers): raise _Enough
-        hooks = [blocks[k].register_forward_pre_hook(functools.partial(take, k), with_kwargs=True) for k in self.layers if k < self.n_blocks]
+        hooks = [blocks[k].register_forward_pre_hook(functools.partial(take, k), with_kwargs=True) for k in self.layers
+                 if k < self.n_blocks]
         try: got[self.n_blocks] = self.model(input_ids=ids.clamp(min=0), attention_mask=mask.long())[0]
         except _Enough: pass
         finally:
@@ -192,7 +202,8 @@ def text_groups(body:TextBody, n:int=6) -> list[list[nn.Parameter]]:
     named, mark = dict(body.model.named_parameters()), body.blocks + '.'
     number = {k: int(k[len(mark):].split('.')[0]) for k in named if k.startswith(mark)}
     first = min((list(named).index(k) for k in number), default=0)
-    order = {k: number.get(k, -1 if i < first or 'embed' in k or 'bias' in k.split('.')[-2:][0] else body.n_blocks - 1) for i,k in enumerate(named)}
+    order = {k: number.get(k, -1 if i < first or 'embed' in k or 'bias' in k.split('.')[-2:][0] else body.n_blocks - 1)
+             for i,k in enumerate(named)}
     stages = [[named[k] for k in named if order[k] == s] for s in range(-1, body.n_blocks)]
     size = -(-body.n_blocks//n)
     blocks = [sum(stages[1+i:1+min(i+size, body.n_blocks)], []) for i in range(0, body.n_blocks, size)]
@@ -208,7 +219,8 @@ def text_net(
     model, tok, info = load_text_model(backbone, weights)
     tok.padding_side = tok.truncation_side = 'right'
     net = _net(model, n_classes, layers)
-    if bad := [k for k in net.body.layers if not 0 <= k <= net.body.n_blocks]: raise InputError(f"layer {bad[0]}: `{backbone}` has layers 0 to {net.body.n_blocks}.")
+    if bad := [k for k in net.body.layers if not 0 <= k <= net.body.n_blocks]:
+        raise InputError(f"layer {bad[0]}: `{backbone}` has layers 0 to {net.body.n_blocks}.")
     return net, tok, {**info, 'n_features': net.n_features}
 
 def _net(model:nn.Module, n_classes:int, layers:Sequence[int]|None) -> TransferNet:
@@ -222,8 +234,12 @@ def _net(model:nn.Module, n_classes:int, layers:Sequence[int]|None) -> TransferN
 def net_from_config(folder:Path, n_classes:int, layers:Sequence[int]) -> TransferNet:
     "An untrained network for the `config.json` in `folder`; none of the folder's code is run"
     from transformers import AutoConfig, AutoModel
-    try: model = AutoModel.from_config(AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False))
-    except Exception as e: raise InputError(f"`{folder}/config.json` does not describe a transformer that can be built here: {str(e)[:300]}") from None
+    try:
+        model = AutoModel.from_config(AutoConfig.from_pretrained(str(folder), local_files_only=True,
+                trust_remote_code=False))
+    except Exception as e:
+        raise InputError(f"`{folder}/config.json` does not describe a transformer that can be built here: "
+                         f"{str(e)[:300]}") from None
     return _net(model, n_classes, layers)
 
 def load_tokenizer(folder:Path):
@@ -240,7 +256,8 @@ PHRASES = ('{}', 'this is {}', 'very {}', 'a {} review', '{} experience', 'it wa
 def name_texts(classes:Sequence[str], hints:dict[str, Sequence[str]]|None=None) -> dict[str, list[str]]|None:
     "class → everyday phrases with its name, or with the words in `hints`; None where a name has no letters"
     words = {c: (hints or {}).get(c) or [c.replace('_', ' ').replace('-', ' ')] for c in classes}
-    if not all(any(len(w.strip()) > 1 and any(ch.isalpha() for ch in w) for w in ws) for ws in words.values()): return None
+    if not all(any(len(w.strip()) > 1 and any(ch.isalpha() for ch in w) for w in ws) for ws in words.values()):
+        return None
     return {c: [p.format(w) for w in ws for p in PHRASES] for c,ws in words.items()}
 
 def name_features(learn:TransferLearner, hints:dict[str, Sequence[str]]|None=None) -> torch.Tensor|None:
@@ -267,7 +284,8 @@ SURE = 3 # standard errors by which a choice must be better than the default
 
 def layer_sets(n_blocks:int) -> list[tuple[int, ...]]:
     "Candidates: the upper two thirds, the upper half, all, each alone"
-    third, half = tuple(range(max(1, (n_blocks + 1)//3 + (n_blocks > 4)), n_blocks + 1)), tuple(range((n_blocks + 2)//2, n_blocks + 1))
+    third, half = tuple(range(max(1, (n_blocks + 1)//3 + (n_blocks > 4)), n_blocks + 1)), tuple(range((n_blocks + 2)//2,
+            n_blocks + 1))
     return [*dict.fromkeys([third, half, tuple(range(1, n_blocks + 1)), *((k,) for k in range(1, n_blocks + 1))])]
 
 def pick_layers(x:torch.Tensor, layers:Sequence[int]) -> torch.Tensor:
@@ -288,8 +306,10 @@ def choose_layers(
     most:int=1500,     # Texts that are looked at, drawn at random where there are more
     **kwargs,          # For `heads.ridge_loo`
 ) -> LayerChoice:
-    "The first candidate of `layer_sets`, unless another has a smaller leave-one-out error by more than `SURE` standard errors of the difference"
-    if len(y) > most: x, y = (t[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[:most]] for t in (x, y))
+    """The first candidate of `layer_sets`, unless another has a smaller leave-one-out error by more than `SURE`
+    standard errors of the difference"""
+    if len(y) > most:
+        x, y = (t[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[:most]] for t in (x, y))
     target, each, acc = 2.*np.eye(n_classes)[y.numpy()] - 1, {}, {}
     for ls in layer_sets(x.shape[1]):
         found = ridge_loo(pick_layers(x, ls), y, n_classes, **kwargs)
@@ -303,7 +323,8 @@ def choose_layers(
 class TextLearner(TransferLearner):
     "A `TransferLearner` for texts, whose probe chooses layers and may use the classes' names"
     guessed = None # features and classes of the rows that the head labelled itself, where `self_train` was kept
-    def predict(self, item:str, **kwargs): return super().predict(LabelledText(item), **kwargs) # fastai takes only what its training items were
+    # fastai takes only what its training items were
+    def predict(self, item:str, **kwargs): return super().predict(LabelledText(item), **kwargs)
 
     def use_layers(self, layers:Sequence[int]) -> None:
         "From now on the features are these layers; the head starts anew where that changes their number"
@@ -335,12 +356,14 @@ def _find_cut(self:TextLearner, dl, n:int) -> None:
 # %% ../../nbs/learn/60_text.ipynb #824fa6e0
 @patch
 def read_layers(self:TextLearner, thaw:int|None=None) -> tuple[torch.Tensor, ...]:
-    "(n, n_blocks, width) means of all layers but the first, and labels: of the training texts, and of the validation texts"
+    """(n, n_blocks, width) means of all layers but the first, and labels: of the training texts, and of the validation
+    texts"""
     body = self.model.body
     with self.all_layers(), without_augmentation(self.dls[0]) as train:
         dls = [(train, 'probe: training texts')] + ([(self.dls[1], 'probe: validation texts')] if self.dls[1].n else [])
         if thaw and 1 < thaw <= len(body.groups):
-            body._layers = (body.n_blocks,) # no layer before the cut, so that there is one; what is read at the cut is the same
+            # no layer before the cut, so that there is one; what is read at the cut is the same
+            body._layers = (body.n_blocks,)
             for dl,_ in dls: self._find_cut(dl, len(body.groups) + 1 - thaw)
             body._layers = tuple(range(1, body.n_blocks + 1))
             self.precompute([dl for dl,_ in dls], thaw)
@@ -358,7 +381,8 @@ def probe(
     hints:dict|None=None,  # class → words that mean it, instead of its name
     **kwargs,              # For `heads.ridge_loo`
 ) -> Probe:
-    "Solve the head in closed form on the layers that leave-one-out prefers; report on the validation texts, or on leave-one-out where there are none"
+    """Solve the head in closed form on the layers that leave-one-out prefers; report on the validation texts, or on
+    leave-one-out where there are none"""
     start, k = time.perf_counter(), len(self.dls.vocab)
     x, y, vx, vy = self.layer_means = self.read_layers(thaw)
     self.choice = choose_layers(x, y, k, **kwargs) if layers is None else LayerChoice(tuple(layers), {}, {})
@@ -377,7 +401,8 @@ def probe(
 def keep_prior(x, y, n_classes:int, prior:np.ndarray, **kwargs) -> np.ndarray|None:
     "`prior`, unless leave-one-out finds a head without it better by more than two standard errors"
     target = 2.*np.eye(n_classes)[np.asarray(y)] - 1
-    plain, named = (((ridge_loo(x, y, n_classes, prior=p, **kwargs).loo_scores - target)**2).mean(1) for p in (None, prior))
+    plain, named = (((ridge_loo(x, y, n_classes, prior=p, **kwargs).loo_scores - target)**2).mean(1)
+                    for p in (None, prior))
     worse = named - plain
     return None if len(worse) > 1 and worse.mean() > 2*worse.std(ddof=1)/len(worse)**.5 else prior
 
@@ -391,7 +416,8 @@ def word_means(self:TextLearner, hints:dict|None=None) -> torch.Tensor|None:
 @patch
 def _prior(self:TextLearner, x, y, k, hints, **kwargs) -> np.ndarray|None:
     found = self.word_means(hints)
-    return None if found is None else keep_prior(x, y, k, pick_layers(found, self.model.body.layers).double().numpy(), **kwargs)
+    return None if found is None else keep_prior(x, y, k, pick_layers(found, self.model.body.layers).double().numpy(),
+                                                 **kwargs)
 
 # %% ../../nbs/learn/60_text.ipynb #453d0e47
 @patch
@@ -405,7 +431,8 @@ def _result(self:TextLearner, found, vx, vy, y, seconds:float) -> Probe:
 # %% ../../nbs/learn/60_text.ipynb #cf113cc0
 @patch
 def refit(self:TextLearner):
-    "Solve the head once more from training and validation texts together; only while the probe's body, or that of `contrast`, is in place"
+    """Solve the head once more from training and validation texts together; only while the probe's body, or that of
+    `contrast`, is in place"""
     (_, y, _, vy), found = self.probe_features, TransferLearner.refit(self)
     if self.kept not in ('contrast', 'self-trained'): return found
     scale_logits(self.model, found.scale/self.own_scale)
@@ -421,7 +448,8 @@ def refit_rows(self:TextLearner) -> tuple[torch.Tensor, torch.Tensor, dict]:
 
 # %% ../../nbs/learn/60_text.ipynb #9d11f034
 def contrastive_loss(z:torch.Tensor, y:torch.Tensor, temperature:float=.1) -> torch.Tensor:
-    "Mean over texts of −log of the share that their own class has in the similarities to all others: (n, d) features and (n,) classes"
+    """Mean over texts of −log of the share that their own class has in the similarities to all others: (n, d) features
+    and (n,) classes"""
     z = nn.functional.normalize(z.float(), dim=1)
     own = torch.eye(len(y), dtype=torch.bool, device=z.device)
     share = (z @ z.T/temperature).masked_fill(own, -1e9).log_softmax(1)
@@ -434,7 +462,8 @@ class _Tail:
     def __init__(self, learn:TransferLearner, thaw:int):
         self.net, self.body, self.reader = learn.model, learn.model.body, learn.dls.train.dataset.tls[0].tfms.fs[0]
         n = len(self.body.groups) + 1 - thaw
-        if not 1 <= n < len(self.body.groups): raise InputError(f"`thaw` is {thaw}; accepted: 2 to {len(self.body.groups)}.")
+        if not 1 <= n < len(self.body.groups):
+            raise InputError(f"`thaw` is {thaw}; accepted: 2 to {len(self.body.groups)}.")
         self.body._layers, dl = (self.body.n_blocks,), learn.dls[0]
         learn.frozen_prefix.cuts = {}
         self.run, (self.cut,), _ = learn.frozen_prefix.prefix_of([n], learn.frozen_prefix.items_of(dl))
@@ -466,7 +495,8 @@ def _padded(rows:Sequence[torch.Tensor], value) -> torch.Tensor:
 # %% ../../nbs/learn/60_text.ipynb #f5b739b9
 @patch
 def train(self:_Tail, some:Sequence, y:torch.Tensor, steps:int, lr:float, seed:int, desc:str, bs:int=32) -> None:
-    "Train the blocks with `contrastive_loss`, each class about as often as the others; a batch's texts are of similar length, which saves padding and keeps length from telling classes apart"
+    """Train the blocks with `contrastive_loss`, each class about as often as the others; a batch's texts are of similar
+    length, which saves padding and keeps length from telling classes apart"""
     opt, share = torch.optim.AdamW(self.params, lr=lr, weight_decay=.01), 1/torch.bincount(y).clamp(min=1)[y]
     self.body._layers, order = (self.body.n_blocks,), torch.tensor([len(i) for _,i in some]).argsort(stable=True)
     with torch.random.fork_rng(devices=[self.device] if self.device.type == 'cuda' else []):
@@ -476,7 +506,8 @@ def train(self:_Tail, some:Sequence, y:torch.Tensor, steps:int, lr:float, seed:i
             for g in opt.param_groups: g['lr'] = lr*min(1, (s + 1)/max(1, steps//10))*(1 - s/steps)
             near = order[(lo := int(torch.randint(max(1, len(y) - 2*bs), (1,)))):lo + 2*bs]
             at = near[torch.multinomial(share[near], min(bs, len(near)))]
-            opt.zero_grad(); contrastive_loss(self.features([some[i] for i in at]), y[at].to(self.device)).backward(); opt.step()
+            opt.zero_grad(); contrastive_loss(self.features([some[i] for i in at]), y[at].to(self.device)).backward()
+            opt.step()
     opt.zero_grad() # what trains next may be less
     self.net.eval()
 
@@ -493,7 +524,8 @@ def means(self:_Tail, some:Sequence) -> torch.Tensor:
 # %% ../../nbs/learn/60_text.ipynb #384620c5
 @dataclass
 class Contrast:
-    "Cross-validated loss (nats) and accuracy of the probe and of what was tried beside it, the difference's standard error, and whether that was kept"
+    """Cross-validated loss (nats) and accuracy of the probe and of what was tried beside it, the difference's standard
+    error, and whether that was kept"""
     kept:bool
     texts:int
     folds:int
@@ -516,15 +548,18 @@ def contrast(
     most:int=1000,         # Labelled texts that take part
     seed:int=0,
 ) -> Contrast:
-    "Contrastive fine-tuning of the last blocks on the labelled texts, kept only if cross-validation prefers it to the probe"
+    """Contrastive fine-tuning of the last blocks on the labelled texts, kept only if cross-validation prefers it to the
+    probe"""
     start, body, was = time.perf_counter(), self.model.body, (self.model.body.layers, self.model.head)
-    if not self.probed or self.kept == 'self-trained': raise InputError("`contrast` starts from a probe, and comes before `self_train`; call `probe` first.")
+    if not self.probed or self.kept == 'self-trained':
+        raise InputError("`contrast` starts from a probe, and comes before `self_train`; call `probe` first.")
     x, y = self.probe_features[:2]
     at = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:most]
     texts, x, y = self._train_texts(), x[at], y[at]
     folds = min(folds, int(torch.bincount(y, minlength=len(self.dls.vocab)).min()))
     if folds < 2: return Contrast(False, len(y), folds, *[float('nan')]*5, time.perf_counter() - start)
-    state, trained = {k: v.detach().clone() for k,v in body.state_dict().items()}, [(p, p.requires_grad) for p in body.parameters()]
+    state = {k: v.detach().clone() for k,v in body.state_dict().items()}
+    trained = [(p, p.requires_grad) for p in body.parameters()]
     held, base = (np.zeros((len(y), len(self.dls.vocab))) for _ in range(2))
     try:
         tail = _Tail(self, thaw)
@@ -537,9 +572,7 @@ def contrast(
         result = _compare(base, held, y.numpy(), folds)
         if result.kept: self._keep_contrast(tail, some, y, words, steps, lr, seed, held, folds)
         else: body._layers = was[0]
-    except BaseException:
-        self._undo_contrast(state, *was)
-        raise
+    except BaseException: self._undo_contrast(state, *was); raise
     finally:
         self.model.cut, self.frozen_prefix.cuts = None, {}
         for p,t in trained: p.requires_grad_(t)
@@ -561,7 +594,8 @@ def _compare(base, held, y, folds:int, rule:str='if better') -> Contrast:
     a, b = (-log_softmax(fit_scale(s, y)*s, 1)[own] for s in (base, held))
     error = float((a - b).std(ddof=1)/len(y)**.5)
     gain = float((a - b).mean())
-    return Contrast(gain > 2*error if rule == 'if better' else gain > -error, len(y), folds, float(a.mean()), float(b.mean()), error,
+    return Contrast(gain > 2*error if rule == 'if better' else gain > -error, len(y), folds, float(a.mean()),
+                    float(b.mean()), error,
                     float((base.argmax(1) == y).mean()), float((held.argmax(1) == y).mean()), 0.)
 
 @patch
@@ -613,7 +647,8 @@ def pseudo_labels(
     shares:np.ndarray, # (k,) of the classes among the labels
     part:float=.8,     # Share of the texts that get a label
 ) -> tuple[np.ndarray, np.ndarray]: # places, classes
-    "The texts that each class claims by the largest margin over the others, in the classes' shares; none is claimed twice"
+    """The texts that each class claims by the largest margin over the others, in the classes' shares; none is claimed
+    twice"""
     margin = scores - np.stack([np.delete(scores, c, 1).max(1) for c in range(scores.shape[1])], 1)
     at, of, taken = [], [], np.zeros(len(scores), bool)
     for c in np.argsort(shares, kind='stable'):
@@ -623,8 +658,10 @@ def pseudo_labels(
     return np.array(at, int), np.array(of, int)
 
 # %% ../../nbs/learn/60_text.ipynb #0bccb86d
-def self_trained(x, y, loose:torch.Tensor, n_classes:int, prior, rounds:int=2, part:float=.8) -> tuple[RidgeHead, torch.Tensor, torch.Tensor]:
-    "A head of labelled rows (n, d) and of `loose` ones that it labels itself; also all the rows it was solved from, and their classes"
+def self_trained(x, y, loose:torch.Tensor, n_classes:int, prior, rounds:int=2, part:float=.8) -> tuple[RidgeHead,
+        torch.Tensor, torch.Tensor]:
+    """A head of labelled rows (n, d) and of `loose` ones that it labels itself; also all the rows it was solved from,
+    and their classes"""
     shares = np.bincount(y, minlength=n_classes)/len(y)
     found, rows, of = ridge_loo(x, y, n_classes, prior=prior), x, y
     for _ in range(rounds):
@@ -641,10 +678,11 @@ def self_train(
     folds:int=3,
     seed:int=0,
 ) -> Contrast:
-    "Let texts without a label help the head; undone where cross-validation on the labels finds it worse by more than one standard error"
+    """Let texts without a label help the head; undone where cross-validation on the labels finds it worse by more than
+    one standard error"""
     start = time.perf_counter()
     if not self.probed: raise InputError("`self_train` starts from a probe; call `probe` first.")
-    (x, y, vx, vy), k = self.probe_features, len(self.dls.vocab)
+    (x, y, *_), k = self.probe_features, len(self.dls.vocab)
     fewest = int(torch.bincount(y, minlength=k).min())
     off = Contrast(False, len(texts), 0, *[float('nan')]*5, 0.)
     if self.kept != 'probe' or not len(texts) or fewest > FEW or fewest < 2: return off
@@ -658,7 +696,8 @@ def self_train(
     result = _compare(base, held, y.numpy(), folds, 'unless worse')
     if result.kept:
         self._keep_self_trained(loose, held)
-        source = f'training texts with a label of their own, each from a head that did not see it ({folds}-fold cross-validation)'
+        source = (f'training texts with a label of their own, each from a head that did not see it ({folds}-fold '
+                  f'cross-validation)')
         self.held_out = held, y.numpy(), source
     return replace(result, texts=len(some), seconds=time.perf_counter() - start)
 
@@ -678,14 +717,16 @@ def _keep_self_trained(self:TextLearner, loose:torch.Tensor, held:np.ndarray) ->
 
 @patch
 def _of_labelled(self:TextLearner, found:RidgeHead, y, vy) -> RidgeHead:
-    "`found` with held-out scores of labelled texts only: of the training texts from the folds, of the validation texts by leave-one-out"
+    """`found` with held-out scores of labelled texts only: of the training texts from the folds, of the validation
+    texts by leave-one-out"""
     scores, y = np.concatenate([self.own_scores, found.loo_scores[len(y):len(y) + len(vy)]]), torch.cat([y, vy]).numpy()
     return replace(found, loo_scores=scores, loo_accuracy=float((scores.argmax(1) == y).mean()))
 
 @patch
 def labels_used(self:TextLearner) -> dict:
     "What a manifest's `head` says beside the solution, where the head learned from labels that it gave itself"
-    return {} if self.guessed is None or self.kept != 'self-trained' else dict(kind='self-trained', labelled=self.statistics.n, guessed=len(self.guessed[1]))
+    return {} if self.guessed is None or self.kept != 'self-trained' else dict(kind='self-trained',
+            labelled=self.statistics.n, guessed=len(self.guessed[1]))
 
 # %% ../../nbs/learn/60_text.ipynb #4c809428
 @patch
@@ -695,7 +736,8 @@ def validation(
     "As for pictures; where there are no validation texts, what heads that did not see them said of training texts"
     if self.dls[1].n: return TransferLearner.validation(self)
     if not self.probed:
-        raise InputError("there are no validation texts, and no probe that was judged on training texts; call `probe` first.")
+        raise InputError("there are no validation texts, and no probe that was judged on training texts; call `probe` "
+                         "first.")
     scores, y, source = self.held_out
     return softmax(fit_scale(scores, y)*scores, 1), y, source
 
@@ -705,7 +747,9 @@ def thaw_progressively(self:TextLearner, stages:Sequence[Stage], keep_best:bool=
     "As for pictures; while it trains, the features are the layers behind the first trained block"
     if not self.probed: self.probe()
     if not stages: return TransferLearner.thaw_progressively(self, stages, keep_best, **kwargs)
-    if not self.dls[1].n: raise InputError("fine-tuning is judged on validation texts, and there are none. Accepted: `valid_pct` above 0, or only the probe.")
+    if not self.dls[1].n:
+        raise InputError("fine-tuning is judged on validation texts, and there are none. Accepted: `valid_pct` above "
+                         "0, or only the probe.")
     probed = self.model.body.layers, {k: v.clone() for k,v in self.model.state_dict().items()}, self.probe_features
     x, y, *_ = self.layer_means
     stands = self.standing() if keep_best else None # before the layers change
@@ -713,7 +757,8 @@ def thaw_progressively(self:TextLearner, stages:Sequence[Stage], keep_best:bool=
     solve_head(self.model, pick_layers(x, self.model.body.layers), y)
     TransferLearner.thaw_progressively(self, stages, keep_best, stands, **kwargs)
     if self.kept != 'fine-tuned': # not worth it: all as it was
-        self.use_layers(probed[0]); self.model.load_state_dict(probed[1]); self.probe_features = probed[2]; self.freeze()
+        self.use_layers(probed[0]); self.model.load_state_dict(probed[1]); self.probe_features = probed[2]
+        self.freeze()
     return self.stages
 
 @patch
@@ -759,7 +804,7 @@ def split_dl(self:TextLearner, split:str): return test_dl(self, self.data, split
 # %% ../../nbs/learn/60_text.ipynb #c26178af
 def learning_curve(
     learn:TextLearner,  # Probed
-    test:tuple[torch.Tensor, torch.Tensor], # (n, n_blocks, width) means and (n,) classes of the test texts: `layer_means_of`
+    test:tuple[torch.Tensor, torch.Tensor], # (n, n_blocks, width) means and (n,) classes: `layer_means_of`
     sizes:Sequence[int],# Labels per class
     draws:int=10,
     names:bool=True,
@@ -777,7 +822,8 @@ def learning_curve(
         if min(torch.bincount(y, minlength=k)) < n: continue
         for d in range(draws):
             g = torch.Generator().manual_seed(seed*100_003 + d)
-            at = torch.cat([(i := torch.nonzero(y == c)[:,0])[torch.randperm(len(i), generator=g)[:n]] for c in range(k)])
+            at = torch.cat([(i := torch.nonzero(y == c)[:,0])[torch.randperm(len(i), generator=g)[:n]]
+                            for c in range(k)])
             out.setdefault(n, []).append(_one_draw(x[at], y[at], tx, ty, k, words))
     return {n: np.stack(right) for n,right in out.items()}
 
@@ -798,7 +844,8 @@ def layer_means_of(self:TextLearner, dl) -> tuple[torch.Tensor, torch.Tensor]:
 
 # %% ../../nbs/learn/60_text.ipynb #71de2ee5
 def more_labels(curve:dict[int, Sequence], factor:int=2) -> tuple[int, float]: # labels per class, accuracy
-    "Extrapolated accuracy with `factor` times the most labels of a `learning_curve`: log error is linear in log labels (last three sizes)"
+    """Extrapolated accuracy with `factor` times the most labels of a `learning_curve`: log error is linear in log
+    labels (last three sizes)"""
     n = sorted(curve)[-3:]
     if len(n) < 2: raise InputError(f"a learning curve of {len(n)} sizes cannot be continued; accepted: at least two.")
     err = np.log([max(1 - float(np.mean(curve[k])), 1e-4) for k in n])
@@ -826,7 +873,8 @@ def tfidf_baseline(
     y,                    # (n,) classes
     test:Sequence[str],
 ) -> np.ndarray:          # (len(test), classes) probabilities
-    "TF-IDF of words and pairs of words, logistic regression; its strength chosen by cross-validation where there are enough labels"
+    """TF-IDF of words and pairs of words, logistic regression; its strength chosen by cross-validation where there are
+    enough labels"""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
     from sklearn.pipeline import make_pipeline
@@ -834,4 +882,5 @@ def tfidf_baseline(
     few = np.bincount(y)[np.unique(y)].min() < 10
     model = LogisticRegression(C=10., max_iter=2000) if few else LogisticRegressionCV(
         Cs=[1., 10., 100.], cv=3, max_iter=2000, scoring='neg_log_loss', l1_ratios=(0.,), use_legacy_attributes=False)
-    return make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r'(?u)\b\w+\b'), model).fit(texts, y).predict_proba(test)
+    return make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r'(?u)\b\w+\b'),
+                         model).fit(texts, y).predict_proba(test)

@@ -61,15 +61,18 @@ def image_tensor(
         canvas.paste(image, ((s-w)//2, (s-h)//2)); image = canvas
     elif resize != 'squish': raise InputError(f"`resize` is {resize!r}; accepted: {', '.join(RESIZES)}.")
     if image.size != (size, size): image = image.resize((size, size), how, reducing_gap=gap)
-    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size, size, 3).permute(2, 0, 1).contiguous()
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size, size, 3).permute(2, 0,
+            1).contiguous()
 
 # %% ../../nbs/learn/50_vision.ipynb #fba2350a
 class ImageReader(Transform):
-    "Paths to (3, size, size) uint8 `TensorImage`s; remembers up to `keep` bytes of them. `known`: path → sha256 of the file"
+    """Paths to (3, size, size) uint8 `TensorImage`s; remembers up to `keep` bytes of them. `known`: path → sha256 of
+    the file"""
     def __init__(self, root:Path, size:int, resize:str='squish', known:dict|None=None, keep:int=2**30,
                  interpolation:str='bicubic'):
         self.interpolation = interpolation
-        self.root, self.size, self.resize, self.known, self.left, self.kept, self.soon = Path(root), size, resize, known or {}, keep, {}, {}
+        self.root, self.size, self.resize, self.known, self.left, self.kept, self.soon = Path(
+                root), size, resize, known or {}, keep, {}, {}
         super().__init__()
 
     def decode_file(self, path:str) -> torch.Tensor:
@@ -136,12 +139,16 @@ def image_dls(
     splits = [[i for i,s in enumerate(items.split) if s == name] for name in ('train', 'valid')]
     known = dict(zip(data.items.path, data.items.sha256))
     reader = ImageReader(data.root, size, resize, known, interpolation=interpolation)
-    dsets = Datasets(paths, [[reader], [lambda path: labels[path], Categorize(vocab=list(data.classes), sort=False)]], splits=splits)
+    dsets = Datasets(paths, [[reader], [lambda path: labels[path], Categorize(vocab=list(data.classes), sort=False)]],
+                     splits=splits)
     aug = aug_transforms(size=size, max_rotate=15., max_lighting=.2) if augment else []
     device = device or default_device()
-    return dsets.dataloaders(bs=max(1, min(bs, len(splits[0]))), val_bs=max(1, bs), num_workers=0, device=device, path=Path('.'),
-                             pin_memory=device.type == 'cuda', # pictures cross as bytes; scaling and augmentation are the GPU's work
-                             after_batch=[IntToFloatTensor, *aug, Normalize.from_stats(mean, std, cuda=device.type == 'cuda')])
+    return dsets.dataloaders(bs=max(1, min(bs, len(splits[0]))), val_bs=max(1, bs), num_workers=0, device=device,
+                             path=Path('.'),
+                             # pictures cross as bytes; scaling and augmentation are the GPU's work
+                             pin_memory=device.type == 'cuda',
+                             after_batch=[IntToFloatTensor, *aug, Normalize.from_stats(mean, std,
+            cuda=device.type == 'cuda')])
 
 def test_dl(learn:TransferLearner, data:ImageData, split:str='test'):
     "The images of one split as a DataLoader with labels: whole pictures, in order, without augmentation"
@@ -154,7 +161,8 @@ class ImageBody(nn.Module):
     model  : called as `trunk(x)`; gives (n, c, h, w) or (n, h, w, c) maps, or (n, t, c) tokens
     layout : 'NCHW', 'NHWC' or 'NLC';  prefix : tokens before the patches (class token, registers)
     taps   : names of modules of the model whose outputs are pooled; empty: its own output
-    Returns (n, 2c) features: average and maximum of a map, class token (or maximum) and average of tokens; of the taps, one after the other.
+    Returns (n, 2c) features: average and maximum of a map, class token (or maximum) and average of tokens; of the taps,
+    one after the other.
     """
     def __init__(self, model:nn.Module, layout:str='NCHW', prefix:int=0, taps:tuple[str, ...]=()):
         super().__init__()
@@ -166,7 +174,8 @@ class ImageBody(nn.Module):
         me = threading.get_ident() # other threads that use the network meanwhile have hooks of their own
         def keep(m, args, out, t):
             if threading.get_ident() == me: seen[t] = self.pool(out)
-        hooks = [self.model.get_submodule(t).register_forward_hook(functools.partial(keep, t=t)) for t in self.taps] # of this call: a copy has none
+        # of this call: a copy has none
+        hooks = [self.model.get_submodule(t).register_forward_hook(functools.partial(keep, t=t)) for t in self.taps]
         try: run(x)
         finally:
             for h in hooks: h.remove()
@@ -193,17 +202,21 @@ def timm_body(model:nn.Module, size:int) -> tuple[ImageBody, list[list[nn.Parame
     layout = getattr(model, 'output_fmt', 'NCHW')
     prefix = getattr(model, 'num_prefix_tokens', 0)
     with torch.no_grad(): ndim = model.eval().forward_features(torch.zeros(1, 3, size, size)).ndim
-    return ImageBody(model, 'NLC' if ndim == 3 else str(getattr(layout, 'value', layout)), prefix), [s for s in stages if s]
+    return ImageBody(model, 'NLC' if ndim == 3 else str(getattr(layout, 'value', layout)),
+                     prefix), [s for s in stages if s]
 
 # %% ../../nbs/learn/50_vision.ipynb #95572b21
 FEATURES = ('last', 'blocks')
 
 def last_blocks(model:nn.Module, n:int=3) -> tuple[str, ...]:
     "Names of the last `n` blocks of a timm model, or of its stages where they are no list"
-    if not getattr(model, 'feature_info', None): raise InputError(f"features='blocks': {type(model).__name__} does not name its blocks; accepted: networks of timm that do, or 'last'.")
+    if not getattr(model, 'feature_info', None):
+        raise InputError(f"features='blocks': {type(model).__name__} does not name its blocks; accepted: networks of "
+                         f"timm that do, or 'last'.")
     names = [f['module'] for f in model.feature_info]
     parent, _, leaf = names[-1].rpartition('.')
-    if leaf.isdigit() and any(model.get_submodule(names[-1]).children()): names = [f'{parent}.{i}' for i in range(int(leaf) + 1)]
+    if leaf.isdigit() and any(model.get_submodule(names[-1]).children()):
+        names = [f'{parent}.{i}' for i in range(int(leaf) + 1)]
     return tuple(names[-n:])
 
 # %% ../../nbs/learn/50_vision.ipynb #e8c73f2b
@@ -213,11 +226,14 @@ def torchvision_body(model:nn.Module, name:str) -> tuple[ImageBody, list[list[nn
     "Body and stages of a torchvision classification model; its pooling and classifier are removed"
     kids = {n: m for n,m in model.named_children() if n not in _TAIL}
     if {'conv_proj', 'encoder'} <= set(kids):
-        raise InputError(f"backbone `torchvision/{name}`: torchvision's vision transformers cannot be cut before their head. "
-                         "timm has the same network and weights: for example `vit_small_patch16_224.augreg_in21k_ft_in1k`.")
+        raise InputError(f"backbone `torchvision/{name}`: torchvision's vision transformers cannot be cut before "
+                         f"their head. "
+                         "timm has the same network and weights: for example "
+                         "`vit_small_patch16_224.augreg_in21k_ft_in1k`.")
     body = nn.Sequential()
     for n,m in kids.items(): body.add_module(n, m)
-    stages = [list(b.parameters()) for m in kids.values() for b in (m.children() if isinstance(m, nn.Sequential) else [m])]
+    stages = [list(b.parameters()) for m in kids.values() for b in (m.children() if isinstance(m, nn.Sequential)
+            else [m])]
     return ImageBody(body), [s for s in stages if s]
 
 # %% ../../nbs/learn/50_vision.ipynb #c1909457
@@ -236,7 +252,8 @@ def image_net(
     size = size or info['input_size']
     body, stages = timm_body(model, size) if entry.library == 'timm' else torchvision_body(model, entry.model)
     if features == 'blocks': body.taps = last_blocks(model)
-    body.groups = [[p for i in g for p in stages[i]] for g in merge_groups([sum(p.numel() for p in s) for s in stages], groups)]
+    body.groups = [[p for i in g for p in stages[i]] for g in merge_groups([sum(p.numel() for p in s) for s in stages],
+            groups)]
     with torch.no_grad(): n_features = body.eval()(torch.zeros(2, 3, size, size)).shape[1]
     net = TransferNet(body.to(memory_format=torch.channels_last), n_features, n_classes)
     return net, {**info, 'size': size, 'n_features': n_features, 'features': features}
@@ -265,8 +282,10 @@ def image_learner(
     sample = torch.zeros(16, 3, info['size'], info['size'], device=dls.device)
     net.step = small_step(sample)
     net = settle(net, sample, precision, backbone, dls.device)
-    if dls.device.type == 'cuda' and precision != 'fp32': torch.set_float32_matmul_precision('high') # TF32 for what is left of fp32
-    if compile or compile is None and dls.device.type == 'cuda' and not net.body.taps: compile_body(net) # hooks that come and go would be compiled again and again
+    # TF32 for what is left of fp32
+    if dls.device.type == 'cuda' and precision != 'fp32': torch.set_float32_matmul_precision('high')
+    # hooks that come and go would be compiled again and again
+    if compile or compile is None and dls.device.type == 'cuda' and not net.body.taps: compile_body(net)
     info = {**info, 'resize': resize, 'interpolation': 'bicubic', 'precision': net.precision}
     learn = TransferLearner(dls, net, norm=norm, info=info, **kwargs)
     learn.data = data

@@ -28,21 +28,26 @@ def stage_params(usecase:str) -> dict: # name → Param
     "The parameters of a use case that a pipeline may set"
     return {n: p for n,p in usecase_params(find_usecase(usecase)).items() if n != 'out'}
 
-def _scalar(v) -> str: return yaml.safe_dump([v], default_flow_style=True, width=10**6, allow_unicode=True).strip()[1:-1]
+def _scalar(v) -> str:
+    return yaml.safe_dump([v], default_flow_style=True, width=10**6, allow_unicode=True).strip()[1:-1]
 
 def _about(p) -> str: return f'{p.help} ({p.accepts()}; default {_scalar(p.default)})'
 
 def params_section(usecase:str, values:dict) -> str:
     "A use case's part of params.yaml"
-    return '\n'.join([f'{usecase}:', *(f'  # {_about(p)}\n  {n}: {_scalar(values[n])}' for n,p in stage_params(usecase).items())]) + '\n'
+    return '\n'.join([f'{usecase}:', *(f'  # {_about(p)}\n  {n}: {_scalar(values[n])}' for n,
+                                       p in stage_params(usecase).items())]) + '\n'
 
 # %% ../../nbs/runs/70_dvc.ipynb #44751396
 def read_yaml(path:Path) -> dict:
     "A YAML file's mapping; empty where there is no file"
     try: found = yaml.safe_load(path.read_text(encoding='utf-8')) if path.is_file() else None
-    except (yaml.YAMLError, UnicodeDecodeError) as e: raise InputError(f"`{path}` cannot be read as YAML ({' '.join(str(e).split())}). Correct it, or move it away and let `{tl_hint('dvc')}` write it anew.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise InputError(f"`{path}` cannot be read as YAML ({' '.join(str(e).split())}). Correct it, or move it away "
+                         f"and let `{tl_hint('dvc')}` write it anew.") from None
     if found is None: return {}
-    if not isinstance(found, dict): raise InputError(f"`{path}` holds a {type(found).__name__}; accepted: names and values.")
+    if not isinstance(found, dict):
+        raise InputError(f"`{path}` holds a {type(found).__name__}; accepted: names and values.")
     return found
 
 def comments_above(text:str) -> dict[tuple[str, str], str]: # (section, name) → comment
@@ -76,24 +81,29 @@ def settle(
     return values, differs, bad
 
 # %% ../../nbs/runs/70_dvc.ipynb #62d995ba
-def project_root() -> Path: return outputs_root().parent      # the checkout around the current folder, otherwise the current folder
+# the checkout around the current folder, otherwise the current folder
+def project_root() -> Path: return outputs_root().parent
 
 HOME = 'outputs/dvc'                                          # of the stages' results
 FILES = ('data', 'corpus', 'words', 'model', 'weights')       # parameters that name a file or folder
-COMMAND = 'python -m tl_notebooks dvc run'                    # `-m`: of the folder it runs in, which may be a queued experiment's copy
+# `-m`: of the folder it runs in, which may be a queued experiment's copy
+COMMAND = 'python -m tl_notebooks dvc run'
 
-def is_checkout(root:Path) -> bool: return (root/'tl_notebooks'/'runs'/'run.py').is_file() and (root/'nbs'/'usecases').is_dir()
+def is_checkout(root:Path) -> bool:
+    return (root/'tl_notebooks'/'runs'/'run.py').is_file() and (root/'nbs'/'usecases').is_dir()
 
 def stage(usecase:str, values:dict, root:Path) -> dict:
     "A use case as a stage of dvc.yaml"
     home, here = f'{HOME}/{usecase}', is_checkout(root)
     tracks = 'run.track(' in find_usecase(usecase).read_text(encoding='utf-8')
     return dict(cmd=f'{COMMAND} {usecase}',
-                deps=[*([f'nbs/usecases/{usecase}.ipynb', 'tl_notebooks'] if here else []), *(f'${{{usecase}.{n}}}' for n in FILES if values.get(n))],
+                deps=[*([f'nbs/usecases/{usecase}.ipynb', 'tl_notebooks'] if here else []),
+                      *(f'${{{usecase}.{n}}}' for n in FILES if values.get(n))],
                 params=[usecase, *([] if here else ['tl_notebooks'])],
                 outs=[f'{home}/run'],
                 metrics=[f'{home}/metrics.json'],
-                plots=[f'{home}/figures', {f'{home}/intervals.csv': dict(template='bar_horizontal', x='value', y='metric')},
+                plots=[f'{home}/figures', {f'{home}/intervals.csv': dict(template='bar_horizontal', x='value',
+            y='metric')},
                        *([{f'{home}/epochs': dict(x='step')}] if tracks else [])])
 
 # %% ../../nbs/runs/70_dvc.ipynb #63a94550
@@ -102,7 +112,8 @@ def _ours(s) -> bool: return isinstance(s, dict) and str(s.get('cmd', '')).start
 def stages_of(found:dict) -> dict:
     "The stages in a dvc.yaml"
     stages = found.get('stages') or {}
-    if not isinstance(stages, dict): raise InputError(f"`stages` in dvc.yaml is a {type(stages).__name__}; accepted: names and stages.")
+    if not isinstance(stages, dict):
+        raise InputError(f"`stages` in dvc.yaml is a {type(stages).__name__}; accepted: names and stages.")
     return stages
 
 def pipeline(
@@ -113,15 +124,18 @@ def pipeline(
     "The stages of the use cases among those of others"
     old = stages_of(found)
     if taken := [u for u in values if u in old and not _ours(old[u])]:
-        raise InputError(f"dvc.yaml has a stage `{taken[0]}` of its own; that is the name of a use case. Rename it, or remove it.")
+        raise InputError(f"dvc.yaml has a stage `{taken[0]}` of its own; that is the name of a use case. Rename it, "
+                         f"or remove it.")
     new = {u: stage(u, v, root) for u,v in values.items()}
     differs = [f'stage {u} is {"otherwise" if u in old else "missing"}' for u in new if old.get(u) != new[u]]
     differs += [f'stage {n} is not wanted: dropped' for n,s in old.items() if _ours(s) and n not in new]
     return {**found, 'stages': new | {n: s for n,s in old.items() if not _ours(s)}}, differs
 
 # %% ../../nbs/runs/70_dvc.ipynb #ca2b3643
-HEAD = dict(params="# The parameters that DVC runs the use cases with. `tl dvc` keeps names, descriptions and defaults as the notebooks have them;\n# values are yours.\n",
-            dvc="# The use cases as stages, written by `tl dvc` from the notebooks; stages of your own may stand beside them.\n")
+HEAD = dict(params="# The parameters that DVC runs the use cases with. `tl dvc` keeps names, descriptions and "
+                   "defaults as the notebooks have them;\n# values are yours.\n",
+            dvc="# The use cases as stages, written by `tl dvc` from the notebooks; stages of your own may stand "
+                "beside them.\n")
 
 def files_as_they_should_be(
     root:Path,
@@ -136,14 +150,17 @@ def files_as_they_should_be(
     values, differs, bad, texts = {}, [f'params.yaml: {n} is not wanted: dropped' for n in gone if n in found], [], {}
     for u in chosen:
         section = found.get(u) or {}
-        if not isinstance(section, dict): raise InputError(f"`{u}` in params.yaml is {section!r}; accepted: the use case's parameters.")
+        if not isinstance(section, dict):
+            raise InputError(f"`{u}` in params.yaml is {section!r}; accepted: the use case's parameters.")
         values[u], d, b = settle(u, section, comments)
         differs += [f'params.yaml: {line}' for line in d]; bad += b
     version = {} if is_checkout(root) else {'tl_notebooks': code_version()}
-    if version and found.get('tl_notebooks') != version['tl_notebooks']: differs.append(f"params.yaml: tl_notebooks is now {version['tl_notebooks']}")
+    if version and found.get('tl_notebooks') != version['tl_notebooks']:
+        differs.append(f"params.yaml: tl_notebooks is now {version['tl_notebooks']}")
     if differs:
         rest = {n: v for n,v in found.items() if n not in (*values, *gone, 'tl_notebooks')}
-        parts = [params_section(u, v) for u,v in values.items()] + [yaml.safe_dump(r, sort_keys=False, allow_unicode=True) for r in (version, rest) if r]
+        parts = [params_section(u, v) for u,v in values.items()] + [yaml.safe_dump(r, sort_keys=False,
+                allow_unicode=True) for r in (version, rest) if r]
         texts['params.yaml'] = '\n'.join([HEAD['params'], *parts])
     new, d = pipeline(old, values, root)
     if d: texts['dvc.yaml'] = HEAD['dvc'] + yaml.safe_dump(new, sort_keys=False, allow_unicode=True, width=200)
@@ -163,13 +180,16 @@ def write_files(root:Path, check:bool=False, only:tuple=()) -> list[str]: # What
 def runs_home() -> Path:
     "Where run folders go: also from the copy that DVC makes for a queued experiment"
     root = os.environ.get('DVC_ROOT')
-    return Path(root)/'outputs' if root and Path(root).resolve()/'.dvc' in Path.cwd().resolve().parents else outputs_root()
+    return Path(root)/'outputs' if root and Path(
+            root).resolve()/'.dvc' in Path.cwd().resolve().parents else outputs_root()
 
 def run_stage(usecase:str) -> Path: # The folder with the stage's results
     "Run a use case with the parameters in params.yaml, and put a copy of its run where DVC looks for it"
     find_usecase(usecase)
     params = read_yaml(Path('params.yaml')).get(usecase)
-    if not isinstance(params, dict): raise InputError(f"params.yaml in the current folder has no section `{usecase}`; write it with `{tl_hint('dvc')}`, and run this where it stands.")
+    if not isinstance(params, dict):
+        raise InputError(f"params.yaml in the current folder has no section `{usecase}`; write it with "
+                         f"`{tl_hint('dvc')}`, and run this where it stands.")
     return lay_out(run_usecase(usecase, params, str(runs_home())), Path(HOME)/usecase)
 
 # %% ../../nbs/runs/70_dvc.ipynb #b3017d44
@@ -177,7 +197,8 @@ def scalars(rec:dict) -> dict:
     "A record's figures for `dvc metrics`"
     def ends(group):
         main = {n: m for n,m in group.items() if '/' not in n}
-        return {k: v for n,m in main.items() for k,v in ((n, m['value']), (f'{n}_low', m['low']), (f'{n}_high', m['high']))}
+        return {k: v for n,m in main.items() for k,v in ((n, m['value']), (f'{n}_low', m['low']),
+                                                         (f'{n}_high', m['high']))}
     return ends(rec['metrics']) | ({'valid': ends(rec['valid'])} if rec['valid'] else {}) | (
         {'control': {n: m['value'] for n,m in rec['control'].items() if '/' not in n}} if rec['control'] else {})
 

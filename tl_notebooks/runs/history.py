@@ -16,14 +16,13 @@ import operator
 import os
 import re
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-import numpy as np
 import pandas as pd
 from ..core import InputError, did_you_mean
-from .record import (MEASURED, ON, SILENT, choosing_figure, diff_records, figure_text, flatten, hash_cells,
+from .record import (MEASURED, ON, SILENT, choosing_figure, diff_records, figure_text, flatten,
+                                      hash_cells,
                                       load_record, notebook_cells, outputs_root, run_folder, run_state)
 
 # %% ../../nbs/runs/40_history.ipynb #a34c04dd
@@ -38,7 +37,8 @@ class Entry:
     def flat(self) -> dict:
         "Everything the record says, by dotted names, beside `run`, `status` as it is now, and `seconds`"
         r = self.record
-        return flatten(r) | dict(run=r['run_id'], status=self.state, seconds=r.get('seconds', round(sum(r['timings'].values()), 3)))
+        return flatten(r) | dict(run=r['run_id'], status=self.state, seconds=r.get('seconds',
+                round(sum(r['timings'].values()), 3)))
 
 def _entry(folder:Path) -> Entry:
     try:
@@ -46,7 +46,8 @@ def _entry(folder:Path) -> Entry:
         e = Entry(folder, run_state(folder, rec), rec)
         e.flat(), (rec.get('error') or {}).get('type') # whatever else is wrong with it shows here
         return e
-    except (InputError, OSError, TypeError, AttributeError, KeyError, ValueError) as e: return Entry(folder, 'damaged', problem=str(e))
+    except (InputError, OSError, TypeError, AttributeError, KeyError, ValueError) as e:
+        return Entry(folder, 'damaged', problem=str(e))
 
 # %% ../../nbs/runs/40_history.ipynb #799dfac9
 DEPTH = 4 # folders below the one that is given
@@ -65,7 +66,8 @@ def find_runs(root:str|Path='') -> list[Entry]: # oldest first, what is no run l
         except OSError as e: out.append(Entry(folder, 'damaged', problem=f'cannot be opened: {e.strerror}')); return
         folders = [p for p in inside if p.is_dir() and not p.is_symlink()]
         if depth and (depth == DEPTH or not folders or any(p.name == 'manifest.json' for p in inside)):
-            kind = next((k for f,k in (('manifest.json', 'a model'), ('sweep.json', 'a sweep')) if (folder/f).exists()), '')
+            kind = next((k for f,k in (('manifest.json', 'a model'), ('sweep.json', 'a sweep')) if (folder/f).exists()),
+                        '')
             out.append(Entry(folder, 'foreign', problem=f'{kind}, and no run' if kind else 'no record.json in it'))
         else:
             for p in folders: visit(p, depth + 1)
@@ -73,15 +75,20 @@ def find_runs(root:str|Path='') -> list[Entry]: # oldest first, what is no run l
     return sorted(out, key=lambda e: (e.record is None, str((e.record or {}).get('started', '')), e.folder.name))
 
 # %% ../../nbs/runs/40_history.ipynb #af8e017f
-OPERATORS = {'==': operator.eq, '!=': operator.ne, '<=': operator.le, '>=': operator.ge, '<': operator.lt, '>': operator.gt, '~': None}
+OPERATORS = {'==': operator.eq, '!=': operator.ne, '<=': operator.le, '>=': operator.ge, '<': operator.lt,
+             '>': operator.gt, '~': None}
 
 def full_name(name:str, known:Iterable[str]) -> str:
     "The dotted name in a record that `name` stands for; an `InputError` offers the nearest ones"
     known = set(known)
-    for n in (name, f'params.{name}', f'valid.{name}.value', f'metrics.{name}.value', f'{name}.value', f'environment.packages.{name}', f'environment.{name}', f'timings.{name}'):
+    for n in (name, f'params.{name}', f'valid.{name}.value', f'metrics.{name}.value', f'{name}.value',
+              f'environment.packages.{name}', f'environment.{name}', f'timings.{name}'):
         if n in known: return n
-    short = {re.sub(r'^(params|valid|metrics|environment)\.|\.value$', '', n) for n in known if not n.endswith(('.low', '.high', '.n'))}
-    raise InputError(f"no record has `{name}`. {did_you_mean(name, sorted(short | known) if difflib.get_close_matches(name, short | known) else sorted(n for n in short if '.' not in n))}")
+    short = {re.sub(r'^(params|valid|metrics|environment)\.|\.value$', '', n) for n in known
+             if not n.endswith(('.low', '.high', '.n'))}
+    close = difflib.get_close_matches(name, short | known)
+    near = sorted(short | known) if close else sorted(n for n in short if '.' not in n)
+    raise InputError(f"no record has `{name}`. {did_you_mean(name, near)}")
 
 def look_up(flat:dict, name:str, given:str) -> tuple[str, object]:
     """What a record says under a dotted name, and under which.
@@ -96,7 +103,9 @@ def look_up(flat:dict, name:str, given:str) -> tuple[str, object]:
 def parse_where(text:str) -> tuple[str, str, str]: # name, operator, value
     "The parts of a condition such as `params.lr>1e-3`"
     m = re.match(r'\s*(.+?)\s*(==|!=|<=|>=|=|<|>|~)\s*(.*?)\s*$', text)
-    if not m: raise InputError(f"condition `{text}`: accepted: a name, one of {' '.join(OPERATORS)} (contains), and a value, for example 'params.lr>1e-3'.")
+    if not m:
+        raise InputError(f"condition `{text}`: accepted: a name, one of {' '.join(OPERATORS)} (contains), and a "
+                         f"value, for example 'params.lr>1e-3'.")
     return m[1], '==' if m[2] == '=' else m[2], m[3].strip('\'"')
 
 # %% ../../nbs/runs/40_history.ipynb #d3ab1802
@@ -108,7 +117,8 @@ def matches(found, op:str, want:str, name:str='') -> bool:
         except ValueError: pass
         if op in ('==', '!='): return op == '!='
         raise InputError(f"condition `{name}{op}{want}`: `{name}` is a number, such as {found:g}; accepted: a number.")
-    return OPERATORS[op]('none' if found is None else str(found).lower() if isinstance(found, bool) else str(found), want)
+    return OPERATORS[op]('none' if found is None else str(found).lower() if isinstance(found, bool) else str(found),
+                         want)
 
 def select_runs(entries:Sequence[Entry], where:Iterable[str]=()) -> list[Entry]:
     "The runs that fulfil every condition"
@@ -138,10 +148,13 @@ def _row(e:Entry, differing:Sequence[str], more:Sequence[str]) -> dict:
     name = next(iter(r.get('metrics', {})), None)
     m, v = (r.get(group, {}).get(name, {}) for group in ('metrics', 'valid'))
     flat = e.flat() if e.record else {}
-    return dict(run=e.folder.name, usecase=r.get('usecase', e.folder.parent.name), status=e.state, metric=name, valid=v.get('value'), valid_low=v.get('low'), valid_high=v.get('high'), valid_n=v.get('n'),
+    return dict(run=e.folder.name, usecase=r.get('usecase', e.folder.parent.name), status=e.state, metric=name,
+                valid=v.get('value'), valid_low=v.get('low'), valid_high=v.get('high'), valid_n=v.get('n'),
                 **{k: m.get(k) for k in ('value', 'low', 'high', 'n')},
-                control=r.get('control', {}).get(name, {}).get('value'), **{f'params.{n}': r.get('params', {}).get(n) for n in differing},
-                **{n: flat.get(n) for n in more}, seconds=flat.get('seconds'), started=r.get('started'), problem=e.problem or (r.get('error') or {}).get('type', ''), folder=str(e.folder))
+                control=r.get('control', {}).get(name, {}).get('value'),
+                **{f'params.{n}': r.get('params', {}).get(n) for n in differing},
+                **{n: flat.get(n) for n in more}, seconds=flat.get('seconds'), started=r.get('started'),
+                problem=e.problem or (r.get('error') or {}).get('type', ''), folder=str(e.folder))
 
 def _order(value, largest:bool) -> tuple:
     "A key that puts numbers first, then texts, then what is missing"
@@ -176,7 +189,8 @@ def runs_table(
     entries, where = find_runs(root), list(where)
     if usecase:
         there = {e.record['usecase'] for e in entries if e.record}
-        if entries and usecase not in there: raise InputError(f"no run of use case `{usecase}`. {did_you_mean(usecase, there)}")
+        if entries and usecase not in there:
+            raise InputError(f"no run of use case `{usecase}`. {did_you_mean(usecase, there)}")
         entries = [e for e in entries if (e.record or {}).get('usecase', e.folder.parent.name) == usecase]
     entries = select_runs(entries, where)
     runs, others = ([e for e in entries if (e.record is None) == no] for no in (False, True))
@@ -189,7 +203,8 @@ def runs_table(
              *(f'{group}.{next(iter(e.record["metrics"]), "")}.value' for e in runs for group in ('metrics', 'valid'))}
     more = [n for n in dict.fromkeys(asked) if n not in shown]
     rows = [_row(e, differing, more) | (dict(sorted_by=by.get(id(e))) if by else {}) for e in runs + others]
-    table = pd.DataFrame(rows, columns=[*rows[0]] if rows else [*_row(Entry(Path('x/y'), ''), [], [])], dtype=object) # a whole number stays one beside a gap
+    # a whole number stays one beside a gap
+    table = pd.DataFrame(rows, columns=[*rows[0]] if rows else [*_row(Entry(Path('x/y'), ''), [], [])], dtype=object)
     numbers = 'valid', 'valid_low', 'valid_high', 'value', 'low', 'high', 'control', 'seconds'
     return table.assign(**{c: pd.to_numeric(table[c]) for c in numbers})
 
@@ -210,17 +225,22 @@ def format_runs(table:pd.DataFrame) -> list[str]:
     rows = [('run', 'use case', 'status', 'metric', 'valid', '95 % interval', 'test', '95 % interval',
              'control', 'seconds', 'started', 'what differs')]
     for r in table[~table.status.isin(['damaged', 'foreign'])].astype(object).to_dict('records'):
-        differs = ' '.join(f"{n.removeprefix('params.')}={_cell(v)}" for n,v in r.items() if n not in fixed and _cell(v) != '')
-        rows.append((r['run'], r['usecase'], r['status'], _cell(r['metric']), *(t for names in figures for t in _figure(*(r[n] for n in names))),
-                     f"{r['control']:.3f}" if _cell(r['control']) else '', f"{r['seconds']:.0f}", _cell(r['started'])[:16].replace('T', ' '),
+        differs = ' '.join(f"{n.removeprefix('params.')}={_cell(v)}" for n,
+                           v in r.items() if n not in fixed and _cell(v) != '')
+        rows.append((r['run'], r['usecase'], r['status'], _cell(r['metric']),
+                     *(t for names in figures for t in _figure(*(r[n] for n in names))),
+                     f"{r['control']:.3f}" if _cell(r['control']) else '', f"{r['seconds']:.0f}",
+                     _cell(r['started'])[:16].replace('T', ' '),
                      ' '.join(filter(None, [differs, _cell(r['problem']) and f"({r['problem']})"]))))
     width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     right = {4, 6, 8, 9}
-    lines = ['  '.join(v.rjust(w) if i in right else v.ljust(w) for i,(v,w) in enumerate(zip(row, width))).rstrip() for row in rows] if len(rows) > 1 else ['no runs']
+    lines = ['  '.join(v.rjust(w) if i in right else v.ljust(w) for i,(v,w) in enumerate(zip(row, width))).rstrip()
+             for row in rows] if len(rows) > 1 else ['no runs']
     by = [*dict.fromkeys(n for n in table.get('sorted_by', ()) if n)]
     more = ' where a run has no figure on validation data' if len(by) > 1 else ''
     if by: lines.append('sorted by ' + ', then by '.join(by) + more)
-    return lines + [f"{r.status}: {r.folder}: {r.problem}" for r in table[table.status.isin(['damaged', 'foreign'])].itertuples()]
+    return lines + [f"{r.status}: {r.folder}: {r.problem}" for r in table[table.status.isin(['damaged',
+            'foreign'])].itertuples()]
 
 # %% ../../nbs/runs/40_history.ipynb #e705b011
 def show_run(run:str|Path) -> list[str]:
@@ -228,12 +248,16 @@ def show_run(run:str|Path) -> list[str]:
     folder = run_folder(run)
     r = load_record(folder)
     d, env, flat = r['data'], r['environment'], Entry(folder, run_state(folder, r), r).flat()
-    out = [f"{r['usecase']} {r['run_id']}: {flat['status']}, started {r.get('started', 'at an unknown time')}, {flat['seconds']:.0f} seconds"]
-    if r.get('error'): out += [f"  {r['error']['type']}: {r['error']['message']}", *(f'  | {l}' for l in r['error'].get('cell', '').splitlines()[:12])]
+    out = [f"{r['usecase']} {r['run_id']}: {flat['status']}, started {r.get('started', 'at an unknown time')}, "
+           f"{flat['seconds']:.0f} seconds"]
+    if r.get('error'):
+        out += [f"  {r['error']['type']}: {r['error']['message']}", *(f'  | {l}'
+                for l in r['error'].get('cell', '').splitlines()[:12])]
     out.append('parameters  ' + ' '.join(f'{k}={v}' for k,v in r['params'].items() if v != ''))
     if d: out.append(f"data        {d.get('path')}, fingerprint {(d.get('fingerprint') or 'none')[:16]}; "
                      + '; '.join(f"{s} {sum(c.values())}" for s,c in d.get('counts', {}).items()))
-    if r['model']: out.append('model       ' + ', '.join(f'{k} {str(v)[:16]}' for k,v in r['model'].items() if v is not None))
+    if r['model']:
+        out.append('model       ' + ', '.join(f'{k} {str(v)[:16]}' for k,v in r['model'].items() if v is not None))
     for group in MEASURED:
         out += [f"{group if i == 0 else '':<12}{n} {figure_text(m)}" for i,(n,m) in enumerate(r[group].items())]
         if group == 'valid' and r.get('valid_from'): out[-1] += f"; from {r['valid_from']}"
@@ -246,7 +270,9 @@ def show_run(run:str|Path) -> list[str]:
 def read_list(folder:str|Path, name:str) -> pd.DataFrame|None:
     "`data`, `sources` or `predictions` of a run folder; None where it was not kept, or is damaged"
     path = Path(folder)/f'{name}.csv'
-    try: return pd.read_csv(path, dtype={c: str for c in ('path', 'item', 'label', 'split', 'sha256', 'predicted', 'boxes')}, keep_default_na=False)
+    try:
+        return pd.read_csv(path, dtype={c: str for c in ('path', 'item', 'label', 'split', 'sha256', 'predicted',
+                                                         'boxes')}, keep_default_na=False)
     except (OSError, ValueError): return None
 
 def diff_data(a:pd.DataFrame|None, b:pd.DataFrame|None) -> dict|None: # of paths; None where a list is missing
@@ -254,11 +280,15 @@ def diff_data(a:pd.DataFrame|None, b:pd.DataFrame|None) -> dict|None: # of paths
     if a is None or b is None or not {'path', 'sha256'} <= {*a.columns} & {*b.columns}: return None
     key = 'sha256' if a.path.str.contains(r':\d+$').any() or b.path.str.contains(r':\d+$').any() else 'path'
     old, new = (t.drop_duplicates(key).set_index(key, drop=False) for t in (a, b))
-    gone, came, both = old[~old.index.isin(new.index)], new[~new.index.isin(old.index)], old.index[old.index.isin(new.index)]
+    gone, came, both = old[
+            ~old.index.isin(new.index)], new[~new.index.isin(old.index)], old.index[old.index.isin(new.index)]
     moved = set(gone.sha256) & set(came.sha256)
     differs = lambda c: [new.path[k] for k in both if c in old and c in new and old[c][k] != new[c][k]]
-    return dict(added=came.path[~came.sha256.isin(moved)].tolist(), removed=gone.path[~gone.sha256.isin(moved)].tolist(), renamed=came.path[came.sha256.isin(moved)].tolist(),
-                changed=sorted({*differs('sha256'), *differs('boxes')}), relabelled=differs('label'), moved=differs('split'))
+    return dict(added=came.path[~came.sha256.isin(moved)].tolist(),
+                removed=gone.path[~gone.sha256.isin(moved)].tolist(),
+                renamed=came.path[came.sha256.isin(moved)].tolist(),
+                changed=sorted({*differs('sha256'), *differs('boxes')}), relabelled=differs('label'),
+                moved=differs('split'))
 
 # %% ../../nbs/runs/40_history.ipynb #047fa79b
 def pair_predictions(a:pd.DataFrame|None, b:pd.DataFrame|None) -> pd.DataFrame|None: # label, right_a, right_b
@@ -270,12 +300,15 @@ def pair_predictions(a:pd.DataFrame|None, b:pd.DataFrame|None) -> pd.DataFrame|N
 
 def _tested(both:pd.DataFrame, name:str) -> dict|None:
     "McNemar's test of a metric that is a share of the items in `both`"
-    part = both if name == 'accuracy' else both[both.label == name.removeprefix('recall/')] if name.startswith('recall/') else both[:0]
+    part = both if name == 'accuracy' else both[
+            both.label == name.removeprefix('recall/')] if name.startswith('recall/') else both[:0]
     if not len(part): return None
-    from tl_notebooks.judge.evidence import mcnemar, paired_difference # it takes a second, which a table need not wait for
+    # it takes a second, which a table need not wait for
+    from tl_notebooks.judge.evidence import mcnemar, paired_difference
     x, y = part.right_a.to_numpy(), part.right_b.to_numpy()
     i = paired_difference(y, x)
-    return dict(n=len(part), only_a=int((x & ~y).sum()), only_b=int((~x & y).sum()), p=mcnemar(x, y), value=i.value, low=i.low, high=i.high)
+    return dict(n=len(part), only_a=int((x & ~y).sum()), only_b=int((~x & y).sum()), p=mcnemar(x, y), value=i.value,
+                low=i.low, high=i.high)
 
 def diff_metrics(a:dict, b:dict, both:pd.DataFrame|None) -> list[dict]:
     "Every figure of two records, its difference (second less first), and a paired test where there can be one"
@@ -284,7 +317,8 @@ def diff_metrics(a:dict, b:dict, both:pd.DataFrame|None) -> list[dict]:
         for name in [*a[group], *(n for n in b[group] if n not in a[group])]:
             x, y = a[group].get(name), b[group].get(name)
             out.append(dict(group=group, name=name, a=x, b=y, difference=y['value'] - x['value'] if x and y else None,
-                            paired=_tested(both, name) if x and y and group == 'metrics' and both is not None else None))
+                            paired=_tested(both, name) if x and y and group == 'metrics' and both is not None
+                            else None))
     return out
 
 # %% ../../nbs/runs/40_history.ipynb #bb3729b1
@@ -293,7 +327,8 @@ class RunDiff:
     "What differs between two runs; prints as text, shows as a table in a notebook"
     a:str
     b:str
-    causes:dict[str, list] = field(default_factory=dict)  # parameters, data, model, code, versions, machine → (name, in a, in b)
+    # parameters, data, model, code, versions, machine → (name, in a, in b)
+    causes:dict[str, list] = field(default_factory=dict)
     files:dict|None = None                # From `diff_data`
     cells:list[str] = field(default_factory=list) # Lines of a unified diff of the notebooks' cells
     metrics:list[dict] = field(default_factory=list)
@@ -308,7 +343,8 @@ def _group(name:str) -> str|None:
     top, _, rest = name.partition('.')
     if top == 'environment': return 'versions' if rest == 'python' or rest.startswith('packages.') else 'machine'
     if name in ('params.out', 'model.artifact_sha256') or name.startswith('data.counts.'): return None
-    return dict(params='parameters', data='data', model='model', code_version='code', notebook_sha256='code', usecase='parameters', status='outcome', valid_from='outcome').get(top)
+    return dict(params='parameters', data='data', model='model', code_version='code', notebook_sha256='code',
+                usecase='parameters', status='outcome', valid_from='outcome').get(top)
 
 GROUPS = ('parameters', 'data', 'model', 'code', 'versions', 'machine', 'outcome')
 
@@ -319,8 +355,13 @@ def diff_runs(a:str|Path, b:str|Path) -> RunDiff:
     recs = [load_record(f) for f in folders]
     out = RunDiff(*(f"{r['usecase']} {r['run_id']}" for r in recs), {g: [] for g in GROUPS})
     for name,x,y in diff_records(*recs):
-        if (g := _group(name)) == 'code' and name == 'notebook_sha256' and recs[0].get('cells_sha256') == recs[1].get('cells_sha256') != None: continue # only outputs differ
-        if g and not (g == 'data' and name not in ('data.path', 'data.fingerprint', 'data.n', 'data.n_skipped', 'data.n_unlabelled', 'data.corpus')): out.causes[g].append((name.removeprefix('params.'), x, y))
+        # only outputs differ
+        if (g := _group(name)) == 'code' and name == 'notebook_sha256' and recs[
+                0].get('cells_sha256') == recs[1].get('cells_sha256') is not None:
+            continue
+        if g and not (g == 'data' and name not in ('data.path', 'data.fingerprint', 'data.n', 'data.n_skipped',
+                                                   'data.n_unlabelled', 'data.corpus')):
+            out.causes[g].append((name.removeprefix('params.'), x, y))
     lists = [read_list(f, 'data') for f in folders]
     if any(n == 'data.fingerprint' for n,*_ in out.causes['data']):
         out.files = diff_data(*lists)
@@ -332,7 +373,9 @@ def diff_runs(a:str|Path, b:str|Path) -> RunDiff:
     if both is None: out.notes.append('no paired tests: the runs kept no predictions for the same test items')
     else:
         rest = [len(read_list(f, 'predictions')) - len(both) for f in folders]
-        if any(rest): out.notes.append(f'paired tests are on the {len(both)} test items that both have ({rest[0]} and {rest[1]} others)')
+        if any(rest):
+            out.notes.append(f'paired tests are on the {len(both)} test items that both have ({rest[0]} and {rest[1]} '
+                             f'others)')
     return out
 
 def _diff_cells(a:Path, b:Path) -> list[str]:
@@ -340,32 +383,41 @@ def _diff_cells(a:Path, b:Path) -> list[str]:
     try: texts = [notebook_cells(f/'notebook.ipynb') for f in (a, b)]
     except InputError: return []
     if hash_cells(texts[0]) == hash_cells(texts[1]): return []
-    return [l.rstrip('\n') for l in difflib.unified_diff(*(['\n'.join(c['source'] for c in cells)][0].splitlines() for cells in texts), 'a', 'b', lineterm='', n=1)]
+    return [l.rstrip('\n') for l in difflib.unified_diff(*(['\n'.join(c['source'] for c in cells)][0].splitlines()
+                                                           for cells in texts), 'a', 'b', lineterm='', n=1)]
 
 # %% ../../nbs/runs/40_history.ipynb #3291fe53
 def _short(v) -> str:
     text = v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
     return text[:16] if re.fullmatch('[0-9a-f]{64}', text) else text if len(text) < 80 else text[:79] + '…'
 
-def _some(paths:Sequence[str], n:int=5) -> str: return ', '.join(paths[:n]) + (f', … ({len(paths):,} in all)' if len(paths) > n else '')
+def _some(paths:Sequence[str], n:int=5) -> str:
+    return ', '.join(paths[:n]) + (f', … ({len(paths):,} in all)' if len(paths) > n else '')
 
 def _verdict(m:dict) -> str:
     "A metric's difference, with the paired test if there is one"
     if m['difference'] is None: return ''
     if not (p := m['paired']): return f"{m['difference']:+.3f}"
-    return (f"{p['value']:+.3f} ({p['low']:+.3f} … {p['high']:+.3f}); only a right {p['only_a']}, only b right {p['only_b']} of {p['n']}, "
+    return (f"{p['value']:+.3f} ({p['low']:+.3f} … {p['high']:+.3f}); only a right {p['only_a']}, only b right "
+            f"{p['only_b']} of {p['n']}, "
             f"p = {p['p']:.2g}{'' if p['p'] < .05 else ', no difference shown'}")
 
 def _diff_lines(d:RunDiff) -> list[str]:
     out = [f'a: {d.a}', f'b: {d.b}']
-    for g,rows in d.causes.items(): out += [f'{g if i == 0 else "":<12}{n}: {_short(x)} → {_short(y)}' for i,(n,x,y) in enumerate(rows)]
-    if d.files: out += [f"{'files' if i == 0 else '':<12}{len(v):,} {k}: {_some(v)}" for i,(k,v) in enumerate((k, v) for k,v in d.files.items() if v)]
-    out += [f"{'cells' if i == 0 else '':<12}{l}" for i,l in enumerate(d.cells[:40])] + ['            …']*(len(d.cells) > 40)
-    if not any(d.causes.values()) and not d.cells: out.append('nothing differs in parameters, data, code, versions and machine')
+    for g,rows in d.causes.items():
+        out += [f'{g if i == 0 else "":<12}{n}: {_short(x)} → {_short(y)}' for i,(n,x,y) in enumerate(rows)]
+    if d.files:
+        out += [f"{'files' if i == 0 else '':<12}{len(v):,} {k}: {_some(v)}" for i,
+                (k,v) in enumerate((k, v) for k,v in d.files.items() if v)]
+    out += [f"{'cells' if i == 0 else '':<12}{l}" for i,
+            l in enumerate(d.cells[:40])] + ['            …']*(len(d.cells) > 40)
+    if not any(d.causes.values()) and not d.cells:
+        out.append('nothing differs in parameters, data, code, versions and machine')
     for i,m in enumerate(d.metrics):
         x, y = (figure_text(m[k]) if m[k] else '—' for k in 'ab')
         same = m['a'] == m['b'] and not (m['paired'] or {}).get('only_b')
-        out.append(f"{m['group'] if i == 0 or d.metrics[i-1]['group'] != m['group'] else '':<12}{m['name']}: " + (f'{x}, the same' if same else f'{x} → {y}  {_verdict(m)}'))
+        out.append(f"{m['group'] if i == 0 or d.metrics[i-1]['group'] != m['group'] else '':<12}{m['name']}: "
+                   + (f'{x}, the same' if same else f'{x} → {y}  {_verdict(m)}'))
     return out + [f"{'notes' if i == 0 else '':<12}{n}" for i,n in enumerate(d.notes)]
 
 # %% ../../nbs/runs/40_history.ipynb #3b47f409
@@ -373,7 +425,8 @@ def _diff_html(d:RunDiff) -> str:
     table = lambda head, rows: pd.DataFrame(rows, columns=head).to_html(index=False, justify='left') if rows else ''
     causes = [(g, n, _short(x), _short(y)) for g,rows in d.causes.items() for n,x,y in rows]
     causes += [('files', k, '', f'{len(v):,}: {_some(v)}') for k,v in (d.files or {}).items() if v]
-    results = [(m['group'], m['name'], *(figure_text(m[k]) if m[k] else '—' for k in 'ab'), _verdict(m)) for m in d.metrics]
+    results = [(m['group'], m['name'], *(figure_text(m[k]) if m[k] else '—' for k in 'ab'), _verdict(m))
+               for m in d.metrics]
     cells = '\n'.join(d.cells[:40])
     head = ['of', 'name', f'a: {d.a}', f'b: {d.b}']
     return ''.join([table(head, causes) or '<p>Nothing differs in parameters, data, code, versions and machine.</p>',
@@ -404,7 +457,8 @@ def _model_hashes(folder:Path) -> set[str]:
     return out
 
 # %% ../../nbs/runs/40_history.ipynb #48931dae
-def _kept(runs:Sequence[Entry], best:int|None, last:int|None, metric:str, lowest:bool) -> dict[int, str]: # id of an entry → why it stays
+# id of an entry → why it stays
+def _kept(runs:Sequence[Entry], best:int|None, last:int|None, metric:str, lowest:bool) -> dict[int, str]:
     "The runs of one use case that stay"
     good, why = [e for e in runs if e.state == 'ok'], {}
     if best is None and last is None: return {id(e): 'ended well' for e in good}
@@ -437,26 +491,35 @@ def plan_prune(
     lowest:bool=False,       # The smallest values of the metric are the best
 ) -> list[Verdict]:
     "What pruning would take; deletes nothing"
-    if keep_best is None and keep_last is None and not failed: raise InputError("nothing says what should stay; accepted: --keep-best N, --keep-last N, --failed, or several of them.")
+    if keep_best is None and keep_last is None and not failed:
+        raise InputError("nothing says what should stay; accepted: --keep-best N, --keep-last N, --failed, or several "
+                         "of them.")
     for name,n in (('keep-best', keep_best), ('keep-last', keep_last)):
         if n is not None and n < 0: raise InputError(f"--{name} {n}: accepted: a number from 0.")
     home = Path(root).expanduser() if root else outputs_root()
     entries = find_runs(home)
     runs = [e for e in entries if e.record]
-    if metric and runs and not any(choosing_figure(e.record, metric)[2] for e in runs): raise InputError(f"no run has the metric `{metric}`. {did_you_mean(metric, {n for e in runs for n in e.record['metrics']})}")
+    if metric and runs and not any(choosing_figure(e.record, metric)[2] for e in runs):
+        raise InputError(f"no run has the metric `{metric}`. "
+                         f"{did_you_mean(metric, {n for e in runs for n in e.record['metrics']})}")
     why = {}
-    for usecase in {e.record['usecase'] for e in runs}: why |= _kept([e for e in runs if e.record['usecase'] == usecase], keep_best, keep_last, metric, lowest)
-    needed = needed_models(*{p.resolve() for p in (home, outputs_root(), *({home.parent} if any(e.folder.parent == home for e in runs) else ()))})
+    for usecase in {e.record['usecase'] for e in runs}:
+        why |= _kept([e for e in runs if e.record['usecase'] == usecase], keep_best, keep_last, metric, lowest)
+    needed = needed_models(*{p.resolve() for p in (home, outputs_root(),
+                                                   *({home.parent} if any(e.folder.parent == home for e in runs)
+                                                     else ()))})
     return [_verdict_on(e, why.get(id(e)), failed, needed) for e in entries]
 
 def _verdict_on(e:Entry, why:str|None, failed:bool, needed:dict[str, Path]) -> Verdict:
     if e.record is None: return Verdict(e, False, f'{e.state}: not touched')
     if e.state == 'running': return Verdict(e, False, 'is at work')
-    if e.state == 'vanished' and run_state(e.folder, e.record, 7*SILENT) == 'running': return Verdict(e, False, 'may be at work on another machine; goes once it was silent for a week')
+    if e.state == 'vanished' and run_state(e.folder, e.record, 7*SILENT) == 'running':
+        return Verdict(e, False, 'may be at work on another machine; goes once it was silent for a week')
     if e.state != 'ok' and not failed: return Verdict(e, False, f'{e.state}: goes with --failed')
     if e.state == 'ok' and why: return Verdict(e, False, why)
     for h in _model_hashes(e.folder):
-        if h in needed and not needed[h].resolve().is_relative_to(e.folder.resolve()): return Verdict(e, False, f'`{needed[h]}` grew from its model')
+        if h in needed and not needed[h].resolve().is_relative_to(e.folder.resolve()):
+            return Verdict(e, False, f'`{needed[h]}` grew from its model')
     return Verdict(e, True, 'ended well, and is none of those to keep' if e.state == 'ok' else e.state)
 
 # %% ../../nbs/runs/40_history.ipynb #0fb9a011
@@ -467,7 +530,9 @@ def prune(plan:Iterable[Verdict]) -> list[Path]: # What is gone
         if not v.goes or _entry(v.entry.folder).state == 'running': continue
         aside = v.entry.folder.with_name(f'.{v.entry.folder.name}.pruned')
         try: os.rename(v.entry.folder, aside)
-        except OSError as e: raise InputError(f"`{v.entry.folder}` cannot be removed ({e.strerror}); {len(gone)} runs are gone.") from None
+        except OSError as e:
+            raise InputError(
+                    f"`{v.entry.folder}` cannot be removed ({e.strerror}); {len(gone)} runs are gone.") from None
         shutil.rmtree(aside, ignore_errors=True)
         gone.append(v.entry.folder)
     return gone

@@ -78,7 +78,8 @@ def check_params(
         if name not in spec: bad.append(f"parameter `{name}` does not exist. {did_you_mean(name, spec)}"); continue
         p = spec[name]
         try: value = _convert(p, v)
-        except (ValueError, TypeError, OverflowError): bad.append(f"parameter `{name}`: found {v!r}; accepted: {p.accepts()}."); continue
+        except (ValueError, TypeError, OverflowError):
+            bad.append(f"parameter `{name}`: found {v!r}; accepted: {p.accepts()}."); continue
         inside = (not p.choices or value in p.choices) and (p.low is None or p.low <= value <= p.high)
         if not inside: bad.append(f"parameter `{name}`: found {v!r}; accepted: {p.accepts()}.")
         out[name] = value
@@ -104,8 +105,10 @@ def find_usecase(name:str) -> Path:
 def usecase_params(notebook:str|Path) -> dict[str, Param]:
     "The parameters that a notebook declares in its cell tagged `parameters`"
     try: cells = json.loads(Path(notebook).read_text(encoding='utf-8'))['cells']
-    except (OSError, ValueError, KeyError, TypeError) as e: raise InputError(f"`{notebook}` cannot be read as a notebook ({e}).") from None
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise InputError(f"`{notebook}` cannot be read as a notebook ({e}).") from None
     tagged = [c for c in cells if 'parameters' in c.get('metadata', {}).get('tags', [])]
     if len(tagged) != 1:
-        raise InputError(f"`{notebook}` has {len(tagged)} cells tagged `parameters`; accepted: one. Without it papermill runs on defaults.")
+        raise InputError(f"`{notebook}` has {len(tagged)} cells tagged `parameters`; accepted: one. Without it "
+                         f"papermill runs on defaults.")
     return read_params(''.join(tagged[0]['source']))

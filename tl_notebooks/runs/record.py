@@ -22,8 +22,11 @@ PUT_IN = {'injected-parameters', 'papermill-error-cell-tag'} # tags of cells tha
 def notebook_cells(path:str|Path) -> list[dict]: # cell_type, source, tags
     "The cells of a notebook as their author wrote them; an `InputError` if it cannot be read"
     nb = read_json(path, 'notebook')
-    try: cells = [dict(cell_type=c['cell_type'], source=''.join(c['source']), tags=c.get('metadata', {}).get('tags', [])) for c in nb['cells']]
-    except (KeyError, TypeError, AttributeError): raise InputError(f"`{path}` is not a notebook of version 4.") from None
+    try:
+        cells = [dict(cell_type=c['cell_type'], source=''.join(c['source']),
+                      tags=c.get('metadata', {}).get('tags', [])) for c in nb['cells']]
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"`{path}` is not a notebook of version 4.") from None
     return [c for c in cells if not PUT_IN & set(c['tags'])]
 
 def hash_cells(cells:list[dict]) -> str: return hash_json(cells)
@@ -55,7 +58,8 @@ def is_alive(process:dict) -> bool|None: # None: it was not started here, so nob
 SCHEMA = 'tl_notebooks/record/1'
 MEASURED = ('metrics', 'valid', 'control') # groups of figures, each `{name: {value, low, high, n}}`
 STATUSES = ('running', 'ok', 'failed', 'interrupted')
-FIELDS = dict(schema=str, usecase=str, run_id=str, status=str, params=dict, seed=int, data=dict, model=dict, metrics=dict,
+FIELDS = dict(schema=str, usecase=str, run_id=str, status=str, params=dict, seed=int, data=dict, model=dict,
+              metrics=dict,
               control=dict, timings=dict, environment=dict, notebook_sha256=str, code_version=str)
 
 def new_record(
@@ -67,7 +71,8 @@ def new_record(
 ) -> dict:
     "A record of a run that is about to start"
     return dict(schema=SCHEMA, usecase=usecase, run_id=run_id, status='running', params=dict(params),
-                seed=int(params.get('seed', 0)), data={}, model={}, metrics={}, valid={}, control={}, timings={}, environment={},
+                seed=int(params.get('seed', 0)), data={}, model={}, metrics={}, valid={}, control={}, timings={},
+                environment={},
                 notebook_sha256=notebook_sha256, cells_sha256=cells_sha256, code_version=code_version(),
                 started=time.strftime('%Y-%m-%dT%H:%M:%S%z'), process=this_process())
 
@@ -79,16 +84,19 @@ def check_record(rec:dict, where:str='record') -> dict:
             if k in rec and not isinstance(rec[k], t)]
     if not isinstance(rec.get('valid', {}), dict): bad.append(f"`valid` is a {type(rec['valid']).__name__}, not a dict")
     if rec.get('schema', SCHEMA) != SCHEMA: bad.append(f"`schema` is {rec['schema']!r}; this version reads {SCHEMA!r}")
-    if rec.get('status', 'ok') not in STATUSES: bad.append(f"`status` is {rec['status']!r}; accepted: {', '.join(STATUSES)}")
+    if rec.get('status', 'ok') not in STATUSES:
+        bad.append(f"`status` is {rec['status']!r}; accepted: {', '.join(STATUSES)}")
     for group in MEASURED:
         if not isinstance(rec.get(group), dict): continue
         for name,m in rec[group].items():
             if not isinstance(m, dict) or not {'value', 'low', 'high', 'n'} <= set(m):
                 bad.append(f"`{group}.{name}` lacks value, low, high or n")
-            elif not all(isinstance(m[k], (int, float)) for k in ('value', 'low', 'high', 'n')): bad.append(f"`{group}.{name}` holds what is no number")
+            elif not all(isinstance(m[k], (int, float)) for k in ('value', 'low', 'high', 'n')):
+                bad.append(f"`{group}.{name}` holds what is no number")
             elif not m['low'] <= m['value'] <= m['high']:
                 bad.append(f"`{group}.{name}`: {m['value']} lies outside its interval {m['low']} … {m['high']}")
-    if isinstance(rec.get('timings'), dict) and not all(isinstance(v, (int, float)) for v in rec['timings'].values()): bad.append("`timings` holds what is no number")
+    if isinstance(rec.get('timings'), dict) and not all(isinstance(v, (int, float)) for v in rec['timings'].values()):
+        bad.append("`timings` holds what is no number")
     if rec.get('status') == 'ok' and not rec.get('metrics'): bad.append("`metrics` is empty in a run that ended well")
     if bad: raise InputError(f"{where} is not a usable run record: {'; '.join(bad)}.")
     return rec
@@ -113,7 +121,8 @@ def choosing_figure(
     rec:dict,
     name:str='', # A metric; the main one unless told
 ) -> tuple[str, str, dict|None]: # group, name, figure
-    "The figure by which a run may be chosen among others: of `valid`, or of `metrics` (test data) where it has no other"
+    """The figure by which a run may be chosen among others: of `valid`, or of `metrics` (test data) where it has no
+    other"""
     name = name or next(iter(rec['metrics'] or rec.get('valid', {})), '')
     group = 'valid' if name in rec.get('valid', {}) else 'metrics'
     return group, name, rec.get(group, {}).get(name)
@@ -158,7 +167,7 @@ def flatten(obj, prefix:str='') -> dict:
 def diff_records(
     a:dict, # A record
     b:dict, # Another
-    ignore:tuple=('run_id', 'timings', 'started', 'seconds', 'process'), # Top-level fields in which two equal runs differ
+    ignore:tuple=('run_id', 'timings', 'started', 'seconds', 'process'), # Fields in which equal runs differ
 ) -> list[tuple[str, object, object]]: # (dotted name, in a, in b); '—' where absent
     "Every field in which two records differ, causes before results"
     order = {k: i for i,k in enumerate([*(k for k in FIELDS if k not in MEASURED), 'valid_from', *MEASURED])}

@@ -19,9 +19,11 @@ from .record import load_record
 def repeat_command(rec:dict) -> str:
     "The command line that asks for the same run again"
     spec = usecase_params(find_usecase(rec['usecase'])) if rec['usecase'] in usecases() else {}
-    given = {k: v for k,v in rec['params'].items() if k not in ('data', 'seed', 'out') and (k not in spec or spec[k].default != v)}
+    given = {k: v for k,v in rec['params'].items() if k not in ('data', 'seed', 'out')
+             and (k not in spec or spec[k].default != v)}
     parts = ['tl', 'run', rec['usecase'], *(['--data', rec['params']['data']] if rec['params'].get('data') else []),
-             '--seed', str(rec['seed']), *(['--processes', str(rec['processes'])] if rec.get('processes', 1) > 1 else [])]
+             '--seed', str(rec['seed']), *(['--processes', str(rec['processes'])] if rec.get('processes', 1) > 1
+                                           else [])]
     for k,v in given.items(): parts += ['-p', f'{k}={v}']
     return shlex.join(parts)
 
@@ -32,10 +34,12 @@ def write_report(folder:str|Path) -> Path:
     folder = Path(folder)
     rec = load_record(folder)
     pictures = {n: (folder/'figures'/f'{n}.png').read_bytes() for n in rec.get('figures', {})}
-    figures = [dict(name=n, caption=c, data=base64.b64encode(pictures[n]).decode()) for n,c in rec.get('figures', {}).items()]
+    figures = [dict(name=n, caption=c, data=base64.b64encode(pictures[n]).decode()) for n,
+               c in rec.get('figures', {}).items()]
     name, choices = next(iter(rec['metrics']), None), rec.get('choices', {})
     page = render_page('report.html', r={'started': '', 'notes': '', **rec}, figures=figures, name=name,
                        main=rec['metrics'].get(name), control=rec['control'].get(name), command=repeat_command(rec),
-                       choices={n: c for n,c in choices.items() if c['why'] or 'recorded' in c}, unlike=unlike_asked(choices))
+                       choices={n: c for n,c in choices.items() if c['why'] or 'recorded' in c},
+                       unlike=unlike_asked(choices))
     with atomic_write(folder/'report.html') as f: f.write(page)
     return folder/'report.html'

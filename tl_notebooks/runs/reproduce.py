@@ -8,16 +8,14 @@ __all__ = ['EFFECTS', 'TOLERANCE', 'VERDICTS', 'Finding', 'find_notebook', 'extr
            'reproduce_run']
 
 # %% ../../nbs/runs/60_reproduce.ipynb #c1d9a55d
-import json
 import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-import numpy as np
 import pandas as pd
-from ..core import InputError, did_you_mean, hash_file, hash_json, write_json
+from ..core import InputError, hash_file, hash_json, write_json
 from ..data.splits import compare_files
 from .history import read_list
 from ..learn.machine import code_version, environment
@@ -38,7 +36,8 @@ class Finding:
     why:str=''
 
     def __str__(self):
-        both = self.then if self.then == self.now else f'{self.then or "not recorded"} then, {self.now or "nothing"} now'
+        both = (self.then if self.then == self.now
+                else f'{self.then or "not recorded"} then, {self.now or "nothing"} now')
         return f"{self.what}: {self.effect}; " + '; '.join(filter(None, [both, self.why]))
 
 def _compared(what:str, then, now, effect:str='may differ', why:str='') -> Finding:
@@ -53,19 +52,29 @@ def find_notebook(
 ) -> tuple[Path, Finding]: # a notebook that can be run, or the executed one to take the cells from
     "The notebook of a run, and whether it is the one that ran"
     then, cells, installed = rec['notebook_sha256'][:16], rec.get('cells_sha256'), usecases().get(rec['usecase'])
-    if installed and hash_file(installed) == rec['notebook_sha256']: return installed, Finding('notebook', then, then, 'same', 'the installed use case')
-    if installed and cells and hash_cells(notebook_cells(installed)) == cells: return installed, Finding('notebook', cells[:16], cells[:16], 'same', 'the cells of the installed use case')
-    own, why = folder/'notebook.ipynb', 'the installed use case has changed' if installed else 'no installed use case has this name'
+    if installed and hash_file(installed) == rec['notebook_sha256']:
+        return installed, Finding('notebook', then, then, 'same', 'the installed use case')
+    if installed and cells and hash_cells(notebook_cells(installed)) == cells:
+        return installed, Finding('notebook', cells[:16], cells[:16], 'same', 'the cells of the installed use case')
+    own, why = (folder/'notebook.ipynb', 'the installed use case has changed' if installed
+                else 'no installed use case has this name')
     try: now = hash_cells(notebook_cells(own))
-    except InputError as e: return own, Finding('notebook', then, hash_file(installed)[:16] if installed else '', 'cannot', f'{why}, and {e}')
-    if not cells: return own, Finding('notebook', '', now[:16], 'unknown', f"{why}; taken from the run folder, whose record does not say which cells ran")
+    except InputError as e:
+        return own, Finding('notebook', then, hash_file(installed)[:16] if installed else '', 'cannot',
+                            f'{why}, and {e}')
+    if not cells:
+        return own, Finding('notebook', '', now[:16], 'unknown',
+                            f"{why}; taken from the run folder, whose record does not say which cells ran")
     return own, Finding('notebook', cells[:16], now[:16], 'same' if now == cells else 'may differ',
-                        f'{why}; taken from the run folder' + ('' if now == cells else ', where it was changed after the run'))
+                        f'{why}; taken from the run folder' + ('' if now == cells
+                                                               else ', where it was changed after the run'))
 
 def extract_notebook(executed:Path, to:Path) -> Path:
     "The notebook that an executed one was made from: without outputs and without what papermill put in"
-    cells = [dict(cell_type=c['cell_type'], id=f'cell-{i}', metadata={'tags': c['tags']} if c['tags'] else {}, source=c['source'],
-                  **(dict(execution_count=None, outputs=[]) if c['cell_type'] == 'code' else {})) for i,c in enumerate(notebook_cells(executed))]
+    cells = [dict(cell_type=c['cell_type'], id=f'cell-{i}', metadata={'tags': c['tags']} if c['tags'] else {},
+                  source=c['source'],
+                  **(dict(execution_count=None, outputs=[]) if c['cell_type'] == 'code' else {})) for i,
+                  c in enumerate(notebook_cells(executed))]
     meta = dict(kernelspec=dict(display_name='python3', language='python', name='python3'))
     write_json(to, dict(cells=cells, metadata=meta, nbformat=4, nbformat_minor=5))
     return to
@@ -76,38 +85,49 @@ def check_data(folder:Path, rec:dict, data:str='') -> Finding:
     given, then = data or rec['params'].get('data', ''), (rec['data'].get('fingerprint') or '')[:16]
     if not given: return Finding('data', then, '', 'unknown', 'the project makes or brings it; compared after the run')
     items, sources = read_list(folder, 'data'), read_list(folder, 'sources')
-    if not Path(given).expanduser().exists(): return Finding('data', then, '', 'cannot', f'`{given}` does not exist here; give its place with --data PATH')
-    if items is None: return Finding('data', then, '', 'unknown', 'the run kept no list of its items; compared after the run')
+    if not Path(given).expanduser().exists():
+        return Finding('data', then, '', 'cannot', f'`{given}` does not exist here; give its place with --data PATH')
+    if items is None:
+        return Finding('data', then, '', 'unknown', 'the run kept no list of its items; compared after the run')
     sources = pd.DataFrame(columns=['path', 'sha256'], dtype=object) if sources is None else sources
     found = compare_files(given, items, sources, [s['path'] for s in rec['data'].get('skipped', [])])
     if not any(found.values()): return Finding('data', then, then, 'same')
-    names = [f'{f} {a} then, {b} now' for f,a,b in found['changed'][:5]] + [f'{k}: {f}' for k in ('missing', 'added') for f in found[k][:5]]
+    names = [f'{f} {a} then, {b} now' for f,a,b in found['changed'][:5]] + [f'{k}: {f}' for k in ('missing', 'added')
+            for f in found[k][:5]]
     numbers = ', '.join(f'{len(v):,} {k}' for k,v in found.items() if v)
-    return Finding('data', then, hash_json([then, found])[:16], 'cannot', f"{numbers} ({'; '.join(names)}{'; …' if sum(map(len, found.values())) > len(names) else ''})")
+    return Finding('data', then, hash_json([then, found])[:16], 'cannot',
+                   f"{numbers} ({'; '.join(names)}{'; …' if sum(map(len, found.values())) > len(names) else ''})")
 
 # %% ../../nbs/runs/60_reproduce.ipynb #79028f27
 def check_weights(rec:dict) -> Finding|None:
     "Whether the weights that a run began from are what they were; None where it names none"
     p, m = rec['params'], rec['model']
     if not (p.get('model') and m.get('parent')) and not (p.get('backbone') and m.get('weights_sha256')): return None
-    from tl_notebooks.models.folder import read_manifest # these take seconds, which a run that names no weights need not wait for
+    # these take seconds, which a run that names no weights need not wait for
+    from tl_notebooks.models.folder import read_manifest
     from tl_notebooks.learn.backbones import find_entry, load_image_model, load_text_model
     try:
-        if p.get('model') and m.get('parent'): return _compared('parent model', m['parent'][:16], read_manifest(p['model'])['sha256'][:16], 'cannot')
+        if p.get('model') and m.get('parent'):
+            return _compared('parent model', m['parent'][:16], read_manifest(p['model'])['sha256'][:16], 'cannot')
         image = Path(p['backbone']).is_dir() is False and find_entry(p['backbone']).task == 'image'
         info = (load_image_model if image else load_text_model)(p['backbone'], p.get('weights') or None)[-1]
-        return _compared('pretrained weights', m['weights_sha256'][:16], info['weights_sha256'][:16], 'cannot', f"{info['source']}: {info['file']}")
-    except InputError as e: return Finding('pretrained weights', (m.get('weights_sha256') or '')[:16], '', 'cannot', str(e))
+        return _compared('pretrained weights', m['weights_sha256'][:16], info['weights_sha256'][:16], 'cannot',
+                         f"{info['source']}: {info['file']}")
+    except InputError as e:
+        return Finding('pretrained weights', (m.get('weights_sha256') or '')[:16], '', 'cannot', str(e))
 
 def check_machine(rec:dict, threads:bool) -> list[Finding]:
     "Code, versions, threads and processor; `threads`: the notebook takes their number as a parameter"
     then, now = rec['environment'], environment()
-    out = [_compared('code', rec['code_version'], code_version()), _compared('python', then.get('python'), now['python'])]
+    out = [_compared('code', rec['code_version'], code_version()), _compared('python', then.get('python'),
+            now['python'])]
     for p,v in now['packages'].items(): out.append(_compared(p, then.get('packages', {}).get(p), v))
     for p in set(then.get('packages', {})) - set(now['packages']): out.append(_compared(p, then['packages'][p], ''))
     n = then.get('threads')
     out.append(Finding('threads', str(n), str(n), 'same') if threads and n else _compared('threads', n, os.cpu_count()))
-    return out + [_compared(k, then.get(k), now[k]) for k in ('processor', 'machine', 'system') if k in then or k == 'processor'] + ([_compared('gpu', then['gpu'] or 'none', now['gpu'] or 'none')] if 'gpu' in then else [])
+    return out + [_compared(k, then.get(k), now[k]) for k in ('processor', 'machine', 'system') if k in then
+                  or k == 'processor'] + ([_compared('gpu', then['gpu'] or 'none', now['gpu'] or 'none')]
+                                          if 'gpu' in then else [])
 
 # %% ../../nbs/runs/60_reproduce.ipynb #c75e5e2b
 def check_run(run:str|Path, data:str='') -> tuple[list[Finding], Path]: # findings, the notebook to take
@@ -116,7 +136,8 @@ def check_run(run:str|Path, data:str='') -> tuple[list[Finding], Path]: # findin
     rec = load_record(folder)
     notebook, found = find_notebook(folder, rec)
     params = usecase_params(notebook) if found.effect != 'cannot' else {}
-    return [f for f in (found, check_data(folder, rec, data), check_weights(rec), *check_machine(rec, 'threads' in params)) if f], notebook
+    return [f for f in (found, check_data(folder, rec, data), check_weights(rec),
+                        *check_machine(rec, 'threads' in params)) if f], notebook
 
 # %% ../../nbs/runs/60_reproduce.ipynb #f446e1fa
 TOLERANCE = .005
@@ -130,7 +151,10 @@ class Outcome:
     now:str
     verdict:str
     detail:str=''
-    def __str__(self): return f"{self.name}: {self.verdict}" + ('' if self.then == self.now else f', {self.then} then, {self.now} now') + (f'; {self.detail}' if self.detail else '')
+    def __str__(self):
+        return f"{self.name}: {self.verdict}" + ('' if self.then == self.now
+                                                 else f', {self.then} then, {self.now} now') + (f'; {self.detail}'
+                if self.detail else '')
 
 def _metric_outcomes(a:dict, b:dict, tolerance:float) -> Iterator[Outcome]:
     for group in MEASURED:
@@ -138,20 +162,29 @@ def _metric_outcomes(a:dict, b:dict, tolerance:float) -> Iterator[Outcome]:
         for n in dict.fromkeys([*a[group], *b[group]]):
             x, y = a[group].get(n), b[group].get(n)
             name = n + dict(metrics='', valid=' on validation data', control=' of the control')[group]
-            if not x or not y: yield Outcome(name, str(x and x['value']), str(y and y['value']), 'different', 'only one of the runs has it'); continue
+            if not x or not y:
+                yield Outcome(name, str(x and x['value']), str(y and y['value']), 'different',
+                              'only one of the runs has it')
+                continue
             far = max(abs(x[k] - y[k]) for k in ('value', 'low', 'high'))
-            yield Outcome(name, f"{x['value']:.6g}", f"{y['value']:.6g}", VERDICTS[0] if x == y else VERDICTS[1] if x['n'] == y['n'] and abs(x['value'] - y['value']) <= tolerance else VERDICTS[2],
+            yield Outcome(name, f"{x['value']:.6g}", f"{y['value']:.6g}",
+                          VERDICTS[0] if x == y else VERDICTS[1] if x['n'] == y['n']
+                          and abs(x['value'] - y['value']) <= tolerance else VERDICTS[2],
                           '' if x == y else f'greatest difference of figure and interval {far:.2g}')
 
 def _prediction_outcome(a:Path, b:Path, tolerance:float) -> Outcome|None:
     x, y = (read_list(f, 'predictions') for f in (a, b))
     if x is None and y is None: return None
-    if x is None or y is None: return Outcome('predictions', 'none kept' if x is None else 'kept', 'none kept' if y is None else 'kept', 'unknown')
+    if x is None or y is None:
+        return Outcome('predictions', 'none kept' if x is None else 'kept', 'none kept' if y is None else 'kept',
+                       'unknown')
     then, now = (hash_file(f/'predictions.csv')[:16] for f in (a, b))
-    if len(x) != len(y) or (x[['sha256', 'label']] != y[['sha256', 'label']]).any(axis=None): return Outcome('predictions', then, now, VERDICTS[2], 'other test items')
+    if len(x) != len(y) or (x[['sha256', 'label']] != y[['sha256', 'label']]).any(axis=None):
+        return Outcome('predictions', then, now, VERDICTS[2], 'other test items')
     if x.equals(y): return Outcome('predictions', then, now, VERDICTS[0])
     changed, far = int((x.predicted != y.predicted).sum()), float((x.probability - y.probability).abs().max())
-    return Outcome('predictions', then, now, VERDICTS[1] if changed <= tolerance*len(x) else VERDICTS[2], f'{changed} of {len(x)} decided otherwise, greatest difference of a probability {far:.2g}')
+    return Outcome('predictions', then, now, VERDICTS[1] if changed <= tolerance*len(x) else VERDICTS[2],
+                   f'{changed} of {len(x)} decided otherwise, greatest difference of a probability {far:.2g}')
 
 # %% ../../nbs/runs/60_reproduce.ipynb #7eeabbbd
 def _weights_outcome(a:Path, b:Path, x:dict, y:dict, tolerance:float) -> Outcome|None:
@@ -159,7 +192,8 @@ def _weights_outcome(a:Path, b:Path, x:dict, y:dict, tolerance:float) -> Outcome
     if not then and not now: return None
     if then == now: return Outcome("the model's weights", then[:16], now[:16], VERDICTS[0])
     files = [f/'model'/'weights.safetensors' for f in (a, b)]
-    if not all(f.is_file() for f in files): return Outcome("the model's weights", then[:16], now[:16], VERDICTS[2], 'one of the models is not there')
+    if not all(f.is_file() for f in files):
+        return Outcome("the model's weights", then[:16], now[:16], VERDICTS[2], 'one of the models is not there')
     far = _distance(*files)
     return Outcome("the model's weights", then[:16], now[:16], VERDICTS[1] if far <= tolerance else VERDICTS[2],
                    'other tensors' if far == math.inf else f'distance {far:.2g} of their length')
@@ -182,15 +216,19 @@ def compare_runs(a:str|Path, b:str|Path, tolerance:float=TOLERANCE) -> list[Outc
     a, b = run_folder(a), run_folder(b)
     x, y = load_record(a), load_record(b)
     data = [(r['data'].get('fingerprint') or '') for r in (x, y)]
-    out = [Outcome('data', data[0][:16], data[1][:16], VERDICTS[0] if data[0] == data[1] else VERDICTS[2])] if any(data) else []
-    out += [*_metric_outcomes(x, y, tolerance), _prediction_outcome(a, b, tolerance), _weights_outcome(a, b, x, y, tolerance)]
+    out = [Outcome('data', data[0][:16], data[1][:16], VERDICTS[0] if data[0] == data[1]
+                   else VERDICTS[2])] if any(data) else []
+    out += [*_metric_outcomes(x, y, tolerance), _prediction_outcome(a, b, tolerance),
+            _weights_outcome(a, b, x, y, tolerance)]
     return [o for o in [*out, *_choice_outcomes(x, y)] if o]
 
 def _choice_outcomes(a:dict, b:dict) -> Iterator[Outcome]:
     "What the second run decided otherwise; no verdict of its own, a reason for others"
     then, now = (r.get('choices', {}) for r in (a, b))
     for n in then:
-        if n in now and then[n]['took'] != now[n]['took']: yield Outcome(n, str(then[n]['took']), str(now[n]['took']), 'unknown', now[n].get('obstacle') or now[n]['why'])
+        if n in now and then[n]['took'] != now[n]['took']:
+            yield Outcome(n, str(then[n]['took']), str(now[n]['took']), 'unknown',
+                          now[n].get('obstacle') or now[n]['why'])
 
 def verdict_on(outcomes:Sequence[Outcome]) -> str:
     "The worst of the outcomes that are known"
@@ -210,7 +248,9 @@ def same_params(rec:dict, spec:dict, data:str='') -> dict:
     if data: params['data'] = data
     threads = rec['environment'].get('threads')
     if 'threads' in spec and threads and threads != os.cpu_count(): params['threads'] = threads
-    if 'choices' not in rec and params.get('precision') == 'auto' and rec['model'].get('precision') in spec['precision'].choices: params['precision'] = rec['model']['precision']
+    if 'choices' not in rec and params.get(
+            'precision') == 'auto' and rec['model'].get('precision') in spec['precision'].choices:
+        params['precision'] = rec['model']['precision']
     return params
 
 # %% ../../nbs/runs/60_reproduce.ipynb #545aa27b
@@ -225,19 +265,28 @@ def reproduce_run(
     "Run a run again and compare; an `InputError` where it cannot be the same run"
     folder = run_folder(run)
     rec = load_record(folder)
-    if rec['status'] != 'ok': raise InputError(f"run `{rec['run_id']}` is {rec['status']}; accepted: one that ended well, since there is nothing to compare with otherwise.")
+    if rec['status'] != 'ok':
+        raise InputError(f"run `{rec['run_id']}` is {rec['status']}; accepted: one that ended well, since there is "
+                         f"nothing to compare with otherwise.")
     findings, notebook = check_run(run, data)
     for f in findings:
         if f.effect != 'same': say(str(f))
     cannot = [f.what for f in findings if f.effect == 'cannot']
-    if cannot and (not anyway or 'notebook' in cannot): raise InputError(f"run `{rec['run_id']}` cannot be reproduced here: {', '.join(cannot)} not as it was. "
-                                                                         + ("" if 'notebook' in cannot else "Accepted: what it was then; or --anyway, to see how far apart they come out."))
+    if cannot and (not anyway or 'notebook' in cannot):
+        raise InputError(f"run `{rec['run_id']}` cannot be reproduced here: {', '.join(cannot)} not as it was. "
+                         + ("" if 'notebook' in cannot
+                            else "Accepted: what it was then; or --anyway, to see how far apart they come out."))
     with tempfile.TemporaryDirectory() as tmp:
-        if notebook.parent.resolve() == folder.resolve(): notebook = extract_notebook(notebook, Path(tmp)/f"{rec['usecase']}.ipynb")
-        shared = dict(processes=rec['processes']) if rec.get('processes', 1) > 1 else {} # a batch that several processes shared
-        new = run_usecase(str(notebook), same_params(rec, usecase_params(notebook), data), out, choices=rec.get('choices'), **shared)
+        if notebook.parent.resolve() == folder.resolve():
+            notebook = extract_notebook(notebook, Path(tmp)/f"{rec['usecase']}.ipynb")
+        # a batch that several processes shared
+        shared = dict(processes=rec['processes']) if rec.get('processes', 1) > 1 else {}
+        new = run_usecase(str(notebook), same_params(rec, usecase_params(notebook), data), out,
+                          choices=rec.get('choices'), **shared)
     outcomes = compare_runs(folder, new, tolerance)
     done = Reproduction(new, verdict_on(outcomes), outcomes)
-    save_record(new, load_record(new) | {'reproduces': dict(run_id=rec['run_id'], verdict=done.verdict, tolerance=tolerance,
-                                         findings=[vars(f) for f in findings if f.effect != 'same'], outcomes=[vars(o) for o in outcomes])})
+    save_record(new, load_record(new) | {'reproduces': dict(run_id=rec['run_id'], verdict=done.verdict,
+                                                            tolerance=tolerance,
+                                         findings=[vars(f) for f in findings if f.effect != 'same'],
+                                         outcomes=[vars(o) for o in outcomes])})
     return done

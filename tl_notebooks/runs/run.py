@@ -40,7 +40,8 @@ from .track import check_tracker, track_callbacks, track_figures
 RESERVE = 64*1024 # bytes
 
 def _new_folder(home:Path, tries:int=1000) -> Path:
-    "A folder below `home` that this call made; `TL_RUN_ID` is the name of one run that somebody has chosen, not of those that it may start"
+    """A folder below `home` that this call made; `TL_RUN_ID` is the name of one run that somebody has chosen, not of
+    those that it may start"""
     home.mkdir(parents=True, exist_ok=True)
     if name := os.environ.pop('TL_RUN_ID', ''): (home/name).mkdir(); return home/name
     for _ in range(tries):
@@ -56,10 +57,12 @@ def make_run_folder(usecase:str, params:dict, notebook:Path, out:str='') -> Path
         folder = _new_folder(home)
         (folder/'figures').mkdir()
         (folder/'.reserve').write_bytes(os.urandom(RESERVE))
-        save_record(folder, new_record(usecase, folder.name, params, hash_file(notebook), hash_cells(notebook_cells(notebook))))
+        save_record(folder, new_record(usecase, folder.name, params, hash_file(notebook),
+                                       hash_cells(notebook_cells(notebook))))
     except OSError as e:
         if folder: shutil.rmtree(folder, ignore_errors=True)
-        raise InputError(f"a run folder below `{home}` cannot be made ({e.strerror}). Make room or give rights there, or choose another place with --out DIR.") from None
+        raise InputError(f"a run folder below `{home}` cannot be made ({e.strerror}). Make room or give rights there, "
+                         f"or choose another place with --out DIR.") from None
     return folder
 
 # %% ../../nbs/runs/30_run.ipynb #b4d27a56
@@ -123,7 +126,8 @@ def predictions(
     probs = np.asarray(probs)
     best = probs.argmax(1)
     self._table('predictions', pd.DataFrame(dict(item=items.path, sha256=items.sha256.str[:16], label=items.label,
-                                                 predicted=[classes[i] for i in best], probability=probs[np.arange(len(best)), best])))
+                                                 predicted=[classes[i] for i in best],
+                                                 probability=probs[np.arange(len(best)), best])))
 
 @patch
 def _table(self:Run, name:str, table:pd.DataFrame) -> None:
@@ -151,8 +155,10 @@ def phase(self:Run, name:str):
 
 @patch
 def figure(self:Run, name:str, fig, caption:str='', lead:bool=False) -> Drawn:
-    "Save a figure as `figures/name.png` with its caption; gives that picture for the cell to show, so that it is drawn once. `lead`: the report's first"
-    drawn = io.BytesIO(); fig.savefig(drawn, dpi=110, pil_kwargs=dict(compress_level=4)) # a third of the time of 6, 5 % more bytes
+    """Save a figure as `figures/name.png` with its caption; gives that picture for the cell to show, so that it is
+    drawn once. `lead`: the report's first"""
+    # a third of the time of 6, 5 % more bytes
+    drawn = io.BytesIO(); fig.savefig(drawn, dpi=110, pil_kwargs=dict(compress_level=4))
     with atomic_write(self.folder/'figures'/f'{name}.png', 'wb') as f: f.write(drawn.getvalue())
     self.captions = {name: caption, **self.captions} if lead else {**self.captions, name: caption}
     return Drawn(drawn.getvalue(), caption)
@@ -160,7 +166,8 @@ def figure(self:Run, name:str, fig, caption:str='', lead:bool=False) -> Drawn:
 # %% ../../nbs/runs/30_run.ipynb #3dc077d8
 @patch
 def metric(self:Run, name:str, interval, group:str='metrics') -> None:
-    "Keep a figure with its interval; groups: metrics (test data), valid (data to choose by), control (without transfer)"
+    """Keep a figure with its interval; groups: metrics (test data), valid (data to choose by), control (without
+    transfer)"""
     self.record.setdefault(group, {})[name] = interval if isinstance(interval, dict) else interval.as_json()
 
 @patch
@@ -175,13 +182,15 @@ def figures_on(
 
 @patch
 def track(self:Run, name:str) -> list:
-    "Callbacks that write each epoch of a fit to `track/name`, for the tool that the parameter `track` names; none where it names none"
+    """Callbacks that write each epoch of a fit to `track/name`, for the tool that the parameter `track` names; none
+    where it names none"""
     return track_callbacks(getattr(self.p, 'track', 'none'), self.folder/'track'/name)
 
 @patch
 def finish(self:Run) -> str:
     "Mark the run as done and write its report; gives the run folder"
-    figures = {f'{at}{k}': m['value'] for at,group in (('', 'metrics'), ('valid/', 'valid')) for k,m in self.record[group].items()}
+    figures = {f'{at}{k}': m['value'] for at,group in (('', 'metrics'), ('valid/', 'valid')) for k,
+               m in self.record[group].items()}
     track_figures(getattr(self.p, 'track', 'none'), self.folder/'track'/'run', figures)
     self.record |= dict(status='ok', figures=self.captions, seconds=round(time.perf_counter() - self.began, 3))
     self.record.pop('error', None)
@@ -199,7 +208,8 @@ def _same_data(run:'Run') -> None:
     was = next((r['data'] for r in reversed(run.record.get('resumed', [])) if r['data']), None)
     now = run.record['data'].get('fingerprint')
     if was and now and was != now:
-        raise InputError(f"run `{run.folder}` cannot go on: its data had fingerprint {was[:16]}, and now has {now[:16]}. Put the data back as it was, or start a new run.")
+        raise InputError(f"run `{run.folder}` cannot go on: its data had fingerprint {was[:16]}, and now has "
+                         f"{now[:16]}. Put the data back as it was, or start a new run.")
 
 # %% ../../nbs/runs/30_run.ipynb #7cd255f2
 _holding = {} # folder → lock
@@ -266,7 +276,8 @@ def run_usecase(
     choices:dict|None=None, # Of another run's record, that this one takes again, see `records.make_choice`
 ) -> Path:               # The run folder
     "Run a use case's notebook with checked parameters; raises `InputError` (nothing written) or `RunFailed`"
-    if timeout is not None and not 0 < timeout < 1e9: raise InputError(f"`timeout` is {timeout:g}; accepted: seconds, more than 0.")
+    if timeout is not None and not 0 < timeout < 1e9:
+        raise InputError(f"`timeout` is {timeout:g}; accepted: seconds, more than 0.")
     notebook = find_usecase(name)
     spec = usecase_params(notebook)
     params = check_params(spec, params or {})
@@ -274,17 +285,20 @@ def run_usecase(
     _check_processes(processes)
     folder = make_run_folder(notebook.stem, params, notebook, out or params.get('out', '')).absolute()
     (folder/'checkpoints').mkdir()
-    shutil.copyfile(notebook, folder/'checkpoints'/'notebook.ipynb') # what `resume_run` goes on with, whatever becomes of the original
+    # what `resume_run` goes on with, whatever becomes of the original
+    shutil.copyfile(notebook, folder/'checkpoints'/'notebook.ipynb')
     write_json(folder/'checkpoints'/'run.json', dict(cwd=str(Path.cwd())))
     more = {k: v for k,v in (('processes', processes if processes > 1 else None), ('choices', choices)) if v}
     if more: save_record(folder, load_record(folder) | more)
-    with held(folder): return _run_in(folder, notebook, {k: v for k,v in params.items() if v != spec[k].default}, timeout=timeout)
+    with held(folder):
+        return _run_in(folder, notebook, {k: v for k,v in params.items() if v != spec[k].default}, timeout=timeout)
 
 # %% ../../nbs/runs/30_run.ipynb #ae80e764
 def _check_processes(n:int) -> None:
     if n < 1: raise InputError(f"`processes` is {n}; accepted: a whole number from 1.")
     if n > 1 and importlib.util.find_spec('accelerate') is None:
-        raise InputError(f"`processes` is {n}, and training in several processes wants accelerate, which is not installed. "
+        raise InputError(f"`processes` is {n}, and training in several processes wants accelerate, which is not "
+                         f"installed. "
                          f"Accepted: 1; or install it: {install_hint('accelerate')}")
 
 def _run_in(folder:Path, notebook:Path, params:dict, cwd:Path|None=None, timeout:float|None=None) -> Path:
@@ -294,7 +308,9 @@ def _run_in(folder:Path, notebook:Path, params:dict, cwd:Path|None=None, timeout
     except KeyboardInterrupt:
         if load_record(folder)['status'] == 'ok': return folder # only the kernel's end was left
         mark_failed(folder, 'KeyboardInterrupt', 'stopped by the user')
-        raise RunFailed(folder, 'interrupted', f'interrupted; what was done so far stays in the run folder, and `{tl_hint("resume", folder)}` goes on') from None
+        raise RunFailed(folder, 'interrupted',
+                        f'interrupted; what was done so far stays in the run folder, and '
+                        f'`{tl_hint("resume", folder)}` goes on') from None
     except Exception as e: _after_failure(folder, e, timeout if late.is_set() else None)
     if load_record(folder)['status'] != 'ok':
         mark_failed(folder, 'Incomplete', 'the notebook ended without finishing its run')
@@ -336,7 +352,8 @@ def _after_failure(folder:Path, e:Exception, timeout:float|None=None) -> None:
         with contextlib.suppress(OSError): folder.parent.rmdir()
         raise InputError(message) from None
     if rec['status'] == 'running': rec = mark_failed(folder, kind, message, getattr(e, 'source', ''))
-    where = f"cell {e.exec_count}" if getattr(e, 'exec_count', None) else 'writing the run folder' if isinstance(e, OSError) else 'the kernel'
+    where = f"cell {e.exec_count}" if getattr(e, 'exec_count', None) else 'writing the run folder' if isinstance(e,
+            OSError) else 'the kernel'
     rec['error']['index'] = getattr(e, 'cell_index', None)
     with contextlib.suppress(OSError): save_record(folder, rec)
     raise RunFailed(folder, rec['status'], f"{where} failed: {kind}: {message}") from None
@@ -344,7 +361,8 @@ def _after_failure(folder:Path, e:Exception, timeout:float|None=None) -> None:
 def _after_death(folder:Path, rec:dict, timeout:float|None) -> None:
     "The end of a run whose kernel is gone"
     at, cell = _last_cell(folder/'notebook.ipynb')
-    kind, message = ('Timeout', f'stopped after {timeout:g} seconds, as asked for') if timeout else ('KernelDied', 'the kernel died: it was killed, or it ran out of memory')
+    kind, message = ('Timeout', f'stopped after {timeout:g} seconds, as asked for') if timeout else ('KernelDied',
+            'the kernel died: it was killed, or it ran out of memory')
     mark_failed(folder, kind, message + at, cell)
     raise RunFailed(folder, 'failed', message + at) from None
 
@@ -352,9 +370,12 @@ def _last_cell(notebook:Path) -> tuple[str, str]: # where, source
     "The cell that was at work when a notebook was last written"
     try: cells = json.loads(notebook.read_text(encoding='utf-8'))['cells']
     except (OSError, ValueError, KeyError): return '', ''
-    n, c = next(((i, c) for i,c in reversed([*enumerate(cells)]) if c['cell_type'] == 'code' and c.get('metadata', {}).get('papermill', {}).get('start_time')), (None, {}))
+    n, c = next(((i, c) for i,c in reversed([*enumerate(cells)]) if c['cell_type'] == 'code'
+                 and c.get('metadata', {}).get('papermill', {}).get('start_time')), (None, {}))
     source = ''.join(c.get('source', ''))
-    return ('', '') if n is None else (f'; at work was the cell that begins with `{source.strip().splitlines()[0][:80] if source.strip() else ""}`', source)
+    return ('',
+            '') if n is None else (f'; at work was the cell that begins with '
+                                   f'`{source.strip().splitlines()[0][:80] if source.strip() else ""}`', source)
 
 # %% ../../nbs/runs/30_run.ipynb #00946b37
 def import_papermill():
@@ -394,10 +415,14 @@ def _execute(notebook:Path, folder:Path, params:dict, cwd:Path|None=None) -> Non
 def _with_papermill(notebook:Path, folder:Path, params:dict, cwd:Path) -> None:
     papermill = import_papermill()
     save_record(folder, load_record(folder) | {'process': this_process()})
-    told = dict(TL_RUN_DIR=str(folder), TL_RUN_NOTEBOOK=str(Path(notebook).absolute()), TL_PROCESSES=str(load_record(folder).get('processes', 1)))
+    told = dict(TL_RUN_DIR=str(folder), TL_RUN_NOTEBOOK=str(Path(notebook).absolute()),
+                TL_PROCESSES=str(load_record(folder).get('processes', 1)))
     os.environ |= told
-    try: papermill.execute_notebook(str(notebook), str(folder/'notebook.ipynb'), parameters=params, kernel_name='python3', language='python',
-                                    cwd=str(cwd), progress_bar=sys.stderr.isatty(), stderr_file=sys.stderr, extra_arguments=['--IPKernelApp.log_level=50'])
+    try:
+        papermill.execute_notebook(str(notebook), str(folder/'notebook.ipynb'), parameters=params,
+                                   kernel_name='python3', language='python',
+                                   cwd=str(cwd), progress_bar=sys.stderr.isatty(), stderr_file=sys.stderr,
+                                   extra_arguments=['--IPKernelApp.log_level=50'])
     finally:
         for name in told: os.environ.pop(name, None)
         with contextlib.suppress(OSError): drop_progress(folder/'notebook.ipynb')
@@ -410,7 +435,8 @@ def drop_progress(notebook:Path) -> None:
     nb = nbformat.read(notebook, 4)
     for c in nb.cells:
         if c.cell_type == 'code':
-            c.outputs = [o for o in c.outputs if not (o.output_type == 'stream' and o.name == 'stderr' and '\r' in o.text)]
+            c.outputs = [o for o in c.outputs if not (o.output_type == 'stream' and o.name == 'stderr'
+                                                      and '\r' in o.text)]
     with atomic_write(notebook) as f: nbformat.write(nb, f)
 
 # %% ../../nbs/runs/30_run.ipynb #ee8506db
@@ -419,7 +445,8 @@ def find_run(run:str|Path) -> Path:
     folder = run_folder(run)
     if (folder/'record.json').is_file(): return folder.absolute()
     known = [p.parent.name for p in outputs_root().glob('*/*/record.json')]
-    raise InputError(f"run `{run}`: there is no record in such a folder, and no run of that name in `{outputs_root()}`. "
+    raise InputError(f"run `{run}`: there is no record in such a folder, and no run of that name in "
+                     f"`{outputs_root()}`. "
                      f"{did_you_mean(str(run), known)}")
 
 # %% ../../nbs/runs/30_run.ipynb #b5621648
@@ -436,13 +463,21 @@ def resume_run(
         rec = load_record(folder)
         notebook = folder/'checkpoints'/'notebook.ipynb'
         if not notebook.is_file(): notebook = find_usecase(rec['usecase'])
-        for what,was,now in (('notebook', rec['notebook_sha256'][:16], hash_file(notebook)[:16]), ('code', rec['code_version'], code_version())):
-            if was != now: raise InputError(f"run `{folder}` cannot go on: its {what} was {was}, and now is {now}. Put back what it was, or start a new run: {_again(rec)}")
+        for what,was,now in (('notebook', rec['notebook_sha256'][:16], hash_file(notebook)[:16]),
+                             ('code', rec['code_version'], code_version())):
+            if was != now:
+                raise InputError(f"run `{folder}` cannot go on: its {what} was {was}, and now is {now}. Put back what "
+                                 f"it was, or start a new run: {_again(rec)}")
         spec = usecase_params(notebook)
         params = check_params(spec, rec['params'])
-        cwd = Path(read_json(folder/'checkpoints'/'run.json')['cwd']) if (folder/'checkpoints'/'run.json').is_file() else Path.cwd() # paths may have been relative
+        # paths may have been relative
+        cwd = Path(read_json(folder/'checkpoints'/'run.json')['cwd']) if (
+                folder/'checkpoints'/'run.json').is_file() else Path.cwd()
         again = dict(at=time.strftime('%Y-%m-%dT%H:%M:%S%z'), status=rec['status'], data=rec['data'].get('fingerprint'))
         save_record(folder, new_record(rec['usecase'], rec['run_id'], params, rec['notebook_sha256'])
-                    | {k: rec[k] for k in ('started', 'processes', 'choices') if k in rec} | dict(resumed=[*rec.get('resumed', []), again]))
-        try: return _run_in(folder, notebook, {k: v for k,v in params.items() if v != spec[k].default}, cwd if cwd.is_dir() else None)
+                    | {k: rec[k] for k in ('started', 'processes', 'choices') if k in rec}
+                    | dict(resumed=[*rec.get('resumed', []), again]))
+        try:
+            return _run_in(folder, notebook, {k: v for k,v in params.items() if v != spec[k].default},
+                           cwd if cwd.is_dir() else None)
         except InputError: save_record(folder, rec); raise

@@ -26,7 +26,8 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from tqdm import tqdm
-from ..core import InputError, atomic_write, hash_file, hash_json, install_hint, locked, read_json, write_json
+from ..core import (InputError, atomic_write, hash_file, hash_json, install_hint, locked, read_json,
+                               write_json)
 from ..data.problems import data_path
 from ..judge.evidence import mean_interval
 from ..judge.pages import encode_png, render_page
@@ -59,7 +60,8 @@ class Range:
         return self.tidy(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
 
     def tidy(self, v) -> float|int: # six digits: what stands in the table can be typed again
-        return min(max(round(float(v)), int(self.low)), int(self.high)) if self.whole else min(max(float(f'{v:.6g}'), self.low), self.high)
+        return min(max(round(float(v)), int(self.low)), int(self.high)) if self.whole else min(max(float(f'{v:.6g}'),
+                self.low), self.high)
 
 # %% ../../nbs/runs/50_sweep.ipynb #5e9ab545
 _RANGE = re.compile(r'\s*([^:]+?)\.\.([^:.][^:]*)(:log)?(?::(\d+))?\s*$')
@@ -83,16 +85,23 @@ def parse_values(
 def read_rows(path:str|Path) -> list[dict]:
     "Rows of parameters from a CSV file or JSON lines; an empty cell leaves the default"
     try: text = Path(path).read_text(encoding='utf-8-sig')
-    except (OSError, UnicodeDecodeError) as e: raise InputError(f"list `{path}` cannot be read ({getattr(e, 'strerror', None) or e}).") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"list `{path}` cannot be read ({getattr(e, 'strerror', None) or e}).") from None
     if Path(path).suffix in ('.jsonl', '.ndjson', '.json'):
         try: rows = [json.loads(l) for l in text.splitlines() if l.strip()]
-        except ValueError as e: raise InputError(f"list `{path}` is not JSON lines ({e}); accepted: one object a line.") from None
-        if not all(isinstance(r, dict) for r in rows): raise InputError(f"list `{path}`: accepted: one JSON object a line, such as {{\"lr\": 0.01}}.")
+        except ValueError as e:
+            raise InputError(f"list `{path}` is not JSON lines ({e}); accepted: one object a line.") from None
+        if not all(isinstance(r, dict) for r in rows):
+            raise InputError(f"list `{path}`: accepted: one JSON object a line, such as {{\"lr\": 0.01}}.")
     else:
         rows = [*csv.DictReader(io.StringIO(text))]
-        if any(None in r or None in r.values() for r in rows): raise InputError(f"list `{path}` has rows longer or shorter than its first line, which names the parameters.")
+        if any(None in r or None in r.values() for r in rows):
+            raise InputError(f"list `{path}` has rows longer or shorter than its first line, which names the "
+                             f"parameters.")
         rows = [{k.strip(): v.strip() for k,v in r.items() if v.strip()} for r in rows]
-    if not rows: raise InputError(f"list `{path}` has no rows; accepted: a first line with names of parameters, then a line per run.")
+    if not rows:
+        raise InputError(f"list `{path}` has no rows; accepted: a first line with names of parameters, then a line "
+                         f"per run.")
     return rows
 
 # %% ../../nbs/runs/50_sweep.ipynb #bc008302
@@ -107,7 +116,8 @@ def plan_runs(
     "Checked parameters of all runs; an `InputError` lists everything that is wrong"
     bad = _Errors()
     space = {n: parse_values(spec.get(n), v) for n,v in space.items()}
-    if 'seed' in space and (seeds != 1 or seed): bad.add("`seed` is given twice: as a parameter and by --seed or --seeds.")
+    if 'seed' in space and (seeds != 1 or seed):
+        bad.add("`seed` is given twice: as a parameter and by --seed or --seeds.")
     if 'out' in space: bad.add("parameter `out`: where run folders go is one place for all; accepted: --out DIR.")
     if seeds < 1 or random < 0: bad.add(f"--seeds {seeds}, --random {random}: accepted: whole numbers from 1.")
     if rows and random: bad.add("--random and --list exclude each other: draws, or rows of your own.")
@@ -115,7 +125,9 @@ def plan_runs(
     twice = [n for n in space if any(n in r for r in rows or ())]
     if twice: bad.add(f"parameters {', '.join(f'`{n}`' for n in twice)} stand in the list and beside it.")
     bad.say()
-    configs = _draws(space, random, seed) if random else [dict(zip(space, v)) for v in itertools.product(*(v.grid() if isinstance(v, Range) else v for v in space.values()))]
+    configs = _draws(space, random, seed) if random else [dict(zip(space, v))
+                                                          for v in itertools.product(*(v.grid() if isinstance(v, Range)
+            else v for v in space.values()))]
     repeats = [{}] if 'seed' not in spec or 'seed' in space else [{'seed': seed + k} for k in range(seeds)]
     if seeds > 1 and 'seed' not in spec: bad.add("--seeds: this use case has no parameter `seed`.")
     out = {}
@@ -135,7 +147,8 @@ class _Errors(dict):
     "Messages, each once, in the order in which they were found"
     def add(self, message:str) -> None: self[message] = None
     def say(self) -> None:
-        if self: raise InputError('\n'.join([*self][:40] + ([f'… and {len(self) - 40} more.'] if len(self) > 40 else [])))
+        if self:
+            raise InputError('\n'.join([*self][:40] + ([f'… and {len(self) - 40} more.'] if len(self) > 40 else [])))
 
     @contextlib.contextmanager
     def at(self, where:str):
@@ -146,10 +159,17 @@ class _Errors(dict):
     def values(self, spec, name, values, random) -> None:
         "Check the values of one parameter"
         if isinstance(values, Range):
-            if not values.low <= values.high or (values.log and values.low <= 0): return self.add(f"parameter `{name}`: a range from {values.low:g} to {values.high:g}{' by logarithm' if values.log else ''}; accepted: the lower number first, above 0 where it is :log.")
-            if not random and not (values.whole and not values.log or values.steps): return self.add(f"parameter `{name}`: a range has no end of numbers in it; accepted: --random N draws, or a number of steps, as in {name}={values.low:g}..{values.high:g}{':log' if values.log else ''}:5.")
+            if not values.low <= values.high or (values.log and values.low <= 0):
+                return self.add(f"parameter `{name}`: a range from {values.low:g} to "
+                                f"{values.high:g}{' by logarithm' if values.log else ''}; accepted: the lower number "
+                                f"first, above 0 where it is :log.")
+            if not random and not (values.whole and not values.log or values.steps):
+                return self.add(f"parameter `{name}`: a range has no end of numbers in it; accepted: --random N "
+                                f"draws, or a number of steps, as in "
+                                f"{name}={values.low:g}..{values.high:g}{':log' if values.log else ''}:5.")
             values = [values.low, values.high]
-        if not isinstance(values, list) or not values: return self.add(f"parameter `{name}`: found no values; accepted: one or more, with commas between them.")
+        if not isinstance(values, list) or not values:
+            return self.add(f"parameter `{name}`: found no values; accepted: one or more, with commas between them.")
         for v in values:
             with self.at(''): check_params(spec, {name: v})
 
@@ -174,7 +194,9 @@ class Sweep:
     def __init__(self, folder:str|Path):
         self.folder = Path(folder).absolute()
         self.data, self._found = read_json(self.folder/'sweep.json', 'sweep'), {}
-        if self.data.get('schema') != SCHEMA: raise InputError(f"`{self.folder/'sweep.json'}` has schema {self.data.get('schema')!r}; this version reads {SCHEMA!r}.")
+        if self.data.get('schema') != SCHEMA:
+            raise InputError(f"`{self.folder/'sweep.json'}` has schema {self.data.get('schema')!r}; this version "
+                             f"reads {SCHEMA!r}.")
 
     @property
     def runs(self) -> dict: return self.data['runs']
@@ -184,7 +206,8 @@ class Sweep:
     def name(self) -> str: return Path(self.data['notebook']).stem
     def save(self) -> None: write_json(self.folder/'sweep.json', self.data)
     def path(self, r:dict) -> Path|None: return self.root/self.name/r['run'] if r['run'] else None
-    def count(self) -> dict[str, int]: return {s: n for s in STATES if (n := sum(r['status'] == s for r in self.runs.values()))}
+    def count(self) -> dict[str, int]:
+        return {s: n for s in STATES if (n := sum(r['status'] == s for r in self.runs.values()))}
 
 def make_sweep(notebook:Path, spec:dict, runs:list[dict], out:str='', **asked) -> Sweep:
     "The folder of a sweep; one that is there already is taken up"
@@ -195,10 +218,14 @@ def make_sweep(notebook:Path, spec:dict, runs:list[dict], out:str='', **asked) -
     folder = root/'sweeps'/f'{notebook.stem}-{hash_json([str(notebook.name), sha, version, sorted(given)])[:8]}'
     if (folder/'sweep.json').exists(): return Sweep(folder)
     try: (folder/'logs').mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise InputError(f"sweep folder `{folder}` cannot be made ({e.strerror}). Choose another with --out DIR.") from None
+    except OSError as e:
+        raise InputError(
+                f"sweep folder `{folder}` cannot be made ({e.strerror}). Choose another with --out DIR.") from None
     varied = [n for n in spec if n != 'seed' and len({json.dumps(p[n]) for p in runs}) > 1]
-    write_json(folder/'sweep.json', dict(schema=SCHEMA, usecase=notebook.stem, notebook=str(notebook), notebook_sha256=sha, code_version=version, cwd=str(Path.cwd()),
-               started=time.strftime('%Y-%m-%dT%H:%M:%S%z'), varied=varied, **asked, runs={k: dict(params=p, status='planned', run='', error='', seconds=None) for k,p in given.items()}))
+    write_json(folder/'sweep.json', dict(schema=SCHEMA, usecase=notebook.stem, notebook=str(notebook),
+                                         notebook_sha256=sha, code_version=version, cwd=str(Path.cwd()),
+               started=time.strftime('%Y-%m-%dT%H:%M:%S%z'), varied=varied, **asked,
+               runs={k: dict(params=p, status='planned', run='', error='', seconds=None) for k,p in given.items()}))
     return Sweep(folder)
 
 # %% ../../nbs/runs/50_sweep.ipynb #ef55eaa8
@@ -214,7 +241,8 @@ def settle(self:Sweep) -> None:
         ok = next((n for n,s in states.items() if s == 'ok'), None)
         if ok: r |= dict(status='ok', run=ok, error='')
         elif states: r |= dict(status=[*states.values()][-1], run=[*states][-1])
-        elif r['status'] in ('running', 'ok', 'interrupted'): r |= dict(status='planned', run='') # its folder was never made, or was removed
+        # its folder was never made, or was removed
+        elif r['status'] in ('running', 'ok', 'interrupted'): r |= dict(status='planned', run='')
     self.save()
 
 @patch
@@ -223,14 +251,17 @@ def _mark(self:Sweep, folder:Path) -> str:
     try: rec = load_record(folder)
     except InputError: return 'interrupted' # killed before it had a record, or damaged
     if rec['status'] == 'running':
-        rec |= dict(status='interrupted', error=dict(type='WorkerLost', message='its worker ended while it ran', cell=''))
+        rec |= dict(status='interrupted', error=dict(type='WorkerLost', message='its worker ended while it ran',
+                                                     cell=''))
         save_record(folder, rec)
     return rec['status']
 
 # %% ../../nbs/runs/50_sweep.ipynb #fecb8faf
 def _dask():
     try: import distributed
-    except ImportError: raise InputError(f"a sweep needs the package `distributed`, which is not installed. Install it: {install_hint('distributed')}") from None
+    except ImportError:
+        raise InputError(f"a sweep needs the package `distributed`, which is not installed. Install it: "
+                         f"{install_hint('distributed')}") from None
     return distributed
 
 def default_workers(threads:int, runs:int) -> int:
@@ -246,12 +277,16 @@ def _client(workers:int, scheduler:str, runs:int, threads:int):
     distributed = _dask()
     if scheduler:
         try: client = distributed.Client(scheduler, timeout=10)
-        except (OSError, ValueError, TimeoutError) as e: raise InputError(f"no scheduler answers at `{scheduler}` ({str(e).splitlines()[0] if str(e) else type(e).__name__}); accepted: the address that `dask scheduler` printed, such as tcp://10.0.0.1:8786.") from None
+        except (OSError, ValueError, TimeoutError) as e:
+            raise InputError(f"no scheduler answers at `{scheduler}` "
+                             f"({str(e).splitlines()[0] if str(e) else type(e).__name__}); accepted: the address that "
+                             f"`dask scheduler` printed, such as tcp://10.0.0.1:8786.") from None
         with client: yield client
         return
     n = workers or default_workers(threads, runs)
     with tempfile.TemporaryDirectory(prefix='tl-dask-') as d, handling(signal.SIGINT, signal.SIG_IGN):
-        cluster = distributed.LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address='127.0.0.1:0', scheduler_kwargs=dict(dashboard=False), host='127.0.0.1',
+        cluster = distributed.LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address='127.0.0.1:0',
+                                           scheduler_kwargs=dict(dashboard=False), host='127.0.0.1',
             local_directory=d, memory_limit=_WORKER_MEMORY, silence_logs=50)
     with cluster, distributed.Client(cluster) as client: yield client
 
@@ -267,7 +302,8 @@ def _alone(folder:Path):
 @patch
 def run(self:Sweep, workers:int=0, scheduler:str='', limit:int=0) -> 'Sweep':
     "Run what is not done; raises `RunFailed` where it was interrupted. `limit`: so many runs at most"
-    with _alone(self.folder), handling(signal.SIGTERM, signal.default_int_handler): # a batch system's stop is an interrupt too
+    # a batch system's stop is an interrupt too
+    with _alone(self.folder), handling(signal.SIGTERM, signal.default_int_handler):
         self.settle()
         todo = [k for k,r in self.runs.items() if r['status'] != 'ok'][:limit or None]
         done = len(self.runs) - len([k for k,r in self.runs.items() if r['status'] != 'ok'])
@@ -276,7 +312,8 @@ def run(self:Sweep, workers:int=0, scheduler:str='', limit:int=0) -> 'Sweep':
             if todo: self._dispatch(todo, workers, scheduler)
         except KeyboardInterrupt:
             self.settle(); self.write()
-            raise RunFailed(self.folder, 'interrupted', f'interrupted; {self._words()}. The same command goes on from here') from None
+            raise RunFailed(self.folder, 'interrupted',
+                            f'interrupted; {self._words()}. The same command goes on from here') from None
         finally: self.settle()
         self.write()
     return self
@@ -287,7 +324,8 @@ def _words(self:Sweep) -> str: return ', '.join(f'{n} {s}' for s,n in self.count
 @patch
 def _job(self:Sweep, key:str, topic:str) -> dict:
     params, cwd = self.runs[key]['params'], self.data['cwd']
-    return dict(key=key, topic=topic, params=params, threads=params.get('threads', 0), root=str(self.root), sweep=str(self.folder),
+    return dict(key=key, topic=topic, params=params, threads=params.get('threads', 0), root=str(self.root),
+                sweep=str(self.folder),
                 usecase=self.name, name=f"{self.folder.name.rpartition('-')[2]}-{key}", notebook=self.data['notebook'],
                 cwd=cwd if Path(cwd).is_dir() else str(Path.cwd()))
 
@@ -299,14 +337,16 @@ def _dispatch(self:Sweep, todo:list[str], workers:int, scheduler:str) -> None:
     threads = max(self.runs[k]['params'].get('threads', 0) for k in todo)
     topic = f'{self.folder.name}-{os.urandom(4).hex()}'
     with _client(workers, scheduler, len(todo), threads) as client, _Progress(self, len(todo)) as shown:
-        if scheduler and not client.scheduler_info()['workers']: print('sweep: the scheduler has no workers yet; waiting for them', file=sys.stderr)
+        if scheduler and not client.scheduler_info()['workers']:
+            print('sweep: the scheduler has no workers yet; waiting for them', file=sys.stderr)
         client.subscribe_topic(topic, lambda event: shown.started(event[1]))
         futures = client.map(run_job, [self._job(k, topic) for k in todo], key=[f'{topic}-{k}' for k in todo],
                              pure=False, batch_size=1000)
         key_of = {f.key: k for f,k in zip(futures, todo)}
         try:
             for f, result in distributed.as_completed(futures, with_results=True, raise_errors=False):
-                shown.ended(key_of[f.key], result if isinstance(result, dict) else dict(status='failed', error=_lost(result)))
+                shown.ended(key_of[f.key], result if isinstance(result, dict)
+                            else dict(status='failed', error=_lost(result)))
                 f.release()
         except KeyboardInterrupt:
             print('\nsweep: stopping the runs', file=sys.stderr)
@@ -328,17 +368,20 @@ class _Progress:
     "States as they come in, on stderr and in the sweep's file"
     def __init__(self, sweep:Sweep, total:int):
         self.sweep, self.due, self.lock, self.best = sweep, 0., threading.Lock(), None
-        self.bar = tqdm(total=total, desc=sweep.name, file=sys.stderr, mininterval=.5 if sys.stderr.isatty() else 10, dynamic_ncols=True)
+        self.bar = tqdm(total=total, desc=sweep.name, file=sys.stderr, mininterval=.5 if sys.stderr.isatty() else 10,
+                        dynamic_ncols=True)
 
     def started(self, message:dict) -> None: # from Dask's own thread
         with self.lock:
-            if message['key'] in self.sweep.runs: self.sweep.runs[message['key']] |= dict(status='running', run=message['run']); self.show()
+            if message['key'] in self.sweep.runs:
+                self.sweep.runs[message['key']] |= dict(status='running', run=message['run']); self.show()
 
     def ended(self, key:str, result:dict) -> None:
         with self.lock:
             r = self.sweep.runs[key]
             r |= {k: v for k,v in result.items() if k in ('status', 'error', 'seconds')}
-            if r['status'] == 'failed': self.bar.write(f"sweep: {self.sweep.brief(r)} failed: {r['error']}", file=sys.stderr)
+            if r['status'] == 'failed':
+                self.bar.write(f"sweep: {self.sweep.brief(r)} failed: {r['error']}", file=sys.stderr)
             if (rec := self.sweep.record(r)) and (found := choosing_figure(rec, self.sweep.data['metric']))[2]:
                 now = found[0] == 'valid', (-1 if self.sweep.data['lower'] else 1)*found[2]['value'], r
                 self.best = max(self.best or now, now, key=lambda b: b[:2])
@@ -352,7 +395,8 @@ class _Progress:
         if self.best:
             on_valid, value, r = self.best
             best = f"; best on {ON['valid' if on_valid else 'metrics']} data {abs(value):.4g}: {self.sweep.brief(r)}"
-        self.bar.set_postfix_str(f"{n.get('ok', 0)} done, {n.get('failed', 0)} failed, {n.get('running', 0)} running{best}", refresh=False)
+        self.bar.set_postfix_str(f"{n.get('ok', 0)} done, {n.get('failed', 0)} failed, {n.get('running', 0)} "
+                                 f"running{best}", refresh=False)
         self.sweep.save()
         self.due = at + max(1, 20*(time.monotonic() - at))
 
@@ -360,7 +404,8 @@ class _Progress:
     def __exit__(self, *_): self.show(now=True); self.bar.close()
 
 @patch
-def brief(self:Sweep, r:dict) -> str: return ' '.join(f'{k}={v}' for k,v in r['params'].items() if k in (*self.data['varied'], 'seed')) or 'defaults'
+def brief(self:Sweep, r:dict) -> str:
+    return ' '.join(f'{k}={v}' for k,v in r['params'].items() if k in (*self.data['varied'], 'seed')) or 'defaults'
 
 # %% ../../nbs/runs/50_sweep.ipynb #70cc8fc2
 @patch
@@ -374,7 +419,8 @@ def record(self:Sweep, r:dict) -> dict|None:
 
 @patch
 def chosen_by(self:Sweep) -> tuple[str, str]:
-    "The group of figures that combinations are put in order by, 'valid' or (where no run has any) 'metrics', and the metric"
+    """The group of figures that combinations are put in order by, 'valid' or (where no run has any) 'metrics', and the
+    metric"""
     found = [choosing_figure(rec, self.data['metric'])[:2] for r in self.runs.values() if (rec := self.record(r))]
     return max(found, key=lambda f: f[0] == 'valid', default=('valid', self.data['metric'] or 'metric'))
 
@@ -387,20 +433,26 @@ def _mean(found:list[dict]) -> dict:
 # %% ../../nbs/runs/50_sweep.ipynb #a1828bac
 @patch
 def rows(self:Sweep) -> list[dict]:
-    """Per combination: params, value, low, high, n, test, seeds, failed, seconds, runs, error; those without a value last.
+    """Per combination: params, value, low, high, n, test, seeds, failed, seconds, runs, error; those without a value
+    last.
 
-    value, low, high, n : what it was put in order by, see `chosen_by`;  test : the figure on test data, where that is another
+    value, low, high, n : what it was put in order by, see `chosen_by`;
+    test : the figure on test data, where that is another
     """
     by, name = self.chosen_by()
     groups = {}
-    for r in self.runs.values(): groups.setdefault(json.dumps({k: v for k,v in r['params'].items() if k != 'seed'}), []).append(r)
+    for r in self.runs.values():
+        groups.setdefault(json.dumps({k: v for k,v in r['params'].items() if k != 'seed'}), []).append(r)
     spec, out = {n: p.default for n,p in usecase_params(self.data['notebook']).items()}, []
     for rs in groups.values():
         records = [rec for r in rs if (rec := self.record(r))]
         found, test = ([rec[group][name] for rec in records if name in rec[group]] for group in (by, 'metrics'))
         seconds = [r['seconds'] for r in rs if r['status'] == 'ok' and r['seconds']]
-        out.append(dict(params={n: rs[0]['params'].get(n, spec[n]) for n in self.data['varied']}, **_mean(found), test=_mean(test) if by == 'valid' else None, seeds=len(found),
-                        failed=sum(r['status'] == 'failed' for r in rs), seconds=round(float(np.mean(seconds)), 1) if seconds else None, runs=[r['run'] for r in rs if r['run']],
+        out.append(dict(params={n: rs[0]['params'].get(n, spec[n]) for n in self.data['varied']}, **_mean(found),
+                        test=_mean(test) if by == 'valid' else None, seeds=len(found),
+                        failed=sum(r['status'] == 'failed' for r in rs),
+                        seconds=round(float(np.mean(seconds)), 1) if seconds else None,
+                        runs=[r['run'] for r in rs if r['run']],
                         error=next((r['error'] for r in rs if r['status'] == 'failed'), '')))
     sign = 1 if self.data['lower'] else -1
     return sorted(out, key=lambda r: (r['value'] is None, sign*(r['value'] or 0)))
@@ -422,7 +474,8 @@ def table(self:Sweep) -> pd.DataFrame:
     counts = lambda r: {k: r[k] for k in ('n', 'seeds', 'failed', 'seconds')}
     t = pd.DataFrame([{**r['params'], **ends(head, r), **ends(test, r['test']), **counts(r),
                        'chosen by': head, 'runs': ' '.join(r['runs']), 'error': r['error']} for r in self.rows()])
-    idle = [c for c in ('failed', 'error') if not t[c].any()] + (['seeds'] if t.seeds.max() <= 1 else ['n']) # with seeds, n is their number
+    # with seeds, n is their number
+    idle = [c for c in ('failed', 'error') if not t[c].any()] + (['seeds'] if t.seeds.max() <= 1 else ['n'])
     return t.drop(columns=idle)
 
 @patch
@@ -449,7 +502,8 @@ def verdict(self:Sweep) -> str:
 
 @patch
 def _repr_html_(self:Sweep) -> str:
-    return f'<p>{self.name}: {self._words()}; <code>{self.folder.name}</code></p>' + self.table().drop(columns='runs').head(50).to_html(index=False, float_format='{:.4g}'.format, na_rep='')
+    return f'<p>{self.name}: {self._words()}; <code>{self.folder.name}</code></p>' + self.table(
+            ).drop(columns='runs').head(50).to_html(index=False, float_format='{:.4g}'.format, na_rep='')
 
 # %% ../../nbs/runs/50_sweep.ipynb #ac20dcb3
 @patch
@@ -468,7 +522,8 @@ def write(self:Sweep) -> None:
 
 # %% ../../nbs/runs/50_sweep.ipynb #0763b82e
 def _check_workers(workers:int, scheduler:str, limit:int) -> None:
-    if workers < 0 or limit < 0: raise InputError(f"--workers {workers}, --limit {limit}: accepted: whole numbers from 1.")
+    if workers < 0 or limit < 0:
+        raise InputError(f"--workers {workers}, --limit {limit}: accepted: whole numbers from 1.")
     if workers and scheduler:
         raise InputError("--workers and --scheduler exclude each other: workers of this machine, or of a cluster.")
 
@@ -479,7 +534,7 @@ def sweep(
     random:int=0,           # So many draws from `space` instead of the grid
     seeds:int=1,            # Repeats of each
     seed:int=0,             # The first of them, and of the draws
-    metric:str='',          # What to choose by, on validation data where runs keep that; the use case's main one unless told
+    metric:str='',          # What to choose by, on validation data where there is some; '': the main one
     lower:bool=False,       # Whether less is better
     workers:int=0,          # On this machine; 0: as many as fit
     scheduler:str='',       # Address of a Dask scheduler, instead
@@ -491,9 +546,12 @@ def sweep(
     spec, space = usecase_params(notebook), dict(space or {})
     _check_workers(workers, scheduler, limit)
     rows = read_rows(rows) if isinstance(rows, (str, Path)) else list(rows)
-    asked = dict(space={n: vars(v) if isinstance(v, Range) else v for n,v in space.items()}, rows=len(rows), random=random, seeds=seeds, seed=seed)
+    asked = dict(space={n: vars(v) if isinstance(v, Range) else v for n,v in space.items()}, rows=len(rows),
+                 random=random, seeds=seeds, seed=seed)
     if 'threads' in spec and 'threads' not in space and not any('threads' in r for r in rows): space['threads'] = [1]
-    if 'threads' not in spec: print('sweep: this use case has no parameter `threads`; each run takes all cores, and two at once share them', file=sys.stderr)
+    if 'threads' not in spec:
+        print('sweep: this use case has no parameter `threads`; each run takes all cores, and two at once share them',
+              file=sys.stderr)
     _dask()
     runs = plan_runs(spec, space, rows or None, random, seeds, seed)
     for data in {p['data'] for p in runs if p.get('data')}: data_path(data)
@@ -510,8 +568,10 @@ def resume_sweep(folder:str|Path, workers:int=0, scheduler:str='', limit:int=0) 
     now = hash_file(s.data['notebook']) if Path(s.data['notebook']).is_file() else None
     if now != s.data['notebook_sha256']:
         raise InputError(f"`{s.data['notebook']}` is {'not what it was' if now else 'not there any more'}, "
-                         "so the results of more runs would not compare. The command that began this sweep begins a new one.")
+                         "so the results of more runs would not compare. The command that began this sweep begins a "
+                         "new one.")
     if (version := code_version()) != s.data['code_version']:
-        print(f"sweep: the code is {version} now and was {s.data['code_version']}; each run's record says which it used",
+        print(f"sweep: the code is {version} now and was {s.data['code_version']}; "
+              "each run's record says which it used",
               file=sys.stderr)
     return s.run(workers, scheduler, limit)

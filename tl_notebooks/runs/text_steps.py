@@ -20,7 +20,7 @@ from ..learn.learner import FitProgress
 from ..learn.stages import Stage
 from ..learn.text import TextLearner, text_learner, tfidf_baseline, word_effects
 from .run import Run
-from .steps import fine_tune, keep_model
+from .steps import fine_tune
 
 # %% ../../nbs/runs/36_text_steps.ipynb #37bcf984
 @dataclass

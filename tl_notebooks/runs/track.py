@@ -19,7 +19,8 @@ def check_tracker(kind:str) -> str:
     "`kind`, if there is such a tracker and it is installed"
     if kind not in TRACKERS: raise InputError(f"`track` is {kind!r}. {did_you_mean(kind, TRACKERS)}")
     if missing := [p for p in TRACKERS[kind] if importlib.util.find_spec(p) is None]:
-        raise InputError(f"`track` is {kind!r}, and {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed. "
+        raise InputError(f"`track` is {kind!r}, and {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} "
+                         f"not installed. "
                          f"Use none, or install what is missing: {install_hint(*missing)}")
     return kind
 
@@ -72,7 +73,8 @@ def epochs_to_tensorboard(folder:str|Path):
     from torch.utils.tensorboard import SummaryWriter
     class Writer(SummaryWriter):
         start = 0
-        def add_scalar(self, tag, value, step): return None if value is None else super().add_scalar(tag, float(value), self.start + step)
+        def add_scalar(self, tag, value, step):
+            return None if value is None else super().add_scalar(tag, float(value), self.start + step)
     class EpochsToTensorBoard(TensorBoardCallback):
         start, run_valid, one_writer = 0, False, True     # batches: of training alone
         def __getstate__(self): return {**self.__dict__, 'writer': None} # each process opens its own
