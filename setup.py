@@ -2,7 +2,7 @@
 import configparser
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 cfg = configparser.ConfigParser(delimiters=['='])
@@ -16,9 +16,10 @@ setup(
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     classifiers=['Programming Language :: Python :: 3', 'Framework :: Jupyter', 'Topic :: Scientific/Engineering :: Artificial Intelligence'],
     # The use-case notebooks travel inside the package; they have one home, nbs/usecases.
-    packages=[cfg['lib_name'], f"{cfg['lib_name']}.usecases"],
+    packages=[*find_packages(include=[cfg['lib_name'], f"{cfg['lib_name']}.*"]), f"{cfg['lib_name']}.usecases"],
     package_dir={f"{cfg['lib_name']}.usecases": 'nbs/usecases'},
-    package_data={cfg['lib_name']: ['*.json', '*.jsonl'], f"{cfg['lib_name']}.usecases": ['*.ipynb']},
+    package_data={'': ['*.json'], cfg['lib_name']: ['templates/*'], f"{cfg['lib_name']}.data": ['samples/**/*.*'],
+                  f"{cfg['lib_name']}.usecases": ['*.ipynb']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
     extras_require={'parquet': ['pyarrow>=15'], 'distributed': ['accelerate>=1.0'], 'dvc': ['dvc>=3.60,<4', 'dvclive>=3.48,<4'],

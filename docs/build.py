@@ -21,6 +21,7 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[1]
 SITE, OUT = ROOT/'_proc'/'_site', ROOT/'_docs'
 EXECUTED = ['parts']                                # use cases that the site shows with their results
+PACKAGES = 'data frozen heads learn models judge expand runs'.split()  # of the library, from the ground floor up
 PROJECT = ['CONTRIBUTING.md', 'CHANGELOG.md']       # pages that are not notebooks
 MADE = '<!-- Made from nbs/index.ipynb by `make export`; edit it there. -->'
 LINK = re.compile(r'(?P<pre>\]\(|\b(?:src|href)=")(?P<to>[^)\s"#]+)(?P<at>#[^)\s"]*)?(?=[)\s"])')
@@ -59,7 +60,8 @@ def means(to:str, source:str) -> str|None:
     for base in (ROOT/source).parent, ROOT:
         path = Path(os.path.normpath(base/to))
         if path.exists() and path.is_relative_to(ROOT): return path.relative_to(ROOT).as_posix()
-    raise ValueError(f"{source}: the link `{to}` leads nowhere; accepted: a path from the notebook's folder or from the root.")
+    raise ValueError(f"{source}: the link `{to}` leads nowhere; accepted: a path from the notebook's folder or from "
+                     f"the root.")
 
 
 # README
@@ -130,7 +132,8 @@ def adapt(cell) -> list:
     "The cells of a page that stand for one cell: none, itself, or markdown instead of `show_doc`"
     from nbformat.v4 import new_markdown_cell
     if not cell.source.strip(): return []
-    if cell.cell_type == 'raw': return [new_markdown_cell(heading(cell.source))] if cell.source.startswith('---') else []
+    if cell.cell_type == 'raw':
+        return [new_markdown_cell(heading(cell.source))] if cell.source.startswith('---') else []
     if cell.cell_type == 'markdown':
         cell.source = re.sub(r'^(# .+\n+)> ', r'\1', cell.source)
         return [] if cell.source.startswith('<!-- WARNING') else [cell]
@@ -140,12 +143,13 @@ def adapt(cell) -> list:
     if cell.source.startswith('show_doc('):
         shown = [o.data['text/markdown'] for o in cell.outputs if 'text/markdown' in o.get('data', {})]
         return [new_markdown_cell(documented(text)) for text in shown]
-    cell.metadata['tags'] = ['hide-input'] if 'code-fold' in found else ['remove-input'] if found.get('echo') == 'false' else []
+    cell.metadata['tags'] = [
+            'hide-input'] if 'code-fold' in found else ['remove-input'] if found.get('echo') == 'false' else []
     return [cell] if cell.source else []
 
 
 def page_of(source:str) -> str:
-    "The page made from a notebook or text: `nbs/00_core.ipynb` → `core.ipynb`"
+    "The page made from a notebook or text: `nbs/heads/00_ridge.ipynb` → `heads/ridge.ipynb`"
     path = Path(source)
     if path.suffix != '.ipynb': return source
     return (path.relative_to('nbs').parent/re.sub(r'^\d\d_', '', path.name)).as_posix()
@@ -196,11 +200,13 @@ def contents(pages:list[str]) -> str:
     "The site's table of contents: use cases and guides first, then the library from the ground floor up"
     groups = {'Use cases': [p for p in pages if p.startswith('usecases/')],
               'Guides': [p for p in pages if p.startswith('guides/')],
-              'The library': [p for p in pages if p.endswith('.ipynb') and '/' not in p and p != 'index.ipynb'],
+              'The library': ['core.ipynb', 'cli.ipynb'],
+              **{f'{name}/': [p for p in pages if p.startswith(f'{name}/')] for name in PACKAGES},
               'Benchmarks': [p for p in pages if p.startswith('benchmarks/')],
               'The project': [p for p in pages if p.endswith('.md')]}
     def tree(caption, names):
-        return '\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', '', *(str(Path(p).with_suffix('')) for p in names), '```'])
+        return '\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', '',
+                          *(str(Path(p).with_suffix('')) for p in names), '```'])
     return '\n\n'.join(tree(caption, names) for caption,names in groups.items() if names)
 
 
@@ -212,8 +218,10 @@ def finished_run(name:str) -> Path|None:
     for record in sorted((ROOT/'outputs'/name).glob('*/record.json'), reverse=True):
         try: found = json.loads(record.read_text(encoding='utf-8'))
         except ValueError: continue
-        notebook, good = record.with_name('notebook.ipynb'), (found.get('status'), found.get('notebook_sha256')) == ('ok', sha)
-        if good and notebook.exists() and 'injected-parameters' not in notebook.read_text(encoding='utf-8'): return record.parent
+        notebook, good = record.with_name('notebook.ipynb'), (found.get('status'),
+                                                              found.get('notebook_sha256')) == ('ok', sha)
+        if good and notebook.exists() and 'injected-parameters' not in notebook.read_text(encoding='utf-8'):
+            return record.parent
     return None
 
 
@@ -222,16 +230,19 @@ def executed(name:str):
     with tempfile.TemporaryDirectory() as tmp:
         run = finished_run(name)
         if run is None:
-            print(f'running `{name}` for its page (some minutes; a run with its defaults in outputs/ would be taken) …', flush=True)
+            print(f'running `{name}` for its page (some minutes; a run with its defaults in outputs/ would be taken) …',
+                  flush=True)
             command = [sys.executable, '-m', 'tl_notebooks', 'run', name, '--out', tmp]
             done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
             if done.returncode: sys.exit(f'docs: `tl run {name}` ended with exit code {done.returncode}')
             run = Path(done.stdout.strip().splitlines()[-1])
         text = (run/'notebook.ipynb').read_text(encoding='utf-8')
-        for path,instead in ((run.parents[1], 'outputs'), (ROOT, '.'), (tempfile.gettempdir(), '…'), (Path.home(), '~')):
+        for path,instead in ((run.parents[1], 'outputs'), (ROOT, '.'), (tempfile.gettempdir(), '…'),
+                             (Path.home(), '~')):
             text = text.replace(str(path), instead)
     nb = nbformat.reads(text, 4)
-    nb.cells = [c for c in nb.cells if not {'injected-parameters', 'papermill-error-cell-tag'} & set(c.metadata.get('tags', []))]
+    nb.cells = [c for c in nb.cells
+                if not {'injected-parameters', 'papermill-error-cell-tag'} & set(c.metadata.get('tags', []))]
     return nb
 
 
@@ -239,7 +250,8 @@ def executed(name:str):
 
 def sources() -> list[str]:
     "Every notebook and page of the site, as paths from the root, in the order of the contents"
-    nbs = [p for folder in ('', 'usecases', 'guides', 'benchmarks') for p in sorted((ROOT/'nbs'/folder).glob('[!_.]*.ipynb'))]
+    nbs = [p for folder in ('', *PACKAGES, 'usecases', 'guides', 'benchmarks')
+           for p in sorted((ROOT/'nbs'/folder).glob('[!_.]*.ipynb'))]
     return [p.relative_to(ROOT).as_posix() for p in nbs] + [p for p in PROJECT if (ROOT/p).exists()]
 
 
@@ -285,7 +297,8 @@ def read_page(source:str):
     "What a page is made from: text, a use case with its results, or a notebook after nbdev's pass; adapted"
     if not source.endswith('.ipynb'): return (ROOT/source).read_text(encoding='utf-8')
     path = Path(source).relative_to('nbs')
-    nb = executed(path.stem) if path.parent.name == 'usecases' and path.stem in EXECUTED else nbformat.read(ROOT/'_proc'/path, 4)
+    nb = executed(path.stem) if path.parent.name == 'usecases' and path.stem in EXECUTED else nbformat.read(
+            ROOT/'_proc'/path, 4)
     nb.cells = [a for c in nb.cells for a in adapt(c)]
     return nb
 

@@ -22,7 +22,8 @@ def need(name):
 
 def tl(*args, cwd, timeout=300, env=None):
     "Run `tl` as a user does, in a process of its own"
-    return subprocess.run([sys.executable, '-m', 'tl_notebooks', *map(str, args)], cwd=cwd, capture_output=True, text=True,
+    return subprocess.run([sys.executable, '-m', 'tl_notebooks', *map(str, args)], cwd=cwd, capture_output=True,
+                          text=True,
                           timeout=timeout, env={**os.environ, **(env or {})})
 
 
@@ -42,8 +43,8 @@ def own_cache(tmp_path_factory):
 @pytest.fixture(scope='session')
 def pictures(tmp_path_factory):
     "Four kinds of parts, 15 small pictures each, made by the project"
-    from tl_notebooks.samples import PARTS, make_parts
-    return make_parts(tmp_path_factory.mktemp('pictures')/'parts', kinds=PARTS[:4], n=15, size=96, progress=False)
+    from tl_notebooks.data.samples import PARTS, make_parts
+    return make_parts(tmp_path_factory.mktemp('pictures')/'parts', kinds=PARTS[:4], n=15, size=96)
 
 
 @pytest.fixture(scope='session')
@@ -56,7 +57,8 @@ def first_run(pictures, tmp_path_factory):
 
 
 def tree(root, spec, draw=None):
-    "Make files: str and bytes → content, None → a folder, callable → called with the path, a number → what `draw` makes of it"
+    """Make files: str and bytes → content, None → a folder, callable → called with the path, a number → what `draw`
+    makes of it"""
     for name, what in spec.items():
         p = root/name
         p.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"What test_resume.py lets be killed: small training in processes of their own, with every source of chance that training has; and whole sweeps of it."
+"""What test_resume.py lets be killed: small training in processes of their own, with every source of chance that
+training has; and whole sweeps of it."""
 import contextlib
 import json
 import multiprocessing
@@ -22,11 +23,13 @@ def settle():
 
 def outcome(learn, chance=True):
     "Weights, what the recorder saw, the optimiser, and where the generators stand"
-    from tl_notebooks.checkpoint import take_chance, take_optimiser
+    from tl_notebooks.learn.resume import take_chance, take_optimiser
     from tl_notebooks.core import hash_json, hash_state
     r, (moments, counters) = learn.recorder, take_optimiser(learn.opt)
-    out = dict(weights=hash_state(learn.model.state_dict()), values=[list(v) for v in r.values], losses=[float(x) for x in r.losses], lrs=[float(x) for x in r.lrs],
-               hps={k: [float(x) for x in v] for k,v in r.hps.items()}, moments=hash_state(moments), counters=hash_json(counters), trained=[p.requires_grad for p in learn.model.parameters()])
+    out = dict(weights=hash_state(learn.model.state_dict()), values=[list(v) for v in r.values],
+               losses=[float(x) for x in r.losses], lrs=[float(x) for x in r.lrs],
+               hps={k: [float(x) for x in v] for k,v in r.hps.items()}, moments=hash_state(moments),
+               counters=hash_json(counters), trained=[p.requires_grad for p in learn.model.parameters()])
     if chance: tensors, values = take_chance(learn.dls.loaders); out |= dict(chance=hash_state(tensors), spare=values)
     return out
 
@@ -63,7 +66,7 @@ def plain_learner(n=120):
 
 def by_hand(place, data):
     "One cycle with `Checkpoint(folder)`; nothing but the folder connects one process with the next"
-    from tl_notebooks.checkpoint import Checkpoint
+    from tl_notebooks.learn.resume import Checkpoint
     import fastai.callback.schedule # noqa: F401
     learn = plain_learner()
     learn.fit_one_cycle(8, 1e-2, cbs=Checkpoint(place/'checkpoints'))
@@ -80,10 +83,12 @@ def unlike(place, data):
 def picture_learner(data, **kwargs):
     import torch
     from torch import nn
-    from tl_notebooks.data import read_images
-    from tl_notebooks.finetune import TransferLearner, TransferNet
-    from tl_notebooks.vision import image_dls
+    from tl_notebooks.data.images import read_images
+    from tl_notebooks.learn.learner import TransferLearner
+    from tl_notebooks.learn.network import TransferNet
+    from tl_notebooks.learn.vision import image_dls
     class Body(nn.Module):
+        cache_key = 'body of a test'
         def __init__(self):
             super().__init__()
             self.a = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU())
@@ -98,8 +103,9 @@ def picture_learner(data, **kwargs):
 
 def in_a_run(place, data):
     "Progressive thaw and a control, with cached and augmented views, as a run's notebook does it"
-    from tl_notebooks.checkpoint import keep_checkpoints
-    from tl_notebooks.finetune import FlipMaps, Stage
+    from tl_notebooks.learn.resume import keep_checkpoints
+    from tl_notebooks.learn.prefix import FlipMaps
+    from tl_notebooks.learn.stages import Stage
     keep_checkpoints(place/'checkpoints')
     learn = picture_learner(data)
     learn.thaw_progressively([Stage(1, 2, 1e-2), Stage(2, 3, 1e-2), Stage(None, 2, 1e-3)], cbs=FlipMaps())
@@ -111,11 +117,11 @@ def in_a_run(place, data):
 
 def of_texts(place, data):
     "Contrast, which has a loop of its own, and progressive thaw of a text network"
-    from tl_notebooks.checkpoint import keep_checkpoints
-    from tl_notebooks.finetune import Stage
-    from tl_notebooks.samples import sample_path
-    from tl_notebooks.text import text_learner
-    from tl_notebooks.texts import read_texts
+    from tl_notebooks.learn.resume import keep_checkpoints
+    from tl_notebooks.learn.stages import Stage
+    from tl_notebooks.data.samples import sample_path
+    from tl_notebooks.learn.text import text_learner
+    from tl_notebooks.data.texts import read_texts
     keep_checkpoints(place/'checkpoints')
     texts = read_texts(sample_path('reviews'), valid_pct=.1, test_pct=.75)
     learn = quiet(text_learner(texts, str(data), max_tokens=32, bs=16, precision='fp32', seed=0))
@@ -123,13 +129,14 @@ def of_texts(place, data):
     contrast = learn.contrast(2, steps=8, lr=1e-3, seed=0)
     body = learn.model.body.state_dict()
     learn.thaw_progressively([Stage(2, 3, 1e-2)], keep_best=False, lr_mult=2)
-    return dict(contrast={k: v for k,v in vars(contrast).items() if k != 'seconds'}, learn=outcome(learn), body=len(body))
+    return dict(contrast={k: v for k,v in vars(contrast).items() if k != 'seconds'}, learn=outcome(learn),
+                body=len(body))
 
 
 def scene_learner(data, **kwargs):
     "A detector as small as they come, with an average of its weights"
-    from tl_notebooks.boxes import read_boxes
-    from tl_notebooks.detection import detection_learner
+    from tl_notebooks.data.boxes import read_boxes
+    from tl_notebooks.learn.detection import detection_learner
     scenes = read_boxes(data, min_per_class=1, progress=False)
     small = dict(backbone='timm/resnet18', weights='random', size=64, bs=4, channels=32, convs=1)
     return quiet(detection_learner(scenes, **small, **kwargs))
@@ -137,7 +144,7 @@ def scene_learner(data, **kwargs):
 
 def of_boxes(place, data, views=3):
     "Two fits of a detector, one after the other; the first goes on from cached maps, as the `crossing` use case does"
-    from tl_notebooks.checkpoint import keep_checkpoints
+    from tl_notebooks.learn.resume import keep_checkpoints
     keep_checkpoints(place/'checkpoints')
     learn = scene_learner(data, views=views, ema=.9)
     learn.freeze_to(-2)
@@ -145,7 +152,7 @@ def of_boxes(place, data, views=3):
     first = outcome(learn)
     learn.unfreeze()
     learn.fit_one_cycle(2, 1e-3)
-    cached = [(r['items'], r['views']) for r in learn.frozen_pyramid.report]
+    cached = [(r['items'], r['views']) for r in learn.frozen_prefix.report]
     return dict(first=first, second=outcome(learn), cached=cached)
 
 
@@ -157,7 +164,8 @@ def of_new_views(place, data):
 def cache(place, data):
     "Activations of pictures, computed and kept; then every row is read back from the disk"
     import torch
-    from tl_notebooks.activations import ActivationStore, fill
+    from tl_notebooks.frozen.loader import fill
+    from tl_notebooks.frozen.store import ActivationStore
     ids = [f'item {i}' for i in range(400)]
     def compute(at): time.sleep(.001*len(at)); return [torch.stack([torch.full((32, 1024), float(i)) for i in at])]
     store = ActivationStore(dict(test=1), (32, 1024), root=place/'activations')
@@ -182,7 +190,7 @@ def child(kind, place, data, cache, ready):
 def server():
     "A process that has imported everything and computed nothing: its children begin at once"
     ctx = multiprocessing.get_context('forkserver')
-    ours = ['tl_notebooks.vision', 'tl_notebooks.text', 'tl_notebooks.detection']
+    ours = ['tl_notebooks.learn.vision', 'tl_notebooks.learn.text', 'tl_notebooks.learn.detection']
     ctx.set_forkserver_preload(['killed', *ours, 'transformers.models.bert.modeling_bert'])
     return ctx
 
@@ -201,13 +209,15 @@ def run_and_kill(ctx, kind, place, data, cache, after=None):
 
 
 def kill_at_random(ctx, kind, base:Path, data, kills:int, seed:int=0, most:int=4):
-    "Outcome without an interruption, and after each series of kills, until there were `kills`; the seconds of the first"
+    """Outcome without an interruption, and after each series of kills, until there were `kills`; the seconds of the
+    first"""
     rng = random.Random(seed)
     seconds, _ = run_and_kill(ctx, kind, base/'whole', data, base/'cache whole')
     whole, others, n, series = (base/'whole'/'outcome.json').read_text(), [], 0, 0
     while n < kills:
         series += 1; place = base/f'series {series}'
-        for _ in range(min(most, kills - n)): n += run_and_kill(ctx, kind, place, data, place/'cache', rng.uniform(0, seconds))[1]
+        for _ in range(min(most, kills - n)):
+            n += run_and_kill(ctx, kind, place, data, place/'cache', rng.uniform(0, seconds))[1]
         run_and_kill(ctx, kind, place, data, place/'cache')
         others.append((place/'outcome.json').read_text())
     return whole, others, n, seconds
@@ -226,10 +236,15 @@ v = float(learn.recorder.values[-1][-1])"""
 
 def small_usecase(path:Path, parameters:str, work:str, n:int=100) -> Path:
     "A use case of few lines: `work` sets `v`"
-    cell = lambda source, *tags: dict(cell_type='code', execution_count=None, outputs=[], metadata={'tags': [*tags]}, source=source)
-    cells = [cell(parameters, 'parameters'), cell(f'from tl_notebooks.run import start_run\nrun = start_run({str(path)!r}, globals()); p = run.p'), cell(work),
-             cell(f"run.metric('accuracy', dict(value=v, low=max(0, v - .1), high=min(1, v + .1), n={n})); run.finish()")]
-    path.write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')), nbformat=4, nbformat_minor=4)))
+    cell = lambda source, *tags: dict(cell_type='code', execution_count=None, outputs=[], metadata={'tags': [*tags]},
+                                      source=source)
+    cells = [cell(parameters, 'parameters'),
+             cell(f'from tl_notebooks.runs.run import start_run\nrun = start_run({str(path)!r}, globals()); p = run.p'),
+             cell(work),
+             cell(f"run.metric('accuracy', dict(value=v, low=max(0, v - .1), high=min(1, v + .1), n={n}))\n"
+                  'run.finish()')]
+    path.write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='Python 3',
+            language='python')), nbformat=4, nbformat_minor=4)))
     return path
 
 
@@ -249,22 +264,31 @@ def processes_of(out:Path) -> list:
     found = []
     for p in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if p.pid != os.getpid() and (str(out) in ' '.join(p.cmdline()) or str(out) in p.environ().get('TL_RUN_DIR', '')): found.append(p)
+            if p.pid != os.getpid() and (str(out) in ' '.join(p.cmdline())
+                                         or str(out) in p.environ().get('TL_RUN_DIR', '')):
+                found.append(p)
     return found
 
 
 def kill_sweeps(base:Path, kills:int, seed:int=0, runs:int=4, most:int=3) -> tuple[dict, list[dict], dict, float]:
-    """What an uninterrupted sweep gives, what each series of kills ends with, how often what was killed, and the seconds of the first.
+    """What an uninterrupted sweep gives, what each series of kills ends with, how often what was killed, and the
+    seconds of the first.
 
-    Killed at random moments: the command, one of its processes (a worker of Dask, a waiting one, a run), or all of them at once.
+    Killed at random moments: the command, one of its processes (a worker of Dask, a waiting one, a run), or all of them
+    at once.
     """
     rng, base = random.Random(seed), Path(base)
-    usecase = small_usecase(base/'fit.ipynb', 'lr: float = 0.01 # {0..1}\nseed: int = 0  # {0..99}\nthreads: int = 1 # {0..64}', FIT.format(tests=str(Path(__file__).parent)), 20)
+    usecase = small_usecase(base/'fit.ipynb',
+                            'lr: float = 0.01 # {0..1}\nseed: int = 0  # {0..99}\nthreads: int = 1 # {0..64}',
+                            FIT.format(tests=str(Path(__file__).parent)), 20)
     def start(out):
         out.mkdir(exist_ok=True)
         with open(out/'stderr', 'a') as err:
-            return subprocess.Popen([sys.executable, '-m', 'tl_notebooks', 'sweep', str(usecase), '-p', 'lr=' + ','.join(f'{.002*(i + 1):g}' for i in range(runs)), '--workers', '2', '--out', str(out)],
-                                    cwd=out, stdout=subprocess.DEVNULL, stderr=err, env={**os.environ, 'TL_NOTEBOOKS_CHECKPOINTS': '1'})
+            return subprocess.Popen([sys.executable, '-m', 'tl_notebooks', 'sweep', str(usecase), '-p',
+                                     'lr=' + ','.join(f'{.002*(i + 1):g}' for i in range(runs)), '--workers', '2',
+                                     '--out', str(out)],
+                                    cwd=out, stdout=subprocess.DEVNULL, stderr=err,
+                                    env={**os.environ, 'TL_NOTEBOOKS_CHECKPOINTS': '1'})
     at, p = time.perf_counter(), start(base/'whole')
     assert p.wait() == 0, (base/'whole'/'stderr').read_text()[-3000:]
     seconds, whole, ends, killed = time.perf_counter() - at, swept(base/'whole'), [], {}
@@ -276,7 +300,8 @@ def kill_sweeps(base:Path, kills:int, seed:int=0, runs:int=4, most:int=3) -> tup
             what = rng.choice(['the command', 'one of its processes', 'all of them'])
             with contextlib.suppress(psutil.Error):
                 below = psutil.Process(p.pid).children(recursive=True)
-                victims = [psutil.Process(p.pid)] if what == 'the command' else [rng.choice(below)] if below and what != 'all of them' else [psutil.Process(p.pid), *below]
+                victims = [psutil.Process(p.pid)] if what == 'the command' else [
+                        rng.choice(below)] if below and what != 'all of them' else [psutil.Process(p.pid), *below]
                 for v in victims:
                     with contextlib.suppress(psutil.Error): v.kill()
                 killed[what] = killed.get(what, 0) + 1; left -= 1

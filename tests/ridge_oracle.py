@@ -34,7 +34,8 @@ def best_scale(scores, y):
     k, n = scores.shape[1], len(y)
     t = np.full(scores.shape, 1/(n + k)); t[np.arange(n), y] = (n + 1)/(n + k)
     loss = lambda v: -(t*log_softmax(np.exp(v)*scores)).sum(1).mean()
-    return np.exp(minimize_scalar(loss, bounds=(np.log(.01), np.log(100)), method='bounded', options=dict(xatol=1e-6)).x)
+    return np.exp(minimize_scalar(loss, bounds=(np.log(.01), np.log(100)), method='bounded',
+                                  options=dict(xatol=1e-6)).x)
 
 
 def log_softmax(s): return s - np.logaddexp.reduce(s, axis=1, keepdims=True)

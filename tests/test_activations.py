@@ -1,4 +1,5 @@
-"The frozen part is computed once and nothing else changes: the network's own numbers, rows that belong to what they are used for, disks that fail."
+"""The frozen part is computed once and nothing else changes: the network's own numbers, rows that belong to what they
+are used for, disks that fail."""
 import errno
 import json
 import os
@@ -27,16 +28,24 @@ from fastai.vision.augment import aug_transforms
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from tl_notebooks.activations import (Activations, ActivationStore, Prefix, clear_stores, fill, find_cut, hash_prefix, list_stores, make_room,
-                                      run_suffix)
+from tl_notebooks.frozen.cut import find_cut, run_suffix
+from tl_notebooks.frozen.engine import Prefix
+from tl_notebooks.frozen.loader import Activations, fill
+from tl_notebooks.frozen.store import ActivationStore, clear_stores, hash_prefix, list_stores, make_room
 from tl_notebooks.core import InputError, hash_state, seed_everything
-from tl_notebooks.data import read_images
-from tl_notebooks.finetune import FlipMaps, Stage, TransferLearner, TransferNet
-from tl_notebooks.vision import image_learner, image_net, test_dl as dl_of_split
+from tl_notebooks.data.images import read_images
+from tl_notebooks.learn.learner import TransferLearner
+from tl_notebooks.learn.network import TransferNet
+from tl_notebooks.learn.prefix import FlipMaps
+from tl_notebooks.learn.stages import Stage
+from tl_notebooks.learn.vision import image_learner, image_net, test_dl as dl_of_split
 
-NETS = ['efficientnet_lite0', 'resnet18', 'mobilenetv3_large', 'convnext_tiny', 'timm/vit_tiny_patch16_224', 'timm/swin_tiny_patch4_window7_224',
-        'timm/edgenext_xx_small', 'timm/regnetx_002', 'timm/repvgg_a0', 'timm/dla34', 'timm/levit_128s', 'timm/mixer_s32_224', 'timm/pvt_v2_b0',
-        'timm/xcit_nano_12_p16_224', 'torchvision/densenet121', 'torchvision/mobilenet_v3_small', 'torchvision/resnet18', 'torchvision/squeezenet1_1', 'torchvision/vgg11']
+NETS = ['efficientnet_lite0', 'resnet18', 'mobilenetv3_large', 'convnext_tiny', 'timm/vit_tiny_patch16_224',
+        'timm/swin_tiny_patch4_window7_224',
+        'timm/edgenext_xx_small', 'timm/regnetx_002', 'timm/repvgg_a0', 'timm/dla34', 'timm/levit_128s',
+        'timm/mixer_s32_224', 'timm/pvt_v2_b0',
+        'timm/xcit_nano_12_p16_224', 'torchvision/densenet121', 'torchvision/mobilenet_v3_small',
+        'torchvision/resnet18', 'torchvision/squeezenet1_1', 'torchvision/vgg11']
 FIXED = ('vit', 'swin', 'levit', 'mixer', 'xcit')
 
 
@@ -56,7 +65,8 @@ def quiet(learn, what):
 
 
 def learner(data, seed=0, size=64, augment=False, **kwargs):
-    return image_learner(data, size=size, bs=16, precision='fp32', seed=seed, augment=augment, model_dir=tempfile.gettempdir(), **kwargs)
+    return image_learner(data, size=size, bs=16, precision='fp32', seed=seed, augment=augment,
+                         model_dir=tempfile.gettempdir(), **kwargs)
 
 
 def computed(learn): return sum(r['computed'] for r in learn.frozen_prefix.report)
@@ -96,16 +106,19 @@ def test_every_cut_gives_the_networks_own_features(name):
             if cut.place:
                 ran = [p for m in cut.behind for p in net.body.get_submodule(m).parameters()]
                 old = ran[0].clone(); ran[0].add_(1.); assert hash_prefix(net.body, cut) == was; ran[0].copy_(old)
-        assert hash_prefix(net.body, cut) == was and not {id(p) for p in frozen} & {id(p) for m in cut.behind for p in net.body.get_submodule(m).parameters()}
+        assert hash_prefix(net.body, cut) == was and not {id(p) for p in frozen} & {id(p) for m in cut.behind
+                for p in net.body.get_submodule(m).parameters()}
     assert places[-1] == '' and len(set(places)) >= min(4, len(places)), places
 
 
 def test_a_network_whose_layers_look_back_is_refused_and_trained_whole(data, cache, capsys):
     class Back(nn.Module):
+        cache_key = 'back'
         def __init__(self): super().__init__(); self.a, self.b, self.c = (nn.Linear(4, 4) for _ in 'abc')
         def forward(self, x): h = self.a(x); return self.c(self.b(h)) + h
     back = Back().eval()
-    with pytest.raises(InputError, match='something else crosses'): find_cut(back, [*back.a.parameters(), *back.b.parameters()], [torch.rand(2, 4)])
+    with pytest.raises(InputError, match='something else crosses'):
+        find_cut(back, [*back.a.parameters(), *back.b.parameters()], [torch.rand(2, 4)])
     learn = learner(data, size=64, backbone='timm/hrnet_w18_small', weights='random')
     learn.freeze_to(-3)
     quiet(learn, lambda: learn.fit(1, 1e-4))
@@ -116,8 +129,10 @@ def test_text_encoders_are_cut_between_layers():
     "The same mechanism for transformers: the mask goes in beside the kept activations"
     transformers = pytest.importorskip('transformers')
     seed_everything(0)
-    config = transformers.BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64)
+    config = transformers.BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=4, num_attention_heads=4,
+                                     intermediate_size=64)
     class Body(nn.Module):
+        cache_key = 'body of a test'
         def __init__(self): super().__init__(); self.bert = transformers.BertModel(config, add_pooling_layer=False)
         def forward(self, ids, mask):
             h = self.bert(ids, attention_mask=mask).last_hidden_state
@@ -131,18 +146,23 @@ def test_text_encoders_are_cut_between_layers():
         cut = find_cut(body, frozen, [ids[:2], mask[:2]])
         assert cut.place == f'bert.encoder.layer.{k}' and cut.inputs
         hidden = Prefix(body, [cut], [ids[:2], mask[:2]], 4)(ids, mask)[0]
-        with torch.no_grad(): torch.testing.assert_close(run_suffix(body, cut, hidden, ids, mask), own, rtol=1e-5, atol=1e-6)
+        with torch.no_grad():
+            torch.testing.assert_close(run_suffix(body, cut, hidden, ids, mask), own, rtol=1e-5, atol=1e-6)
 
 
 def test_a_text_learner_trains_on_activations_and_masks(cache):
     "Two inputs, one of them wanted behind the cut: the same losses and predictions as a Learner without any of this"
     transformers = pytest.importorskip('transformers')
-    config = transformers.BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, hidden_dropout_prob=.1)
+    config = transformers.BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+                                     intermediate_size=64, hidden_dropout_prob=.1)
     class Body(nn.Module):
+        cache_key = 'body of a test'
         def __init__(self):
             super().__init__(); self.bert = transformers.BertModel(config, add_pooling_layer=False)
             self.groups = [[*self.bert.embeddings.parameters()], *([*m.parameters()] for m in self.bert.encoder.layer)]
-        def forward(self, ids, mask): return (self.bert(ids, attention_mask=mask).last_hidden_state*mask[...,None]).sum(1)/mask.sum(1, keepdim=True)
+        def forward(self, ids, mask):
+            return (self.bert(ids, attention_mask=mask).last_hidden_state*mask[...,None]).sum(1)/mask.sum(1,
+                    keepdim=True)
     seed_everything(0)
     n = 40; ids = torch.randint(1, 50, (n, 12)); mask = (torch.arange(12) < torch.randint(3, 13, (n,))[:,None]).long()
     ds = TensorDataset(ids*mask, mask, (ids[:,0] > 25).long())
@@ -153,7 +173,8 @@ def test_a_text_learner_trains_on_activations_and_masks(cache):
         if bare: learn.remove_cb(learn.frozen_prefix); learn.frozen_prefix = SimpleNamespace()
         learn.freeze_to(-3)
         quiet(learn, lambda: learn.fit(2, 1e-3))
-        return learn, ([float(x) for x in learn.recorder.losses], [*quiet(learn, learn.validate)], quiet(learn, lambda: learn.get_preds())[0].tolist())
+        return learn, ([float(x) for x in learn.recorder.losses], [*quiet(learn, learn.validate)],
+                       quiet(learn, lambda: learn.get_preds())[0].tolist())
     (_, own), (kept, cached), (_, live) = run(bare=True), run(), run(cache=False)
     assert computed(kept) == 40 and kept.frozen_prefix.report[0]['cut'] == ['bert.encoder.layer.1']
     for a, b in ((own, cached), (cached, live)):
@@ -162,13 +183,15 @@ def test_a_text_learner_trains_on_activations_and_masks(cache):
 
 def test_items_of_different_sizes_are_trained_whole(cache, capsys):
     class Body(nn.Module):
+        cache_key = 'body of a test'
         def __init__(self):
             super().__init__(); self.a, self.b = nn.Linear(1, 4), nn.Linear(4, 4)
             self.groups = [[*self.a.parameters()], [*self.b.parameters()]]
         def forward(self, x): return self.b(self.a(x[...,None]).relu()).mean(1)
     seed_everything(0)
     ds = [(torch.randn(5 + 2*(i > 7)), torch.tensor(i % 2)) for i in range(16)]
-    learn = TransferLearner(DataLoaders(DataLoader(ds, bs=4), DataLoader(ds, bs=4), device='cpu'), TransferNet(Body(), 4, 2))
+    learn = TransferLearner(DataLoaders(DataLoader(ds, bs=4), DataLoader(ds, bs=4), device='cpu'),
+                            TransferNet(Body(), 4, 2))
     learn.freeze_to(-2)
     quiet(learn, lambda: learn.fit(1, 1e-3))
     assert 'Items must have one size' in capsys.readouterr().err and len(learn.recorder.losses) == 4
@@ -178,7 +201,8 @@ def test_items_of_different_sizes_are_trained_whole(cache, capsys):
 def test_training_is_the_uncached_training(data, cache, groups):
     """Same seed, same order: the same losses and predictions; the control is a Learner without any of this.
 
-    SGD and small rates, since training with BatchNorms on batches of 16 is ill-conditioned: a relative change of 1e-6 in the first
+    SGD and small rates, since training with BatchNorms on batches of 16 is ill-conditioned: a relative change of 1e-6
+    in the first
     weights moves a logit by 0.01 in four steps. Losses are what shows a row that belongs to another picture.
     """
     def run(bare=False, **kwargs):
@@ -195,8 +219,10 @@ def test_training_is_the_uncached_training(data, cache, groups):
     for kwargs in (dict(fold=False), dict(fold=False, cache=False), {}, dict(cache=False)):
         learn, got = run(**kwargs)
         assert computed(learn) == (0 if kwargs.get('cache') is False else 36 + 12 + 12)
-        for x, y, tol in zip(got, own, (1e-3, 1e-3, 2e-2, 2e-2)): torch.testing.assert_close(torch.tensor(x), torch.tensor(y), rtol=tol, atol=tol)
-        torch.testing.assert_close(torch.tensor(got[0][:2]), torch.tensor(own[0][:2]), rtol=1e-5, atol=1e-5)    # before rounding has had steps to grow
+        for x, y, tol in zip(got, own, (1e-3, 1e-3, 2e-2, 2e-2)):
+            torch.testing.assert_close(torch.tensor(x), torch.tensor(y), rtol=tol, atol=tol)
+        # before rounding has had steps to grow
+        torch.testing.assert_close(torch.tensor(got[0][:2]), torch.tensor(own[0][:2]), rtol=1e-5, atol=1e-5)
 
 
 def test_probing_with_and_without_the_cache_is_the_same(data, cache):
@@ -227,7 +253,8 @@ def test_stored_precision_is_all_that_is_lost(data, cache, dtype, rtol):
 
 def test_bf16_bodies_are_cached_as_they_compute(data, cache):
     def preds(**kwargs):
-        learn = image_learner(data, 'resnet18', 'random', size=64, bs=16, precision='bf16', seed=0, augment=False, fold=False, **kwargs)
+        learn = image_learner(data, 'resnet18', 'random', size=64, bs=16, precision='bf16', seed=0, augment=False,
+                              fold=False, **kwargs)
         learn.freeze_to(-2)
         quiet(learn, lambda: learn.fit(1, 1e-4))
         return learn, quiet(learn, lambda: learn.get_preds(act=lambda x: x)[0])
@@ -243,7 +270,8 @@ def test_small_steps_change_no_gradient(data):
     learn.unfreeze(); learn.model.train(); learn.norm_eval.before_fit(); learn.norm_eval.before_train()
     learn.model.head.eval()
     for learn.model.step in (0, 4):
-        learn.model.zero_grad(); nn.functional.cross_entropy(learn.model(x.as_subclass(torch.Tensor)), y.as_subclass(torch.Tensor)).backward()
+        learn.model.zero_grad()
+        nn.functional.cross_entropy(learn.model(x.as_subclass(torch.Tensor)), y.as_subclass(torch.Tensor)).backward()
         grads.append([p.grad.clone() for p in learn.model.parameters() if p.grad is not None])
     top = max(float(g.abs().max()) for g in grads[0])
     for a, b in zip(*grads): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5*top)
@@ -253,11 +281,12 @@ def test_compiled_body_trains_the_same(cache):
     "On a body small enough to compile in seconds"
     seed_everything(0)
     class Body(nn.Module):
+        cache_key = 'body of a test'
         def __init__(self):
             super().__init__(); self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 8)
             self.groups = [list(self.a.parameters()), list(self.b.parameters())]
         def forward(self, x): return self.b(self.a(x).relu()).relu()
-    from tl_notebooks.finetune import compile_body
+    from tl_notebooks.learn.network import compile_body
     net = TransferNet(Body(), 8, 3).eval(); x = torch.randn(5, 6)
     keys, own = [*net.state_dict()], net(x)
     compile_body(net)
@@ -283,12 +312,14 @@ def test_fastais_pictures_and_interpretation(data, cache, monkeypatch, tmp_path)
     plt.close('all')
     with learn.no_bar():
         learn.show_results(max_n=4)
-        interp = ClassificationInterpretation.from_learner(learn); interp.plot_top_losses(4); interp.plot_confusion_matrix()
+        interp = ClassificationInterpretation.from_learner(learn); interp.plot_top_losses(4)
+        interp.plot_confusion_matrix()
         inputs = learn.get_preds(with_input=True)[0]
         label, _, probs = learn.predict(data.items.path[0])
     assert inputs.shape[1:] == (3, 64, 64) and label in data.classes and probs.sum() == pytest.approx(1, abs=1e-4)
     assert len(plt.get_fignums()) == 3; plt.close('all')
-    assert learn.frozen_prefix.stores and not learn.frozen_prefix.__getstate__()['stores']           # no activations in an export
+    # no activations in an export
+    assert learn.frozen_prefix.stores and not learn.frozen_prefix.__getstate__()['stores']
     learn.export(tmp_path/'learner.pkl')
 
 
@@ -297,7 +328,8 @@ def test_mixing_and_flipping_work_on_activations(data, cache, mix):
     seen = []
     class Watch(FlipMaps):
         order = 20
-        def before_batch(self): seen.append((type(self.learn.xb[0]), tuple(self.learn.xb[0].shape), self.learn.xb[0].sum().item()))
+        def before_batch(self):
+            seen.append((type(self.learn.xb[0]), tuple(self.learn.xb[0].shape), self.learn.xb[0].sum().item()))
     def sums(cbs):
         seen.clear()
         learn = learner(data, cbs=cbs, size=96); learn.freeze_to(-4)
@@ -305,7 +337,8 @@ def test_mixing_and_flipping_work_on_activations(data, cache, mix):
         return list(seen)
     plain, mixed = sums([Watch()]), sums([mix(), Watch()])
     assert {s[0] for s in mixed} == {Activations} and mixed[0][1] == (16, 80, 6, 6)
-    if mix is FlipMaps: assert [s[2] for s in plain] == pytest.approx([s[2] for s in mixed], rel=1e-4)    # mirrored: the same sum
+    # mirrored: the same sum
+    if mix is FlipMaps: assert [s[2] for s in plain] == pytest.approx([s[2] for s in mixed], rel=1e-4)
     else: assert [s[2] for s in plain] != [s[2] for s in mixed]
 
 
@@ -372,7 +405,8 @@ def test_a_file_that_changes_while_in_use_is_refused(pictures, tmp_path, cache):
 
 CHANGES = {
     'one weight of the prefix': dict(do=lambda l: l.model.body.groups[0][0].data[0].mul_(1.0001)),
-    'a BatchNorm statistic': dict(do=lambda l: next(m for m in l.model.body.modules() if isinstance(m, nn.BatchNorm2d)).running_mean.add_(1e-3)),
+    'a BatchNorm statistic': dict(do=lambda l: next(m for m in l.model.body.modules()
+                                                    if isinstance(m, nn.BatchNorm2d)).running_mean.add_(1e-3)),
     'an activation function': dict(do=lambda l: setattr(l.model.body.model.blocks[0][0], 'aa', nn.ReLU())),
     'the size of the pictures': dict(size=96),
     'how they are made square': dict(resize='crop'),
@@ -390,8 +424,8 @@ CHANGES = {
 
 class Brighter(aug_transforms()[-1].__class__.__mro__[-2]):      # fasttransform's Transform
     order = 99
-    def __init__(self, k): self.k = k; super().__init__()
-    def encodes(self, x:torch.Tensor): return x*self.k if x.is_floating_point() else x
+    def __init__(self, k): self.k = self.cache_key = k; super().__init__()
+    def encodes(self, x:torch.Tensor): return x*(self.k or 1) if x.is_floating_point() else x
 
 
 @pytest.mark.parametrize('what', CHANGES)
@@ -401,11 +435,12 @@ def test_each_ingredient_counts(pictures, cache, monkeypatch, what):
     def run(size=64, resize='squish', thaw=2, precision='fp32', do=None, threads=2, code=None, **kwargs):
         torch.set_num_threads(threads)
         try:
-            learn = image_learner(data, size=size, bs=16, resize=resize, precision=precision, seed=0, augment=False, **kwargs)
+            learn = image_learner(data, size=size, bs=16, resize=resize, precision=precision, seed=0, augment=False,
+                                  **kwargs)
             if do:
                 with torch.no_grad(): do(learn)
             with monkeypatch.context() as m:
-                if code: m.setattr('tl_notebooks.finetune.code_version', lambda: code)
+                if code: m.setattr('tl_notebooks.learn.prefix.code_version', lambda: code)
                 learn.freeze_to(-thaw)
                 quiet(learn, lambda: learn.get_preds(ds_idx=1))
             return computed(learn)
@@ -413,6 +448,15 @@ def test_each_ingredient_counts(pictures, cache, monkeypatch, what):
     assert run() == 12 and run() == 0
     assert run(**CHANGES[what]) == 12, f'{what} was changed, and rows were used again'
     assert run() == 0
+
+
+def test_a_transform_that_does_not_say_what_it_does_is_not_cached_and_that_is_said_once(data, cache, capsys):
+    learn = learner(data)
+    for dl in learn.dls: dl.after_batch.add(Brighter(None))
+    learn.freeze_to(-2); quiet(learn, lambda: (learn.get_preds(), learn.fit(1, 1e-4)))
+    said = capsys.readouterr().err
+    assert computed(learn) == 0 and not list_stores()
+    assert said.count('does not say what it does') == 1 and 'Brighter' in said
 
 
 def test_the_trained_part_and_the_seed_do_not_count(data, cache):
@@ -466,7 +510,9 @@ def test_augmentation_counts_for_views_and_not_for_the_plain_one(pictures, cache
     data = read_images(pictures, progress=False)
     def run(tfms):
         learn = learner(data, augment=True, views=2)
-        if tfms: learn.dls.train.after_batch = learn.dls.train.after_batch.__class__([*learn.dls.valid.after_batch.fs[:1], *tfms, learn.dls.valid.after_batch.fs[-1]])
+        if tfms:
+            learn.dls.train.after_batch = learn.dls.train.after_batch.__class__([*learn.dls.valid.after_batch.fs[:1],
+                    *tfms, learn.dls.valid.after_batch.fs[-1]])
         learn.freeze_to(-2); quiet(learn, lambda: learn.fit(2, 1e-4))
         return computed(learn)
     assert run(None) == 2*36 + 12
@@ -486,18 +532,22 @@ def test_schedule_keeps_what_helps_and_undoes_what_does_not(data, cache):
     assert ran[1].lowest_lr == pytest.approx(1e-5)
     again = learner(data, size=96)
     quiet(again, lambda: again.thaw_progressively([Stage(2, 3, 1e-3)]))
-    assert hash_state(again.model.state_dict()) == hash_state(learn.model.state_dict())       # as if the last stage had not been
+    # as if the last stage had not been
+    assert hash_state(again.model.state_dict()) == hash_state(learn.model.state_dict())
 
 
 def test_frozen_parts_are_in_eval_mode_dropout_too():
     class Body(nn.Module):
+        cache_key = 'body of a test'
         def __init__(self):
             super().__init__()
-            self.a = nn.Sequential(nn.Linear(6, 16), nn.Dropout(.5)); self.b = nn.Sequential(nn.Linear(16, 8), nn.Dropout(.5))
+            self.a = nn.Sequential(nn.Linear(6, 16), nn.Dropout(.5))
+            self.b = nn.Sequential(nn.Linear(16, 8), nn.Dropout(.5))
             self.groups = [list(self.a.parameters()), list(self.b.parameters())]
         def forward(self, x): return self.b(self.a(x))
     ds = TensorDataset(torch.randn(20, 6), torch.arange(20) % 2)
-    learn = TransferLearner(DataLoaders(DataLoader(ds, bs=5), DataLoader(ds, bs=5), device='cpu'), TransferNet(Body(), 8, 2), cache=False)
+    learn = TransferLearner(DataLoaders(DataLoader(ds, bs=5), DataLoader(ds, bs=5), device='cpu'),
+                            TransferNet(Body(), 8, 2), cache=False)
     modes = []
     class Watch(FlipMaps):
         order = 20
@@ -511,12 +561,13 @@ def test_frozen_parts_are_in_eval_mode_dropout_too():
 
 def child(code, cache, **env):
     "Python of its own, with the cache of the test"
-    return subprocess.Popen([sys.executable, '-c', textwrap.dedent(code)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    return subprocess.Popen([sys.executable, '-c', textwrap.dedent(code)], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True,
                             env={**os.environ, 'TL_NOTEBOOKS_CACHE': str(cache.parent), 'PYTHONPATH': str(ROOT), **env})
 
 SLOW = '''
     import os, sys, time, torch
-    from tl_notebooks.activations import ActivationStore, fill
+    from tl_notebooks.frozen.store import ActivationStore; from tl_notebooks.frozen.loader import fill
     if go := os.environ.get('GO'):
         print('ready', flush=True)
         while not os.path.exists(go): time.sleep(.005)
@@ -537,7 +588,8 @@ def test_kill_in_the_middle_loses_at_most_a_block(cache):
     for line in p.stdout:
         if int(line) >= 250: break
     os.kill(p.pid, signal.SIGKILL); p.wait()
-    done = int([line, *p.stdout.read().split()][-1])                         # it may have gone on before the signal came
+    # it may have gone on before the signal came
+    done = int([line, *p.stdout.read().split()][-1])
     store = ActivationStore({'slow': 1}, (50000,)); missing = len(store.missing([f'n{i}' for i in range(400)]))
     block = 2**24//200000//10*10
     assert 400 - done <= missing <= 400 - done + block                      # what was computed, less than a block
@@ -576,7 +628,8 @@ def test_a_flipped_byte_is_found_and_recomputed(data, cache):
     assert torch.equal(before, quiet(b, lambda: b.get_preds(act=lambda x: x)[0]))
     for broken in ('{', '[]', '{"ids": 3}', ''):
         for j in cache.rglob('*-*.json'): j.write_text(broken)
-        c = learner(data); c.probe(); assert computed(c) == 48 and c.probe_result.valid_loss == a.probe_result.valid_loss
+        c = learner(data); c.probe()
+        assert computed(c) == 48 and c.probe_result.valid_loss == a.probe_result.valid_loss
 
 
 def test_the_limit_holds_and_the_oldest_goes(cache, monkeypatch):
@@ -604,7 +657,8 @@ def test_where_the_limit_would_be_passed_it_takes_half_the_precision_then_a_late
     assert plain.stages[1].thaw == 5 and 'rows to compute' in said and 'limit 1.0 GB' in said and both > 2*pooled
     half, said = run(all_rows*.6)
     assert half.stages[1].thaw == 5 and half.frozen_prefix.report[0]['dtype'][0] == 'bfloat16' and 'as bf16' in said
-    limit = (both - pooled)/2*48/36*.8                                     # four fifths of the cut in half the precision
+    # four fifths of the cut in half the precision
+    limit = (both - pooled)/2*48/36*.8
     later, said = run(limit)
     assert later.stages[1].thaw < 5 and 'thawing' in said
     assert sum(f.stat().st_size for f in cache.rglob('*') if f.is_file()) <= limit
@@ -614,8 +668,8 @@ def test_where_the_limit_would_be_passed_it_takes_half_the_precision_then_a_late
 
 FULL = '''
     import resource, sys
-    from tl_notebooks.data import read_images
-    from tl_notebooks.vision import image_learner
+    from tl_notebooks.data.images import read_images
+    from tl_notebooks.learn.vision import image_learner
     data = read_images(sys.argv[1] if len(sys.argv) > 1 else {pictures!r}, progress=False)
     learn = image_learner(data, size=64, bs=16, precision='fp32', seed=0, augment=False)
     {limit}
@@ -626,21 +680,28 @@ FULL = '''
 
 
 def test_a_full_disk_is_said_and_the_work_goes_on(pictures, cache, tmp_path):
-    "A real refusal of the kernel: first a limit on the size of files, then, where this user may mount one, a small disk that is full"
+    """A real refusal of the kernel: first a limit on the size of files, then, where this user may mount one, a small
+    disk that is full"""
     p = child(FULL.format(pictures=str(pictures), limit=''), cache)
     good, err = p.communicate(timeout=200)
     assert p.returncode == 0, err
-    p = child(FULL.format(pictures=str(pictures), limit='resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))'), tmp_path/'other'/'activations')
+    p = child(FULL.format(pictures=str(pictures), limit='resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))'),
+              tmp_path/'other'/'activations')
     out, err = p.communicate(timeout=200)
-    assert p.returncode == 0 and err.count('cannot be kept') == 1 and os.strerror(errno.EFBIG) in err and 'Traceback' not in err, err
+    assert p.returncode == 0 and err.count(
+            'cannot be kept') == 1 and os.strerror(errno.EFBIG) in err and 'Traceback' not in err, err
     assert float(out.split()[0]) == pytest.approx(float(good.split()[0]), rel=1e-3)
     small = tmp_path/'small'; small.mkdir()
-    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=300k', 'tmpfs', small], capture_output=True).returncode: return
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=300k', 'tmpfs', small], capture_output=True).returncode:
+        return
     try:
-        limit = "import shutil; from collections import namedtuple; u = namedtuple('u', 'total used free'); shutil.disk_usage = lambda p: u(10**12, 0, 10**12)" # as if it filled up while at work
+        # as if it filled up while at work
+        limit = ("import shutil; from collections import namedtuple; u = namedtuple('u', 'total used free'); "
+                 "shutil.disk_usage = lambda p: u(10**12, 0, 10**12)")
         p = child(FULL.format(pictures=str(pictures), limit=limit), small/'activations')
         out, err = p.communicate(timeout=200)
-        assert p.returncode == 0 and os.strerror(errno.ENOSPC) in err and 'TL_NOTEBOOKS_CACHE names another place' in err, err
+        assert p.returncode == 0 and os.strerror(
+                errno.ENOSPC) in err and 'TL_NOTEBOOKS_CACHE names another place' in err, err
         assert float(out.split()[0]) == pytest.approx(float(good.split()[0]), rel=1e-3)
     finally: subprocess.run(['umount', small], check=True)
 
@@ -667,7 +728,8 @@ def test_a_run_says_what_it_computed_and_a_second_one_computes_nothing(pictures,
     assert 'last 2 groups' in page and 'rows computed' in page
     listed = tl('cache', cwd=tmp_path, env=env)
     assert 'efficientnet_lite0, pooled features' in listed.stdout and ' of 10 GB in ' in listed.stdout.splitlines()[-1]
-    assert tl('cache', 'clear', cwd=tmp_path, env=env).stdout.startswith(('removed 2 stores', 'removed 3 stores')) # a fine-tuned body's features are a third
+    # a fine-tuned body's features are a third
+    assert tl('cache', 'clear', cwd=tmp_path, env=env).stdout.startswith(('removed 2 stores', 'removed 3 stores'))
     assert json.loads(tl('cache', '--format', 'json', cwd=tmp_path, env=env).stdout) == []
 
 
@@ -677,5 +739,6 @@ def test_lego6_is_quick_the_second_time(tmp_path):
     a, b = (image_learner(data, seed=0, precision='fp32') for _ in range(2))
     start = time.perf_counter(); pa = a.probe(); cold = time.perf_counter() - start
     start = time.perf_counter(); pb = b.probe(); warm = time.perf_counter() - start
-    assert computed(b) == 0 and warm < cold                                # reading is less work than computing, on any machine
+    # reading is less work than computing, on any machine
+    assert computed(b) == 0 and warm < cold
     assert (pa.alpha, pa.valid_loss) == (pb.alpha, pb.valid_loss) and pa.valid_accuracy > .8

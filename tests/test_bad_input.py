@@ -12,12 +12,14 @@ WRONG = {
     'use case far from any': (['run', 'zzz'], 'Accepted: '),
     'notebook that is not one': (['run', 'notes.ipynb'], 'cannot be read as a notebook'),
     'notebook without parameters': (['run', 'plain.ipynb'], 'has 0 cells tagged `parameters`'),
-    'unknown parameter': (['run', 'parts', '-p', 'epoch=3'], "parameter `epoch` does not exist. Did you mean 'epochs'?"),
+    'unknown parameter': (['run', 'parts', '-p', 'epoch=3'],
+                          "parameter `epoch` does not exist. Did you mean 'epochs'?"),
     'two wrong at once': (['run', 'parts', '-p', 'epoch=3', '-p', 'bs=0'], 'parameter `bs`: found '),
     'parameter without value': (['run', 'parts', '-p', 'epochs'], 'accepted: name=value'),
     'parameter without name': (['run', 'parts', '-p', '=3'], 'accepted: name=value'),
     'parameter twice': (['run', 'parts', '-p', 'bs=3', '-p', 'bs=4'], '`bs` is given twice'.replace('`bs`', '-p `bs`')),
-    'word for a number': (['run', 'parts', '-p', 'epochs=five'], "found 'five'; accepted: a whole number from 0 to 1000"),
+    'word for a number': (['run', 'parts', '-p', 'epochs=five'],
+                          "found 'five'; accepted: a whole number from 0 to 1000"),
     'fraction for a whole number': (['run', 'parts', '-p', 'epochs=2.5'], "found '2.5'; accepted: a whole number"),
     'negative': (['run', 'parts', '-p', 'epochs=-1'], "found '-1'; accepted: a whole number from 0"),
     'not a number': (['run', 'parts', '-p', 'lr=nan'], "found 'nan'; accepted: a number from 0 to 1"),
@@ -29,7 +31,8 @@ WRONG = {
     'seed not a number': (['run', 'parts', '--seed', 'x'], "parameter `seed`: found 'x'"),
     'seed too large': (['run', 'parts', '--seed', '4294967296'], 'parameter `seed`'),
     'seed twice': (['run', 'parts', '--seed', '1', '-p', 'seed=1'], '`seed` is given twice'),
-    'data missing': (['run', 'parts', '--data', 'pictuers'], "data `pictuers` does not exist. Did you mean 'pictures'?"),
+    'data missing': (['run', 'parts', '--data', 'pictuers'],
+                     "data `pictuers` does not exist. Did you mean 'pictures'?"),
     'data far away': (['run', 'parts', '--data', 'no/such/place'], 'data `no/such/place` does not exist'),
     'out is a file': (['run', 'parts', '--out', 'a-file'], 'run folder below `a-file'),
     'predict without input': (['predict', 'model'], 'required: INPUT'),
@@ -69,11 +72,13 @@ def test_wrong_request_in_a_process_of_its_own(desk):
     assert (done.returncode, done.stdout) == (2, '') and 'Traceback' not in done.stderr and "'epochs'" in done.stderr
 
 
-@pytest.mark.parametrize('param,says', [('backbone=resnet81', "resnet"), ('backbone=vgg16', 'weights'), ('weights=no-such-file.pth', 'no-such-file.pth'),
+@pytest.mark.parametrize('param,says', [('backbone=resnet81', "resnet"), ('backbone=vgg16', 'weights'),
+                                        ('weights=no-such-file.pth', 'no-such-file.pth'),
                                         ('backbone=bert_base_uncased', 'image'), ('thaw=0', 'from 1 to 6')])
 def test_wrong_network(param, says, pictures, tmp_path):
     "A backbone that does not exist, has no weights here, or is not for images: told before anything is trained"
-    done = tl('run', 'parts', '--data', pictures, '--out', 'runs', '-p', param, cwd=tmp_path, env={'HF_HUB_OFFLINE': '1'})
+    done = tl('run', 'parts', '--data', pictures, '--out', 'runs', '-p', param, cwd=tmp_path,
+              env={'HF_HUB_OFFLINE': '1'})
     assert done.returncode == 2 and says in done.stderr and 'Traceback' not in done.stderr, done.stderr[-2000:]
     assert not list(tmp_path.glob('runs/**/*'))
 

@@ -13,22 +13,24 @@ from tl_notebooks.cli import main
 
 @pytest.fixture(scope='module')
 def scenes(tmp_path_factory):
-    from tl_notebooks.boxes import read_boxes
-    from tl_notebooks.samples import make_scenes
-    return read_boxes(make_scenes(tmp_path_factory.mktemp('scenes')/'s', n=12, size=128, progress=False), progress=False)
+    from tl_notebooks.data.boxes import read_boxes
+    from tl_notebooks.data.samples import make_scenes
+    return read_boxes(make_scenes(tmp_path_factory.mktemp('scenes')/'s', n=12, size=128), progress=False)
 
 
 @pytest.fixture(scope='module')
 def learner(scenes):
     "Random, but always the same: what it finds means nothing and must come out the same on every way"
-    from tl_notebooks.detection import detection_learner
-    return detection_learner(scenes, backbone='timm/resnet18', weights='random', size=128, channels=64, convs=1, bs=4, views=1, resize='pad')
+    from tl_notebooks.learn.detection import detection_learner
+    return detection_learner(scenes, backbone='timm/resnet18', weights='random', size=128, channels=64, convs=1, bs=4,
+                             views=1, resize='pad')
 
 
 @pytest.fixture(scope='module')
 def model(learner, scenes, tmp_path_factory):
-    from tl_notebooks.artifact import save_model
-    return save_model(tmp_path_factory.mktemp('model')/'model', learner.model, learner.info, scenes.classes, head=dict(kind='trained', threshold=LEAST))
+    from tl_notebooks.models.folder import save_model
+    return save_model(tmp_path_factory.mktemp('model')/'model', learner.model, learner.info, scenes.classes,
+                      head=dict(kind='trained', threshold=LEAST))
 
 
 LEAST = .0105 # random weights score low
@@ -41,9 +43,10 @@ def said(capsys, *args):
 
 
 def test_rows_and_results_are_what_the_learner_found(model, learner, scenes, capsys):
-    from tl_notebooks.detection import boxes_dl
+    from tl_notebooks.learn.detection import boxes_dl
     expected = learner.get_boxes(dl=boxes_dl(scenes, 'test', learner.dls.valid), score=LEAST)
-    for e in expected: real = (e['boxes'][:, 2:] > e['boxes'][:, :2]).all(1); e |= {k: v[real] for k,v in e.items()} # not in the padding
+    # not in the padding
+    for e in expected: real = (e['boxes'][:, 2:] > e['boxes'][:, :2]).all(1); e |= {k: v[real] for k,v in e.items()}
     files = scenes.files('test')
     assert sum(len(e['boxes']) for e in expected) > 20
     code, out, _ = said(capsys, model, *files, '--format', 'json')
@@ -60,7 +63,8 @@ def test_rows_and_results_are_what_the_learner_found(model, learner, scenes, cap
     code, out, _ = said(capsys, model, *files, '--bs', '3')
     rows = list(csv.DictReader(io.StringIO(out)))
     assert [(r['path'], r['label']) for r in rows] == [(r['file_name'], r['category']) for r in results]
-    np.testing.assert_allclose([[float(r[k]) for k in ('score', 'x1', 'y1')] for r in rows], [[r['score'], *r['bbox'][:2]] for r in results], atol=.02)
+    np.testing.assert_allclose([[float(r[k]) for k in ('score', 'x1', 'y1')] for r in rows],
+                               [[r['score'], *r['bbox'][:2]] for r in results], atol=.02)
 
 
 def test_the_evaluator_reads_the_results(model, scenes, capsys):
@@ -85,7 +89,8 @@ def test_threshold_draw_and_what_cannot_be_read(model, scenes, tmp_path, capsys)
     changed = ImageChops.difference(Image.open(tmp_path/'out'/'a.png').convert('RGB'), a.convert('RGB')).convert('L')
     assert len(rows) and changed.getbbox()
     x1, y1, _, y2 = max(([float(r[k]) for k in ('x1', 'y1', 'x2', 'y2')] for r in rows), key=lambda b: b[3] - b[1])
-    assert y2 - y1 > 4 and changed.crop((int(x1), int(y1), int(x1) + 3, int(y2))).getbbox() # the left side of the tallest is drawn
+    # the left side of the tallest is drawn
+    assert y2 - y1 > 4 and changed.crop((int(x1), int(y1), int(x1) + 3, int(y2))).getbbox()
     high = said(capsys, model, tmp_path/'in'/'a.png', '--threshold', '0.99')
     assert high[:2] == (0, 'path,label,score,x1,y1,x2,y2\n')
     code, out, err = said(capsys, model, tmp_path/'in', '--draw', tmp_path/'out')
@@ -94,13 +99,14 @@ def test_threshold_draw_and_what_cannot_be_read(model, scenes, tmp_path, capsys)
 
 def test_slices_find_in_parts_what_is_found_in_pictures_of_their_size(model, scenes, tmp_path, capsys):
     "Four scenes in one picture, cut where they meet: each part is one scene, and its boxes move with it"
-    four = [Image.open(f).convert('RGB').crop((0, 0, 96, 96)) for f in (scenes.files('train') + scenes.files('valid'))[:4]]
+    four = [Image.open(f).convert('RGB').crop((0, 0, 96, 96)) for f in (scenes.files('train')
+            + scenes.files('valid'))[:4]]
     sheet = Image.new('RGB', (192, 192))
     for k,im in enumerate(four): sheet.paste(im, (k % 2*96, k//2*96))
     sheet.save(tmp_path/'sheet.png')
-    from tl_notebooks.artifact import Model
-    from tl_notebooks.detection import picture_detector
-    from tl_notebooks.slices import predict_sliced
+    from tl_notebooks.models.folder import Model
+    from tl_notebooks.learn.detection import picture_detector
+    from tl_notebooks.learn.slices import predict_sliced
     m = Model(model)
     look = picture_detector(m.net, 128, 'pad', LEAST)
     parts = predict_sliced(look, sheet, 96, overlap=0, whole=False)
@@ -108,21 +114,25 @@ def test_slices_find_in_parts_what_is_found_in_pictures_of_their_size(model, sce
     for k,f in enumerate(look(four)):
         inside = [(b > 3).all() and (b < 93).all() for b in f['boxes']] # pieces may go
         whole += sum(inside)
-        for b in f['boxes'][inside]: assert np.abs(parts['boxes'] - (b + np.tile([k % 2*96, k//2*96], 2))).max(1).min() < .01
+        for b in f['boxes'][inside]:
+            assert np.abs(parts['boxes'] - (b + np.tile([k % 2*96, k//2*96], 2))).max(1).min() < .01
     assert whole > 10
     code, out, _ = said(capsys, model, tmp_path/'sheet.png', '--slice', '96')
     assert code == 0 and len(out.splitlines()) > 1 and out != said(capsys, model, tmp_path/'sheet.png')[1]
 
 
 def test_a_video_is_its_frames(model, scenes, tmp_path, capsys):
-    "Frames read back by OpenCV, saved as pictures, give the same boxes; the drawing has as many frames, and the speed is told"
+    """Frames read back by OpenCV, saved as pictures, give the same boxes; the drawing has as many frames, and the speed
+    is told"""
     cv2 = pytest.importorskip('cv2', reason='OpenCV is not installed')
     writer = cv2.VideoWriter(str(tmp_path/'clip.avi'), cv2.VideoWriter_fourcc(*'MJPG'), 12, (128, 98))
     base = np.asarray(Image.open(scenes.files('test')[0]).convert('RGB').resize((128, 98)))
     for i in range(7): writer.write(np.ascontiguousarray(np.roll(base, 4*i, 1)[..., ::-1]))
     writer.release()
     file, frames = cv2.VideoCapture(str(tmp_path/'clip.avi')), []
-    while (got := file.read())[0]: Image.fromarray(got[1][..., ::-1]).save(tmp_path/f'{len(frames)}.png'); frames.append(tmp_path/f'{len(frames)}.png')
+    while (got := file.read())[0]:
+        Image.fromarray(got[1][..., ::-1]).save(tmp_path/f'{len(frames)}.png')
+        frames.append(tmp_path/f'{len(frames)}.png')
     code, out, err = said(capsys, model, tmp_path/'clip.avi', '--draw', tmp_path/'out', '--bs', '3')
     assert code == 0 and '7 frames in' in err and 'frames per second' in err
     rows, alone = (list(csv.reader(io.StringIO(o)))[1:] for o in (out, said(capsys, model, *frames)[1]))
@@ -135,14 +145,15 @@ def test_a_video_is_its_frames(model, scenes, tmp_path, capsys):
 
 
 def test_what_is_about_boxes_is_refused_elsewhere(model, tmp_path, capsys):
-    from tl_notebooks.artifact import save_model
-    from tl_notebooks.vision import image_net
+    from tl_notebooks.models.folder import save_model
+    from tl_notebooks.learn.vision import image_net
     net, info = image_net('resnet18', 2, weights='random', size=64)
     plain = save_model(tmp_path/'plain', net, info | dict(resize='squish', precision='fp32'), ['a', 'b'])
     im = Image.new('RGB', (64, 64)); ImageDraw.Draw(im).rectangle([9, 9, 20, 20], fill='red'); im.save(tmp_path/'x.png')
     for option in (['--draw', tmp_path/'o'], ['--threshold', '.5'], ['--slice', '64']):
         code, out, err = said(capsys, plain, tmp_path/'x.png', *option)
         assert (code, out) == (2, '') and 'is about boxes' in err
-    for option, says in ((['--threshold', '2'], 'from 0 to 1'), (['--slice', '3'], 'at least 32'), (['--bs', '0'], 'at least 1')):
+    for option, says in ((['--threshold', '2'], 'from 0 to 1'), (['--slice', '3'], 'at least 32'),
+                         (['--bs', '0'], 'at least 1')):
         code, out, err = said(capsys, model, tmp_path/'x.png', *option)
         assert code == 2 and says in err

@@ -1,19 +1,22 @@
-"Box figures are those of COCO's evaluator, also in every resampled set; suppression is torchvision's; what a slice finds lies where it is."
+"""Box figures are those of COCO's evaluator, also in every resampled set; suppression is torchvision's; what a slice
+finds lies where it is."""
 
 import numpy as np
 import pytest
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
 
-from tl_notebooks.box_scores import (IOUS, MAX_BOXES, SIZES, average_precision, box_confusion, box_scores, choose_threshold, compare_boxes,
-                                     compare_scores, crossfit_thresholds, match_boxes, pr_curves)
+from tl_notebooks.judge.box_scores import (IOUS, MAX_BOXES, SIZES, average_precision, box_confusion, box_scores,
+                                           choose_threshold, compare_boxes, compare_scores, crossfit_thresholds,
+                                           match_boxes, pr_curves)
 from tl_notebooks.core import nms
 
 CLASSES = ['car', 'pedestrian', 'cyclist', 'tram'] # no tram is ever drawn
 
 
 def made(seed, n=40, noise=6, crowds=True, scores=60):
-    "Pictures of 300 × 200 with objects of all sizes, and predictions that move, miss, double, confuse and make up; scores often tie"
+    """Pictures of 300 × 200 with objects of all sizes, and predictions that move, miss, double, confuse and make up;
+    scores often tie"""
     r = np.random.default_rng(seed)
     truths, preds = [], []
     for _ in range(n):
@@ -26,7 +29,8 @@ def made(seed, n=40, noise=6, crowds=True, scores=60):
         extra = r.uniform(0, 150, (int(r.integers(0, 5)), 2))
         guess = np.concatenate([guess, np.concatenate([extra, extra + r.uniform(3, 90, extra.shape)], 1)])
         guess[:, 2:] = np.maximum(guess[:, 2:], guess[:, :2] + 1)
-        said = np.concatenate([np.where(r.random(len(some)) < .85, labels[some], r.integers(0, 3, len(some))), r.integers(0, 3, len(extra))])
+        said = np.concatenate([np.where(r.random(len(some)) < .85, labels[some], r.integers(0, 3, len(some))),
+                               r.integers(0, 3, len(extra))])
         preds.append(dict(boxes=guess, labels=said, scores=r.integers(1, scores, len(said))/scores))
     return truths, preds
 
@@ -35,12 +39,14 @@ def coco(truths, preds, n_classes=len(CLASSES)):
     "(sizes, overlaps, classes) average precision from COCO's own lists, without torchmetrics"
     xywh = lambda b: [float(b[0]), float(b[1]), float(b[2] - b[0]), float(b[3] - b[1])]
     gt, dt = COCO(), COCO()
-    gt.dataset = dict(images=[dict(id=i) for i in range(len(truths))], categories=[dict(id=k, name=str(k)) for k in range(n_classes)], annotations=[
+    gt.dataset = dict(images=[dict(id=i) for i in range(len(truths))],
+                      categories=[dict(id=k, name=str(k)) for k in range(n_classes)], annotations=[
         dict(id=1, image_id=i, category_id=int(l), bbox=xywh(b), area=xywh(b)[2]*xywh(b)[3], iscrowd=int(c))
         for i,t in enumerate(truths) for b,l,c in zip(t['boxes'], t['labels'], t['crowd'])])
     for n,a in enumerate(gt.dataset['annotations'], 1): a['id'] = n
     gt.createIndex()
-    results = [dict(image_id=i, category_id=int(l), bbox=xywh(b), score=float(s)) for i,p in enumerate(preds) for b,l,s in zip(p['boxes'], p['labels'], p['scores'])]
+    results = [dict(image_id=i, category_id=int(l), bbox=xywh(b), score=float(s)) for i,p in enumerate(preds) for b,l,
+               s in zip(p['boxes'], p['labels'], p['scores'])]
     ev = COCOeval_faster(gt, gt.loadRes(results), 'bbox', print_function=lambda *a: None)
     ev.evaluate(); ev.accumulate()
     p = ev.eval['precision'][..., -1]
@@ -49,7 +55,9 @@ def coco(truths, preds, n_classes=len(CLASSES)):
 
 
 @pytest.fixture(scope='module', params=range(6))
-def case(request): return made(request.param, noise=3 + 2*request.param, crowds=request.param != 1, scores=[9, 60, 10**6][request.param % 3])
+def case(request):
+    return made(request.param, noise=3 + 2*request.param, crowds=request.param != 1,
+                scores=[9, 60, 10**6][request.param % 3])
 
 
 def same(a, b, eps=1e-9):
@@ -76,10 +84,12 @@ def test_matching_once_gives_the_same(case):
 def test_every_resampled_set_is_what_the_evaluator_says_of_it(case):
     """The pictures of a set are really put together, as often as they were drawn, and given to the evaluator.
 
-    Scores do not tie here within a picture: of two copies of it, the evaluator then takes the first one's boxes before the second one's.
+    Scores do not tie here within a picture: of two copies of it, the evaluator then takes the first one's boxes before
+    the second one's.
     """
     truths, preds = case
-    preds = [{**p, 'scores': p['scores'] + np.random.default_rng(i).random(len(p['scores']))*1e-6} for i,p in enumerate(preds)]
+    preds = [{**p, 'scores': p['scores'] + np.random.default_rng(i).random(len(p['scores']))*1e-6} for i,
+             p in enumerate(preds)]
     n = len(truths)
     w = np.random.default_rng(1).multinomial(n, np.full(n, 1/n), size=4)
     ours = np.stack([average_precision(m, w) for m in match_boxes(truths, preds, len(CLASSES))], 3)
@@ -92,7 +102,8 @@ def test_more_than_a_hundred_boxes_of_a_class():
     truths, preds = made(3, n=3)
     r = np.random.default_rng(0)
     many = r.uniform(0, 200, (3*MAX_BOXES, 2))
-    preds[0] = dict(boxes=np.concatenate([many, many + r.uniform(5, 40, many.shape)], 1), scores=r.random(len(many)), labels=np.zeros(len(many), int))
+    preds[0] = dict(boxes=np.concatenate([many, many + r.uniform(5, 40, many.shape)], 1), scores=r.random(len(many)),
+                    labels=np.zeros(len(many), int))
     same(np.stack([average_precision(m)[0] for m in match_boxes(truths, preds, 4)], 2), coco(truths, preds)[0])
 
 
@@ -123,7 +134,8 @@ def test_intervals_hold_what_they_promise():
 
 
 def test_curves_and_threshold_against_counting():
-    "At every threshold, precision and recall are those of the boxes that are left, counted anew; the best F1 is the best of them"
+    """At every threshold, precision and recall are those of the boxes that are left, counted anew; the best F1 is the
+    best of them"""
     truths, preds = made(7, crowds=False)
     cut = lambda t: [{k: v[p['scores'] >= t] for k,v in p.items()} for p in preds]
     def counted(t, k):
@@ -132,7 +144,8 @@ def test_curves_and_threshold_against_counting():
     curves = pr_curves(match_boxes(truths, preds, 4), CLASSES)
     assert list(curves) == CLASSES[:3]
     for k,c in enumerate(curves.values()):
-        for i in range(0, len(c.thresholds), 7): assert (c.precision[i], c.recall[i]) == pytest.approx(counted(c.thresholds[i], k))
+        for i in range(0, len(c.thresholds), 7):
+            assert (c.precision[i], c.recall[i]) == pytest.approx(counted(c.thresholds[i], k))
     t = choose_threshold(truths, preds, CLASSES)
     def f1(t):
         m = match_boxes(truths, cut(t), 3)
@@ -147,8 +160,10 @@ def test_confusion_counts_everything_once():
     c = compare_boxes(truths, preds, CLASSES, .4)
     m = box_confusion(c, truths, preds, len(CLASSES))
     assert m[:-1].sum() == there and m[-1, -1] == 0
-    hits = sum(x.hit[0, 0][x.scores >= .4].sum() for x in match_boxes([{**t, 'crowd': t['crowd'] & False} for t in truths], preds, 4))
-    same_without_crowd = box_confusion(compare_boxes([{**t, 'crowd': t['crowd'] & False} for t in truths], preds, CLASSES, .4), truths, preds, 4)
+    hits = sum(x.hit[0, 0][x.scores >= .4].sum() for x in match_boxes([{**t, 'crowd': t['crowd'] & False}
+            for t in truths], preds, 4))
+    same_without_crowd = box_confusion(compare_boxes([{**t, 'crowd': t['crowd'] & False} for t in truths], preds,
+                                                     CLASSES, .4), truths, preds, 4)
     assert np.trace(same_without_crowd) == hits
     assert same_without_crowd[:, :-1].sum() == sum((p['scores'] >= .4).sum() for p in preds)
 
@@ -156,8 +171,10 @@ def test_confusion_counts_everything_once():
 # --- suppression
 
 def by_definition(boxes, scores, threshold):
-    """torchvision's definition, word by word: "iteratively removes lower scoring boxes which have an IoU greater than `iou_threshold`
-    with another (higher scoring) box". Equal scores in the order in which they stand; 0/0 of two points is above no threshold."""
+    """torchvision's definition, word by word: "iteratively removes lower scoring boxes which have an IoU greater than
+    `iou_threshold`
+    with another (higher scoring) box". Equal scores in the order in which they stand; 0/0 of two points is above no
+    threshold."""
     order = sorted(range(len(boxes)), key=lambda i: -scores[i]) # Python's sort is stable
     kept = []
     for i in order:
@@ -172,13 +189,15 @@ def by_definition(boxes, scores, threshold):
 
 
 def nms_case(seed):
-    "Nothing, one box, ties in place and score, boxes without area, corners the wrong way round never, thresholds of every kind"
+    """Nothing, one box, ties in place and score, boxes without area, corners the wrong way round never, thresholds of
+    every kind"""
     r = np.random.default_rng(seed)
     n = int(r.choice([0, 1, 2, r.integers(3, 40)], p=[.03, .05, .1, .82]))
     if r.random() < .5: corner, side = r.integers(0, 12, (n, 2)), r.integers(0, 7, (n, 2))
     else: corner, side = r.uniform(0, 60, (n, 2)), np.abs(r.normal(12, 9, (n, 2)))*(r.random((n, 2)) > .05)
     scores = r.integers(0, 6, n)/5 if r.random() < .5 else r.random(n)
-    return np.concatenate([corner, corner + side], 1).astype('float32'), scores.astype('float32'), r.integers(0, 4, n), float(r.choice([0, .25, .45, .5, .7, 1, r.random()]))
+    return np.concatenate([corner, corner + side], 1).astype('float32'), scores.astype('float32'), r.integers(0, 4,
+            n), float(r.choice([0, .25, .45, .5, .7, 1, r.random()]))
 
 
 def test_suppression_is_the_published_one_in_a_thousand_cases():
@@ -189,8 +208,11 @@ def test_suppression_is_the_published_one_in_a_thousand_cases():
         boxes, scores, labels, t = nms_case(seed)
         b, s = torch.from_numpy(boxes), torch.from_numpy(scores)
         assert nms(b, s, t).tolist() == by_definition(boxes, scores, t), f'case {seed}'
-        each = sorted(i for k in range(4) for i in np.flatnonzero(labels == k)[by_definition(boxes[labels == k], scores[labels == k], t)]) # by class
-        whole = (boxes == boxes.round()).all() # shifting rounds other boxes, and then a tie at the threshold may fall either way
+        # by class
+        each = sorted(i for k in range(4) for i in np.flatnonzero(labels == k)[by_definition(boxes[labels == k],
+                scores[labels == k], t)])
+        # shifting rounds other boxes, and then a tie at the threshold may fall either way
+        whole = (boxes == boxes.round()).all()
         if whole: assert sorted(batched_nms(b, s, torch.from_numpy(labels), t).tolist()) == each, f'case {seed}'
         tied += len(scores) > len(set(scores.tolist()))
     assert tied > 300
@@ -199,10 +221,12 @@ def test_suppression_is_the_published_one_in_a_thousand_cases():
 def test_suppression_is_the_compiled_one():
     from tl_notebooks import core
     import torchvision  # noqa: F401
-    if core.guard_torchvision() != 'working': pytest.skip('torchvision\'s compiled operator does not load beside this torch')
+    if core.guard_torchvision() != 'working':
+        pytest.skip('torchvision\'s compiled operator does not load beside this torch')
     for seed in range(1000):
         boxes, scores, _, t = nms_case(seed)
-        scores = scores + np.arange(len(scores), dtype='float32')[::-1]*1e-5 # the compiled one does not promise an order of equal scores
+        # the compiled one does not promise an order of equal scores
+        scores = scores + np.arange(len(scores), dtype='float32')[::-1]*1e-5
         b, s = torch.from_numpy(boxes), torch.from_numpy(scores)
         assert nms(b, s, t).tolist() == torch.ops.torchvision.nms(b, s, t).tolist(), f'case {seed}'
 

@@ -1,4 +1,5 @@
-"What a machine decides is decided once, robustly, and is part of the record; what a fine-tuning is worth is a matter of evidence."
+"""What a machine decides is decided once, robustly, and is part of the record; what a fine-tuning is worth is a matter
+of evidence."""
 import json
 import os
 import random
@@ -11,9 +12,12 @@ from conftest import ROOT, record, tl
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from scipy.stats import ttest_rel
-from tl_notebooks import finetune
+from tl_notebooks.learn import precision
 from tl_notebooks.core import InputError, hash_state, seed_everything
-from tl_notebooks.finetune import Stage, TransferLearner, TransferNet, choose_precision
+from tl_notebooks.learn.learner import TransferLearner
+from tl_notebooks.learn.network import TransferNet
+from tl_notebooks.learn.precision import choose_precision
+from tl_notebooks.learn.stages import Stage
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -24,7 +28,8 @@ class Timed(nn.Module):
     "A network whose passes take what a clock says, and which counts the items that it is given"
     def __init__(self, seconds, noise):
         super().__init__()
-        self.seconds, self.noise, self.now, self.passes, self.items, self.step, self.precision = seconds, noise, 0., 0, [], 4, 'fp32'
+        self.seconds, self.noise, self.now, self.passes, self.items, self.step, self.precision = (seconds, noise, 0., 0,
+                [], 4, 'fp32')
     def features(self, xb):
         self.items.append(len(xb))
         self.now += self.seconds[self.precision]*self.noise(self.passes)
@@ -33,10 +38,10 @@ class Timed(nn.Module):
 
 def chosen(monkeypatch, place, bf16, noise):
     monkeypatch.setenv('TL_NOTEBOOKS_CACHE', str(place))
-    monkeypatch.setattr(finetune, '_has_bf16', lambda: True)
+    monkeypatch.setattr(precision, '_has_bf16', lambda: True)
     net = Timed(dict(fp32=1., bf16=bf16), noise)
     with monkeypatch.context() as m:
-        m.setattr(finetune.time, 'perf_counter', lambda: net.now)
+        m.setattr(precision.time, 'perf_counter', lambda: net.now)
         return choose_precision(net, torch.zeros(16, 3, 8, 8), 'timed'), net
 
 
@@ -63,7 +68,8 @@ def test_what_is_timed_is_the_micro_batch_that_runs_and_how_is_kept(monkeypatch,
 
 
 def test_an_unclear_measurement_is_longer_then_fp32_and_says_so(monkeypatch, tmp_path):
-    slow = lambda n: 1.4 if n//2 % 4 < 2 and n % 2 != n//2 % 2 else 1.          # bfloat16's pass, in every other pair of turns
+    # bfloat16's pass, in every other pair of turns
+    slow = lambda n: 1.4 if n//2 % 4 < 2 and n % 2 != n//2 % 2 else 1.
     choice, net = chosen(monkeypatch, tmp_path, .85, slow)
     kept, = (tmp_path/'precision').glob('*.json')
     kept = json.loads(kept.read_text())
@@ -78,7 +84,8 @@ SMALL = ['-p', 'size=96', '-p', 'bs=16', '-p', 'thaw=4', '-p', 'augment=true', '
 def cramped(pictures, tmp_path_factory):
     "A run where the cache has room for little"
     out = tmp_path_factory.mktemp('cramped')
-    done = tl('run', 'parts', '--data', pictures, '--out', out, *SMALL, cwd=out, env={'TL_NOTEBOOKS_CACHE_LIMIT': '350kB', 'TL_NOTEBOOKS_CACHE': str(out/'cache')})
+    done = tl('run', 'parts', '--data', pictures, '--out', out, *SMALL, cwd=out,
+              env={'TL_NOTEBOOKS_CACHE_LIMIT': '350kB', 'TL_NOTEBOOKS_CACHE': str(out/'cache')})
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip().splitlines()[-1], done.stderr
 
@@ -95,7 +102,8 @@ def test_less_than_asked_is_told_and_recorded(cramped):
     choices = record(folder)['choices']
     groups = next(c for n, c in choices.items() if n.startswith('groups that train'))
     assert groups['asked'] == 4 > groups['took'] == record(folder)['stages'][1]['thaw']
-    assert groups['why'] in err and any(n.startswith('precision') and c['took'] == record(folder)['model']['precision'] for n, c in choices.items())
+    assert groups['why'] in err and any(n.startswith('precision') and c['took'] == record(folder)['model']['precision']
+                                        for n, c in choices.items())
     page = open(f'{folder}/report.html').read()
     assert 'What this machine decided' in page and groups['why'] in page
 
@@ -104,27 +112,34 @@ def test_a_reproduction_takes_the_recorded_choices_and_ends_with_the_same_bits(c
     folder, _ = cramped
     cache = tmp_path/'cache'
     (cache/'precision').mkdir(parents=True)
-    for p in (tmp_path.__class__(folder).parents[1]/'cache'/'precision').glob('*.json'): (cache/'precision'/p.name).write_text(p.read_text())
+    for p in (tmp_path.__class__(folder).parents[1]/'cache'/'precision').glob('*.json'):
+        (cache/'precision'/p.name).write_text(p.read_text())
     flip_precision(cache)
-    done = tl('reproduce', folder, '--out', tmp_path, cwd=tmp_path, env={'TL_NOTEBOOKS_CACHE': str(cache)}) # ample room now
+    # ample room now
+    done = tl('reproduce', folder, '--out', tmp_path, cwd=tmp_path, env={'TL_NOTEBOOKS_CACHE': str(cache)})
     new, = (tmp_path/'parts').iterdir()
-    assert record(new)['choices'] == record(folder)['choices'] and record(new)['params'] == record(folder)['params'] | dict(out='')
+    assert record(new)[
+            'choices'] == record(folder)['choices'] and record(new)['params'] == record(folder)['params'] | dict(out='')
     assert record(new)['reproduces']['verdict'] == 'bit-identical', done.stderr[-2000:]
 
 
 def test_the_control_sees_the_same_versions_and_the_record_says_what_was_seen(cramped):
     seen = record(cramped[0])['augmentation']
     assert seen['asked'] and seen['versions'] == 2
-    for fit in (*seen['fine_tuning'], *seen['control']): assert fit['versions'] == 2 and .2 < fit['augmented'] < .8 and not fit['anew']
+    for fit in (*seen['fine_tuning'], *seen['control']):
+        assert fit['versions'] == 2 and .2 < fit['augmented'] < .8 and not fit['anew']
 
 
 def test_a_run_that_goes_on_takes_its_own_choices(pictures, tmp_path):
     nb = nbformat.read(ROOT/'nbs'/'usecases'/'parts.ipynb', 4)
     at = next(i for i, c in enumerate(nb.cells) if 'learn.get_preds(dl=test_dl' in c.source)
-    nb.cells.insert(at, nbformat.v4.new_code_cell("import pathlib\nif not pathlib.Path('on').exists(): raise ValueError('stop here')"))
+    nb.cells.insert(at,
+                    nbformat.v4.new_code_cell("import pathlib\nif not pathlib.Path('on').exists(): raise "
+                                              "ValueError('stop here')"))
     nbformat.write(nb, tmp_path/'parts.ipynb')
     env = {'TL_NOTEBOOKS_CACHE': str(tmp_path/'cache'), 'TL_NOTEBOOKS_CACHE_LIMIT': '350kB'}
-    first = tl('run', tmp_path/'parts.ipynb', '--data', pictures, '--out', tmp_path/'runs', *SMALL, '-p', 'control=false', cwd=tmp_path, env=env)
+    first = tl('run', tmp_path/'parts.ipynb', '--data', pictures, '--out', tmp_path/'runs', *SMALL, '-p',
+               'control=false', cwd=tmp_path, env=env)
     folder, = (tmp_path/'runs'/'parts').iterdir()
     was = record(folder)['choices']
     assert first.returncode == 1 and was
@@ -138,12 +153,13 @@ def test_a_run_that_goes_on_takes_its_own_choices(pictures, tmp_path):
 # Is a fine-tuning worth it?
 
 def test_the_paired_test_is_the_one_of_the_books():
-    from tl_notebooks.finetune import compare_losses
+    from tl_notebooks.learn.stages import compare_losses
     rng = np.random.default_rng(0)
     for n in (10, 35, 200):
         a = rng.exponential(size=n); b = a - rng.normal(.05, .3, n)
         found = compare_losses(a, b)
-        assert found.p == pytest.approx(ttest_rel(a, b, alternative='greater').pvalue, rel=1e-9) and found.better == (found.p < .02275)
+        assert found.p == pytest.approx(ttest_rel(a, b, alternative='greater').pvalue,
+                                        rel=1e-9) and found.better == (found.p < .02275)
         assert found.gain == pytest.approx((a - b).mean())
 
 
@@ -156,11 +172,13 @@ class Body(nn.Module):
 
 
 def toy(seed, n_valid=60, signal=0., n=60):
-    "A learner on random rows; `signal`: how much their classes follow from them, by a function that the body's features do not have"
+    """A learner on random rows; `signal`: how much their classes follow from them, by a function that the body's
+    features do not have"""
     seed_everything(seed)
     x = torch.randn(n + n_valid, 6)
     y = ((x[:,0]*x[:,1]*signal + torch.randn(len(x))*(1 - signal)) > 0).long()
-    dls = DataLoaders(DataLoader(TensorDataset(x[:n], y[:n]), bs=20, shuffle=True), DataLoader(TensorDataset(x[n:], y[n:]), bs=60), device='cpu')
+    dls = DataLoaders(DataLoader(TensorDataset(x[:n], y[:n]), bs=20, shuffle=True),
+                      DataLoader(TensorDataset(x[n:], y[n:]), bs=60), device='cpu')
     return TransferLearner(dls, TransferNet(Body(), 8, 2), cache=False)
 
 
@@ -180,7 +198,8 @@ def test_where_there_is_something_to_learn_it_stays():
     assert ran[1].kept and ran[1].p < .01 and ran[1].why.startswith('kept: better on 200')
     assert not ran[2].kept and ran[2].p > .5 and learn.kept == 'fine-tuned'
     was = hash_state(learn.model.state_dict())
-    assert not trained(learn, Stage(None, 1, 50.))[1].kept                          # against what stands, and that is not the probe
+    # against what stands, and that is not the probe
+    assert not trained(learn, Stage(None, 1, 50.))[1].kept
     assert hash_state(learn.model.state_dict()) == was and learn.kept == 'fine-tuned'
     with pytest.raises(InputError, match='wants a probed head'): learn.refit()
 
@@ -195,37 +214,42 @@ def test_a_handful_of_validation_items_shows_nothing_and_says_so():
 
 def test_an_expansion_is_not_tuned_for_the_sake_of_one_item():
     from types import SimpleNamespace
-    from tl_notebooks.expand import _HeldOut, _compared
+    from tl_notebooks.expand.classes import _HeldOut, _compared
     rows = SimpleNamespace(new=np.ones(1, bool), valid=np.ones(1, bool))
     assert not _compared(_HeldOut(np.array([.70]), 1.), _HeldOut(np.array([.69]), 1.), rows, 2.)[1]
 
 
 def test_augmentation_that_was_asked_for_takes_part(pictures, tmp_path, monkeypatch):
-    from tl_notebooks.data import read_images
-    from tl_notebooks.vision import image_learner
+    from tl_notebooks.data.images import read_images
+    from tl_notebooks.learn.vision import image_learner
     monkeypatch.setenv('TL_NOTEBOOKS_CACHE', str(tmp_path))
     data, losses = read_images(pictures, progress=False), []
     for cache in (True, False):
-        learn = image_learner(data, size=64, bs=16, augment=True, precision='fp32', seed=0, cache=cache, **({} if cache else dict(fixed=True)))
+        learn = image_learner(data, size=64, bs=16, augment=True, precision='fp32', seed=0, cache=cache,
+                              **({} if cache else dict(fixed=True)))
         learn.freeze_to(-2)
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-4)
         losses.append([float(l) for l in learn.recorder.losses])
-        assert [r['views'] for r in learn.frozen_prefix.report] == ([2, 1] if cache else [])      # training and validation items
+        # training and validation items
+        assert [r['views'] for r in learn.frozen_prefix.report] == ([2, 1] if cache else [])
         fit, = learn.frozen_prefix.shown
         assert fit['versions'] == 2 and .2 < fit['augmented'] < .8
-    np.testing.assert_allclose(*losses, rtol=1e-3)                                  # the same versions in the same turns
+    # the same versions in the same turns
+    np.testing.assert_allclose(*losses, rtol=1e-3)
 
 
 def test_what_a_network_from_scratch_sees_are_the_stored_versions(pictures, tmp_path, monkeypatch):
     from fastai.callback.core import Callback
-    from tl_notebooks.data import read_images
-    from tl_notebooks.vision import image_learner
+    from tl_notebooks.data.images import read_images
+    from tl_notebooks.learn.vision import image_learner
     monkeypatch.setenv('TL_NOTEBOOKS_CACHE', str(tmp_path))
     seen = set()
     class Look(Callback):
         def before_batch(self):
-            if self.training: seen.update(hash_state({'x': x.contiguous()}) for x in self.xb[0].as_subclass(torch.Tensor))
-    learn = image_learner(read_images(pictures, progress=False), weights='random', size=64, bs=4, augment=True, precision='fp32', norm='train', seed=0, views=2, fixed=True)
+            if self.training:
+                seen.update(hash_state({'x': x.contiguous()}) for x in self.xb[0].as_subclass(torch.Tensor))
+    learn = image_learner(read_images(pictures, progress=False), weights='random', size=64, bs=4, augment=True,
+                          precision='fp32', norm='train', seed=0, views=2, fixed=True)
     learn.dls.train.drop_last = False
     with learn.no_bar(), learn.no_logging(): learn.fit(2, 0., cbs=Look())
     items = learn.frozen_prefix.items_of(learn.dls.train)

@@ -15,9 +15,9 @@ from nbformat.v4 import new_code_cell, new_notebook
 from scipy.stats import norm
 
 from tl_notebooks.core import InputError, install_hint, tl_hint
-from tl_notebooks.evidence import mean_interval, two_way_interval
-from tl_notebooks.history import plan_prune, runs_table
-from tl_notebooks.records import load_record, new_record
+from tl_notebooks.judge.evidence import mean_interval, two_way_interval
+from tl_notebooks.runs.history import plan_prune, runs_table
+from tl_notebooks.runs.record import load_record, new_record
 
 
 # ---- records by hand
@@ -85,7 +85,7 @@ def test_old_records_alone_are_sorted_by_test_data_and_the_table_says_so(tmp_pat
 # ---- sweeps
 
 PARAMETERS = "lr: float = 0.1  # {0..1}\nseed: int = 0 # {0..99}\nthreads: int = 0 # {0..64}"
-START = "from tl_notebooks.run import start_run\nrun = start_run({path!r}, globals()); p = run.p"
+START = "from tl_notebooks.runs.run import start_run\nrun = start_run({path!r}, globals()); p = run.p"
 FIGURES = """figure = lambda v: dict(value=v, low=max(0, v - .1), high=min(1, v + .1), n=100)
 v = p.lr + p.seed/100
 run.metric('accuracy', figure(1 - v))
@@ -148,7 +148,8 @@ def test_validation_comes_from_the_head_before_it_learned_from_validation_items(
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader
     from ridge_oracle import scaled_ridge, targets
-    from tl_notebooks.finetune import TransferLearner, TransferNet
+    from tl_notebooks.learn.learner import TransferLearner
+    from tl_notebooks.learn.network import TransferNet
 
     class Body(torch.nn.Module):
         def __init__(self):
@@ -180,9 +181,9 @@ def test_few_labels_are_judged_by_leaving_each_out(tmp_path, monkeypatch):
     monkeypatch.setenv('TL_NOTEBOOKS_CACHE', str(tmp_path))
     from ridge_oracle import divided
     from sklearn.linear_model import Ridge
-    from tl_notebooks.samples import sample_path
-    from tl_notebooks.text import text_learner
-    from tl_notebooks.texts import draw_labels, read_texts
+    from tl_notebooks.data.samples import sample_path
+    from tl_notebooks.learn.text import text_learner
+    from tl_notebooks.data.texts import draw_labels, read_texts
     few = draw_labels(read_texts(sample_path('mails'), valid_pct=0.), 6)
     learn = text_learner(few, seed=0, precision='fp32', max_tokens=32, model_dir=tmp_path)
     found = learn.probe(names=False)
@@ -269,7 +270,7 @@ def readme_commands():
 @pytest.mark.parametrize('line', readme_commands())
 def test_each_command_of_the_readme_is_one(line):
     from tl_notebooks.cli import make_parser
-    from tl_notebooks.run import find_usecase, usecase_params
+    from tl_notebooks.runs.params import find_usecase, usecase_params
     words = shlex.split(re.sub(r'\s+>\s+\S+', '', line), comments=True)
     args = make_parser().parse_args(words[1:])
     if args.command in ('run', 'sweep'):
@@ -284,7 +285,8 @@ def test_a_run_is_named_as_the_readme_names_it(tmp_path):
         by_path = tl(*(f'outputs/parts/{w}' if w in ('first', 'second') else w for w in command), cwd=tmp_path)
         said = by_name.stdout.replace(f'{tmp_path}/', '')
         assert said and (by_name.returncode, said) == (by_path.returncode, by_path.stdout), by_name.stderr
-    assert 'valid' in tl('show', 'first', cwd=tmp_path).stdout and 'does not exist' in tl('reproduce', 'third', cwd=tmp_path).stderr
+    assert 'valid' in tl('show', 'first', cwd=tmp_path).stdout and 'does not exist' in tl('reproduce', 'third',
+            cwd=tmp_path).stderr
 
 
 @pytest.mark.parametrize('package', OPTIONAL)

@@ -1,4 +1,5 @@
-"Whatever is wrong with a folder of images is said in one message that names the place; what is right is read exactly, and split fairly."
+"""Whatever is wrong with a folder of images is said in one message that names the place; what is right is read exactly,
+and split fairly."""
 import ast
 import io
 import json
@@ -24,17 +25,22 @@ from PIL import Image, ImageFile
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
 
 from tl_notebooks.core import InputError
-from tl_notebooks.data import KINDS, Problem, open_image, problem_report, read_images, split_items
+from tl_notebooks.data.decode import open_image
+from tl_notebooks.data.images import read_images
+from tl_notebooks.data.problems import KINDS, Problem, problem_report
+from tl_notebooks.data.splits import split_items
 
 REAL = Path(__file__).parents[1].parent/'shared'/'data'
 
 
-# ---- writers that are not this project's ------------------------------------------------------------------------------
+# ---- writers that are not this project's
+# ------------------------------------------------------------------------------
 
 def png(pixels, depth, colour, extra=b''):
     "A PNG from an (h, w, channels) array of `depth` bits, by the PNG specification"
     h, w, c = pixels.shape
-    def chunk(kind, body): return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
+    def chunk(kind, body):
+        return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
     if depth == 16: lines = pixels.astype('>u2').reshape(h, -1).view('u1')
     elif depth == 8: lines = pixels.astype('u1').reshape(h, -1)
     else:
@@ -44,7 +50,8 @@ def png(pixels, depth, colour, extra=b''):
     return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, depth, colour, 0, 0, 0)) + extra
             + chunk(b'IDAT', zlib.compress(body)) + chunk(b'IEND', b''))
 
-def png_chunk(kind, body): return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
+def png_chunk(kind, body):
+    return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
 
 def tiff(pixels, bits, form=1):
     "An uncompressed grey TIFF from an (h, w) array of 12, 16 or 32 bits (`form` 3: float), by the TIFF specification"
@@ -53,8 +60,10 @@ def tiff(pixels, bits, form=1):
         nibbles = np.unpackbits(pixels.astype('>u2').reshape(h, w, 1).view('u1'), axis=-1)[..., 4:].reshape(h, -1)
         body = np.packbits(nibbles, axis=1).tobytes()
     else: body = pixels.astype({16:'<u2', 32:'<i4' if form == 2 else '<f4'}[bits]).tobytes()
-    tags = [(256,3,w), (257,3,h), (258,3,bits), (259,3,1), (262,3,1), (273,4,8), (277,3,1), (278,3,h), (279,4,len(body)), (339,3,form)]
-    ifd = struct.pack('<H', len(tags)) + b''.join(struct.pack('<HHII', t, k, 1, v) for t,k,v in tags) + struct.pack('<I', 0)
+    tags = [(256,3,w), (257,3,h), (258,3,bits), (259,3,1), (262,3,1), (273,4,8), (277,3,1), (278,3,h),
+            (279,4,len(body)), (339,3,form)]
+    ifd = struct.pack('<H', len(tags)) + b''.join(struct.pack('<HHII', t, k, 1, v) for t,k,
+                                                  v in tags) + struct.pack('<I', 0)
     return b'II*\0' + struct.pack('<I', 8 + len(body)) + body + ifd
 
 def saved(array, **kw):
@@ -77,7 +86,8 @@ def on_white(rgb, alpha):
 def palette(transparent=None):
     colours = rng.integers(0, 256, (16, 3), dtype='uint8')
     index = rng.integers(0, 16, (5, 7), dtype='uint8')
-    im = Image.fromarray(index).convert('L'); im = Image.frombytes('P', im.size, index.tobytes()); im.putpalette(colours.tobytes())
+    im = Image.fromarray(index).convert('L'); im = Image.frombytes('P', im.size, index.tobytes())
+    im.putpalette(colours.tobytes())
     f = io.BytesIO(); im.save(f, 'PNG', **({} if transparent is None else {'transparency': transparent}))
     want = colours[index].astype(float)
     if transparent is not None: want[index == transparent] = 255
@@ -156,13 +166,16 @@ def test_float_without_a_known_scale_is_refused(tmp_path):
     with pytest.raises(InputError, match='accepted in mode F: 0 to 1'): open_image(tmp_path/'x')
 
 
-# ---- damage -----------------------------------------------------------------------------------------------------------
+# ---- damage
+# -----------------------------------------------------------------------------------------------------------
 
 y, x = np.mgrid[:24, :32]
 SCENE = np.clip(np.stack([x*7, y*9, (x + y)*4], -1) + rng.integers(0, 20, (24, 32, 3)), 0, 255).astype('uint8')
-WHOLE = {'jpg': dict(format='JPEG'), 'progressive jpg': dict(format='JPEG', progressive=True), 'png': dict(format='PNG'),
+WHOLE = {'jpg': dict(format='JPEG'), 'progressive jpg': dict(format='JPEG', progressive=True),
+         'png': dict(format='PNG'),
          'bmp': dict(format='BMP'), 'gif': dict(format='GIF'), 'tiff': dict(format='TIFF'), 'ppm': dict(format='PPM'),
-         'lzw tiff': dict(format='TIFF', compression='tiff_lzw'), 'webp': dict(format='WEBP'), 'jp2': dict(format='JPEG2000')}
+         'lzw tiff': dict(format='TIFF', compression='tiff_lzw'), 'webp': dict(format='WEBP'),
+         'jp2': dict(format='JPEG2000')}
 
 @pytest.mark.filterwarnings('ignore::UserWarning:PIL') # Pillow comments on damaged metadata
 @pytest.mark.parametrize('lenient', [False, True], ids=['strict', 'lenient'])
@@ -190,14 +203,17 @@ def test_damage_never_ends_in_another_exception(name, tmp_path):
         try: open_image(tmp_path/'x', max_pixels=10**6)
         except InputError as e: assert 'cannot be read as an image (' in str(e)
 
-def bomb(w, h): return b'\x89PNG\r\n\x1a\n' + png_chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 2, 0, 0, 0)) + png_chunk(b'IDAT', b'x'*99)
+def bomb(w, h):
+    return b'\x89PNG\r\n\x1a\n' + png_chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 2, 0, 0, 0)) + png_chunk(b'IDAT',
+            b'x'*99)
 
 @pytest.mark.parametrize('size', [(60000, 60000), (10000, 10000)]) # beyond, and just within, what Pillow itself refuses
 def test_a_bomb_is_refused_by_its_header(size, tmp_path):
     (tmp_path/'x.png').write_bytes(bomb(*size))
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        with pytest.raises(InputError, match=f'{size[0]:,} × {size[1]:,} pixels; accepted: 50,000,000'): open_image(tmp_path/'x.png')
+        with pytest.raises(InputError, match=f'{size[0]:,} × {size[1]:,} pixels; accepted: 50,000,000'):
+            open_image(tmp_path/'x.png')
 
 def test_switches_of_pillow_are_restored_by_the_last_thread(tmp_path, monkeypatch):
     monkeypatch.setattr(ImageFile, 'LOAD_TRUNCATED_IMAGES', True)
@@ -215,7 +231,8 @@ def test_switches_of_pillow_are_restored_by_the_last_thread(tmp_path, monkeypatc
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True and Image.MAX_IMAGE_PIXELS == limit
 
 
-# ---- bad inputs -------------------------------------------------------------------------------------------------------
+# ---- bad inputs
+# -------------------------------------------------------------------------------------------------------
 
 def solid(n, form='PNG'): return saved(np.full((6, 6, 3), (n%256, n//256, 77), 'uint8'), format=form)
 CUT = saved(SCENE, format='JPEG')[:400]
@@ -233,45 +250,61 @@ def without(spec, *names): return {k: v for k,v in spec.items() if not k.startsw
 BAD = { # name: (files, what is given below the root, fragments of the message, kind; None: not a matter of skipping)
     'zero bytes': ({**GOOD, 'nut/z.png': b''}, '', ['nut/z.png: the file has zero bytes'], 'zero bytes'),
     'truncated': ({**GOOD, 'nut/z.jpg': CUT}, '', ['nut/z.jpg: truncated after 400 bytes'], 'truncated'),
-    'text as jpg': ({**GOOD, 'nut/z.jpg': 'hello'}, '', ['nut/z.jpg: not an image in a format that is read (5 bytes)'], 'unreadable'),
+    'text as jpg': ({**GOOD, 'nut/z.jpg': 'hello'}, '', ['nut/z.jpg: not an image in a format that is read (5 bytes)'],
+                    'unreadable'),
     'cut header': ({**GOOD, 'nut/z.jpg': CUT[:9]}, '', ['nut/z.jpg: truncated after 9 bytes'], 'truncated'),
     'damaged header': ({**GOOD, 'nut/z.bmp': b'BM' + b'\0'*60}, '', ['nut/z.bmp: damaged: '], 'unreadable'),
-    'only a signature': ({**GOOD, 'nut/z.png': b'\x89PNG\r\n\0\0'}, '', ['nut/z.png: begins like PNG, but what follows'], 'unreadable'),
+    'only a signature': ({**GOOD, 'nut/z.png': b'\x89PNG\r\n\0\0'}, '',
+                         ['nut/z.png: begins like PNG, but what follows'], 'unreadable'),
     'bomb': ({**GOOD, 'nut/z.png': bomb(60000, 60000)}, '', ['nut/z.png: 60,000 × 60,000 pixels'], 'too large'),
     'pipe': ({**GOOD, 'nut/z.png': os.mkfifo}, '', ['nut/z.png: not an ordinary file'], 'unreadable'),
     'suffix': ({**GOOD, 'nut/z.docx': b'x'}, '', ["nut/z.docx: suffix '.docx'", 'Accepted: .bmp'], 'not an image'),
     'heic': ({**GOOD, 'nut/z.heic': b'x'}, '', ["nut/z.heic: suffix '.heic'"], 'not an image'),
-    'csv beside classes': ({**GOOD, 'd.csv': 'path,label'}, '', ['d.csv: suffix', 'to use this list, give its own path'], 'not an image'),
+    'csv beside classes': ({**GOOD, 'd.csv': 'path,label'}, '', ['d.csv: suffix',
+        'to use this list, give its own path'], 'not an image'),
     'loose image': ({**GOOD, 'z.png': 9}, '', ['z.png: lies in no class folder'], 'no label'),
     'loose in split': ({**GIVEN, 'train/z.png': 9}, '', ['train/z.png: lies in no class folder'], 'no label'),
-    'link out': ({**GOOD, 'nut/z.png': link('/etc/hostname')}, '', ['nut/z.png: leads to `/etc/hostname`, outside'], 'outside'),
+    'link out': ({**GOOD, 'nut/z.png': link('/etc/hostname')}, '', ['nut/z.png: leads to `/etc/hostname`, outside'],
+                 'outside'),
     'broken link': ({**GOOD, 'nut/z.png': link('gone.png')}, '', ['nut/z.png: a link to nothing'], 'missing'),
     'circular link': ({**GOOD, 'nut/z.png': link('z.png')}, '', ['nut/z.png: '], 'unreadable'),
     'linked folder': ({**GOOD, 'zinc': link('nut')}, '', ['zinc: a link to a folder'], 'layout'),
     'linked folder outside': ({**GOOD, 'zinc': link('/etc')}, '', ['zinc: leads to `/etc`, outside'], 'outside'),
-    'two labels': ({**GOOD, 'nut/z.png': 0}, '', ["nut/z.png: labelled 'nut'; same picture as `bolt/0.png`, labelled 'bolt'"], 'two labels'),
-    'leak': ({**GIVEN, 'test/nut/z.png': 100}, '', ['train/nut/0.png: in train; same picture as `test/nut/z.png` in test'], 'leak'),
-    'leak in another format': ({**GIVEN, 'test/nut/z.bmp': solid(100, 'BMP')}, '', ['train/nut/0.png: in train; same picture'], 'leak'),
-    'leak into valid': ({**GIVEN, 'test/nut/z.png': 1100}, '', ['valid/nut/0.png: in valid; same picture as `test'], 'leak'),
-    'splits among classes': ({**GOOD, 'test/z.png': 9}, '', ["split folders ('test') and others ('bolt', 'nut') stand side by side"], 'layout'),
+    'two labels': ({**GOOD, 'nut/z.png': 0}, '',
+                   ["nut/z.png: labelled 'nut'; same image as `bolt/0.png`, labelled 'bolt'"], 'two labels'),
+    'leak': ({**GIVEN, 'test/nut/z.png': 100}, '',
+             ['train/nut/0.png: in train; same image as `test/nut/z.png` in test'], 'leak'),
+    'leak in another format': ({**GIVEN, 'test/nut/z.bmp': solid(100, 'BMP')}, '',
+                               ['train/nut/0.png: in train; same image'], 'leak'),
+    'leak into valid': ({**GIVEN, 'test/nut/z.png': 1100}, '', ['valid/nut/0.png: in valid; same image as `test'],
+                        'leak'),
+    'splits among classes': ({**GOOD, 'test/z.png': 9}, '',
+                             ["split folders ('test') and others ('bolt', 'nut') stand side by side"], 'layout'),
     'no train': (without(GIVEN, 'train'), '', ["there is 'test', 'valid', but no folder 'train'"], 'split'),
     'valid twice': ({**GIVEN, 'val/nut/9.png': 9}, '', ["2 folders mean 'valid': 'val', 'valid'"], 'split'),
-    'class only in test': ({**GIVEN, 'test/washer/z.png': 9}, '', ["class 'washer' has images in valid or test, but none in train"], 'split'),
+    'class only in test': ({**GIVEN, 'test/washer/z.png': 9}, '',
+                           ["class 'washer' has images in valid or test, but none in train"], 'split'),
     'labels one deeper': ({f'{s}/{k}': v + 50*i for i,s in enumerate('ab') for k,v in GOOD.items()}, '',
                           ["a: its subfolders 'bolt', 'nut' could be"], 'layout'),
-    'splits one deeper': ({**GOOD, 'nut/test/z.png': 9}, '', ["nut: its subfolders 'test' could be what the label or split is"], 'layout'),
-    'wrapped': ({f'data/{k}': v for k,v in GOOD.items()}, '', ["data: the only class, and it holds only folders ('bolt', 'nut')"], 'layout'),
-    'case': ({**GOOD, **{f'Nut/{i}.png': 200 + i for i in range(4)}}, '', ["'Nut', 'nut' differ only in case or blanks"], 'spelling'),
-    'blank': ({f'{k.replace("/", " /")}': v for k,v in GOOD.items()}, '', ["label 'nut ' begins or ends with a blank"], 'spelling'),
+    'splits one deeper': ({**GOOD, 'nut/test/z.png': 9}, '',
+                          ["nut: its subfolders 'test' could be what the label or split is"], 'layout'),
+    'wrapped': ({f'data/{k}': v for k,v in GOOD.items()}, '',
+                ["data: the only class, and it holds only folders ('bolt', 'nut')"], 'layout'),
+    'case': ({**GOOD, **{f'Nut/{i}.png': 200 + i for i in range(4)}}, '',
+             ["'Nut', 'nut' differ only in case or blanks"], 'spelling'),
+    'blank': ({f'{k.replace("/", " /")}': v for k,v in GOOD.items()}, '', ["label 'nut ' begins or ends with a blank"],
+              'spelling'),
     'unicode form': ({**{k.replace('nut', 'm\u00fctter'): v for k,v in GOOD.items()}, 'mu\u0308tter/1.png': 9}, '',
                      ['differ only in case or blanks'], 'spelling'),
     'empty class': ({**GOOD, 'washer': None}, '', ['washer: no image in it'], 'empty class'),
-    'too few': ({**GOOD, 'washer/1.png': 9, 'washer/2.png': 10}, '', ["class 'washer' has 2 usable images to train on; at least 3"], 'too few'),
+    'too few': ({**GOOD, 'washer/1.png': 9, 'washer/2.png': 10}, '',
+                ["class 'washer' has 2 usable images to train on; at least 3"], 'too few'),
     'too few distinct': ({**GOOD, **{f'washer/{i}.png': 9 for i in range(5)}}, '',
-                         ["class 'washer' has 5 usable images in 1 distinct pictures or groups"], 'too few'),
+                         ["class 'washer' has 5 usable images in 1 distinct images or groups"], 'too few'),
     'one class': ({k: v for k,v in GOOD.items() if 'nut' in k}, '', ["the only one is 'nut'"], 'one class'),
     'only images': ({'1.png': 1, '2.png': 2}, '', ['holds 2 images, but no folders that say what they show'], None),
-    'only images in splits': ({'train/1.png': 1, 'test/2.png': 2}, '', ['train: 1 images, but no folders that say'], 'layout'),
+    'only images in splits': ({'train/1.png': 1, 'test/2.png': 2}, '', ['train: 1 images, but no folders that say'],
+                              'layout'),
     'nothing': ({}, '', ['holds no files, none an image'], None),
     'other files': ({'a.txt': 'x'}, '', ['holds 1 files, none an image'], None),
     'does not exist': (GOOD, 'nutt', ["does not exist. Did you mean 'nut'?"], None),
@@ -279,7 +312,8 @@ BAD = { # name: (files, what is given below the root, fragments of the message, 
     'tar.gz': ({'d.tar.gz': b'x'}, 'd.tar.gz', ['is an archive; unpack it first'], None),
     'image': (GOOD, 'nut/1.png', ['is a file, but not a CSV. Accepted: a folder with one subfolder per class'], None),
     'several csv': ({'a.csv': 'x', 'b.csv': 'x'}, '', ["holds 2 CSV files: 'a.csv', 'b.csv'"], None),
-    'csv: no column': ({'d.csv': 'file,label\n'}, 'd.csv', ["'path' missing. Accepted: a header with path,label"], None),
+    'csv: no column': ({'d.csv': 'file,label\n'}, 'd.csv', ["'path' missing. Accepted: a header with path,label"],
+                       None),
     'csv: near column': ({'d.csv': 'path,lable\n'}, 'd.csv', ["'label' missing", "Did you mean 'lable'?"], None),
     'csv: semicolon': ({'d.csv': 'path;label\n'}, 'd.csv', ['Separate columns by commas'], None),
     'csv: splits': ({'d.csv': 'path,label,splits\n'}, 'd.csv', ["'splits' is not read. Did you mean 'split'?"], None),
@@ -290,25 +324,32 @@ BAD = { # name: (files, what is given below the root, fragments of the message, 
     'csv: not utf-8': ({'d.csv': b'path,label\nm\xfctter.png,a\n'}, 'd.csv', ['is not UTF-8 (byte 12)'], None),
     'csv: open quote': ({'d.csv': 'path,label\n"a.png,nut\n'}, 'd.csv', ['cannot be read: line'], None),
     'csv: out': (table('../x.png,nut'), 'd.csv', ["../x.png: leads out of the CSV's folder (line 10)"], 'outside'),
-    'csv: absolute': (table('/etc/x.png,nut'), 'd.csv', ['/etc/x.png: an absolute path; accepted: relative'], 'outside'),
+    'csv: absolute': (table('/etc/x.png,nut'), 'd.csv', ['/etc/x.png: an absolute path; accepted: relative'],
+                      'outside'),
     'csv: drive': (table('C:\\x.png,nut'), 'd.csv', ['C:/x.png: an absolute path'], 'outside'),
-    'csv: link out': ({**table('z.png,nut'), 'z.png': link('/etc/hostname')}, 'd.csv', ['z.png: leads to `/etc/hostname`'], 'outside'),
+    'csv: link out': ({**table('z.png,nut'), 'z.png': link('/etc/hostname')}, 'd.csv',
+                      ['z.png: leads to `/etc/hostname`'], 'outside'),
     'csv: missing': (table('nut/99.png,nut'), 'd.csv', ['nut/99.png: no such file (line 10)'], 'missing'),
     'csv: no path': (table(',nut'), 'd.csv', ['no path (line 10)'], 'bad row'),
     'csv: zero byte': (table('a\0.png,nut'), 'd.csv', ['line 10'], None if sys.version_info < (3,11) else 'bad row'),
-    'csv: long name': (table('a'*5000 + ',nut'), 'd.csv', ['aaa…: cannot be followed: File name too long (line 10)'], 'unreadable'),
+    'csv: long name': (table('a'*5000 + ',nut'), 'd.csv', ['aaa…: cannot be followed: File name too long (line 10)'],
+                       'unreadable'),
     'csv: a folder': (table('nut,nut'), 'd.csv', ['nut: a folder, not a file'], 'unreadable'),
     'csv: fields': (table('nut/1.png'), 'd.csv', ['line 10 has 1 fields, the header has 2'], 'bad row'),
     'csv: repeated': (table('./nut//1.png,nut'), 'd.csv', ['nut/1.png: line 10 repeats line 7'], 'bad row'),
-    'csv: two labels': (table('nut/1.png,bol'), 'd.csv', ["nut/1.png: labelled 'nut' in line 7 and 'bol' in line 10"], 'two labels'),
+    'csv: two labels': (table('nut/1.png,bol'), 'd.csv', ["nut/1.png: labelled 'nut' in line 7 and 'bol' in line 10"],
+                        'two labels'),
     'csv: no label': (table('z.png, ') | {'z.png': 9}, 'd.csv', ['z.png: the label is empty (line 10)'], 'no label'),
-    'csv: split name': (table(head='path,label,split', ext=',trian'), 'd.csv', ["have the split 'trian'. Did you mean 'train'"], 'split'),
+    'csv: split name': (table(head='path,label,split', ext=',trian'), 'd.csv',
+                        ["have the split 'trian'. Did you mean 'train'"], 'split'),
     'csv: some splits': ({**table('z.png,nut,', head='path,label,split', ext=',train'), 'z.png': 9}, 'd.csv',
                          ['1 of 9 rows have no split; fill in all or none'], 'split'),
     'csv: no train': (table(head='path,label,split', ext=',test'), 'd.csv', ["no row has the split 'train'"], 'split'),
-    'csv: group leak': ({**table('z.png,nut,test,7', 'y.png,nut,train,7', head='path,label,split,group', ext=',train,'), 'y.png': 8, 'z.png': 9},
+    'csv: group leak': ({**table('z.png,nut,test,7', 'y.png,nut,train,7', head='path,label,split,group', ext=',train,'),
+                         'y.png': 8, 'z.png': 9},
                         'd.csv', ['y.png: in train; same group as `z.png` in test'], 'leak'),
-    'csv: one group': ({**GOOD, 'd.csv': rows(head='path,label,group', ext=',1')}, 'd.csv', ['in 1 distinct pictures or groups'], 'too few'),
+    'csv: one group': ({**GOOD, 'd.csv': rows(head='path,label,group', ext=',1')}, 'd.csv',
+                       ['in 1 distinct images or groups'], 'too few'),
 }
 
 @pytest.mark.parametrize('name', BAD)
@@ -324,7 +365,8 @@ def test_skip_leaves_out_bad_files_and_never_forgives_structure(name, tmp_path):
     files, given, parts, kind = BAD[name]
     root = tree(tmp_path/'d', files)
     if not KINDS[kind][0]:
-        with pytest.raises(InputError, match=f'no answer to: .*{kind}'): read_images(root/given, on_bad='skip', progress=False)
+        with pytest.raises(InputError, match=f'no answer to: .*{kind}'):
+            read_images(root/given, on_bad='skip', progress=False)
         return
     d = read_images(root/given, on_bad='skip', progress=False)
     assert kind in {p.kind for p in d.problems}
@@ -337,23 +379,29 @@ def test_skip_leaves_out_bad_files_and_never_forgives_structure(name, tmp_path):
     json.dumps(d.as_json(), allow_nan=False)
 
 @pytest.mark.parametrize('kw, part', [
-    (dict(on_bad='warn'), "`on_bad` is 'warn'"), (dict(valid_pct=20), '`valid_pct` is 20'), (dict(test_pct=-.1), '`test_pct` is -0.1'),
+    (dict(on_bad='warn'), "`on_bad` is 'warn'"), (dict(valid_pct=20), '`valid_pct` is 20'),
+    (dict(test_pct=-.1), '`test_pct` is -0.1'),
     (dict(test_pct=float('nan')), '`test_pct` is nan'), (dict(valid_pct='0.2'), "`valid_pct` is '0.2'"),
-    (dict(valid_pct=.5, test_pct=.5), 'leaves nothing to train on'), (dict(seed=-1), '`seed` is -1'), (dict(seed=1.5), '`seed` is 1.5'),
-    (dict(max_items=0), '`max_items` is 0'), (dict(min_per_class=True), '`min_per_class` is True'), (dict(max_pixels=0), '`max_pixels` is 0'),
+    (dict(valid_pct=.5, test_pct=.5), 'leaves nothing to train on'), (dict(seed=-1), '`seed` is -1'),
+    (dict(seed=1.5), '`seed` is 1.5'),
+    (dict(max_items=0), '`max_items` is 0'), (dict(min_per_class=True), '`min_per_class` is True'),
+    (dict(max_pixels=0), '`max_pixels` is 0'),
     (dict(min_per_class=5), 'at least 5 needed'), (dict(max_pixels=35), '6 × 6 pixels; accepted: 35')])
 def test_parameters_are_named(kw, part, tmp_path):
     with pytest.raises(InputError) as e: read_images(tree(tmp_path, GOOD), progress=False, **kw)
     assert part in str(e.value)
 
 def test_all_problems_come_at_once(tmp_path):
-    root = tree(tmp_path, {**GOOD, 'nut/a.png': b'', 'nut/b.jpg': CUT, 'nut/c.txt': 'x', 'z.png': 5, 'washer': None, 'Bolt/1.png': 300})
+    root = tree(tmp_path, {**GOOD, 'nut/a.png': b'', 'nut/b.jpg': CUT, 'nut/c.txt': 'x', 'z.png': 5, 'washer': None,
+                           'Bolt/1.png': 300})
     with pytest.raises(InputError) as e: read_images(root, progress=False)
-    for kind in ('zero bytes', 'truncated', 'not an image', 'no label', 'empty class', 'spelling', 'too few'): assert f'\n{kind} (1)' in str(e.value)
+    for kind in ('zero bytes', 'truncated', 'not an image', 'no label', 'empty class', 'spelling', 'too few'):
+        assert f'\n{kind} (1)' in str(e.value)
     assert 'leave out the 4 that can be left out' in str(e.value)
 
 def test_a_thousand_problems_fit_on_a_screen():
-    text = problem_report([Problem(k, f'{i}.png', 'x') for k in ('truncated', 'missing') for i in range(500)], 'd', 1000)
+    text = problem_report([Problem(k, f'{i}.png', 'x') for k in ('truncated', 'missing') for i in range(500)], 'd',
+                          1000)
     assert len(text.splitlines()) < 60 and 'truncated (500)' in text and text.count('… and 475 more') == 2
 
 def test_names_that_are_not_text_stay_on_one_line(tmp_path):
@@ -366,14 +414,18 @@ def test_names_that_are_not_text_stay_on_one_line(tmp_path):
     str(e.value).encode()
 
 def test_silent_files_and_subdivided_classes(tmp_path):
-    root = tree(tmp_path, {**GOOD, 'PROVENANCE.txt': 'x', 'README.md': 'x', 'LICENSE': 'x', 'samples.json': '{}', '.git/x': 'x',
-                           'nut/.hidden.png': b'', 'nut/Thumbs.db': b'x', 'nut/cam1/a.png': 40, 'nut/cam1/deep/b.png': 41})
+    root = tree(tmp_path, {**GOOD, 'PROVENANCE.txt': 'x', 'README.md': 'x', 'LICENSE': 'x', 'samples.json': '{}',
+                           '.git/x': 'x',
+                           'nut/.hidden.png': b'', 'nut/Thumbs.db': b'x', 'nut/cam1/a.png': 40,
+                           'nut/cam1/deep/b.png': 41})
     d = read_images(root, progress=False)
     assert not d.problems and len(d.items) == 10 and set(d.items.label) == {'bolt', 'nut'}
-    with pytest.raises(InputError, match='nut/README.md: suffix'): read_images(tree(tmp_path, {'nut/README.md': 'x'}), progress=False)
+    with pytest.raises(InputError, match='nut/README.md: suffix'):
+        read_images(tree(tmp_path, {'nut/README.md': 'x'}), progress=False)
 
 
-# ---- permissions: as root they do not bite, so a child gives its rights up ---------------------------------------------
+# ---- permissions: as root they do not bite, so a child gives its rights up
+# ---------------------------------------------
 
 def as_nobody(work):
     "The result of `work()` in a forked child without special rights"
@@ -404,7 +456,8 @@ def test_unreadable_folder_and_file_are_named(open_tmp):
     (open_tmp/'washer').chmod(0); (open_tmp/'nut'/'1.png').chmod(0)
     text = as_nobody(lambda: repr(read_images(open_tmp, progress=False)))
     assert text.startswith('InputError: ') and 'washer: cannot be opened: Permission denied' in text
-    assert 'nut/1.png: cannot be opened: Permission denied' in text and '\nfolder (1): Make the folder readable.' in text
+    assert ('nut/1.png: cannot be opened: Permission denied' in text
+            and '\nfolder (1): Make the folder readable.' in text)
     open_tmp.chmod(0)
     assert 'cannot be opened: Permission denied' in as_nobody(lambda: repr(read_images(open_tmp, progress=False)))
 
@@ -416,13 +469,16 @@ def test_a_read_only_folder_is_enough(open_tmp):
     assert before == {p: p.stat().st_mtime_ns for p in open_tmp.rglob('*')}
 
 
-# ---- what is read -----------------------------------------------------------------------------------------------------
+# ---- what is read
+# -----------------------------------------------------------------------------------------------------
 
 def test_table_against_the_files_themselves(tmp_path):
     exif = Image.Exif(); exif[0x0112] = 6
     turned = saved(SCENE, format='JPEG', exif=exif.tobytes())
-    d = read_images(tree(tmp_path, {**GOOD, 'nut/turned.jpg': turned, 'nut/deep.png': MODES['grey 16 bit png'][0]}), progress=False)
-    sums = subprocess.run(['sha256sum', *d.items.path], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split()[::2]
+    d = read_images(tree(tmp_path, {**GOOD, 'nut/turned.jpg': turned, 'nut/deep.png': MODES['grey 16 bit png'][0]}),
+                    progress=False)
+    sums = subprocess.run(['sha256sum', *d.items.path], cwd=tmp_path, capture_output=True, text=True,
+                          check=True).stdout.split()[::2]
     assert list(d.items.sha256) == sums
     assert list(d.items.columns) == ['path', 'label', 'split', 'group', 'sha256', 'width', 'height', 'mode']
     row = d.items.set_index('path').loc
@@ -432,7 +488,8 @@ def test_table_against_the_files_themselves(tmp_path):
         assert [f.parent.name for f in d.files(s)] == [d.classes[i] for i in d.labels(s)] == list(d.subset(s).label)
 
 def test_csv_says_the_same_as_folders(tmp_path):
-    root = tree(tmp_path, {**GIVEN, 'd.csv': 'path,label,split,note\n' + ''.join(f'{p},{p.split("/")[1]},{p.split("/")[0]},x\n' for p in GIVEN)})
+    root = tree(tmp_path, {**GIVEN, 'd.csv': 'path,label,split,note\n'
+                           + ''.join(f'{p},{p.split("/")[1]},{p.split("/")[0]},x\n' for p in GIVEN)})
     by_list = read_images(root/'d.csv', progress=False)
     (root/'d.csv').rename(root/'.d.csv')
     assert read_images(root, progress=False).fingerprint == by_list.fingerprint
@@ -469,13 +526,16 @@ def test_fingerprint_knows_content_not_place(tmp_path, monkeypatch):
         def __enter__(self): return self.e
         def __exit__(self, *a): pass
     monkeypatch.setattr(os, 'scandir', Backwards)
-    with pytest.raises(InputError) as err: read_images(tree(tmp_path/'bad', {**GOOD, 'nut/y.txt': 'x', 'nut/z.txt': 'x'}), progress=False)
+    with pytest.raises(InputError) as err:
+        read_images(tree(tmp_path/'bad', {**GOOD, 'nut/y.txt': 'x', 'nut/z.txt': 'x'}), progress=False)
     assert str(err.value).index('nut/y.txt') < str(err.value).index('nut/z.txt')
     e = read_images(tmp_path/'elsewhere', progress=False)
     assert e.fingerprint == d.fingerprint and e.items.equals(d.items)
     monkeypatch.undo()
-    changes = [lambda r: (r/'train/nut/0.png').write_bytes(solid(999)), lambda r: (r/'train/nut/0.png').rename(r/'train/nut/9.png'),
-               lambda r: (r/'train/nut/0.png').rename(r/'train/bolt/9.png'), lambda r: (r/'train/nut/0.png').rename(r/'test/nut/9.png'),
+    changes = [lambda r: (r/'train/nut/0.png').write_bytes(solid(999)),
+               lambda r: (r/'train/nut/0.png').rename(r/'train/nut/9.png'),
+               lambda r: (r/'train/nut/0.png').rename(r/'train/bolt/9.png'),
+               lambda r: (r/'train/nut/0.png').rename(r/'test/nut/9.png'),
                lambda r: (r/'valid/nut/0.png').unlink()]
     seen = {d.fingerprint}
     for i, change in enumerate(changes):
@@ -513,14 +573,16 @@ def test_copies_never_cross_a_split_that_is_made(tmp_path):
     assert '48 images are copies of another in the same split; kept' in d.notes
 
 def test_groups_of_a_csv_stay_together(tmp_path):
-    files = {f'{c}/{i}{j}.png': 1000*k + 10*i + j for k,c in enumerate(('bolt', 'nut')) for i in range(2) for j in range(10)}
+    files = {f'{c}/{i}{j}.png': 1000*k + 10*i + j for k,c in enumerate(('bolt', 'nut')) for i in range(2)
+             for j in range(10)}
     text = 'path,label,group\n' + ''.join(f'{p},{p[:3]},{int(p[-5])//2}\n' for p in files)
     d = read_images(tree(tmp_path, {**files, 'd.csv': text})/'d.csv', progress=False)
     assert (d.items.groupby('group').split.nunique() == 1).all() and d.items.group.nunique() == 5
     assert all(n for s in d.counts().values() for n in s.values())
 
 def test_max_items_keeps_proportions(tmp_path):
-    root = tree(tmp_path, {f'{c}/{i}.png': 100*k + i for k,(c,n) in enumerate({'bolt': 40, 'nut': 20, 'few': 3}.items()) for i in range(n)})
+    root = tree(tmp_path, {f'{c}/{i}.png': 100*k + i for k,(c,n) in enumerate({'bolt': 40, 'nut': 20,
+            'few': 3}.items()) for i in range(n)})
     d = read_images(root, max_items=33, progress=False)
     assert d.items.label.value_counts().to_dict() == {'bolt': 20, 'nut': 10, 'few': 3}
     assert read_images(root, max_items=33, progress=False).fingerprint == d.fingerprint
@@ -533,11 +595,14 @@ def test_seed_decides_the_split(tmp_path):
     assert a.counts() == c.counts()
 
 def test_torch_is_not_imported():
-    code = "import sys, tl_notebooks.data; print(sorted({'torch','torchvision','fastai','timm'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+    code = ("import sys, tl_notebooks.data.images; print(sorted({'torch','torchvision','fastai','timm'} & "
+            "set(sys.modules)))")
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                          check=True).stdout.strip() == '[]'
 
 
-# ---- splits against scikit-learn and arithmetic -----------------------------------------------------------------------
+# ---- splits against scikit-learn and arithmetic
+# -----------------------------------------------------------------------
 
 def cases(n=60):
     r = random.Random(0)
@@ -560,7 +625,8 @@ def test_same_shares_as_scikit_learn():
         labels = [c for c in labels if labels.count(c) >= 30]
         if len(set(labels)) < 2: continue
         f = fractions['test']
-        ours = Counter(np.array(labels)[split_items(labels, None, {'train': 1 - f, 'test': f}, seed) == 'test'].tolist())
+        ours = Counter(np.array(labels)[split_items(labels, None, {'train': 1 - f, 'test': f},
+                                                    seed) == 'test'].tolist())
         _, test = next(StratifiedShuffleSplit(1, test_size=f, random_state=seed).split(labels, labels))
         theirs = Counter(np.array(labels)[test].tolist())
         assert all(abs(ours[c] - theirs[c]) <= 1 for c in set(labels))
@@ -573,7 +639,8 @@ def test_every_item_has_the_same_chance():
 def test_a_large_group_may_be_tested_too():
     groups = ['big']*4 + [f'{i}' for i in range(26)]
     where = Counter(split_items(['a']*30, groups, seed=s)[0].item() for s in range(300))
-    assert all(n >= 30 for n in where.values()) and len(where) == 3 and where['train'] > where['test'] # room: 18, 6 and 6
+    # room: 18, 6 and 6
+    assert all(n >= 30 for n in where.values()) and len(where) == 3 and where['train'] > where['test']
 
 def test_groups_stay_whole_and_every_class_is_everywhere():
     r = random.Random(1)
@@ -605,15 +672,18 @@ def test_a_missing_group_is_none():
     assert Counter(a.tolist()) == {'train': 18, 'valid': 6, 'test': 6}
     with pytest.raises(ValueError, match='30 labels, but 2 groups'): split_items(['a']*30, ['x', 'y'])
 
-@pytest.mark.parametrize('fractions', [{'train': .5, 'test': .6}, {'train': 1.2, 'test': -.2}, {'train': '1'}, {'train': float('nan')}])
+@pytest.mark.parametrize('fractions', [{'train': .5, 'test': .6}, {'train': 1.2, 'test': -.2}, {'train': '1'},
+                                       {'train': float('nan')}])
 def test_shares_must_make_a_whole(fractions):
     with pytest.raises(InputError, match='sum to 1'): split_items(['a']*9, None, fractions)
 
 
-# ---- real data --------------------------------------------------------------------------------------------------------
+# ---- real data
+# --------------------------------------------------------------------------------------------------------
 
 def provenance(name):
-    if not (REAL/name).is_dir(): pytest.skip(f'the data set {name} is not on this machine (it is not part of the project)')
+    if not (REAL/name).is_dir():
+        pytest.skip(f'the data set {name} is not on this machine (it is not part of the project)')
     line = next(l for l in (REAL/name/'PROVENANCE.txt').read_text().splitlines() if l.startswith('Counts:'))
     return ast.literal_eval(line.split(':', 1)[1].strip())
 

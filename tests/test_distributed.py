@@ -1,4 +1,5 @@
-"Several processes for one fit: the losses of one process with the joint batch, the same bits every time, errors that arrive."
+"""Several processes for one fit: the losses of one process with the joint batch, the same bits every time, errors that
+arrive."""
 import os
 
 import killed
@@ -28,7 +29,8 @@ def plain(opt=None, bs=8, n=61, drop_last=False):
     seed_everything(0, 2)
     items = [(torch.randn(4) + i % 3, torch.tensor(i % 3)) for i in range(n)]
     dls = DataLoaders(DataLoader(items[:-8], bs=bs, shuffle=True, drop_last=drop_last), DataLoader(items[-8:], bs=6))
-    return killed.quiet(Learner(dls, net(), CrossEntropyLossFlat(), metrics=accuracy, **({'opt_func': opt} if opt else {})))
+    return killed.quiet(Learner(dls, net(), CrossEntropyLossFlat(), metrics=accuracy,
+                                **({'opt_func': opt} if opt else {})))
 
 
 def curves(learn): return [float(x) for x in learn.recorder.losses], [x for v in learn.recorder.values for x in v]
@@ -36,7 +38,7 @@ def curves(learn): return [float(x) for x in learn.recorder.losses], [x for v in
 
 @pytest.fixture(scope='module')
 def pair():
-    from tl_notebooks.checkpoint import Processes
+    from tl_notebooks.learn.resume import Processes
     one = plain(); one.fit_one_cycle(3, 1e-2)
     two = plain(); two.fit_one_cycle(3, 1e-2, cbs=Processes(2))
     return one, two, killed.outcome(two)
@@ -45,31 +47,35 @@ def pair():
 def test_the_losses_of_one_process_with_the_joint_batch(pair):
     one, two, _ = pair
     for a,b in zip(curves(one), curves(two)): assert b == pytest.approx(a, **CLOSE)
-    assert len(one.recorder.losses) == 3*7 and two.recorder.lrs == one.recorder.lrs and two.recorder.hps == one.recorder.hps
-    for a,b in zip(one.model.parameters(), two.model.parameters()): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert (len(one.recorder.losses) == 3*7 and two.recorder.lrs == one.recorder.lrs
+            and two.recorder.hps == one.recorder.hps)
+    for a,b in zip(one.model.parameters(), two.model.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     start = plain().model.state_dict()
     assert not any(torch.allclose(start[n], t, atol=1e-3) for n,t in two.model.state_dict().items()) # it did train
 
 
 def test_what_comes_back_is_a_learner_that_goes_on(pair):
-    from tl_notebooks.checkpoint import take_optimiser
+    from tl_notebooks.learn.resume import take_optimiser
     one, two, _ = pair
     (a, av), (b, bv) = take_optimiser(one.opt), take_optimiser(two.opt)
-    assert av['hypers'] == bv['hypers'] and [s['step'] for s in av['state']] == [s['step'] for s in bv['state']] == [21]*4
-    assert [d.rng.getstate() for d in one.dls.loaders] == [d.rng.getstate() for d in two.dls.loaders] # the next order of items
+    assert av['hypers'] == bv['hypers'] and [s['step'] for s in av['state']] == [s['step']
+            for s in bv['state']] == [21]*4
+    # the next order of items
+    assert [d.rng.getstate() for d in one.dls.loaders] == [d.rng.getstate() for d in two.dls.loaders]
     a, b = list(one.validate()), list(two.validate())
     assert b == pytest.approx(a, **CLOSE)
 
 
 def test_two_processes_give_the_same_bits_each_time(pair):
-    from tl_notebooks.checkpoint import Processes
+    from tl_notebooks.learn.resume import Processes
     again = plain(); again.fit_one_cycle(3, 1e-2, cbs=Processes(2))
     assert killed.outcome(again) == pair[2]
 
 
 def test_an_error_in_a_process_arrives():
     from fastai.callback.core import Callback
-    from tl_notebooks.checkpoint import Processes
+    from tl_notebooks.learn.resume import Processes
     class Fail(Callback):
         def after_batch(self):
             if os.environ.get('RANK') == '1' and self.iter == 2: raise ValueError('the second process is out of paper')
@@ -78,15 +84,17 @@ def test_an_error_in_a_process_arrives():
 
 
 NOTEBOOK = '''
-from tl_notebooks.run import start_run
+from tl_notebooks.runs.run import start_run
 run = start_run({path!r}, globals())
 import sys; sys.path.insert(0, {tests!r})
 import torch
-from tl_notebooks.finetune import Stage
+from tl_notebooks.learn.stages import Stage
 import killed
 learn = killed.picture_learner({data!r}, cache=False)
-learn.model.body.b[-1].p = 0.                 # chance in a process is its own: without dropout and augmentation the curves can be compared
-learn.dls.train.after_batch.fs[:] = learn.dls.valid.after_batch.fs[:] = [f for f in learn.dls.train.after_batch.fs if type(f).__name__ in ('IntToFloatTensor', 'Normalize')]
+# each process has random numbers of its own: without dropout and augmentation the curves can be compared
+learn.model.body.b[-1].p = 0.
+plain = [f for f in learn.dls.train.after_batch.fs if type(f).__name__ in ('IntToFloatTensor', 'Normalize')]
+learn.dls.train.after_batch.fs[:] = learn.dls.valid.after_batch.fs[:] = plain
 learn.thaw_progressively([Stage(None, 2, 1e-3)], keep_best=False)
 run.record['losses'] = [float(x) for x in learn.recorder.losses] + [x for v in learn.recorder.values for x in v]
 run.record['model'] = dict(name='small')
@@ -98,8 +106,8 @@ run.finish()
 def test_a_run_in_two_processes(tmp_path):
     "`tl run --processes 2`: every fit of the notebook, with nothing said in it"
     from pathlib import Path
-    from tl_notebooks.samples import PARTS, make_parts
-    data = make_parts(tmp_path/'parts', kinds=PARTS[:3], n=12, size=48, progress=False)
+    from tl_notebooks.data.samples import PARTS, make_parts
+    data = make_parts(tmp_path/'parts', kinds=PARTS[:3], n=12, size=48)
     path, found = tmp_path/'small.ipynb', []
     parameters = nbformat.v4.new_code_cell("seed: int = 0\nthreads: int = 2", metadata=dict(tags=['parameters']))
     code = NOTEBOOK.format(path=str(path), tests=str(Path(__file__).parent), data=str(data))
@@ -118,8 +126,8 @@ def test_a_run_in_two_processes(tmp_path):
 def test_what_tracks_a_fit_in_two_processes_writes_each_epoch_once(kind, tmp_path):
     "Read back by other code: a line per epoch in DVCLive's tables, TensorBoard's own reader for its events"
     pytest.importorskip(dict(dvc='dvclive', tensorboard='tensorboard')[kind])
-    from tl_notebooks.checkpoint import Processes
-    from tl_notebooks.tracking import track_callbacks
+    from tl_notebooks.learn.resume import Processes
+    from tl_notebooks.runs.track import track_callbacks
     learn = plain(); learn.fit_one_cycle(3, 1e-2, cbs=[Processes(2), *track_callbacks(kind, tmp_path/'track')])
     if kind == 'dvc':
         tables = [p.read_text().splitlines() for p in (tmp_path/'track').rglob('*.tsv')]
@@ -132,8 +140,8 @@ def test_what_tracks_a_fit_in_two_processes_writes_each_epoch_once(kind, tmp_pat
 
 def test_a_detector_is_not_divided(tmp_path):
     "Said before anything is computed, not from inside a process"
-    from tl_notebooks.checkpoint import Processes
+    from tl_notebooks.learn.resume import Processes
     from tl_notebooks.core import InputError
-    from tl_notebooks.samples import make_scenes
-    learn = killed.scene_learner(make_scenes(tmp_path/'scenes', n=14, size=128, progress=False))
+    from tl_notebooks.data.samples import make_scenes
+    learn = killed.scene_learner(make_scenes(tmp_path/'scenes', n=14, size=128))
     with pytest.raises(InputError, match='Accepted: 1'): learn.fit(1, 1e-3, cbs=Processes(2))

@@ -1,4 +1,5 @@
-"DVC works with the use cases as it works with anything: its files say what the notebooks say, and it repeats, queues, compares and applies."
+"""DVC works with the use cases as it works with anything: its files say what the notebooks say, and it repeats, queues,
+compares and applies."""
 import json
 import os
 import shutil
@@ -16,8 +17,10 @@ TINY = dict(size=64, bs=8, precision='fp32', control=False, threads=1)
 
 def run(*args, cwd, env=None, fails=False):
     "A command as in a shell with the environment activated: no network, nobody's settings"
-    env = {**os.environ, 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}', 'HOME': str(cwd.parent), 'DVC_NO_ANALYTICS': '1',
-           'DVC_SITE_CACHE_DIR': str(cwd.parent/'site'), 'https_proxy': 'http://127.0.0.1:9', 'http_proxy': 'http://127.0.0.1:9', **(env or {})}
+    env = {**os.environ, 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}',
+           'HOME': str(cwd.parent), 'DVC_NO_ANALYTICS': '1',
+           'DVC_SITE_CACHE_DIR': str(cwd.parent/'site'), 'https_proxy': 'http://127.0.0.1:9',
+           'http_proxy': 'http://127.0.0.1:9', **(env or {})}
     env.pop('PYTHONPATH', None)          # the repository's own package, wherever a stage runs
     done = subprocess.run([str(a) for a in args], cwd=cwd, env=env, capture_output=True, text=True, timeout=400)
     assert fails or done.returncode == 0, f'{args}: {done.stdout[-2000:]}\n{done.stderr[-3000:]}'
@@ -32,7 +35,9 @@ def checkout(to):
     skip = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
     for d in ('tl_notebooks', 'nbs/usecases'): shutil.copytree(ROOT/d, to/d, ignore=skip)
     (to/'.dvc').mkdir()
-    for f in ('settings.ini', 'params.yaml', 'dvc.yaml', '.gitignore', '.dvcignore', '.dvc/config', '.dvc/.gitignore', '.dvc/plots.html'): shutil.copyfile(ROOT/f, to/f)
+    for f in ('settings.ini', 'params.yaml', 'dvc.yaml', '.gitignore', '.dvcignore', '.dvc/config', '.dvc/.gitignore',
+              '.dvc/plots.html'):
+        shutil.copyfile(ROOT/f, to/f)
     return to
 
 
@@ -40,7 +45,8 @@ def checkout(to):
 
 def test_the_files_say_what_the_notebooks_say():
     "Also the values: what this project hands out runs as the notebooks do"
-    from tl_notebooks.dvc_files import stage_params, usecases, write_files
+    from tl_notebooks.runs.dvc import stage_params, write_files
+    from tl_notebooks.runs.params import usecases
     assert write_files(ROOT, check=True) == [], 'run `tl dvc`'
     found = yaml.safe_load((ROOT/'params.yaml').read_text())
     assert found == {u: {n: p.default for n,p in stage_params(u).items()} for u in usecases()}
@@ -50,12 +56,15 @@ def test_a_changed_parameter_is_noticed(tmp_path):
     repo = checkout(tmp_path/'repo')
     nb = repo/'nbs'/'usecases'/'parts.ipynb'
     assert tl('dvc', '--check', cwd=repo).stdout == 'in step with the notebooks\n'
-    nb.write_text(nb.read_text().replace('"epochs: int = 1 ', '"epochs: int = 2 ').replace('"lr: float = 0.0 ', '"rate: float = 0.0 '))
+    nb.write_text(nb.read_text().replace('"epochs: int = 1 ', '"epochs: int = 2 ').replace('"lr: float = 0.0 ',
+            '"rate: float = 0.0 '))
     text = (repo/'params.yaml').read_text()
     (repo/'params.yaml').write_text(text.replace('bs: 32', 'bs: 16'))
     done = tl('dvc', '--check', cwd=repo, fails=True)
     assert done.returncode == 1 and done.stdout == '3 differences\n'
-    for says in ('parts.epochs is the default of its time, 1: now 2', 'parts.rate is missing', 'parts.lr is no parameter'): assert says in done.stderr
+    for says in ('parts.epochs is the default of its time, 1: now 2', 'parts.rate is missing',
+                 'parts.lr is no parameter'):
+        assert says in done.stderr
     assert tl('dvc', cwd=repo).stdout.strip() == str(repo/'dvc.yaml')
     assert tl('dvc', '--check', cwd=repo).returncode == 0
     now = yaml.safe_load((repo/'params.yaml').read_text())['parts']
@@ -64,9 +73,11 @@ def test_a_changed_parameter_is_noticed(tmp_path):
 
 @pytest.mark.parametrize('tool', ['dvclive', 'tensorboard'])
 def test_a_tracker_that_is_not_there_is_missed_before_anything_is_written(tool, tmp_path, monkeypatch):
-    from tl_notebooks.run import InputError, run_usecase
+    from tl_notebooks.core import InputError
+    from tl_notebooks.runs.run import run_usecase
     monkeypatch.setitem(sys.modules, tool, None)
-    with pytest.raises(InputError, match=f'{tool} is not installed'): run_usecase('parts', {'track': tool.removesuffix('live')}, str(tmp_path/'out'))
+    with pytest.raises(InputError, match=f'{tool} is not installed'):
+        run_usecase('parts', {'track': tool.removesuffix('live')}, str(tmp_path/'out'))
     assert not (tmp_path/'out').exists()
 
 
@@ -75,7 +86,8 @@ def test_a_tracker_that_is_not_there_is_missed_before_anything_is_written(tool, 
 @pytest.fixture(scope='module')
 def repo(pictures, tmp_path_factory):
     "A repository with one stage's results: small pictures, one epoch, written for TensorBoard"
-    if shutil.which('dvc', path=str(Path(sys.executable).parent)) is None: pytest.skip('DVC is not installed: pip install -e ".[dvc]"')
+    if shutil.which('dvc', path=str(Path(sys.executable).parent)) is None:
+        pytest.skip('DVC is not installed: pip install -e ".[dvc]"')
     repo = checkout(tmp_path_factory.mktemp('dvc')/'repo')
     data = shutil.copytree(pictures, repo.parent/'pictures')
     params = yaml.safe_load((repo/'params.yaml').read_text())
@@ -97,7 +109,8 @@ def run_folders(repo): return sorted((repo/'outputs'/'parts').iterdir())
 
 @pytest.fixture(scope='module')
 def applied(repo):
-    "The same with an experiment that was queued, ran in DVC's copy of the repository, and was applied; its name, and what git said in between"
+    """The same with an experiment that was queued, ran in DVC's copy of the repository, and was applied; its name, and
+    what git said in between"""
     run('dvc', 'exp', 'run', '-S', 'parts.epochs=3', '-S', 'parts.track=dvc', '--queue', '--name', 'longer', cwd=repo)
     source = repo/'tl_notebooks'/'core.py'
     text = source.read_text(); source.write_text(text + '# edited while it waits\n')
@@ -118,7 +131,8 @@ def test_repro_leaves_a_run_like_any_other(repo):
     files = lambda d: {p.relative_to(d): p.read_bytes() for p in d.rglob('*') if p.is_file()}
     assert files(folder) == files(home/'run'), 'the copy is not whole'
     shown = dvc(repo, 'metrics', 'show')['']['data']['outputs/dvc/parts/metrics.json']['data']
-    assert shown['accuracy'] == rec['metrics']['accuracy']['value'] and shown['accuracy_low'] == rec['metrics']['accuracy']['low']
+    assert shown['accuracy'] == rec[
+            'metrics']['accuracy']['value'] and shown['accuracy_low'] == rec['metrics']['accuracy']['low']
     assert [*(folder/'track'/'fine-tuning').glob('events.out.tfevents.*')]
 
 
@@ -142,7 +156,8 @@ def test_its_run_stands_with_the_others(repo, applied):
 
 def test_it_is_shown_beside_the_others(repo, applied):
     _, shown, diff = applied
-    (head,), value = [b for b in shown if b['rev'] != 'workspace'], record(run_folders(repo)[1])['metrics']['accuracy']['value']
+    (head,), value = [b for b in shown
+                      if b['rev'] != 'workspace'], record(run_folders(repo)[1])['metrics']['accuracy']['value']
     longer = head['experiments'][0]['revs'][0]
     assert longer['name'] == 'longer' and longer['data']['params']['params.yaml']['data']['parts']['epochs'] == 3
     assert longer['data']['metrics']['outputs/dvc/parts/metrics.json']['data']['accuracy'] == value
@@ -153,7 +168,10 @@ def test_it_is_shown_beside_the_others(repo, applied):
 
 def test_applied_it_is_what_the_workspace_holds(repo, applied):
     home, folder = repo/'outputs'/'dvc'/'parts', run_folders(repo)[1]
-    assert record(home/'run') == record(folder) and (home/'run'/'model'/'weights.safetensors').read_bytes() == (folder/'model'/'weights.safetensors').read_bytes()
+    assert record(home/'run') == record(
+            folder) and (
+            home/'run'/'model'/'weights.safetensors').read_bytes(
+            ) == (folder/'model'/'weights.safetensors').read_bytes()
     assert yaml.safe_load((repo/'params.yaml').read_text())['parts']['epochs'] == 3
     assert tl('dvc', '--check', cwd=repo).returncode == 0, 'a value that was chosen is no difference'
     assert "didn't change, skipping" in run('dvc', 'repro', 'parts', cwd=repo).stdout and len(run_folders(repo)) == 2
@@ -161,12 +179,15 @@ def test_applied_it_is_what_the_workspace_holds(repo, applied):
 
 def test_its_epochs_figures_and_intervals_are_plotted(repo, applied):
     rows = (repo/'outputs'/'dvc'/'parts'/'epochs'/'fine-tuning'/'eval'/'loss.tsv').read_text().split('\n')
-    assert len(rows) == 5 and float(rows[3].split('\t')[1]) == pytest.approx(record(run_folders(repo)[1])['stages'][-1]['valid_loss'], rel=1e-6)
+    assert len(rows) == 5 and float(
+            rows[3].split('\t')[1]) == pytest.approx(record(run_folders(repo)[1])['stages'][-1]['valid_loss'], rel=1e-6)
     run('dvc', 'plots', 'diff', 'HEAD', 'workspace', '-o', 'plots', cwd=repo)
     page = (repo/'plots'/'index.html').read_text()
     shutil.copytree(repo/'plots', repo.parent/'plots'); shutil.rmtree(repo/'plots')
     assert 'window.vegaEmbed = window.vegaEmbed ||' in page, 'without a network nothing would be drawn'
-    for there in ('eval/loss.tsv', 'intervals.csv', 'HEAD_outputs_dvc_parts_figures_accuracy.png', 'workspace_outputs_dvc_parts_figures_accuracy.png'): assert there in page
+    for there in ('eval/loss.tsv', 'intervals.csv', 'HEAD_outputs_dvc_parts_figures_accuracy.png',
+                  'workspace_outputs_dvc_parts_figures_accuracy.png'):
+        assert there in page
     assert [*(repo.parent/'plots').rglob('workspace_outputs_dvc_parts_figures_accuracy.png')]
 
 

@@ -4,14 +4,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom, binomtest
+from scipy.stats import binom
 from sklearn.metrics import balanced_accuracy_score, log_loss, recall_score
 from statsmodels.stats.contingency_tables import mcnemar as sm_mcnemar
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from tl_notebooks.core import InputError
-from tl_notebooks.evidence import (accuracy, balanced_accuracy, brier, ece, fit_temperature, forgetting, interval, mcnemar, nll,
-                                   paired_difference, per_class_recall, reliability)
+from tl_notebooks.heads.calibrate import fit_temperature, nll
+from tl_notebooks.judge.evidence import (accuracy, balanced_accuracy, ece, forgetting, interval, mcnemar,
+                                         paired_difference, per_class_recall, reliability)
 
 
 @pytest.mark.parametrize('k, n', [(0, 1), (1, 1), (0, 60), (60, 60), (59, 60), (3, 7), (354, 360), (5000, 10000)])
@@ -19,8 +20,6 @@ from tl_notebooks.evidence import (accuracy, balanced_accuracy, brier, ece, fit_
 def test_a_share_has_wilsons_interval(k, n, level):
     i = interval(k, n, level)
     np.testing.assert_allclose((i.low, i.high), proportion_confint(k, n, 1 - level, method='wilson'), atol=1e-12)
-    theirs = binomtest(k, n).proportion_ci(level, method='wilson')
-    np.testing.assert_allclose((i.low, i.high), (theirs.low, theirs.high), atol=1e-12)
     assert 0 <= i.low <= i.value <= i.high <= 1
 
 
@@ -150,13 +149,9 @@ def test_the_temperature_is_found_and_is_torchs(predicted):
     assert 1.85 < t.item() < 2.15
 
 
-def test_log_loss_and_brier_are_the_textbooks(predicted):
+def test_log_loss_is_the_textbooks(predicted):
     logits, y = predicted
-    p = softmax(logits)
-    assert nll(logits, y) == pytest.approx(log_loss(y, p))
-    own = p[np.arange(len(y)), y]
-    assert brier(p, y) == pytest.approx((1 - 2*own + (p**2).sum(1)).mean())
-    assert brier(np.eye(3), [0, 1, 2]) == 0 and brier(np.eye(3), [1, 2, 0]) == 2
+    assert nll(logits, y) == pytest.approx(log_loss(y, softmax(logits)))
 
 
 def test_calibration_error_is_that_of_a_histogram(predicted):

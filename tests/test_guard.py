@@ -1,4 +1,5 @@
-"A torchvision that cannot load is made to work by importing tl_notebooks first; one that can load is left exactly as it is."
+"""A torchvision that cannot load is made to work by importing tl_notebooks first; one that can load is left exactly as
+it is."""
 import os
 import shutil
 import subprocess
@@ -21,12 +22,14 @@ def works_alone(): return python('import torchvision').returncode == 0
 
 USES = {
     'fastai': "from fastai.vision.all import vision_learner, resnet18",
-    'timm': "import timm, torch; assert timm.create_model('resnet18').eval()(torch.rand(1, 3, 32, 32)).shape == (1, 1000)",
+    'timm': "import timm, torch; assert timm.create_model('resnet18').eval()(torch.rand(1, 3, 32, 32)).shape == (1, "
+            "1000)",
     'transformers': "import torch; from transformers import BertConfig, BertModel; "
                     "c = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1); "
                     "assert BertModel(c)(torch.tensor([[1, 2]])).last_hidden_state.shape == (1, 2, 8)",
     'fcos': "import torch, torchvision; torch.manual_seed(0); "
-            "m = torchvision.models.detection.fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2, min_size=64);"
+            "m = torchvision.models.detection.fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2, "
+            "min_size=64);"
             " m.score_thresh = 0.; o = m.eval()([torch.rand(3, 64, 64)])[0]; assert len(o['boxes']) > 1; "
             "iou = torchvision.ops.box_iou(o['boxes'], o['boxes']) * (o['labels'][:, None] == o['labels']); "
             "assert (iou - torch.eye(len(iou))).nan_to_num().max() <= m.nms_thresh + 1e-5",
@@ -88,7 +91,8 @@ def test_an_absent_torchvision_is_no_error(tmp_path):
     "The site-packages of this machine, linked one by one, without torchvision"
     import torch
     for p in Path(torch.__file__).parents[1].iterdir():
-        if not p.name.lower().startswith(('torchvision', '__pycache__')) and p.suffix != '.pth': (tmp_path/p.name).symlink_to(p)
+        if not p.name.lower().startswith(('torchvision', '__pycache__')) and p.suffix != '.pth':
+            (tmp_path/p.name).symlink_to(p)
     p = python("from tl_notebooks.core import guard_torchvision; print(guard_torchvision())\n"
                "try: import torchvision\nexcept ModuleNotFoundError: print('absent too')", tmp_path, flags=['-S'])
     assert p.stdout.splitlines() == ['absent', 'absent too'], p.stdout + p.stderr

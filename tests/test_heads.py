@@ -8,8 +8,9 @@ from ridge_oracle import choice, divided, left_out, scaled_ridge, targets
 from sklearn.preprocessing import StandardScaler
 
 from tl_notebooks.core import InputError
-from tl_notebooks.heads import (EACH, GRID, ClassStatistics, fit_into, fit_scale, join_classes, keep_classes, merge_statistics,
-                                move_rows, ridge_loo, scale_of, solve_statistics, statistics_from, statistics_state)
+from tl_notebooks.heads.ridge import EACH, GRID, fit_scale, ridge_loo, scale_of
+from tl_notebooks.heads.statistics import (ClassStatistics, fit_into, join_classes, keep_classes, merge_statistics,
+                                           move_rows, solve_statistics, statistics_from, statistics_state)
 
 SHAPES = [(24, 200), (200, 24), (40, 40), (41, 40)]   # n << d, n >> d, and both sides of n = d
 
@@ -147,7 +148,8 @@ def test_a_large_mean_costs_no_digits():
     x, y = draw(60, 10)
     far = x + 1e6                                     # plain sums of squares would lose 12 of 16 digits
     near, far = (solve_statistics(merge_statistics(ClassStatistics.from_features(v[:30], y[:30], 3),
-                                                   ClassStatistics.from_features(v[30:], y[30:], 3)), 1.).weight for v in (x, far))
+                                                   ClassStatistics.from_features(v[30:], y[30:], 3)), 1.).weight
+                                                   for v in (x, far))
     np.testing.assert_allclose(far, near, rtol=1e-6, atol=1e-8)
 
 
@@ -163,7 +165,8 @@ def test_statistics_survive_a_safetensors_file(tmp_path):
 
 @pytest.mark.parametrize('n, d', SHAPES)
 def test_any_history_of_changes_ends_at_the_head_of_the_final_rows(n, d):
-    "Adding, removing, joining and correcting, many times and in any order, is a fit of scikit-learn's ridge to what is left"
+    """Adding, removing, joining and correcting, many times and in any order, is a fit of scikit-learn's ridge to what
+    is left"""
     rng = np.random.default_rng(n + d)
     x, y = draw(n, d, c=4)
     s, rows, labels = ClassStatistics.from_features(x, y, 4), x, y.copy()
@@ -171,7 +174,8 @@ def test_any_history_of_changes_ends_at_the_head_of_the_final_rows(n, d):
         k = len(s.counts)
         kind = rng.choice(['add', 'remove', 'join', 'move', 'pool'] if k > 3 else ['add', 'move'])
         if kind == 'add':
-            place, new = int(rng.integers(k + 1)), draw(int(rng.integers(1, 30)), d, seed=step + 9)[0] + rng.normal(size=d)
+            place, new = int(rng.integers(k + 1)), draw(int(rng.integers(1, 30)), d,
+                                                        seed=step + 9)[0] + rng.normal(size=d)
             s = merge_statistics(s, ClassStatistics.from_features(new, [0]*len(new), 1), [place])
             rows, labels = np.r_[rows, new], np.r_[labels, [place]*len(new)]
         elif kind == 'remove':
@@ -183,7 +187,8 @@ def test_any_history_of_changes_ends_at_the_head_of_the_final_rows(n, d):
             s = join_classes(s, a, b)
             labels = np.where(labels == b, a, labels); labels -= labels > b
         elif kind == 'move':
-            was = int(np.bincount(labels).argmax()); at = np.flatnonzero(labels == was)[:2]; now = int(rng.choice([c for c in range(k) if c != was]))
+            was = int(np.bincount(labels).argmax()); at = np.flatnonzero(labels == was)[:2]
+            now = int(rng.choice([c for c in range(k) if c != was]))
             s = move_rows(s, rows[at], was, now)
             labels[at] = now
         elif rng.random() < .3: # once pooled, classes cannot be removed: only at the end of a history
@@ -192,7 +197,8 @@ def test_any_history_of_changes_ends_at_the_head_of_the_final_rows(n, d):
     new, head = draw(30, d, seed=77)[0], solve_statistics(s, 7.)
     joint, z = scaled_ridge(rows, targets(labels, len(s.counts)), 7., new)
     np.testing.assert_allclose(new @ head.weight.T + head.bias, joint.predict(z), atol=1e-6)
-    if s.common is None: # with all rows at hand, the strength is the one of all rows, and so is the factor of confidence
+    # with all rows at hand, the strength is the one of all rows, and so is the factor of confidence
+    if s.common is None:
         whole, head = ridge_loo(rows, labels, len(s.counts)), solve_statistics(s)
         assert head.alpha == pytest.approx(whole.alpha) and head.scale == pytest.approx(whole.scale, rel=1e-4)
 
@@ -206,7 +212,8 @@ def photographs(seed, share, near):
     n, d, k = int(rng.integers(60, 260)), int(rng.integers(300, 700)), int(rng.integers(3, 7))
     mix = rng.normal(size=(40, d))*rng.uniform(.2, 2, d)
     center = rng.normal(size=(k, 40))*rng.uniform(.3, .7)
-    def rows(n): y = np.arange(n) % k; return (center[y] + rng.normal(size=(n, 40))) @ mix + .5*rng.normal(size=(n, d)) + 3, y
+    def rows(n):
+        y = np.arange(n) % k; return (center[y] + rng.normal(size=(n, 40))) @ mix + .5*rng.normal(size=(n, d)) + 3, y
     (x, y), (tx, ty) = rows(n), rows(2000)
     at = rng.choice(n, max(int(share > 0), round(share*n)), replace=False)
     extra = x[at] + near*x.std(0)*rng.normal(size=(len(at), d))
@@ -233,7 +240,8 @@ def ways(x, y, k, rng):
     wrong = y.copy(); at = np.flatnonzero(y == 0)[:3]; wrong[at] = 1
     yield 'correct', solve_statistics(move_rows(ClassStatistics.from_features(x, wrong, k), x[at], 1, 0))
     half = len(y)//2
-    yield 'merge', solve_statistics(merge_statistics(*(ClassStatistics.from_features(x[p], y[p], k) for p in (slice(half), slice(half, None)))))
+    yield 'merge', solve_statistics(merge_statistics(*(ClassStatistics.from_features(x[p], y[p], k)
+                                                       for p in (slice(half), slice(half, None)))))
 
 
 @pytest.mark.parametrize('share', COPIES)
@@ -245,8 +253,10 @@ def test_copies_of_rows_cost_nothing_against_scikit_learn(share, near):
         x, y, tx, ty, k = photographs(seed, share, near)
         cv = RidgeCV(np.logspace(-3, 6, 28)).fit(x, targets(y, k))
         theirs.append((cv.predict(tx).argmax(1) == ty).mean())
-        for name, head in ways(x, y, k, np.random.default_rng(seed)): ours.setdefault(name, []).append(right(head, tx, ty))
-    for name, found in ours.items(): assert np.mean(found) > np.mean(theirs) - .005, (name, np.mean(found), np.mean(theirs))
+        for name, head in ways(x, y, k, np.random.default_rng(seed)):
+            ours.setdefault(name, []).append(right(head, tx, ty))
+    for name, found in ours.items():
+        assert np.mean(found) > np.mean(theirs) - .005, (name, np.mean(found), np.mean(theirs))
 
 
 def test_one_copy_does_not_move_the_strength_far():
@@ -275,7 +285,8 @@ def test_many_rows_choose_by_a_sample_of_their_own_content():
 
 def test_a_row_that_was_never_there_is_not_taken_away():
     x, y = draw(20, 90)
-    with pytest.raises(InputError, match='not among those of class 1'): move_rows(ClassStatistics.from_features(x, y, 3), x[y == 2][:1] + 9, 1, 2)
+    with pytest.raises(InputError, match='not among those of class 1'):
+        move_rows(ClassStatistics.from_features(x, y, 3), x[y == 2][:1] + 9, 1, 2)
 
 
 def test_names_known_in_advance_count_the_same_in_statistics_and_rows():
@@ -284,7 +295,8 @@ def test_names_known_in_advance_count_the_same_in_statistics_and_rows():
     head = ridge_loo(x, y, 3, prior=prior)
     again = solve_statistics(ClassStatistics.from_features(x, y, 3, prior), head.alpha)
     np.testing.assert_allclose(again.weight, head.weight, atol=1e-6)
-    assert np.abs(again.weight - solve_statistics(ClassStatistics.from_features(x, y, 3), head.alpha).weight).max() > 1e-3
+    assert np.abs(again.weight - solve_statistics(ClassStatistics.from_features(x, y, 3),
+                                                  head.alpha).weight).max() > 1e-3
 
 
 def test_the_confidence_from_statistics_is_that_of_rows_never_seen():

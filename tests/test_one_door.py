@@ -7,7 +7,7 @@ import pytest
 import tl_notebooks # noqa: F401  first: it guards torchvision
 import torch
 from PIL import Image
-from tl_notebooks.artifact import Model, save_model
+from tl_notebooks.models.folder import Model, save_model
 from tl_notebooks.cli import main
 from tl_notebooks.core import InputError
 
@@ -38,8 +38,8 @@ def normalised(pixels):
 @pytest.fixture(scope='module')
 def dense(files, tmp_path_factory):
     "A detector on the pretrained EfficientNet-Lite0, as a model folder"
-    from tl_notebooks.detection import box_net, pyramid
-    from tl_notebooks.pretrained import load_image_model
+    from tl_notebooks.learn.detection import box_net, pyramid
+    from tl_notebooks.learn.backbones import load_image_model
     info = load_image_model('efficientnet_lite0')[1]
     pre = dict(arch='fcos', size=SIZE, mean=list(MEAN), std=list(STD), channels=32, convs=1, precision='fp32',
                resize='squish')
@@ -52,7 +52,7 @@ def dense(files, tmp_path_factory):
 def test_features_of_a_detector_are_the_body_s_last_map_averaged(dense, files, pixels):
     "The oracle is timm's own feature extractor, with the weights as they are published"
     import timm
-    from tl_notebooks.pretrained import find_entry, load_image_model
+    from tl_notebooks.learn.backbones import find_entry, load_image_model
     ref = timm.create_model(find_entry('efficientnet_lite0').model, features_only=True, out_indices=(4,)).eval()
     ref.load_state_dict(load_image_model('efficientnet_lite0')[0].state_dict(), strict=False)
     with torch.no_grad(): want = ref(normalised(pixels))[0].mean((2, 3))
@@ -71,7 +71,7 @@ def test_boxes_of_a_whole_detector_are_torchvision_s(files, pixels, tmp_path):
     from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
     from torchvision.ops import FrozenBatchNorm2d
     from torchvision.ops.feature_pyramid_network import LastLevelP6P7
-    from tl_notebooks.detection import given_net
+    from tl_notebooks.learn.detection import given_net
     torch.manual_seed(0)
     body, last = resnet50(norm_layer=FrozenBatchNorm2d), LastLevelP6P7(256, 256)
     backbone = _resnet_fpn_extractor(body, 5, returned_layers=[2, 3, 4], extra_blocks=last)
@@ -99,7 +99,7 @@ def test_boxes_of_a_whole_detector_are_torchvision_s(files, pixels, tmp_path):
 def test_an_image_model_s_features_and_probabilities_are_timm_s(files, pixels, tmp_path):
     "Average and maximum of its last map"
     import timm
-    from tl_notebooks.vision import image_net
+    from tl_notebooks.learn.vision import image_net
     torch.manual_seed(0)
     ref = timm.create_model('resnet18', num_classes=0).eval()
     net, info = image_net('timm/resnet18', 2, 'random', SIZE, features='last')
@@ -130,7 +130,7 @@ def test_what_a_detector_has_not_is_said_with_what_it_has(dense, files):
 
 def test_a_detector_of_queries_says_what_to_use_instead(files, tmp_path):
     transformers = pytest.importorskip('transformers')
-    from tl_notebooks.detection import query_net
+    from tl_notebooks.learn.detection import query_net
     body = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type='basic',
                                      out_features=['stage2'])
     layers = dict(layers=1, ffn_dim=16, attention_heads=2)

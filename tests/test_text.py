@@ -1,4 +1,5 @@
-"Text learners: the network's own layers, kept activations that change nothing, names that help and cannot harm, models that come back."
+"""Text learners: the network's own layers, kept activations that change nothing, names that help and cannot harm,
+models that come back."""
 import csv
 import io
 import json
@@ -18,23 +19,25 @@ from ridge_oracle import divided, divisors
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from tl_notebooks import evidence
-from tl_notebooks.activations import ActivationStore, hash_prefix
-from tl_notebooks.artifact import Model, save_model
+from tl_notebooks.judge import evidence
+from tl_notebooks.frozen.store import ActivationStore, hash_prefix
+from tl_notebooks.models.folder import Model, save_model
 from tl_notebooks.core import InputError, seed_everything
-from tl_notebooks.finetune import Stage
-from tl_notebooks.heads import ridge_loo
-from tl_notebooks.pretrained import load_text_model
-from tl_notebooks.samples import sample_path
-from tl_notebooks.text import (PadTokens, TextBody, choose_layers, contrastive_loss, learning_curve, more_labels, padded_length, pick_layers, test_dl as dl_of_split, text_learner,
-                               text_net, tfidf_baseline, word_effects)
-from tl_notebooks.texts import draw_labels, read_texts
+from tl_notebooks.learn.stages import Stage
+from tl_notebooks.heads.ridge import ridge_loo
+from tl_notebooks.learn.backbones import load_text_model
+from tl_notebooks.data.samples import sample_path
+from tl_notebooks.learn.text import (PadTokens, TextBody, choose_layers, contrastive_loss, learning_curve, more_labels,
+                                     padded_length, pick_layers, test_dl as dl_of_split, text_learner, text_net,
+                                     tfidf_baseline, word_effects)
+from tl_notebooks.data.texts import draw_labels, read_texts
 
 SMALL = dict(vocab_size=30522, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48)
 KINDS = {
     'bert': SMALL, 'roberta': SMALL | dict(pad_token_id=1), 'mpnet': SMALL, 'electra': SMALL | dict(embedding_size=32),
     'distilbert': dict(vocab_size=30522, dim=32, n_layers=4, n_heads=4, hidden_dim=48),
-    'modernbert': SMALL | dict(pad_token_id=0, bos_token_id=101, cls_token_id=101, eos_token_id=102, sep_token_id=102, global_attn_every_n_layers=2, local_attention=8),
+    'modernbert': SMALL | dict(pad_token_id=0, bos_token_id=101, cls_token_id=101, eos_token_id=102, sep_token_id=102,
+                               global_attn_every_n_layers=2, local_attention=8),
     'xlnet': dict(vocab_size=30522, d_model=32, n_layer=4, n_head=4, d_inner=48),
     'gpt2': dict(vocab_size=30522, n_embd=32, n_layer=4, n_head=4, bos_token_id=101, eos_token_id=102),
 }
@@ -54,7 +57,8 @@ def checkpoints(tmp_path_factory):
     def make(kind):
         if not (root/kind).exists():
             seed_everything(0)
-            transformers.AutoModel.from_config(transformers.AutoConfig.for_model(kind, **KINDS[kind])).save_pretrained(root/kind)
+            transformers.AutoModel.from_config(transformers.AutoConfig.for_model(kind,
+                    **KINDS[kind])).save_pretrained(root/kind)
             tok.save_pretrained(root/kind)
         return str(root/kind)
     return make
@@ -118,9 +122,11 @@ def test_a_layer_that_is_not_there_is_refused(checkpoints):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_training_from_kept_tokens_is_the_uncached_training(checkpoints, data, cache, kind):
-    "Ragged rows: the same losses and predictions as a Learner without any of this, and a second learner computes nothing"
+    """Ragged rows: the same losses and predictions as a Learner without any of this, and a second learner computes
+    nothing"""
     def run(bare=False, **kwargs):
-        learn = text_learner(data, checkpoints(kind), max_tokens=64, bs=16, precision='fp32', seed=0, opt_func=SGD, model_dir=tempfile.gettempdir(), **kwargs)
+        learn = text_learner(data, checkpoints(kind), max_tokens=64, bs=16, precision='fp32', seed=0, opt_func=SGD,
+                             model_dir=tempfile.gettempdir(), **kwargs)
         if bare: learn.remove_cb(learn.frozen_prefix); learn.frozen_prefix = SimpleNamespace(report=[])
         for m in learn.model.modules():
             if isinstance(m, torch.nn.Dropout): m.p = 0. # masks of another shape are other masks
@@ -128,10 +134,12 @@ def test_training_from_kept_tokens_is_the_uncached_training(checkpoints, data, c
         learn.freeze_to(-3)
         quiet(learn, lambda: learn.fit_one_cycle(2, 1e-2))
         losses = [float(x) for x in learn.recorder.losses]
-        return learn, [losses, [*quiet(learn, learn.validate)], quiet(learn, lambda: learn.get_preds(dl=dl_of_split(learn, data)))[0].tolist()]
+        return learn, [losses, [*quiet(learn, learn.validate)], quiet(learn,
+                lambda: learn.get_preds(dl=dl_of_split(learn, data)))[0].tolist()]
     (_, own), (kept, cached), (again, twice), (_, live) = run(bare=True), run(), run(), run(cache=False)
     assert computed(kept) == len(data.items) and computed(again) == 0 and cached == twice
-    assert kept.frozen_prefix.report[0]['cut'][0].endswith('.2') and next(iter(kept.frozen_prefix.stores.values())).ragged
+    assert kept.frozen_prefix.report[
+            0]['cut'][0].endswith('.2') and next(iter(kept.frozen_prefix.stores.values())).ragged
     for other in (cached, live):
         for x, y in zip(own, other): torch.testing.assert_close(torch.tensor(x), torch.tensor(y), rtol=1e-3, atol=1e-4)
 
@@ -157,7 +165,8 @@ def test_a_flipped_byte_of_a_text_is_found(cache):
     store.write([*texts], [*texts.values()])
     again = ActivationStore({'t': 1}, (1, 4), ragged=True)
     assert again.missing('abcd') == ['d'] and all(torch.equal(r, texts[n]) for n, r in zip('cab', again.rows('cab')))
-    file = next(again.folder.glob('*.npy')); raw = bytearray(file.read_bytes()); raw[128 + 3*16 + 5] ^= 1; file.write_bytes(raw)
+    file = next(again.folder.glob('*.npy')); raw = bytearray(file.read_bytes()); raw[128 + 3*16 + 5] ^= 1
+    file.write_bytes(raw)
     assert ActivationStore({'t': 1}, (1, 4), ragged=True).missing('abc') == ['b']
     file.write_bytes(raw[:-4]); assert ActivationStore({'t': 1}, (1, 4), ragged=True).missing('abc') == [*'abc']
 
@@ -189,14 +198,16 @@ def test_lr_find_callbacks_and_fastais_pictures(data, cache, capsys):
 def test_a_prior_is_ridge_on_features_with_more_columns():
     "Oracle: scikit-learn on the divided features with the names' columns written out"
     rng = np.random.default_rng(0)
-    y = np.repeat([0, 1, 2], 9); x = rng.normal(size=(27, 12)) + np.eye(3)[y] @ rng.normal(size=(3, 12)); prior = rng.normal(size=(3, 12))
+    y = np.repeat([0, 1, 2], 9); x = rng.normal(size=(27, 12)) + np.eye(3)[y] @ rng.normal(size=(3, 12))
+    prior = rng.normal(size=(3, 12))
     found = ridge_loo(x, y, 3, alphas=[3.], prior=prior)
-    from tl_notebooks.heads import TRUST
+    from tl_notebooks.heads.ridge import TRUST
     z = divided(x); q = z @ ((prior - prior.mean(0))/divisors(x)).T
     q = q*TRUST*np.sqrt((z**2).sum(1).mean()/(q**2).sum(1).mean())
     oracle = Ridge(alpha=3.).fit(np.hstack([z, q]), 2*np.eye(3)[y] - 1)
     np.testing.assert_allclose(x @ found.weight.T + found.bias, oracle.predict(np.hstack([z, q])), rtol=1e-4, atol=1e-4)
-    left = [Ridge(alpha=3.).fit(np.delete(np.hstack([z, q]), i, 0), np.delete(2*np.eye(3)[y] - 1, i, 0)).predict(np.hstack([z, q])[i:i+1])[0] for i in range(4)]
+    left = [Ridge(alpha=3.).fit(np.delete(np.hstack([z, q]), i, 0), np.delete(2*np.eye(3)[y] - 1, i,
+            0)).predict(np.hstack([z, q])[i:i+1])[0] for i in range(4)]
     np.testing.assert_allclose(found.loo_scores[:4], left, rtol=1e-6)
 
 
@@ -212,7 +223,8 @@ def test_layer_choice_finds_what_knows_and_prefers_the_default_otherwise():
 def test_names_help_where_labels_are_few(name, column, cache):
     "On real reviews with eight labels of each class: several points, and wrong names are thrown out or outvoted"
     root = need(name)
-    data = read_texts(root, names={'0': 'negative', '1': 'positive'}, valid_pct=0., on_bad='skip', max_items=900, seed=1)
+    data = read_texts(root, names={'0': 'negative', '1': 'positive'}, valid_pct=0., on_bad='skip', max_items=900,
+                      seed=1)
     learn = text_learner(draw_labels(data, 8, 0), seed=0, precision='fp32')
     learn.probe()
     whole = text_learner(data, seed=0, precision='fp32'); whole.layer_means = whole.read_layers()
@@ -222,7 +234,8 @@ def test_names_help_where_labels_are_few(name, column, cache):
 
 
 def test_names_without_meaning_are_not_used(data, cache):
-    learn = text_learner(data, seed=0, precision='fp32'); learn.dls.train.dataset.tls[1].tfms.fs[-1].vocab.items[:] = ['0', '1']
+    learn = text_learner(data, seed=0, precision='fp32')
+    learn.dls.train.dataset.tls[1].tfms.fs[-1].vocab.items[:] = ['0', '1']
     learn.probe()
     assert learn.prior is None
 
@@ -232,7 +245,8 @@ def test_few_labels_need_no_validation_texts(cache):
     learn = text_learner(data, seed=0, precision='fp32', model_dir=tempfile.gettempdir())
     probe = learn.probe()
     assert probe.n == 8 and 0 <= probe.valid_accuracy <= 1
-    with pytest.raises(InputError, match='judged on validation texts, and there are none'): quiet(learn, lambda: learn.fine_tune(1))
+    with pytest.raises(InputError, match='judged on validation texts, and there are none'):
+        quiet(learn, lambda: learn.fine_tune(1))
 
 
 def test_fine_tuning_goes_on_from_the_probe_or_returns_to_it(data, cache):
@@ -245,7 +259,8 @@ def test_fine_tuning_goes_on_from_the_probe_or_returns_to_it(data, cache):
     torch.testing.assert_close(quiet(learn, lambda: learn.get_preds(ds_idx=1)[0]), before, rtol=1e-4, atol=1e-5)
     learn.refit()
     quiet(learn, lambda: learn.thaw_progressively([Stage(3, 2, 1e-3)], keep_best=False, lr_mult=2))
-    assert learn.kept == 'fine-tuned' and min(learn.model.body.layers) >= 5 and computed(learn) - first <= 2*len(data.items)
+    assert learn.kept == 'fine-tuned' and min(
+            learn.model.body.layers) >= 5 and computed(learn) - first <= 2*len(data.items)
 
 
 def test_the_contrastive_loss_is_the_published_formula():
@@ -264,19 +279,23 @@ def test_contrast_on_labels_that_say_nothing_is_undone_to_the_bit(cache):
     learn = text_learner(few, seed=0)
     with learn.no_bar():
         learn.probe()
-        state, layers, before = {k: v.clone() for k,v in learn.model.state_dict().items()}, learn.model.body.layers, learn.get_preds(dl=dl_of_split(learn, few))[0]
+        state, layers, before = {k: v.clone() for k,
+                                 v in learn.model.state_dict().items()}, learn.model.body.layers, learn.get_preds(
+                dl=dl_of_split(learn, few))[0]
         noise = learn.probe_features[1].clone()
-        for c in (0, 1): noise[torch.nonzero(learn.probe_features[1] == c)[::2,0]] = 1 - c # half of each class: knows nothing of the other half
+        # half of each class: knows nothing of the other half
+        for c in (0, 1): noise[torch.nonzero(learn.probe_features[1] == c)[::2,0]] = 1 - c
         learn.probe_features = (learn.probe_features[0], noise, *learn.probe_features[2:])
         found = learn.contrast(steps=6)
         assert not found.kept and found.folds == 3 and found.texts == 24
-        assert learn.model.body.layers == layers and all(torch.equal(v, learn.model.state_dict()[k]) for k,v in state.items())
+        assert learn.model.body.layers == layers and all(torch.equal(v, learn.model.state_dict()[k]) for k,
+                                                         v in state.items())
         assert torch.equal(learn.get_preds(dl=dl_of_split(learn, few))[0], before)
 
 
 @pytest.mark.parametrize('at', ['fold 2', 'all labels', 'solving'])
 def test_contrast_that_is_interrupted_leaves_the_probe(cache, monkeypatch, at):
-    from tl_notebooks import text
+    from tl_notebooks.learn import text
     few = draw_labels(read_texts(sample_path('reviews'), valid_pct=0.), 6, 0)
     learn = text_learner(few, seed=0)
     with learn.no_bar(): learn.probe()
@@ -290,12 +309,15 @@ def test_contrast_that_is_interrupted_leaves_the_probe(cache, monkeypatch, at):
     monkeypatch.setattr(text, '_compare', kept); monkeypatch.setattr(text._Tail, 'train', stopped)
     if at == 'solving': monkeypatch.setattr(text, 'solve_head', stop)
     with pytest.raises(KeyboardInterrupt): learn.contrast(steps=2)
-    assert learn.model.state_dict().keys() == state.keys() and all(torch.equal(v, state[k]) for k,v in learn.model.state_dict().items())
-    assert (learn.info, learn.kept) == (info, 'probe') and learn.prior is prior and learn.model.body.layers == tuple(info['layers'])
+    assert learn.model.state_dict().keys() == state.keys() and all(torch.equal(v, state[k]) for k,
+            v in learn.model.state_dict().items())
+    assert (learn.info, learn.kept) == (info,
+                                        'probe') and learn.prior is prior and learn.model.body.layers == tuple(
+            info['layers'])
 
 
 def test_contrast_that_is_kept_is_saved_predicts_and_refits(cache, tmp_path, monkeypatch):
-    from tl_notebooks import text
+    from tl_notebooks.learn import text
     few = draw_labels(read_texts(sample_path('reviews'), valid_pct=0.), 12, 0)
     real = text._compare
     def kept(*args): found = real(*args); found.kept = True; return found
@@ -309,8 +331,10 @@ def test_contrast_that_is_kept_is_saved_predicts_and_refits(cache, tmp_path, mon
             learn.thaw_progressively([]); learn.refit()
             probs, _ = learn.get_preds(dl=dl_of_split(learn, few))
         runs.append(probs)
-        changed = {k.split('layer.')[1][0] for k,v in learn.model.body.state_dict().items() if not torch.equal(v, before[k])}
-        assert changed == {'4', '5'} and learn.model.body.layers == (5, 6) and learn.kept == 'contrast' # frozen blocks are untouched
+        changed = {k.split('layer.')[1][0] for k,v in learn.model.body.state_dict().items()
+                   if not torch.equal(v, before[k])}
+        # frozen blocks are untouched
+        assert changed == {'4', '5'} and learn.model.body.layers == (5, 6) and learn.kept == 'contrast'
     assert torch.equal(*runs)                          # twice is the same to the bit
     save_model(tmp_path/'model', learn.model, learn.info, few.classes, tok=learn.tok)
     said = [list(p.probabilities.values()) for p in Model(tmp_path/'model').predict(few.texts('test'))]
@@ -333,19 +357,25 @@ def test_texts_without_a_label_are_for_few_labels_and_a_probe(cache):
         states.append({k: v.clone() for k,v in learn.model.state_dict().items()})
     assert found.kept and found.texts == len(few.unlabelled) and not torch.equal(before, after)
     assert all(torch.equal(v, states[0][k]) for k,v in states[1].items())
-    rows, of = learn.guessed                           # apart from the labels, and as many of each class as the labels are
-    assert torch.equal(learn.probe_features[0], labelled) and torch.equal(learn.probe_features[1], y) and len(rows) == len(of) == 2*round(.4*len(few.unlabelled))
-    assert len({*torch.bincount(of).tolist()}) == 1 and (after.argmax(1) == truth).float().mean() > (before.argmax(1) == truth).float().mean() - .05
+    # apart from the labels, and as many of each class as the labels are
+    rows, of = learn.guessed
+    assert torch.equal(learn.probe_features[0], labelled) and torch.equal(learn.probe_features[1],
+            y) and len(rows) == len(of) == 2*round(.4*len(few.unlabelled))
+    assert len({*torch.bincount(of).tolist()}) == 1 and (
+            after.argmax(1) == truth).float().mean() > (before.argmax(1) == truth).float().mean() - .05
     with pytest.raises(InputError, match="comes before `self_train`"): learn.contrast()
-    assert learn.probe_result.n == learn.statistics.n == 16 and learn.labels_used() == dict(kind='self-trained', labelled=16, guessed=len(of))
+    assert learn.probe_result.n == learn.statistics.n == 16 and learn.labels_used() == dict(kind='self-trained',
+            labelled=16, guessed=len(of))
     head = learn.refit()
     assert head.loo_scores.shape == (16, 2) and learn.statistics.n == 16
-    assert torch.equal(learn.get_preds(dl=dl_of_split(learn, few))[0].argmax(1), after.argmax(1))  # solved from the guessed ones, too, as before
+    # solved from the guessed ones, too, as before
+    assert torch.equal(learn.get_preds(dl=dl_of_split(learn, few))[0].argmax(1), after.argmax(1))
 
 
 def test_labels_that_a_head_gave_itself_are_no_evidence_for_it(cache, monkeypatch):
-    "Labels drawn by lot: nothing can be known, and a head that agrees with itself on hundreds of texts must not look as if"
-    from tl_notebooks import text
+    """Labels drawn by lot: nothing can be known, and a head that agrees with itself on hundreds of texts must not look
+    as if"""
+    from tl_notebooks.learn import text
     real = text._compare
     def kept(*args): found = real(*args); found.kept = True; return found
     monkeypatch.setattr(text, '_compare', kept)
@@ -362,13 +392,14 @@ def test_labels_that_a_head_gave_itself_are_no_evidence_for_it(cache, monkeypatc
 
 
 def test_an_expansion_does_not_inherit_guessed_labels_and_says_so(cache, tmp_path):
-    from tl_notebooks.expand import expand_model
-    from tl_notebooks.heads import statistics_state
+    from tl_notebooks.expand.classes import expand_model
+    from tl_notebooks.heads.statistics import statistics_state
     few = draw_labels(read_texts(sample_path('reviews'), valid_pct=0.), 8, 0)
     learn = text_learner(few, seed=0)
     with learn.no_bar(): learn.probe(); assert learn.self_train(few.unlabelled).kept; head = learn.refit()
     info = dict(kind='solved', alpha=head.alpha, scale=head.scale) | learn.labels_used()
-    save_model(tmp_path/'parent', learn.model, learn.info, few.classes, tok=learn.tok, statistics=statistics_state(learn.statistics), head=info)
+    save_model(tmp_path/'parent', learn.model, learn.info, few.classes, tok=learn.tok,
+               statistics=statistics_state(learn.statistics), head=info)
     rows = [json.loads(line) for line in sample_path('mails').read_text(encoding='utf-8').splitlines()][:12]
     (tmp_path/'new.jsonl').write_text('\n'.join(json.dumps(dict(text=r['text'], label='mail')) for r in rows))
     old = few.items[few.items.split == 'test'].head(40)
@@ -377,13 +408,17 @@ def test_an_expansion_does_not_inherit_guessed_labels_and_says_so(cache, tmp_pat
     for mode in ('exact', 'keep-scores'):
         done = expand_model(tmp_path/'parent', tmp_path/'new.jsonl', tmp_path/mode, mode, tmp_path/'old.csv')
         child = Model(tmp_path/mode)
-        kinds[mode] = any('labelled itself' in n for n in done.certificate['notes']), child.manifest['head'].get('guessed')
+        kinds[mode] = any('labelled itself' in n
+                          for n in done.certificate['notes']), child.manifest['head'].get('guessed')
         assert 16 < child.statistics().n <= 16 + 12
-    assert kinds == {'exact': (True, None), 'keep-scores': (False, info['guessed'])} and Model(tmp_path/'parent').manifest['head']['kind'] == 'self-trained'
+    assert kinds == {'exact': (True, None),
+                     'keep-scores': (False,
+                                     info['guessed'])} and Model(
+            tmp_path/'parent').manifest['head']['kind'] == 'self-trained'
 
 
 def test_texts_without_a_label_that_make_it_worse_or_come_too_late_change_nothing(cache, monkeypatch):
-    from tl_notebooks import text
+    from tl_notebooks.learn import text
     few = draw_labels(read_texts(sample_path('reviews'), valid_pct=0.), 8, 0)
     learn = text_learner(few, seed=0)
     with learn.no_bar(): learn.probe()
@@ -401,14 +436,18 @@ def test_texts_without_a_label_that_make_it_worse_or_come_too_late_change_nothin
 
 
 def test_twice_is_the_same_to_the_bit(tmp_path):
-    code = ("import tl_notebooks, torch\nfrom tl_notebooks.texts import *\nfrom tl_notebooks.text import *\nfrom tl_notebooks.core import hash_state\n"
-            "from tl_notebooks.samples import sample_path\nd = read_texts(sample_path('mails'), max_items=80)\n"
-            "l = text_learner(d, seed=3, bs=16, precision='fp32')\nl.probe(3)\nwith l.no_bar(), l.no_logging(): l.fine_tune(1, 1e-3, thaw=3, keep_best=False)\n"
+    code = ("import tl_notebooks, torch\nfrom tl_notebooks.data.texts import *\nfrom tl_notebooks.learn.text import "
+            "*\nfrom tl_notebooks.core import hash_state\n"
+            "from tl_notebooks.data.samples import sample_path\nd = read_texts(sample_path('mails'), max_items=80)\n"
+            "l = text_learner(d, seed=3, bs=16, precision='fp32')\nl.probe(3)\nwith l.no_bar(), l.no_logging(): "
+            "l.fine_tune(1, 1e-3, thaw=3, keep_best=False)\n"
             "print(hash_state(l.model.state_dict()))")
     import os
-    out = [subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {'TL_NOTEBOOKS_CACHE': str(tmp_path/c)}) for c in 'aab']
+    out = [subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True,
+                          env=os.environ | {'TL_NOTEBOOKS_CACHE': str(tmp_path/c)}) for c in 'aab']
     assert all(o.returncode == 0 for o in out), out[0].stderr[-2000:]
-    assert len({o.stdout for o in out}) == 1                                          # a second run, on kept and on new activations
+    # a second run, on kept and on new activations
+    assert len({o.stdout for o in out}) == 1
 
 
 # Figures
@@ -427,7 +466,8 @@ def test_auc_and_false_positives_are_scikit_learns():
 
 def test_auc_intervals_hold_what_they_promise():
     rng = np.random.default_rng(1); hits = 0
-    truth = .7602                                                                       # of normals one deviation apart: Φ(1/√2)
+    # of normals one deviation apart: Φ(1/√2)
+    truth = .7602
     for _ in range(300):
         y = np.repeat([0, 1], 40); a = evidence.auc(y, rng.normal(size=80) + y); hits += a.low <= truth <= a.high
     assert .91 < hits/300 < .985
@@ -442,7 +482,8 @@ def test_word_effects_add_up_where_a_model_counts_words(probed):
     words, effects, of, p = word_effects(probed, 'Your parcel 88231 has been dispatched. Do not reply to this message.')
     assert len(words) == len(effects) == 12 and p > .5 and of == probed.dls.vocab.o2i['bot']
     again = word_effects(probed, ' '.join(words), of=1 - of)
-    np.testing.assert_allclose(again[1], [-e for e in effects], rtol=1e-3, atol=1e-4)  # two classes: what speaks for one speaks against the other
+    # two classes: what speaks for one speaks against the other
+    np.testing.assert_allclose(again[1], [-e for e in effects], rtol=1e-3, atol=1e-4)
 
 
 def test_the_baseline_reads_no_test_labels():
@@ -457,7 +498,8 @@ def test_the_baseline_reads_no_test_labels():
 
 def test_a_saved_text_model_says_what_the_learner_said(probed, data, tmp_path):
     folder = save_model(tmp_path/'model', probed.model, probed.info, data.classes, tok=probed.tok)
-    assert {p.name for p in folder.iterdir()} == {'weights.safetensors', 'manifest.json', 'config.json', 'tokenizer.json', 'tokenizer_config.json'}
+    assert {p.name for p in folder.iterdir()} == {'weights.safetensors', 'manifest.json', 'config.json',
+                                                  'tokenizer.json', 'tokenizer_config.json'}
     own = quiet(probed, lambda: probed.get_preds(dl=dl_of_split(probed, data)))[0]
     model = Model(folder)
     got = torch.tensor([[*p.probabilities.values()] for p in model.predict(data.texts('test'), bs=7)])
@@ -468,12 +510,16 @@ def test_a_saved_text_model_says_what_the_learner_said(probed, data, tmp_path):
 
 def test_predict_takes_arguments_files_tables_and_lines(probed, data, tmp_path):
     folder = save_model(tmp_path/'model', probed.model, probed.info, data.classes, tok=probed.tok)
-    (tmp_path/'a.txt').write_text('See you at six.'); (tmp_path/'t.csv').write_text('text,note\nYour code is 1234,x\n"Hi, mum",y\n')
+    (tmp_path/'a.txt').write_text('See you at six.')
+    (tmp_path/'t.csv').write_text('text,note\nYour code is 1234,x\n"Hi, mum",y\n')
     done = tl('predict', folder, 'See you at six.', 'a.txt', 't.csv', cwd=tmp_path)
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert done.returncode == 0 and [r['path'] for r in rows] == ['See you at six.', 'a.txt', 't.csv:2', 't.csv:3']
-    assert rows[0]['probability'] == pytest.approx(rows[1]['probability']) or float(rows[0]['probability']) == pytest.approx(float(rows[1]['probability']), abs=1e-5)
-    lines = subprocess.run([sys.executable, '-m', 'tl_notebooks', 'predict', folder, '-', '--format', 'json'], input='one\n\ntwo\n', capture_output=True, text=True, cwd=tmp_path)
+    assert rows[0]['probability'] == pytest.approx(
+            rows[1]['probability']) or float(rows[0]['probability']) == pytest.approx(float(rows[1]['probability']),
+            abs=1e-5)
+    lines = subprocess.run([sys.executable, '-m', 'tl_notebooks', 'predict', folder, '-', '--format', 'json'],
+                           input='one\n\ntwo\n', capture_output=True, text=True, cwd=tmp_path)
     assert [r['path'] for r in json.loads(lines.stdout)] == ['line 1', 'line 3']
     bad = tl('predict', folder, 'no/such.eml', cwd=tmp_path)
     assert bad.returncode == 2 and '`no/such.eml` does not exist' in bad.stderr and 'Traceback' not in bad.stderr
@@ -485,17 +531,26 @@ FAST = ('-p', 'precision=fp32', '-p', 'max_tokens=32')
 
 
 def test_reviews_from_the_box(tmp_path):
-    done = tl('run', 'reviews', '--out', tmp_path, *FAST, '-p', 'draws=2', '-p', 'labels=8', '-p', 'control=false', cwd=tmp_path)
+    done = tl('run', 'reviews', '--out', tmp_path, *FAST, '-p', 'draws=2', '-p', 'labels=8', '-p', 'control=false',
+              cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     from pathlib import Path
     folder = Path(done.stdout.strip().splitlines()[-1]); rec = record(folder)
     assert rec['status'] == 'ok' and next(iter(rec['metrics'])) == 'accuracy' and rec['data']['n_unlabelled'] > 100
-    assert rec['data']['counts']['train'] == {'negative': 8, 'positive': 8} and set(rec['learning_curve']['labels alone']) >= {'2', '8', '64'}
+    assert rec['data']['counts']['train'] == {'negative': 8,
+                                              'positive': 8} and set(rec['learning_curve']['labels alone']) >= {'2',
+            '8', '64'}
     assert rec['contrast']['folds'] == 3 and rec['contrast']['texts'] == 16
-    own = rec['self_training']; assert own['texts'] > 100 and own['folds'] == (0 if rec['kept'] == 'contrast' else 3) and (rec['kept'] == 'self-trained') == own['kept']
-    assert Model(folder).statistics().n == 16 and rec['head'].get('guessed', 0) == (2*round(.4*own['texts']) if own['kept'] else 0)
-    assert {p.stem for p in (folder/'figures').iterdir()} >= {'accuracy', 'learning_curve', 'words', 'confusion', 'reliability', 'counts'}
-    assert 'test texts' in (folder/'report.html').read_text() and rec['baselines']['tfidf']['accuracy']['n'] == rec['metrics']['accuracy']['n']
+    own = rec['self_training']
+    assert own['texts'] > 100 and own['folds'] == (0 if rec['kept'] == 'contrast'
+                                                   else 3) and (rec['kept'] == 'self-trained') == own['kept']
+    assert Model(folder).statistics().n == 16 and rec['head'].get('guessed',
+            0) == (2*round(.4*own['texts']) if own['kept'] else 0)
+    assert {p.stem for p in (folder/'figures').iterdir()} >= {'accuracy', 'learning_curve', 'words', 'confusion',
+                                                              'reliability', 'counts'}
+    assert 'test texts' in (
+            folder/'report.html').read_text(
+            ) and rec['baselines']['tfidf']['accuracy']['n'] == rec['metrics']['accuracy']['n']
     data = read_texts(sample_path('reviews'), valid_pct=0., test_pct=rec['params']['test_pct'])
     got = tl('predict', folder, *data.texts('test')[:40], cwd=tmp_path)
     assert len(list(csv.DictReader(io.StringIO(got.stdout)))) == 40
@@ -513,13 +568,16 @@ def test_mail_fine_tuned_with_control(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     from pathlib import Path
     rec = record(Path(done.stdout.strip().splitlines()[-1]))
-    assert {'accuracy', 'auc/bot', 'false positives at 95 % recall/bot'} <= set(rec['metrics']) and 'accuracy' in rec['control']
+    assert {'accuracy', 'auc/bot',
+            'false positives at 95 % recall/bot'} <= set(rec['metrics']) and 'accuracy' in rec['control']
     assert len(rec['stages']) == 2 and rec['stages'][1]['epochs'] == 1
 
 
 @pytest.mark.parametrize('args,message', [
-    (('-p', 'epochs=1'), 'fine-tuning is judged on validation texts'), (('-p', 'labels=1'), '`labels` is 1'), (('-p', 'labels=10000'), 'Accepted: up to'),
-    (('-p', 'names=x'), "'x' is no label:name pair"), (('-p', 'hints=negativ:bad'), "Did you mean 'negative'?"), (('-p', 'text=body'), "no column 'body' for `text`"), (('--data', 'nowhere.csv'), '`nowhere.csv` does not exist'),
+    (('-p', 'epochs=1'), 'fine-tuning is judged on validation texts'), (('-p', 'labels=1'), '`labels` is 1'),
+    (('-p', 'labels=10000'), 'Accepted: up to'),
+    (('-p', 'names=x'), "'x' is no label:name pair"), (('-p', 'hints=negativ:bad'), "Did you mean 'negative'?"),
+    (('-p', 'text=body'), "no column 'body' for `text`"), (('--data', 'nowhere.csv'), '`nowhere.csv` does not exist'),
     (('-p', 'backbone=minilm'), 'minilm_l6')])
 def test_a_wrong_request_names_its_place(tmp_path, args, message):
     done = tl('run', 'reviews', '--out', 'o', *args, cwd=tmp_path)

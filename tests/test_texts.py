@@ -1,4 +1,5 @@
-"Whatever form texts come in, what went in comes out; what is wrong with them is said in one message that names the place."
+"""Whatever form texts come in, what went in comes out; what is wrong with them is said in one message that names the
+place."""
 import ast
 import base64
 import codecs
@@ -24,11 +25,14 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from test_data import as_nobody, open_tmp  # noqa: F401
 
 from tl_notebooks.core import InputError
-from tl_notebooks.data import KINDS, read_images
-from tl_notebooks.texts import content_hash, draw_labels, find_columns, html_text, label_typos, mail_text, read_mail, read_texts
+from tl_notebooks.data.images import read_images
+from tl_notebooks.data.problems import KINDS
+from tl_notebooks.data.texts import (content_hash, draw_labels, find_columns, html_text, label_typos, mail_text,
+                                     read_mail, read_texts)
 
 
-# ---- writers that are not this project's ------------------------------------------------------------------------------
+# ---- writers that are not this project's
+# ------------------------------------------------------------------------------
 
 def table(*rows, head='text label', **kw):
     "A CSV as Python's csv module writes it"
@@ -53,7 +57,8 @@ def same(a, b):
     assert a.fingerprint == b.fingerprint and a.classes == b.classes and a.unlabelled == b.unlabelled
     assert a.items[['text', 'label', 'split']].equals(b.items[['text', 'label', 'split']])
 
-ODD = ['He said "no", twice; then left', 'two\nlines', 'two\r\n\r\nparagraphs, "quoted"', 'a\ttab', 'naïve café', '日本語、テキスト', '🙂 fine', 'semi;colon;s',
+ODD = ['He said "no", twice; then left', 'two\nlines', 'two\r\n\r\nparagraphs, "quoted"', 'a\ttab', 'naïve café',
+       '日本語、テキスト', '🙂 fine', 'semi;colon;s',
        'NULL', 'nan', '007', '1e5', 'True', "it's", '""', '\\n', ',', 'x'*140_000]
 ROWS = [(t, ('poor', 'good')[i%2]) for i,t in enumerate(ODD)]
 PLAIN = [(f'{c} sailing, number {i}', c) for c in ('good', 'poor') for i in range(8)]
@@ -62,7 +67,8 @@ MANY = [(f'{c} voyage {i}', c) for c in ('negative', 'positive') for i in range(
 THREE = 'text label split'
 
 
-# ---- one table, many forms --------------------------------------------------------------------------------------------
+# ---- one table, many forms
+# --------------------------------------------------------------------------------------------
 
 def frame(rows): return pd.DataFrame(objects(*rows))
 def parquet(p):
@@ -80,11 +86,13 @@ FORMS = { # name: (file, content)
     'blank lines': ('d.csv', table(*ROWS) + '\r\n\r\n'),
     'byte order mark': ('d.csv', codecs.BOM_UTF8 + table(*ROWS, quoting=csv.QUOTE_ALL).encode()),
     'columns exchanged': ('d.csv', table(*((c, t) for t,c in ROWS), head='label text')),
-    'capitals and other columns': ('D.CSV', table(*((i, t, c, '') for i,(t,c) in enumerate(ROWS)), head='id Text LABEL note')),
+    'capitals and other columns': ('D.CSV', table(*((i, t, c, '') for i,(t,c) in enumerate(ROWS)),
+                                                  head='id Text LABEL note')),
     'pandas csv': ('d.csv', lambda p: frame(ROWS).to_csv(p)),
     'json lines': ('d.jsonl', lines(*ROWS)),
     'ndjson': ('d.ndjson', lines(*ROWS).replace('\n', '\r\n\r\n')),
-    'json lines in utf-8': ('d.jsonl', codecs.BOM_UTF8 + '\n'.join(json.dumps(r, ensure_ascii=False) for r in objects(*ROWS)).encode()),
+    'json lines in utf-8': ('d.jsonl', codecs.BOM_UTF8 + '\n'.join(json.dumps(r, ensure_ascii=False)
+        for r in objects(*ROWS)).encode()),
     'pandas json lines': ('d.jsonl', lambda p: frame(ROWS).to_json(p, orient='records', lines=True)),
     'json list': ('d.json', json.dumps(objects(*ROWS))),
     'json list indented': ('d.json', json.dumps(objects(*ROWS), indent=1, ensure_ascii=False)),
@@ -102,7 +110,9 @@ def test_the_same_rows_are_the_same_data(form, tmp_path):
     same(d, read_texts(put(tmp_path/'other', table(*ROWS))))
 
 @pytest.mark.parametrize('char', ['\u2028', '\u2029', '\x85', '\x0b', '\x0c', '\x1c'], ids=ascii)
-@pytest.mark.parametrize('name, write', [('d.csv', table), ('d.jsonl', lambda *r: '\n'.join(json.dumps(o, ensure_ascii=False) for o in objects(*r)))],
+@pytest.mark.parametrize('name, write', [('d.csv', table), ('d.jsonl',
+                                                            lambda *r: '\n'.join(json.dumps(o, ensure_ascii=False)
+        for o in objects(*r)))],
                          ids=['csv', 'jsonl'])
 def test_a_row_ends_where_its_format_says(name, write, char, tmp_path):
     rows = [*PLAIN, (f'one{char}two', 'good')]
@@ -111,9 +121,11 @@ def test_a_row_ends_where_its_format_says(name, write, char, tmp_path):
 @pytest.mark.parametrize('given', [7, 7.0, '7', ' 7 '])
 def test_a_whole_number_is_a_label(given, tmp_path):
     rows = [(t, given if c == 'good' else 10) for t,c in PLAIN]
-    for p in (put(tmp_path, lines(*rows), 'd.jsonl'), put(tmp_path, json.dumps(objects(*rows)), 'd.json')): assert read_texts(p).classes == ['7', '10']
+    for p in (put(tmp_path, lines(*rows), 'd.jsonl'), put(tmp_path, json.dumps(objects(*rows)), 'd.json')):
+        assert read_texts(p).classes == ['7', '10']
 
-@pytest.mark.parametrize('values', [[1, 0, None], ['a', 'b', None], [True, False, None]], ids=['Int64', 'string', 'boolean'])
+@pytest.mark.parametrize('values', [[1, 0, None], ['a', 'b', None], [True, False, None]],
+                         ids=['Int64', 'string', 'boolean'])
 def test_a_cell_that_holds_nothing_is_empty_in_parquet(values, tmp_path, monkeypatch):
     held = frame([(f'{v} {i}', v) for v in values for i in range(6)])
     held['label'] = held.label.convert_dtypes()
@@ -128,7 +140,8 @@ def test_parquet_without_its_package_says_what_to_install(tmp_path, monkeypatch)
     assert 'd.parquet' in text and ' -m pip install ' in text and 'pyarrow' in text and 'CSV' in text
 
 def test_fields_that_some_objects_lack_are_empty(tmp_path):
-    rows = objects(*PLAIN) + [{'text': 'no label'}, {'text': 'null label', 'label': None}, {'label': 'good', 'text': 'more', 'extra': [1]}]
+    rows = objects(*PLAIN) + [{'text': 'no label'}, {'text': 'null label', 'label': None},
+                              {'label': 'good', 'text': 'more', 'extra': [1]}]
     d = read_texts(put(tmp_path, '\n'.join(map(json.dumps, rows)), 'd.jsonl'))
     assert sorted(d.unlabelled) == ['no label', 'null label'] and 'more' in set(d.items.text)
 
@@ -145,7 +158,8 @@ def test_a_table_may_be_a_link(tmp_path):
     same(read_texts(tmp_path/'d.csv'), read_texts(tmp_path/'store'))
 
 def test_a_surrogate_alone_is_no_crash(tmp_path):
-    text = lines(*PLAIN) + '{"text": "half an emoji \\ud83d", "label": "good"}\n' # as cut by a program that counts in UTF-16
+    # as cut by a program that counts in UTF-16
+    text = lines(*PLAIN) + '{"text": "half an emoji \\ud83d", "label": "good"}\n'
     try: assert len(read_texts(put(tmp_path, text, 'd.jsonl')).items) == 17
     except InputError as e: assert 'd.jsonl:17' in str(e)
 
@@ -155,7 +169,8 @@ def test_place_of_a_row(tmp_path):
     assert d.given == str(tmp_path/'d.csv') and d.root == tmp_path.resolve()
 
 
-# ---- fingerprint and splits -------------------------------------------------------------------------------------------
+# ---- fingerprint and splits
+# -------------------------------------------------------------------------------------------
 
 NEAR = [*MANY, *((t.upper(), c) for t,c in MANY), *((t.replace(' ', '  '), c) for t,c in MANY)]
 WAYS = [(f'{t}, way {i}', c) for i in range(3) for t,c in PLAIN]
@@ -165,23 +180,31 @@ WAYS = [(f'{t}, way {i}', c) for i in range(3) for t,c in PLAIN]
 def test_row_order_changes_nothing(rows, tmp_path):
     first = read_texts(put(tmp_path, table(*rows)))
     for seed in range(4):
-        same(first, read_texts(put(tmp_path/f'{seed}', table(*random.Random(seed).sample(rows, len(rows))), f'{seed}.csv')))
+        same(first, read_texts(put(tmp_path/f'{seed}', table(*random.Random(seed).sample(rows, len(rows))),
+                                   f'{seed}.csv')))
 
 def test_row_order_changes_nothing_with_groups_and_given_splits(tmp_path):
-    grouped, given = [(t, c, f'g{i%9}') for i,(t,c) in enumerate(MANY)], [(f'{t}, way {k}', c, s) for t,c,s in GIVEN for k in range(3)]
+    grouped, given = [(t, c, f'g{i%9}') for i,(t,c) in enumerate(MANY)], [(f'{t}, way {k}', c, s) for t,c,
+            s in GIVEN for k in range(3)]
     for rows, kw in ((grouped, dict(head='text label who')), (given, dict(head=THREE))):
         group = dict(group='who') if rows is grouped else {}
         first = read_texts(put(tmp_path, table(*rows, **kw)), **group)
-        for seed in range(4): same(first, read_texts(put(tmp_path, table(*random.Random(seed).sample(rows, len(rows)), **kw), 'e.csv'), **group))
+        for seed in range(4):
+            same(first, read_texts(put(tmp_path, table(*random.Random(seed).sample(rows, len(rows)), **kw), 'e.csv'),
+                                   **group))
 
-CHANGES = {'a letter': lambda r: [('good sailing, number O', *r[0][1:]), *r[1:]], 'a capital': lambda r: [('Good sailing, number 0', *r[0][1:]), *r[1:]],
-           'a blank': lambda r: [('good  sailing, number 0', *r[0][1:]), *r[1:]], 'a label': lambda r: [(r[0][0], 'poor'), *r[1:]],
-           'one row less': lambda r: r[1:], 'one row more': lambda r: [*r, ('new', 'good')], 'one row twice': lambda r: [*r, r[0]],
+CHANGES = {'a letter': lambda r: [('good sailing, number O', *r[0][1:]), *r[1:]],
+           'a capital': lambda r: [('Good sailing, number 0', *r[0][1:]), *r[1:]],
+           'a blank': lambda r: [('good  sailing, number 0', *r[0][1:]), *r[1:]],
+           'a label': lambda r: [(r[0][0], 'poor'), *r[1:]],
+           'one row less': lambda r: r[1:], 'one row more': lambda r: [*r, ('new', 'good')],
+           'one row twice': lambda r: [*r, r[0]],
            'one unlabelled': lambda r: [*r, ('new', '')], 'no label': lambda r: [(r[0][0], ''), *r[1:]]}
 
 @pytest.mark.parametrize('change', CHANGES)
 def test_one_change_is_another_fingerprint(change, tmp_path):
-    assert read_texts(put(tmp_path, table(*CHANGES[change](PLAIN)))).fingerprint != read_texts(put(tmp_path, table(*PLAIN), 'e.csv')).fingerprint
+    assert read_texts(put(tmp_path, table(*CHANGES[change](PLAIN)))).fingerprint != read_texts(put(tmp_path,
+            table(*PLAIN), 'e.csv')).fingerprint
 
 def test_a_given_split_is_part_of_the_fingerprint(tmp_path):
     moved = [(t, c, 'train' if (t, s) == ('good valid 0', 'valid') else s) for t,c,s in GIVEN]
@@ -190,17 +213,20 @@ def test_a_given_split_is_part_of_the_fingerprint(tmp_path):
 
 def test_another_process_finds_the_same(tmp_path):
     p = put(tmp_path, table(*MANY, *((f'loose {i}', '') for i in range(20))))
-    code = ("import sys; from tl_notebooks.texts import *; d = read_texts(sys.argv[1]); e = draw_labels(d, 5, 1); "
+    code = ("import sys; from tl_notebooks.data.texts import *; d = read_texts(sys.argv[1]); e = draw_labels(d, 5, 1); "
             "heavy = sorted({'torch', 'transformers', 'fastai'} & set(sys.modules)); "
             "print([d.fingerprint, e.fingerprint, d.texts('test'), e.texts('train'), e.unlabelled, heavy])")
-    done = subprocess.run([sys.executable, '-c', code, p], capture_output=True, text=True, env={**os.environ, 'PYTHONHASHSEED': '7', 'PYTHONUTF8': '1'})
+    done = subprocess.run([sys.executable, '-c', code, p], capture_output=True, text=True,
+                          env={**os.environ, 'PYTHONHASHSEED': '7', 'PYTHONUTF8': '1'})
     assert done.returncode == 0, done.stderr[-2000:]
     d = read_texts(p); e = draw_labels(d, 5, 1)
-    assert ast.literal_eval(done.stdout) == [d.fingerprint, e.fingerprint, d.texts('test'), e.texts('train'), e.unlabelled, []]
+    assert ast.literal_eval(done.stdout) == [d.fingerprint, e.fingerprint, d.texts('test'), e.texts('train'),
+                                             e.unlabelled, []]
 
 def test_shares_are_those_of_scikit_learn(tmp_path):
     rows = [(f'{c} {i}', c) for c,n in (('a', 101), ('b', 40), ('c', 17)) for i in range(n)]
-    labels, d = [c for _,c in rows], read_texts(put(tmp_path, table(*rows)), valid_pct=.3, test_pct=.1, check_typos=False)
+    labels, d = [c for _,c in rows], read_texts(put(tmp_path, table(*rows)), valid_pct=.3, test_pct=.1,
+                                                check_typos=False)
     for s, share in (('valid', .3), ('test', .1)):
         _, theirs = next(StratifiedShuffleSplit(1, test_size=share, random_state=0).split(labels, labels))
         assert all(abs(d.counts()[s][c] - n) <= 1 for c,n in Counter(labels[i] for i in theirs).items())
@@ -213,8 +239,10 @@ def test_seed_decides_the_split(tmp_path):
 @pytest.mark.parametrize('names, mean, made', [
     (('train', 'valid', 'test'), 'train valid test', ''), (('Train', 'Validation', 'TEST'), 'train valid test', ''),
     ((' train', 'val ', 'test'), 'train valid test', ''), (('train', 'dev', 'test'), 'train valid test', ''),
-    (('train', 'train', 'test'), 'train train test', 'valid'), (('train', 'valid', 'valid'), 'train valid valid', 'test'),
-    (('train', 'train', 'train'), 'train train train', 'valid test'), (('', '', ''), 'train train train', 'valid test')])
+    (('train', 'train', 'test'), 'train train test', 'valid'), (('train', 'valid', 'valid'), 'train valid valid',
+                                                                'test'),
+    (('train', 'train', 'train'), 'train train train', 'valid test'), (('', '', ''), 'train train train',
+        'valid test')])
 def test_given_splits_stay_and_missing_ones_come_out_of_train(names, mean, made, tmp_path):
     to, was = (dict(zip(('train', 'valid', 'test'), n)) for n in (names, mean.split()))
     d = read_texts(put(tmp_path, table(*((t, c, to[s]) for t,c,s in GIVEN), head=THREE)))
@@ -223,13 +251,18 @@ def test_given_splits_stay_and_missing_ones_come_out_of_train(names, mean, made,
     assert all(s == before[t] or before[t] == 'train' and s in d.made for t,s in zip(d.items.text, d.items.split))
     assert all(n for s in d.counts().values() for n in s.values())
 
-@pytest.mark.parametrize('names', ['train.csv valid.csv test.csv', 'reviews_train.tsv reviews_dev.tsv reviews_test.tsv', 'TRAIN.jsonl Val.jsonl Test.jsonl',
-                                   'train-2024.json validation-2024.json test-2024.json', 'train.csv dev.jsonl test.tsv'])
+@pytest.mark.parametrize('names', ['train.csv valid.csv test.csv', 'reviews_train.tsv reviews_dev.tsv reviews_test.tsv',
+                                   'TRAIN.jsonl Val.jsonl Test.jsonl',
+                                   'train-2024.json validation-2024.json test-2024.json',
+                                   'train.csv dev.jsonl test.tsv'])
 def test_file_names_give_splits(names, tmp_path):
-    writers = {'csv': table, 'tsv': lambda *r: table(*r, delimiter='\t'), 'jsonl': lines, 'json': lambda *r: json.dumps(objects(*r))}
-    tree(tmp_path, {n: writers[n.rsplit('.')[-1]](*((t, c) for t,c,k in GIVEN if k == s)) for n,s in zip(names.split(), ('train', 'valid', 'test'))})
+    writers = {'csv': table, 'tsv': lambda *r: table(*r, delimiter='\t'), 'jsonl': lines,
+               'json': lambda *r: json.dumps(objects(*r))}
+    tree(tmp_path, {n: writers[n.rsplit('.')[-1]](*((t, c) for t,c,k in GIVEN if k == s)) for n,
+                    s in zip(names.split(), ('train', 'valid', 'test'))})
     d = read_texts(tree(tmp_path, {'PROVENANCE.txt': 'x', 'README.md': 'x', '.hidden.csv': 'x'}))
-    assert (d.split_source, d.made) == ('given', []) and sorted(zip(d.items.text, d.items.label, d.items.split)) == sorted(GIVEN)
+    assert (d.split_source, d.made) == ('given', []) and sorted(zip(d.items.text, d.items.label,
+            d.items.split)) == sorted(GIVEN)
     same(d, read_texts(put(tmp_path/'one', table(*GIVEN, head=THREE))))
 
 @pytest.mark.parametrize('seed', range(3))
@@ -252,23 +285,29 @@ def test_groups_that_leave_a_split_without_a_class_are_refused(tmp_path):
     assert "class 'poor' has 9 usable texts in 1 distinct texts or groups to train on; at least 3 needed" in text
 
 def test_summaries(tmp_path):
-    d = read_texts(put(tmp_path, table(*PLAIN, ('one two three four five', ''), *((f'more {i}', 'good') for i in range(30)))))
+    d = read_texts(put(tmp_path, table(*PLAIN, ('one two three four five', ''),
+                                       *((f'more {i}', 'good') for i in range(30)))))
     said, kept = d.describe(), d.as_json()
-    parts = '46 texts of 2 classes', '1 more without a label', '2 to 4 words', d.fingerprint[:12], 'made here', "uneven: 38 of 'good', 8 of 'poor'"
+    parts = '46 texts of 2 classes', '1 more without a label', '2 to 4 words', d.fingerprint[
+            :12], 'made here', "uneven: 38 of 'good', 8 of 'poor'"
     for part in parts: assert part in said
-    assert json.loads(json.dumps(kept, allow_nan=False)) == kept and (kept['n'], kept['n_unlabelled'], kept['fingerprint']) == (46, 1, d.fingerprint)
+    assert json.loads(json.dumps(kept, allow_nan=False)) == kept and (kept['n'], kept['n_unlabelled'],
+            kept['fingerprint']) == (46, 1, d.fingerprint)
 
 
-# ---- folders ----------------------------------------------------------------------------------------------------------
+# ---- folders
+# ----------------------------------------------------------------------------------------------------------
 
 FILES = {f'{c}/{i}.txt': t for i,(t,c) in enumerate(PLAIN)}
 
 @pytest.mark.parametrize('encode', [str.encode, lambda t: t.encode('utf-8-sig'), lambda t: t.encode('utf-16'),
                                     lambda t: codecs.BOM_UTF16_BE + t.encode('utf-16-be'),
-                                    lambda t: f'\n {t} \n'.encode()], ids=['utf-8', 'utf-8 with mark', 'utf-16', 'utf-16 big-endian', 'blanks around'])
+                                    lambda t: f'\n {t} \n'.encode()], ids=['utf-8', 'utf-8 with mark', 'utf-16',
+        'utf-16 big-endian', 'blanks around'])
 def test_a_text_file_is_read_in_its_encoding(encode, tmp_path):
     rows = [(f'{t}: Grüße, 日本, 🙂\nnext line', c) for t,c in PLAIN]
-    same(read_texts(tree(tmp_path/'d', {f'{c}/{i}.TXT': encode(t) for i,(t,c) in enumerate(rows)})), read_texts(put(tmp_path, table(*rows))))
+    same(read_texts(tree(tmp_path/'d', {f'{c}/{i}.TXT': encode(t) for i,(t,c) in enumerate(rows)})),
+         read_texts(put(tmp_path, table(*rows))))
 
 @pytest.mark.parametrize('top', [('train', 'valid', 'test'), ('Train', 'Val', 'Test')])
 def test_folders_give_splits(top, tmp_path):
@@ -291,10 +330,12 @@ def test_tables_beside_class_folders_are_refused(names, tmp_path):
 
 @pytest.mark.parametrize('role', ['text', 'label', 'group'])
 def test_a_column_of_a_folder_without_tables_is_refused(role, tmp_path):
-    assert f'`{role}`' in refusal(tree(tmp_path, FILES), **{role: 'thread'}) # else groups that were asked for are not kept
+    # else groups that were asked for are not kept
+    assert f'`{role}`' in refusal(tree(tmp_path, FILES), **{role: 'thread'})
 
 
-# ---- mail -------------------------------------------------------------------------------------------------------------
+# ---- mail
+# -------------------------------------------------------------------------------------------------------------
 
 def mail(text='', html='', subject='Lunch', sender='Zoe <zoe@example.org>', **kw):
     "A message as Python's email package builds it"
@@ -309,8 +350,10 @@ def raw(*head, body='see you at one', kind='text/plain; charset=utf-8'):
     top = [h if isinstance(h, bytes) else h.encode() for h in (*head, f'Content-Type: {kind}')]
     return b'\n'.join([*top, b'', body if isinstance(body, bytes) else body.encode(), b''])
 
-WORDS = {'us-ascii': 'See you at one,\nSam = Zoe.', 'utf-8': 'Grüße, 日本, 🙂\nund = mehr', 'latin-1': 'Grüße aus Köln,\nbis morgen: déjà vu.',
-         'cp1252': '“Price”: 5 €\n– Zoë', 'iso-8859-2': 'Żółć, łąka\nświt', 'koi8-r': 'Привет, завтра в шесть.\nДо встречи!',
+WORDS = {'us-ascii': 'See you at one,\nSam = Zoe.', 'utf-8': 'Grüße, 日本, 🙂\nund = mehr',
+         'latin-1': 'Grüße aus Köln,\nbis morgen: déjà vu.',
+         'cp1252': '“Price”: 5 €\n– Zoë', 'iso-8859-2': 'Żółć, łąka\nświt',
+         'koi8-r': 'Привет, завтра в шесть.\nДо встречи!',
          'shift_jis': '明日の会議は六時です。\nよろしく。', 'iso-2022-jp': '明日の会議は六時です。\nよろしく。', 'gb2312': '明天见\n再见'}
 WAY = {'as built': policy.default, 'as sent': policy.SMTP}
 
@@ -373,7 +416,8 @@ def test_the_body_is_the_one_that_python_finds(name):
     m = MAILS[name][0]
     assert read_mail(m.as_bytes())['text'] == m.get_body(('plain', 'html')).get_content().strip()
 
-@pytest.mark.parametrize('subject', ['Grüße', 'Привет, завтра?', '明日の会議 [1]', '🙂', 'déjà vu: ' + 'très long sujet, '*12 + 'fin',
+@pytest.mark.parametrize('subject', ['Grüße', 'Привет, завтра?', '明日の会議 [1]', '🙂',
+                                     'déjà vu: ' + 'très long sujet, '*12 + 'fin',
                                      'plain ' + 'and long '*30 + 'end', '', '=?'])
 def test_headers_come_out_as_they_went_in(subject):
     for way in (*WAY.values(), policy.SMTPUTF8):
@@ -386,18 +430,24 @@ def test_headers_of_older_programs(charset):
     m['Subject'], m['From'] = Header(line, charset), Header('Zoe', charset).encode() + ' <zoe@example.org>'
     assert read_mail(m.as_bytes()) == {'from': 'Zoe <zoe@example.org>', 'subject': line, 'text': WORDS[charset]}
 
-NO_SET = ('=no-such-set', '=""', '="utf-8', '=rot13', '=idna', '=undefined', '="\0"', '==?utf-8?q?x?=', "*=x'y'z", '*', '=us-ascii')
+NO_SET = ('=no-such-set', '=""', '="utf-8', '=rot13', '=idna', '=undefined', '="\0"', '==?utf-8?q?x?=', "*=x'y'z", '*',
+          '=us-ascii')
 
-@pytest.mark.parametrize('kind', [*(f'text/plain; charset{c}' for c in NO_SET), 'text/plain', 'text/plain;;;', 'text', ';'])
+@pytest.mark.parametrize('kind', [*(f'text/plain; charset{c}' for c in NO_SET), 'text/plain', 'text/plain;;;', 'text',
+                                  ';'])
 def test_a_character_set_that_cannot_be_is_no_obstacle(kind):
-    for body in ('see you at one', 'Grüße, 日本'): assert read_mail(raw('Subject: Lunch', kind=kind, body=body))['text'] == body
+    for body in ('see you at one', 'Grüße, 日本'):
+        assert read_mail(raw('Subject: Lunch', kind=kind, body=body))['text'] == body
 
-@pytest.mark.parametrize('kind', ['text/plain; charset=no-such-set', 'text/plain; charset=utf-8', 'text/plain; charset=us-ascii', 'text/plain'])
+@pytest.mark.parametrize('kind', ['text/plain; charset=no-such-set', 'text/plain; charset=utf-8',
+                                  'text/plain; charset=us-ascii', 'text/plain'])
 def test_bytes_that_are_no_utf8_are_those_of_an_older_program(kind):
     assert read_mail(raw(kind=kind, body='“5 €”, Grüße'.encode('cp1252')))['text'] == '“5 €”, Grüße'
 
-@pytest.mark.parametrize('charset, data, part', [('utf-8', 'Grüße aus Köln, 日本'.encode()[:-1], 'Grüße aus Köln, 日'), # cut off
-                                                 ('gb2312', '朱镕基总理在这里说了很多话'.encode('gbk'), '总理在这里说了很多话')]) # one letter of the larger set
+@pytest.mark.parametrize('charset, data, part', [
+    ('utf-8', 'Grüße aus Köln, 日本'.encode()[:-1], 'Grüße aus Köln, 日'), # cut off
+    # one letter of the larger set
+    ('gb2312', '朱镕基总理在这里说了很多话'.encode('gbk'), '总理在这里说了很多话')])
 def test_a_letter_that_is_lost_costs_no_others(charset, data, part):
     assert part in read_mail(raw(kind=f'text/plain; charset={charset}', body=data))['text']
 
@@ -406,7 +456,8 @@ HEADS = { # name: (header lines, sender and subject as they must come out; None:
     'folded': (['From: Zoe\n  <zoe@example.org>', 'Subject: see\n\tyou'], 'Zoe <zoe@example.org>', 'see you'),
     'capitals': (['FROM: Zoe <zoe@example.org>', 'SUBJECT: Lunch'], 'Zoe <zoe@example.org>', 'Lunch'),
     'two words in code': (['Subject: =?utf-8?q?Gr=C3=BC?= =?utf-8?q?=C3=9Fe?='], '', 'Grüße'),
-    'letters for bytes': (['Subject: =?koi8-r?b?' + base64.b64encode('Привет'.encode('koi8-r')).decode() + '?='], '', 'Привет'),
+    'letters for bytes': (['Subject: =?koi8-r?b?' + base64.b64encode('Привет'.encode('koi8-r')).decode() + '?='], '',
+                          'Привет'),
     'raw utf-8': (['Subject: Grüße', 'From: Zoë <zoe@example.org>'], 'Zoë <zoe@example.org>', 'Grüße'),
     'raw latin-1': ([b'Subject: Gr\xfc\xdfe', b'From: Zo\xeb <zoe@example.org>'], None, None),
     'unknown set': (['Subject: =?no-such-set?q?Lunch?='], '', 'Lunch'),
@@ -414,15 +465,18 @@ HEADS = { # name: (header lines, sender and subject as they must come out; None:
     'wrong set': (['Subject: =?utf-8?q?caf=E9?=', 'From: =?utf-8?q?Zo=EB?= <zoe@example.org>'], None, None),
     'not base64': (['Subject: =?utf-8?b?!!!?=', 'From: =?utf-8?b?a?= <a@b.org>'], None, None),
     'open word': (['Subject: =?utf-8?q?abc', 'From: =?utf-8?q?abc'], None, None),
-    'open quote': (['From: "Zoe <zoe@example.org>'], None, ''), 'open bracket': (['From: Zoe <zoe@example.org'], None, ''),
+    'open quote': (['From: "Zoe <zoe@example.org>'], None, ''), 'open bracket': (['From: Zoe <zoe@example.org'], None,
+        ''),
     'open comment': (['From: (Zoe'], None, ''),
     'brackets': (['From: <<<>>>', 'Subject: <<<>>>'], None, '<<<>>>'), 'no address': (['From: @'], None, ''),
     'domain': (['From: a@[', 'Subject: a@['], None, 'a@['),
     'backslash': (['From: "\\', 'Subject: \\'], None, '\\'), 'commas': (['From: ,,,;:'], None, ''),
     'no colon': (['From: x@example.org', 'Subject Lunch'], None, None),
-    'zero byte': ([b'Subject: a\0b', b'From: \0'], None, None), 'address list': (['From: list: a@b.org, c@d.org;'], None, ''),
+    'zero byte': ([b'Subject: a\0b', b'From: \0'], None, None), 'address list': (['From: list: a@b.org, c@d.org;'],
+        None, ''),
     'half a group': (['From: list:'], None, ''),
-    'half a file name': (['Content-Disposition: inline; filename*'], '', ''), 'a thousand comments': (['From: ' + '('*3000], None, ''),
+    'half a file name': (['Content-Disposition: inline; filename*'], '', ''),
+    'a thousand comments': (['From: ' + '('*3000], None, ''),
 }
 
 @pytest.mark.parametrize('name', HEADS)
@@ -437,9 +491,12 @@ def test_a_damaged_header_costs_nothing_else(name, tmp_path):
     read_texts(tree(tmp_path, {**FILES, 'good/x.eml': data}))
 
 def test_a_header_that_the_library_cannot_parse_is_taken_as_it_stands(monkeypatch):
-    def fail(*_): raise IndexError('string index out of range') # as several versions of Python do for some address or other
-    monkeypatch.setattr(policy.EmailPolicy, 'header_fetch_parse', lambda self, name, value: fail() if name.lower() == 'from' else value)
-    assert read_mail(raw('From: Zoe <zoe@example.org>', 'Subject: Lunch')) == {'from': 'Zoe <zoe@example.org>', 'subject': 'Lunch', 'text': 'see you at one'}
+    # as several versions of Python do for some address or other
+    def fail(*_): raise IndexError('string index out of range')
+    monkeypatch.setattr(policy.EmailPolicy, 'header_fetch_parse', lambda self, name,
+                        value: fail() if name.lower() == 'from' else value)
+    assert read_mail(raw('From: Zoe <zoe@example.org>', 'Subject: Lunch')) == {'from': 'Zoe <zoe@example.org>',
+            'subject': 'Lunch', 'text': 'see you at one'}
 
 def read(data):
     "Whatever the bytes are, strings that can be written"
@@ -451,16 +508,22 @@ def test_damage_never_ends_in_an_exception(name):
     data, r = MAILS[name][0].as_bytes(), random.Random(0)
     for n in range(60):
         bad = bytearray(data[:r.randrange(1, len(data))] if n%3 == 0 else data)
-        for _ in range(r.choice([1, 3, 10, 30])): bad[r.randrange(len(bad))] = r.choice([r.randrange(256), *b'\n<>"=?;:\\()@[],\xff'])
+        for _ in range(r.choice([1, 3, 10, 30])):
+            bad[r.randrange(len(bad))] = r.choice([r.randrange(256), *b'\n<>"=?;:\\()@[],\xff'])
         read(bytes(bad))
 
-@pytest.mark.parametrize('header', ['From', 'Subject', 'Content-Type', 'Content-Disposition', 'Content-Transfer-Encoding'])
+@pytest.mark.parametrize('header', ['From', 'Subject', 'Content-Type', 'Content-Disposition',
+                                    'Content-Transfer-Encoding'])
 def test_nonsense_in_a_header_never_ends_in_an_exception(header):
-    r, bits = random.Random(0), [*(bytes([b]) for b in b'<>"\\()@,;:= []*.\'a0\0\xff'), b'=?utf-8?q?', b'=?utf-8?b?', b'=FF', b'?=', b'\n ', b'*0',
-                                 b'%ff', b'charset', b'text/plain', b'text/html', b'multipart/mixed', b'boundary', b'attachment', b'filename']
-    for _ in range(800): read(header.encode() + b': ' + b''.join(r.choices(bits, k=r.randrange(1, 8))) + b'\n\nsee you at one\n')
+    r, bits = random.Random(0), [*(bytes([b]) for b in b'<>"\\()@,;:= []*.\'a0\0\xff'), b'=?utf-8?q?', b'=?utf-8?b?',
+                                 b'=FF', b'?=', b'\n ', b'*0',
+                                 b'%ff', b'charset', b'text/plain', b'text/html', b'multipart/mixed', b'boundary',
+                                 b'attachment', b'filename']
+    for _ in range(800):
+        read(header.encode() + b': ' + b''.join(r.choices(bits, k=r.randrange(1, 8))) + b'\n\nsee you at one\n')
 
-@pytest.mark.parametrize('data', [b'', b'\n', b'no header at all', b'\xff\xfe\0', b'From zoe Mon Jan 1\nSubject: Lunch\n\nsee you', b'Subject: Lunch'])
+@pytest.mark.parametrize('data', [b'', b'\n', b'no header at all', b'\xff\xfe\0',
+                                  b'From zoe Mon Jan 1\nSubject: Lunch\n\nsee you', b'Subject: Lunch'])
 def test_what_is_hardly_a_mail_is_read_as_far_as_it_goes(data):
     got = read_mail(data)
     assert all(isinstance(v, str) for v in got.values()) and got['subject'] == 'Lunch'*(b'Lunch' in data)
@@ -468,54 +531,67 @@ def test_what_is_hardly_a_mail_is_read_as_far_as_it_goes(data):
 def test_a_mail_of_parts_in_parts_without_end_stops_no_folder(tmp_path):
     deep = b''.join(b'Content-Type: multipart/mixed; boundary="%d"\n\n--%d\n' % (i, i) for i in range(3000))
     files = tree(tmp_path, {**FILES, 'good/z.eml': deep})
-    assert 'good/z.eml: not a mail that can be read' in refusal(files) and len(read_texts(files, on_bad='skip').items) == 16
+    assert 'good/z.eml: not a mail that can be read' in refusal(files) and len(read_texts(files,
+            on_bad='skip').items) == 16
 
 def test_one_mail_is_one_text(tmp_path):
     rows = [(f'{t}\n\nZoë', c) for t,c in PLAIN]
-    mails = {f'{c}/{i}.{("eml", "EML")[i%2]}': mail(t, subject=f'Grüße {i}').as_bytes(policy=policy.SMTP) for i,(t,c) in enumerate(rows)}
+    mails = {f'{c}/{i}.{("eml", "EML")[i%2]}': mail(t, subject=f'Grüße {i}').as_bytes(policy=policy.SMTP) for i,
+             (t,c) in enumerate(rows)}
     d = read_texts(tree(tmp_path/'d', mails))
-    assert set(zip(d.items.text, d.items.label)) == {(f'From: Zoe <zoe@example.org>\nSubject: Grüße {i}\n\n{t}', c) for i,(t,c) in enumerate(rows)}
+    assert set(zip(d.items.text, d.items.label)) == {(f'From: Zoe <zoe@example.org>\nSubject: Grüße {i}\n\n{t}', c)
+                                                     for i,(t,c) in enumerate(rows)}
     wide = [(t, f'Grüße {i}', 'Zoe <zoe@example.org>', c) for i,(t,c) in enumerate(rows)]
     same(d, read_texts(put(tmp_path, table(*wide, head='body subject from label'))))
 
 @pytest.mark.parametrize('sender, subject, text, want', [
-    ('a@b', 's', 't', 'From: a@b\nSubject: s\n\nt'), ('', ' s ', 't\n', 'Subject: s\n\nt'), ('a', '', 't', 'From: a\n\nt'),
+    ('a@b', 's', 't', 'From: a@b\nSubject: s\n\nt'), ('', ' s ', 't\n', 'Subject: s\n\nt'),
+    ('a', '', 't', 'From: a\n\nt'),
     (' ', '', ' t ', 't'), ('', '', '', '')])
 def test_what_is_not_known_of_a_mail_is_not_mentioned(sender, subject, text, want):
     assert mail_text(sender, subject, text) == want
 
 BLOCKS = ( # block-level, list and table elements of the HTML standard
-    'address article aside blockquote center dd details dialog div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 header hgroup hr legend li '
+    'address article aside blockquote center dd details dialog div dl dt fieldset figcaption figure footer form h1 h2 '
+    'h3 h4 h5 h6 header hgroup hr legend li '
     'main nav ol p pre search section summary table td th title tr ul').split()
 
 def test_words_of_two_blocks_are_not_one_word():
-    assert [t for t in BLOCKS if html_text(f'<{t}>one</{t}><{t}>two</{t}>three').split() != ['one', 'two', 'three']] == []
+    assert [t for t in BLOCKS if html_text(f'<{t}>one</{t}><{t}>two</{t}>three').split() != ['one', 'two',
+            'three']] == []
 
 @pytest.mark.parametrize('html, want', [
-    ('to<b>geth</b>er', 'together'), ('a<br>b<br/>c', 'a\nb\nc'), ('1 &lt; 2 &amp; 3 &#8364; &euro; &bogus;', '1 < 2 & 3 € € &bogus;'),
+    ('to<b>geth</b>er', 'together'), ('a<br>b<br/>c', 'a\nb\nc'), ('1 &lt; 2 &amp; 3 &#8364; &euro; &bogus;',
+        '1 < 2 & 3 € € &bogus;'),
     ('a &nbsp; \t b', 'a b'), ('<p>one\nline</p>', 'one line'), ('<pre>two\nlines</pre>of\none', 'two\nlines\nof one'),
     ('<tr><td>a</td><td>b</td></tr><tr><td>c', 'a b\nc'), ('<!-- not --><p>seen', 'seen'),
-    ('<STYLE>x</STYLE><Script>y</Script>seen', 'seen'), ('<p>seen</style></script> too', 'seen too'), ('a < b', 'a < b'), ('', ''),
+    ('<STYLE>x</STYLE><Script>y</Script>seen', 'seen'), ('<p>seen</style></script> too', 'seen too'),
+    ('a < b', 'a < b'), ('', ''),
     ('<p>one<p>two', 'one\ntwo'), ('<![if !vml]><p>word</p><![endif]>', 'word'), ('<a href="x>y">link</a>', 'link')])
 def test_html_is_what_its_reader_sees(html, want): assert html_text(html) == want
 
-@pytest.mark.parametrize('rest', ['<![bogus', '<![bogus x]><p>more', '<', '<!', '<!--', '</', '<p', '<a href="', '&', '&#', '&#xffffffff;', '<?', '<!doctype',
+@pytest.mark.parametrize('rest', ['<![bogus', '<![bogus x]><p>more', '<', '<!', '<!--', '</', '<p', '<a href="', '&',
+                                  '&#', '&#xffffffff;', '<?', '<!doctype',
                                   '<script>', '\0'])
 def test_damaged_html_keeps_what_came_before(rest): assert html_text('<p>kept</p>' + rest).startswith('kept')
 
 
-# ---- columns ----------------------------------------------------------------------------------------------------------
+# ---- columns
+# ----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('names, given, want', [
     ('text label', {}, dict(text='text', label='label')), ('Review Stars', {}, dict(text='Review', label='Stars')),
     ('id sentence sentiment', {}, dict(text='sentence', label='sentiment')),
     ('category body subject from', {}, dict(text='body', label='category', subject='subject', sender='from')),
     ('target tweet split', {}, dict(text='tweet', label='target', split='split')),
-    ('text review label y', {}, dict(text='text', label='label')), ('a b c', dict(text='c', label='a', group='b'), dict(text='c', label='a', group='b')),
+    ('text review label y', {}, dict(text='text', label='label')), ('a b c', dict(text='c', label='a', group='b'),
+        dict(text='c', label='a', group='b')),
     ('text label note', dict(text='note'), dict(text='note', label='label')),
     ('text label source', dict(group='source', text='', label=''), dict(text='text', label='label', group='source')),
-    ('text class rating', dict(group='class'), dict(text='text', label='rating', group='class')), # what was given is that, and nothing else
-    ('title label', dict(text='title'), dict(text='title', label='label')), ('text label group', {}, dict(text='text', label='label')),
+    # what was given is that, and nothing else
+    ('text class rating', dict(group='class'), dict(text='text', label='rating', group='class')),
+    ('title label', dict(text='title'), dict(text='title', label='label')),
+    ('text label group', {}, dict(text='text', label='label')),
     ('text sentence', dict(label='text'), dict(text='sentence', label='text'))])
 def test_columns_are_found_by_name(names, given, want): assert find_columns(names.split(), 'x', given) == want
 
@@ -526,7 +602,8 @@ def test_columns_are_found_by_name(names, given, want): assert find_columns(name
     ('text b', dict(text='b', label='b'), ["column 'b' is given for `text` and for `label`"]),
     ('text label', dict(text='txet'), ["no column 'txet' for `text`", "Did you mean 'text'?"]),
     ('text label', dict(label='Label'), ["no column 'Label' for `label`", "Did you mean 'label'?"]),
-    ('text label prompt_id', dict(group='promt_id'), ["no column 'promt_id' for `group`", "Did you mean 'prompt_id'?"])])
+    ('text label prompt_id', dict(group='promt_id'), ["no column 'promt_id' for `group`",
+                                                      "Did you mean 'prompt_id'?"])])
 def test_columns_that_are_not_there_are_named(names, given, parts, tmp_path):
     with pytest.raises(InputError) as e: find_columns(names.split(), '`d.csv`', given)
     text = refusal(put(tmp_path, table(*(['x']*len(names.split()),), head=names)), **given)
@@ -534,70 +611,101 @@ def test_columns_that_are_not_there_are_named(names, given, parts, tmp_path):
 
 def test_columns_are_named(tmp_path):
     rows = [(c, 'x', t) for t,c in PLAIN]
-    same(read_texts(put(tmp_path, table(*rows, head='note text kommentar')), text='kommentar', label='note'), read_texts(put(tmp_path, table(*PLAIN), 'e.csv')))
+    same(read_texts(put(tmp_path, table(*rows, head='note text kommentar')), text='kommentar', label='note'),
+         read_texts(put(tmp_path, table(*PLAIN), 'e.csv')))
     tree(tmp_path/'d', {'train.csv': table(*PLAIN), 'test.csv': table(*PLAIN, head='text lable')})
     assert "`test.csv`: which column is the label? Its columns are 'text', 'lable'" in refusal(tmp_path/'d')
 
 
-# ---- bad inputs -------------------------------------------------------------------------------------------------------
+# ---- bad inputs
+# -------------------------------------------------------------------------------------------------------
 
 def given(*more, **kw): return {'d.csv': table(*GIVEN, *more, head=THREE, **kw)}
 def plain(*more): return {'d.csv': table(*PLAIN, *more)}
 GROUPED = [(*r, f'{i}') for i,r in enumerate(GIVEN)]
 
-BAD = { # name: (files, what is given below the root, keywords, fragments of the message, kind; None: not a matter of skipping)
+# name: (files, what is given below the root, keywords, fragments of the message, kind; None: not a matter of skipping)
+BAD = {
     'empty': (plain(('', 'good')), 'd.csv', {}, ['d.csv:18: empty'], 'empty text'),
     'blank': (plain((' \n\t', 'good')), 'd.csv', {}, ['nothing but blanks'], 'empty text'),
     'json null': ({'d.jsonl': lines(*PLAIN, (None, 'good'))}, 'd.jsonl', {}, ['d.jsonl:17: empty'], 'empty text'),
-    'only a subject': ({'d.csv': table(*((t, t, c) for t,c in PLAIN), ('', 'hello', 'good'), head='text subject label')}, 'd.csv', {}, ['d.csv:18: empty'],
+    'only a subject': ({'d.csv': table(*((t, t, c) for t,c in PLAIN), ('', 'hello', 'good'),
+                                       head='text subject label')}, 'd.csv', {}, ['d.csv:18: empty'],
         'empty text'),
-    'contradiction': (plain(('good sailing, number 0', 'poor')), 'd.csv', {}, ["d.csv:18: labelled 'poor'; same text as `d.csv:2`, labelled 'good'"],
+    'contradiction': (plain(('good sailing, number 0', 'poor')), 'd.csv', {},
+                      ["d.csv:18: labelled 'poor'; same text as `d.csv:2`, labelled 'good'"],
         'two labels'),
-    'contradiction in other letters': (plain(('GOOD  sailing,\nnumber 0', 'poor')), 'd.csv', {}, ["labelled 'poor'; same text as `d.csv:2`, labelled 'good'"],
+    'contradiction in other letters': (plain(('GOOD  sailing,\nnumber 0', 'poor')), 'd.csv', {},
+                                       ["labelled 'poor'; same text as `d.csv:2`, labelled 'good'"],
         'two labels'),
-    'leak': (given(('good train 0', 'good', 'test')), 'd.csv', {}, ['d.csv:2: in train; same text as `d.csv:20` in test'], 'leak'),
-    'leak in other letters': (given(('Good Train 0 ', 'good', 'valid')), 'd.csv', {}, ['d.csv:2: in train; same text as `d.csv:20` in valid'], 'leak'),
-    'leak into valid': (given(('good valid 0', 'good', 'test')), 'd.csv', {}, ['d.csv:8: in valid; same text as `d.csv:20` in test'], 'leak'),
+    'leak': (given(('good train 0', 'good', 'test')), 'd.csv', {},
+             ['d.csv:2: in train; same text as `d.csv:20` in test'], 'leak'),
+    'leak in other letters': (given(('Good Train 0 ', 'good', 'valid')), 'd.csv', {},
+                              ['d.csv:2: in train; same text as `d.csv:20` in valid'], 'leak'),
+    'leak into valid': (given(('good valid 0', 'good', 'test')), 'd.csv', {},
+                        ['d.csv:8: in valid; same text as `d.csv:20` in test'], 'leak'),
     'leak between tables': ({'train.csv': table(*PLAIN), 'test.csv': table(('good sailing, number 3', 'good'))}, '', {},
         ['train.csv:5: in train; same text as `test.csv:2` in test'], 'leak'),
-    'group leak': ({'d.csv': table(*GROUPED, ('new', 'good', 'test', '0'), head=f'{THREE} who')}, 'd.csv', dict(group='who'),
+    'group leak': ({'d.csv': table(*GROUPED, ('new', 'good', 'test', '0'), head=f'{THREE} who')}, 'd.csv',
+                   dict(group='who'),
         ['d.csv:2: in train; same group as `d.csv:20` in test'], 'leak'),
-    'typo': ({'d.csv': table(*MANY, ('new', 'postive'))}, 'd.csv', {}, ["label 'postive' (1 of 121) looks like 'positive'", 'check_typos=False'], 'typo'),
+    'typo': ({'d.csv': table(*MANY, ('new', 'postive'))}, 'd.csv', {},
+             ["label 'postive' (1 of 121) looks like 'positive'", 'check_typos=False'], 'typo'),
     'case': (plain(('new', 'Good')), 'd.csv', {}, ["'Good', 'good' differ only in case or blanks"], 'spelling'),
-    'blanks': (plain(('new', 'so so'), ('new 2', 'so  so')), 'd.csv', {}, ["'so  so', 'so so' differ only in case or blanks"], 'spelling'),
-    'unicode form': (plain(('new', 'm\u00fcde'), ('new 2', 'mu\u0308de')), 'd.csv', {}, ['differ only in case or blanks'], 'spelling'),
-    'split name': (given(('new', 'good', 'tset'), ('new 2', 'good', 'tset')), 'd.csv', {}, ["2 rows of `d.csv` have the split 'tset'. Did you mean 'test'?"],
+    'blanks': (plain(('new', 'so so'), ('new 2', 'so  so')), 'd.csv', {},
+               ["'so  so', 'so so' differ only in case or blanks"], 'spelling'),
+    'unicode form': (plain(('new', 'm\u00fcde'), ('new 2', 'mu\u0308de')), 'd.csv', {},
+                     ['differ only in case or blanks'], 'spelling'),
+    'split name': (given(('new', 'good', 'tset'), ('new 2', 'good', 'tset')), 'd.csv', {},
+                   ["2 rows of `d.csv` have the split 'tset'. Did you mean 'test'?"],
         'split'),
-    'split name of a copy': (given(('good train 0', 'good', 'tset')), 'd.csv', {}, ["1 rows of `d.csv` have the split 'tset'"], 'split'),
-    'some splits': (given(('new', 'good', '')), 'd.csv', {}, ['1 of 19 rows have no split; fill in all or none'], 'split'),
-    'no train': ({'d.csv': table(*(r for r in GIVEN if r[2] != 'train'), head=THREE)}, 'd.csv', {}, ["no row has the split 'train'"], 'split'),
-    'class only in test': (given(('new', 'odd', 'test')), 'd.csv', {}, ["class 'odd' has texts in valid or test, but none in train"], 'split'),
-    'fields': (plain(('new',), ('new', 'good', 'more')), 'd.csv', {}, ['d.csv:18: has 1 fields, the header has 2', 'd.csv:19: has 3 fields'], 'bad row'),
-    'too few': (plain(('new', 'odd'), ('new 2', 'odd')), 'd.csv', {}, ["class 'odd' has 2 usable texts to train on; at least 3 needed"], 'too few'),
-    'too few distinct': (plain(*((w, 'odd') for w in ('new', 'New', 'NEW', ' new '))), 'd.csv', {}, ["class 'odd' has 4 usable texts in 1 distinct texts"],
+    'split name of a copy': (given(('good train 0', 'good', 'tset')), 'd.csv', {},
+                             ["1 rows of `d.csv` have the split 'tset'"], 'split'),
+    'some splits': (given(('new', 'good', '')), 'd.csv', {}, ['1 of 19 rows have no split; fill in all or none'],
+                    'split'),
+    'no train': ({'d.csv': table(*(r for r in GIVEN if r[2] != 'train'), head=THREE)}, 'd.csv', {},
+                 ["no row has the split 'train'"], 'split'),
+    'class only in test': (given(('new', 'odd', 'test')), 'd.csv', {},
+                           ["class 'odd' has texts in valid or test, but none in train"], 'split'),
+    'fields': (plain(('new',), ('new', 'good', 'more')), 'd.csv', {}, ['d.csv:18: has 1 fields, the header has 2',
+        'd.csv:19: has 3 fields'], 'bad row'),
+    'too few': (plain(('new', 'odd'), ('new 2', 'odd')), 'd.csv', {},
+                ["class 'odd' has 2 usable texts to train on; at least 3 needed"], 'too few'),
+    'too few distinct': (plain(*((w, 'odd') for w in ('new', 'New', 'NEW', ' new '))), 'd.csv', {},
+                         ["class 'odd' has 4 usable texts in 1 distinct texts"],
         'too few'),
     'one class': ({'d.csv': table(*PLAIN[:8])}, 'd.csv', {}, ["the only one is 'good'"], 'one class'),
     'no label at all': ({'d.csv': table(('one', ''), ('two', ''))}, 'd.csv', {}, ['there is none'], 'one class'),
     'no rows': ({'d.csv': table()}, 'd.csv', {}, ['there is none'], 'one class'),
-    'nothing but empty': ({'d.csv': table(('', 'good'), ('', 'poor'))}, 'd.csv', {}, ['empty text (2)', 'there is none'], 'one class'),
-    'txt not utf-8': ({**FILES, 'good/z.txt': b'Gr\xfc\xdfe'}, '', {}, ['good/z.txt: not UTF-8 (byte 2); save it as UTF-8'], 'unreadable'),
-    'half a letter of utf-16': ({**FILES, 'good/z.txt': 'ab'.encode('utf-16') + b'c'}, '', {}, ['good/z.txt: not UTF-'], 'unreadable'),
+    'nothing but empty': ({'d.csv': table(('', 'good'), ('', 'poor'))}, 'd.csv', {},
+                          ['empty text (2)', 'there is none'], 'one class'),
+    'txt not utf-8': ({**FILES, 'good/z.txt': b'Gr\xfc\xdfe'}, '', {},
+                      ['good/z.txt: not UTF-8 (byte 2); save it as UTF-8'], 'unreadable'),
+    'half a letter of utf-16': ({**FILES, 'good/z.txt': 'ab'.encode('utf-16') + b'c'}, '', {}, ['good/z.txt: not UTF-'],
+                                'unreadable'),
     'txt empty': ({**FILES, 'good/z.txt': b''}, '', {}, ['good/z.txt: empty'], 'empty text'),
-    'txt with a mark only': ({**FILES, 'good/z.txt': codecs.BOM_UTF8 + b' \n'}, '', {}, ['good/z.txt: nothing but blanks'], 'empty text'),
+    'txt with a mark only': ({**FILES, 'good/z.txt': codecs.BOM_UTF8 + b' \n'}, '', {},
+                             ['good/z.txt: nothing but blanks'], 'empty text'),
     'mail without a body': ({**FILES, 'good/z.eml': mail().as_bytes()}, '', {}, ['good/z.eml: empty'], 'empty text'),
     'zero bytes of mail': ({**FILES, 'good/z.eml': b''}, '', {}, ['good/z.eml: empty'], 'empty text'),
     'two labels in folders': ({**FILES, 'poor/z.txt': 'good sailing, number 1'}, '', {},
         ["poor/z.txt: labelled 'poor'; same text as `good/1.txt`, labelled 'good'"], 'two labels'),
-    'another kind of file': ({**FILES, 'good/z.docx': b'PK'}, '', {}, ["good/z.docx: suffix '.docx'", 'Accepted: .txt and .eml'], 'not a text'),
+    'another kind of file': ({**FILES, 'good/z.docx': b'PK'}, '', {}, ["good/z.docx: suffix '.docx'",
+        'Accepted: .txt and .eml'], 'not a text'),
     'a text beside the classes': ({**FILES, 'z.txt': 'x'}, '', {}, ['z.txt: lies in no class folder'], 'no label'),
-    'broken link': ({**FILES, 'good/z.txt': lambda p: p.symlink_to('gone.txt')}, '', {}, ['good/z.txt: a link to nothing'], 'missing'),
-    'link out': ({**FILES, 'good/z.txt': lambda p: p.symlink_to('/etc/hostname')}, '', {}, ['good/z.txt: leads to `/etc/hostname`, outside'], 'outside'),
+    'broken link': ({**FILES, 'good/z.txt': lambda p: p.symlink_to('gone.txt')}, '', {},
+                    ['good/z.txt: a link to nothing'], 'missing'),
+    'link out': ({**FILES, 'good/z.txt': lambda p: p.symlink_to('/etc/hostname')}, '', {},
+                 ['good/z.txt: leads to `/etc/hostname`, outside'], 'outside'),
     'empty class': ({**FILES, 'odd': None}, '', {}, ['odd: no text in it'], 'empty class'),
-    'folder case': ({**FILES, 'Good/x.txt': 'new'}, '', {}, ["'Good', 'good' differ only in case or blanks"], 'spelling'),
+    'folder case': ({**FILES, 'Good/x.txt': 'new'}, '', {}, ["'Good', 'good' differ only in case or blanks"],
+                    'spelling'),
     'no class folders': ({'a.txt': 'x', 'b.txt': 'y'}, '', {}, ['2 texts, but no folders that say'], 'layout'),
     'nothing': ({'d': None}, 'd', {}, ['there is none'], 'one class'),
-    'not utf-8': ({'d.csv': b'text,label\nGr\xfc\xdfe,good\n'}, 'd.csv', {}, ['is not UTF-8 (byte 13)', 'Save it as UTF-8'], None),
-    'not utf-8 far on': ({'d.csv': table(*MANY*20).encode() + b'\xfc,good\n'}, 'd.csv', {}, [f'is not UTF-8 (byte {len(table(*MANY*20)):,})'], None),
+    'not utf-8': ({'d.csv': b'text,label\nGr\xfc\xdfe,good\n'}, 'd.csv', {},
+                  ['is not UTF-8 (byte 13)', 'Save it as UTF-8'], None),
+    'not utf-8 far on': ({'d.csv': table(*MANY*20).encode() + b'\xfc,good\n'}, 'd.csv', {},
+                         [f'is not UTF-8 (byte {len(table(*MANY*20)):,})'], None),
     'json lines not utf-8': ({'d.jsonl': lines(*MANY*20).encode() + b'{"text": "\xfc"}'}, 'd.jsonl', {},
         [f'is not UTF-8 (byte {len(lines(*MANY*20)) + 10:,})'], None),
     'utf-16 table': ({'d.csv': table(*PLAIN).encode('utf-16')}, 'd.csv', {}, ['is not UTF-8 (byte 0)'], None),
@@ -608,9 +716,11 @@ BAD = { # name: (files, what is given below the root, keywords, fragments of the
     'damaged line': ({'d.jsonl': lines(*PLAIN[:2]) + '\n{"text": "x", "label"\n' + lines(*PLAIN[2:])}, 'd.jsonl', {},
         ['line 4 is not JSON', 'one object per line'], None),
     'cut off line': ({'d.jsonl': lines(*PLAIN)[:-9]}, 'd.jsonl', {}, ['line 16 is not JSON'], None),
-    'damaged list': ({'d.json': '[\n{"text": "x", "label": "good"},\n{"text": "y", "label": "good"}\n{"text": "z"}\n]'}, 'd.json', {},
+    'damaged list': ({'d.json': '[\n{"text": "x", "label": "good"},\n{"text": "y", "label": "good"}\n{"text": "z"}\n]'},
+                     'd.json', {},
         ['line 4 is not JSON', 'a list of objects'], None),
-    'line without names': ({'d.jsonl': lines(*PLAIN[:2]) + '["x", "good"]\n'}, 'd.jsonl', {}, ['entry 3 is no object with named fields. Accepted: {"text"'],
+    'line without names': ({'d.jsonl': lines(*PLAIN[:2]) + '["x", "good"]\n'}, 'd.jsonl', {},
+                           ['entry 3 is no object with named fields. Accepted: {"text"'],
         None),
     'list of texts': ({'d.json': '["x", "y"]'}, 'd.json', {}, ['entry 1 is no object'], None),
     'object': ({'d.json': '{"data": []}'}, 'd.json', {}, ['Accepted: '], None),
@@ -618,13 +728,16 @@ BAD = { # name: (files, what is given below the root, keywords, fragments of the
     'null': ({'d.json': 'null'}, 'd.json', {}, ['Accepted: '], None),
     'brackets': ({'d.json': '['*200_000}, 'd.json', {}, ['is not JSON'], None),
     'not parquet': ({'d.parquet': b'PAR1'}, 'd.parquet', {}, ['d.parquet`', 'arquet'], None),
-    'column twice': ({'d.csv': 'text,label,text\nx,y,z\n'}, 'd.csv', {}, ["column 'text' occurs twice. Keep one."], None),
-    'spreadsheet': ({'d.xlsx': b'PK'}, 'd.xlsx', {}, ['is a file of another kind. Accepted: a table (.csv, .tsv, .jsonl'], None),
+    'column twice': ({'d.csv': 'text,label,text\nx,y,z\n'}, 'd.csv', {}, ["column 'text' occurs twice. Keep one."],
+                     None),
+    'spreadsheet': ({'d.xlsx': b'PK'}, 'd.xlsx', {},
+                    ['is a file of another kind. Accepted: a table (.csv, .tsv, .jsonl'], None),
     'one mail': (FILES, 'good/1.txt', {}, ['is a file of another kind. Accepted: '], None),
     'does not exist': (plain(), 'dd.csv', {}, ["does not exist. Did you mean 'd.csv'?"], None),
     'several tables': ({'a.csv': table(*PLAIN), 'b.jsonl': lines(*PLAIN)}, '', {},
         ["holds 2 tables: 'a.csv', 'b.jsonl'. Accepted: one, or one each for train, valid and test"], None),
-    'a split twice': ({'train.csv': table(*PLAIN), 'train.tsv': table(*PLAIN)}, '', {}, ["holds 2 tables: 'train.csv', 'train.tsv'"], None),
+    'a split twice': ({'train.csv': table(*PLAIN), 'train.tsv': table(*PLAIN)}, '', {},
+                      ["holds 2 tables: 'train.csv', 'train.tsv'"], None),
     'a folder like a table': ({'d.csv/x.txt': 'x'}, '', {}, ['d.csv` is not a file'], None),
 }
 
@@ -659,13 +772,19 @@ def test_skip_is_the_same_as_removing_the_rows(tmp_path):
 
 def test_all_problems_come_at_once(tmp_path):
     rows = [*((t, c, 'train') for t,c in MANY), *((f'{t} again', c, 'test') for t,c in MANY[::6]),
-            ('', 'positive', 'train'), ('positive voyage 1', 'negative', 'train'), ('positive voyage 2', 'positive', 'test'), ('new 1', 'postive', 'train'),
+            ('', 'positive', 'train'), ('positive voyage 1', 'negative', 'train'),
+            ('positive voyage 2', 'positive', 'test'), ('new 1', 'postive', 'train'),
             ('new 2', 'Positive', 'train'), ('new 3', 'positive', 'tset'), ('new 4', 'positive')]
     text = refusal(put(tmp_path, table(*rows, head=THREE)))
-    for part in ('empty text (1)', 'two labels (2)', 'leak (1)', 'typo (1)', 'spelling (1)', 'split (', 'bad row (1)', "split 'tset'",
-                 'd.csv:148: has 2 fields', 'leave out the 5 that can be left out', '`on_bad=skip` is no answer to: spelling, typo, split'): assert part in text
-    text = refusal(tree(tmp_path/'d', {**FILES, 'good/y.txt': b'\xff', 'good/z.txt': '', 'poor/z.txt': 'good sailing, number 1', 'z.docx': b'', 'odd': None}))
-    for part in ('unreadable (1)', 'empty text (1)', 'two labels (2)', 'not a text (1)', 'empty class (1)'): assert part in text
+    for part in ('empty text (1)', 'two labels (2)', 'leak (1)', 'typo (1)', 'spelling (1)', 'split (', 'bad row (1)',
+                 "split 'tset'",
+                 'd.csv:148: has 2 fields', 'leave out the 5 that can be left out',
+                 '`on_bad=skip` is no answer to: spelling, typo, split'):
+        assert part in text
+    text = refusal(tree(tmp_path/'d', {**FILES, 'good/y.txt': b'\xff', 'good/z.txt': '',
+                                       'poor/z.txt': 'good sailing, number 1', 'z.docx': b'', 'odd': None}))
+    for part in ('unreadable (1)', 'empty text (1)', 'two labels (2)', 'not a text (1)', 'empty class (1)'):
+        assert part in text
 
 def test_a_thousand_problems_fit_on_a_screen(tmp_path):
     text = refusal(put(tmp_path, table(*PLAIN, *(('', 'good') for _ in range(1000)))))
@@ -678,14 +797,18 @@ def test_what_is_counted_is_texts(tmp_path):
 def test_a_split_name_of_a_copy_is_named_for_images_too(tmp_path):
     for i in range(8): Image.new('RGB', (8, 8), (40*(i//2), 0, 90)).save(tmp_path/f'{i}.png')
     put(tmp_path, 'path,label,split\n' + ''.join(f'{i}.png,{"ab"[i//4]},{("train", "tset")[i%2]}\n' for i in range(8)))
-    with pytest.raises(InputError, match="4 rows have the split 'tset'. Did you mean 'test'"): read_images(tmp_path/'d.csv', progress=False)
+    with pytest.raises(InputError, match="4 rows have the split 'tset'. Did you mean 'test'"):
+        read_images(tmp_path/'d.csv', progress=False)
 
 def test_what_is_said_to_be_accepted_is(tmp_path):
-    for text in (refusal(''), refusal(tree(tmp_path/'a', {'a.txt': 'x'}))): assert 'path,label' not in text # a table of texts has no column of paths
+    # a table of texts has no column of paths
+    for text in (refusal(''), refusal(tree(tmp_path/'a', {'a.txt': 'x'}))): assert 'path,label' not in text
 
 @pytest.mark.parametrize('kw, part', [
-    (dict(on_bad='warn'), "`on_bad` is 'warn'; accepted: 'error' or 'skip'"), (dict(valid_pct=20), '`valid_pct` is 20; accepted'),
-    (dict(test_pct=-.1), '`test_pct` is -0.1'), (dict(test_pct=float('nan')), '`test_pct` is nan'), (dict(valid_pct='0.2'), "`valid_pct` is '0.2'"),
+    (dict(on_bad='warn'), "`on_bad` is 'warn'; accepted: 'error' or 'skip'"),
+    (dict(valid_pct=20), '`valid_pct` is 20; accepted'),
+    (dict(test_pct=-.1), '`test_pct` is -0.1'), (dict(test_pct=float('nan')), '`test_pct` is nan'),
+    (dict(valid_pct='0.2'), "`valid_pct` is '0.2'"),
     (dict(valid_pct=.5, test_pct=.5), 'leaves nothing to train on'),
     (dict(seed=-1), '`seed` is -1'), (dict(seed=1.5), '`seed` is 1.5'), (dict(max_items=0), '`max_items` is 0'),
     (dict(min_per_class=True), '`min_per_class` is True'), (dict(min_per_class=9), 'at least 9 needed'),
@@ -702,28 +825,36 @@ def test_what_may_not_be_opened_is_named(name, open_tmp):  # noqa: F811
     assert text.startswith('InputError: ') and name in text and 'Permission denied' in text
 
 
-# ---- what makes two texts the same ------------------------------------------------------------------------------------
+# ---- what makes two texts the same
+# ------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('a, b', [('Good  value', ' good value\n'), ('Straße', 'STRASSE'), ('caf\u00e9', 'cafe\u0301'), ('ﬁne', 'fine'), ('ｆｕｌｌ', 'full'),
-                                  ('a\u00a0b', 'a b'), ('ΟΔΟΣ', 'οδος'), ('ǰ', 'ǰ'.upper()), ('ΐ', 'ΐ'.upper()), ('', ' \n')])
+@pytest.mark.parametrize('a, b', [('Good  value', ' good value\n'), ('Straße', 'STRASSE'), ('caf\u00e9', 'cafe\u0301'),
+                                  ('ﬁne', 'fine'), ('ｆｕｌｌ', 'full'),
+                                  ('a\u00a0b', 'a b'), ('ΟΔΟΣ', 'οδος'), ('ǰ', 'ǰ'.upper()), ('ΐ', 'ΐ'.upper()),
+                                  ('', ' \n')])
 def test_case_blanks_and_unicode_form_do_not_count(a, b): assert content_hash(a) == content_hash(b)
 
-@pytest.mark.parametrize('a, b', [('Good value', 'Good value!'), ('resume', 'résumé'), ('ab', 'a b'), ('1', '2'), ('не', 'He')])
+@pytest.mark.parametrize('a, b', [('Good value', 'Good value!'), ('resume', 'résumé'), ('ab', 'a b'), ('1', '2'),
+                                  ('не', 'He')])
 def test_letters_and_marks_do(a, b): assert content_hash(a) != content_hash(b)
 
 def test_every_letter_by_the_rule_of_the_unicode_standard():
     def fold(s): # compatibility caseless match, D146
         n = unicodedata.normalize
         return n('NFKD', n('NFKD', n('NFD', s).casefold()).casefold())
-    apart = [f'U+{k:04X}' for k in range(33, 0x1fbff) if not 0xd800 <= k < 0xe000 and (c := chr(k)) and c.upper() != c and fold(c) == fold(c.upper())
+    apart = [f'U+{k:04X}' for k in range(33, 0x1fbff) if not 0xd800 <= k < 0xe000 and (c := chr(k)) and c.upper() != c
+             and fold(c) == fold(c.upper())
              and content_hash(f'x{c}y') != content_hash(f'x{c.upper()}y')]
     assert not apart
 
 @pytest.mark.parametrize('labels, slip', [
-    (['positive']*60 + ['negative']*60 + ['postive'], ['postive']), (['part 1']*60 + ['part 2'], []), (['1']*60 + ['2'], []), (['v1.0']*60 + ['v1.1'], []),
+    (['positive']*60 + ['negative']*60 + ['postive'], ['postive']), (['part 1']*60 + ['part 2'], []),
+    (['1']*60 + ['2'], []), (['v1.0']*60 + ['v1.1'], []),
     (['Good']*60 + ['good'], []), (['positive']*10 + ['postive'], []),
-    (['positive']*20 + ['postive'], ['postive']), (['positive']*60 + ['negative'], []), (['spam']*60 + ['ham']*2, []), ([], []), (['a'], []),
-    (['M10_bolt']*60 + ['M8_bolt'], []), (['M10_bolt']*60 + ['M10_bold'], ['M10_bold']), (['positive']*99 + ['postive', 'positve'], ['positve', 'postive'])])
+    (['positive']*20 + ['postive'], ['postive']), (['positive']*60 + ['negative'], []), (['spam']*60 + ['ham']*2, []),
+    ([], []), (['a'], []),
+    (['M10_bolt']*60 + ['M8_bolt'], []), (['M10_bolt']*60 + ['M10_bold'], ['M10_bold']),
+    (['positive']*99 + ['postive', 'positve'], ['positve', 'postive'])])
 def test_a_rare_label_that_is_nearly_a_frequent_one(labels, slip):
     found = label_typos(labels)
     assert [p.detail.split("'")[1] for p in found] == slip and all(p.kind == 'typo' for p in found)
@@ -734,7 +865,8 @@ def test_typos_are_classes_where_that_is_said(tmp_path):
     assert 'typo (1)' in refusal(p) and read_texts(p, check_typos=False).classes == ['negative', 'positive', 'postive']
 
 
-# ---- unlabelled, few, renamed -----------------------------------------------------------------------------------------
+# ---- unlabelled, few, renamed
+# -----------------------------------------------------------------------------------------
 
 def test_unlabelled_texts_are_used_once_and_never_those_of_a_labelled_one(tmp_path):
     loose = [(f'loose {i}', '') for i in range(9)]
@@ -748,7 +880,8 @@ def test_unlabelled_texts_of_a_group_that_is_tested_are_left_out(seed, tmp_path)
     rows += [(f'loose {g}', '', f'g{g}') for g in range(11)] + [('free', '', '')]
     d = read_texts(put(tmp_path, table(*rows, head='text label who')), group='who', seed=seed)
     train = set(d.items.group[d.items.split == 'train'])
-    assert set(d.unlabelled) == {'free', 'loose 9', 'loose 10', *(f'loose {g[1:]}' for g in train)} and 0 < len(train) < 9
+    assert set(d.unlabelled) == {'free', 'loose 9', 'loose 10', *(f'loose {g[1:]}'
+            for g in train)} and 0 < len(train) < 9
 
 def test_an_unlabelled_copy_of_a_text_of_such_a_group_is_left_out_too(tmp_path):
     rows = [(f'{c} {g} {i}', c, f'g{g}') for g in range(9) for c in ('good', 'poor') for i in range(2)]
@@ -766,7 +899,9 @@ def many(tmp_path_factory): return read_texts(put(tmp_path_factory.mktemp('many'
 @pytest.mark.parametrize('n', [2, 5, 36])
 def test_draw_labels_keeps_so_many_of_each_class(n, many):
     few = draw_labels(many, n, keep_valid=True)
-    assert few.counts() == {**many.counts(), 'train': {c: n for c in many.classes}} and few.made == many.made and few.classes == many.classes
+    assert few.counts() == {**many.counts(),
+                            'train': {c: n
+                                      for c in many.classes}} and few.made == many.made and few.classes == many.classes
     assert all(few.texts(s) == many.texts(s) and (few.labels(s) == many.labels(s)).all() for s in ('valid', 'test'))
     assert sorted([*few.texts('train'), *few.unlabelled]) == sorted([*many.texts('train'), 'loose'])
     assert dict(zip(few.items.text, few.items.label)).items() <= dict(MANY).items()
@@ -813,7 +948,8 @@ def test_max_items(tmp_path):
 def test_max_items_makes_no_split_that_was_given(seed, tmp_path):
     held = [(f'{c} {s} {i}', c, s) for s in ('valid', 'test') for c in ('negative', 'positive') for i in range(2)]
     d = read_texts(put(tmp_path, table(*((t, c, 'train') for t,c in MANY), *held, head=THREE)), max_items=30, seed=seed)
-    assert d.made == [] and {t.split()[1] for t in d.texts('valid') + d.texts('test')} == {'valid', 'test'} # else training texts become the test
+    # else training texts become the test
+    assert d.made == [] and {t.split()[1] for t in d.texts('valid') + d.texts('test')} == {'valid', 'test'}
 
 @pytest.mark.parametrize('seed', range(4))
 def test_max_items_loses_no_class_without_a_word(seed, tmp_path):
@@ -822,21 +958,24 @@ def test_max_items_loses_no_class_without_a_word(seed, tmp_path):
     except InputError as e: assert "'odd'" in str(e)
 
 
-# ---- real data --------------------------------------------------------------------------------------------------------
+# ---- real data
+# --------------------------------------------------------------------------------------------------------
 
 def sheet(p): return pd.read_csv(p, dtype=str, keep_default_na=False)
 def folded(texts): return texts.map(lambda t: ' '.join(unicodedata.normalize('NFKC', t).casefold().split()))
 
 def test_sst2_has_the_splits_of_its_files():
     root = need('reviews_sst2')
-    theirs = pd.concat(sheet(root/f'stsa_binary_{n}.csv').assign(split=s) for n,s in (('train', 'train'), ('dev', 'valid'), ('test', 'test')))
+    theirs = pd.concat(sheet(root/f'stsa_binary_{n}.csv').assign(split=s) for n,
+                       s in (('train', 'train'), ('dev', 'valid'), ('test', 'test')))
     assert len(theirs) == 6920 + 872 + 1821 # as PROVENANCE.txt says
     d = read_texts(root, on_bad='skip', names={'0': 'negative', '1': 'positive'})
     key = folded(theirs.text)
     clean = (theirs.groupby(key).label.transform('nunique') == 1)
     order = theirs.split.map(dict(train=0, valid=1, test=2))
     clean &= order == order.where(clean, -1).groupby(key).transform('max')
-    want = Counter(zip(theirs.text[clean].str.strip(), theirs.label[clean].map({'0': 'negative', '1': 'positive'}), theirs.split[clean]))
+    want = Counter(zip(theirs.text[clean].str.strip(), theirs.label[clean].map({'0': 'negative', '1': 'positive'}),
+                       theirs.split[clean]))
     assert Counter(zip(d.items.text, d.items.label, d.items.split)) == want
     assert len(d.problems) == (~clean).sum() and d.split_source == 'given' and d.made == [] and not d.unlabelled
     assert f'leak ({len(d.problems)})' in refusal(root)
@@ -849,7 +988,8 @@ def test_human_vs_machine_divides_no_prompt():
     assert len(theirs) == 9345 == len(d.items) + len(d.problems) and d.classes == ['human', 'machine']
     assert all(abs((d.items.split == s).mean() - .2) < .02 for s in ('valid', 'test'))
     where = dict(zip(d.items.text, d.items.group))
-    assert all(where[t] == g for t,g in zip(theirs.text.str.strip(), theirs.prompt_id) if t in where and t.count(' ') > 20)
+    assert all(where[t] == g for t,g in zip(theirs.text.str.strip(), theirs.prompt_id) if t in where
+               and t.count(' ') > 20)
 
 @pytest.fixture(scope='module')
 def spam(): return need('mail_spamassassin')/'spamassassin.csv'
@@ -857,10 +997,13 @@ def spam(): return need('mail_spamassassin')/'spamassassin.csv'
 def test_spamassassin_has_twenty_empty_bodies_and_can_be_read_without(spam):
     theirs, text = sheet(spam), refusal(spam)
     empty = theirs.text.str.strip() == ''
-    assert empty.sum() == 20 and 'empty text (20)' in text and 'two labels' not in text # as PROVENANCE.txt says; no subject and text under both labels
+    # as PROVENANCE.txt says; no subject and text under both labels
+    assert empty.sum() == 20 and 'empty text (20)' in text and 'two labels' not in text
     d = read_texts(spam, on_bad='skip')
-    assert len(d.items) == 6046 - 20 and {p.path.split(':')[0] for p in d.problems} == {'spamassassin.csv'} and len(d.problems) == 20
-    assert d.items.label.value_counts().to_dict() == theirs.label[~empty].value_counts().to_dict() and d.split_source == 'made'
+    assert len(d.items) == 6046 - 20 and {p.path.split(':')[0]
+                                          for p in d.problems} == {'spamassassin.csv'} and len(d.problems) == 20
+    assert d.items.label.value_counts(
+            ).to_dict() == theirs.label[~empty].value_counts().to_dict() and d.split_source == 'made'
     assert (d.items.groupby(folded(d.items.text)).split.nunique() == 1).all()
     want = 'Subject: ' + theirs.subject.str.split().str.join(' ') + '\n\n' + theirs.text.str.strip()
     assert set(want[~empty & (theirs.subject.str.strip() != '')]) <= set(d.items.text)
@@ -872,6 +1015,8 @@ def test_spamassassin_without_subjects_says_all_at_once(spam, tmp_path):
     part = theirs[empty | two | (theirs.index%20 == 0)]
     part.to_csv(tmp_path/'d.csv', index=False)
     text = refusal(tmp_path/'d.csv')
-    assert two.sum() and all(s in text for s in ('empty text (20)', f'two labels ({two.sum():,})', f'leave out the {20 + two.sum():,} that can be left out'))
+    assert two.sum() and all(s in text for s in ('empty text (20)', f'two labels ({two.sum():,})',
+                                                 f'leave out the {20 + two.sum():,} that can be left out'))
     d = read_texts(tmp_path/'d.csv', on_bad='skip')
-    assert len(d.items) == len(part) - 20 - two.sum() and (d.items.groupby(folded(d.items.text))[['split', 'label']].nunique() == 1).all(axis=None)
+    assert len(d.items) == len(part) - 20 - two.sum() and (d.items.groupby(folded(d.items.text))[['split',
+            'label']].nunique() == 1).all(axis=None)

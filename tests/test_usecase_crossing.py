@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 from conftest import record, tl
-from tl_notebooks.samples import make_scenes
+from tl_notebooks.data.samples import make_scenes
 
-QUICK = ['-p', 'size=96', '-p', 'bs=4', '-p', 'epochs=2', '-p', 'views=2', '-p', 'thaw=1', '-p', 'precision=fp32', '-p', 'threads=1']
+QUICK = ['-p', 'size=96', '-p', 'bs=4', '-p', 'epochs=2', '-p', 'views=2', '-p', 'thaw=1', '-p', 'precision=fp32', '-p',
+         'threads=1']
 
 
 def unsplit(root, n, size):
     "Junctions in one folder, with nothing that says which of them are for what"
-    from tl_notebooks.boxes import as_coco, read_boxes
+    from tl_notebooks.data.boxes import as_coco, read_boxes
     from tl_notebooks.core import write_json
-    made = read_boxes(make_scenes(root/'made', n=n, size=size, progress=False), min_per_class=1, progress=False)
+    made = read_boxes(make_scenes(root/'made', n=n, size=size), min_per_class=1, progress=False)
     coco, flat = as_coco(made), root/'flat'
     flat.mkdir()
     for i in coco['images']:
@@ -41,11 +42,13 @@ def run(scenes, tmp_path_factory):
 def test_a_run_leaves_figures_with_intervals_and_a_control(run):
     rec = record(run)
     assert rec['status'] == 'ok' and next(iter(rec['metrics'])) == 'map50' and next(iter(rec['control'])) == 'map50'
-    for m in [*rec['metrics'].values(), *rec['control'].values()]: assert 0 <= m['low'] <= m['value'] <= m['high'] <= 1 and m['n'] > 0
+    for m in [*rec['metrics'].values(), *rec['control'].values()]:
+        assert 0 <= m['low'] <= m['value'] <= m['high'] <= 1 and m['n'] > 0
     assert {f'map50/{c}' for c in ('car', 'pedestrian', 'cyclist')} <= rec['metrics'].keys()
     assert 0 < rec['threshold'] < 1 and sum(rec['outcomes'].values()) > 0 and len(rec['losses']) == 2
     assert rec['losses'][-1]['train'] < rec['losses'][0]['train'] and rec['frozen'][0]['views'] == 2
-    assert {p.stem for p in (run/'figures').iterdir()} >= {'samples', 'counts', 'augmented', 'map50', 'classes', 'curves', 'confusion', 'mistakes'}
+    assert {p.stem for p in (run/'figures').iterdir()} >= {'samples', 'counts', 'augmented', 'map50', 'classes',
+                                                           'curves', 'confusion', 'mistakes'}
     page = (run/'report.html').read_text()
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page) and 'tl run crossing --data' in page
 
@@ -59,7 +62,7 @@ def page_and_output(run):
 
 def test_few_pictures_are_judged_on_validation_and_every_place_says_so(run, scenes):
     "24 pictures leave no ten for a test; nothing calls what judged a test"
-    from tl_notebooks.boxes import read_boxes
+    from tl_notebooks.data.boxes import read_boxes
     rec, (page, printed) = record(run), page_and_output(run)
     assert rec['judged_on'] == 'valid' and not any(rec['data']['counts']['test'].values())
     n = rec['metrics']['map50']['n']
@@ -90,7 +93,7 @@ def test_more_pictures_are_judged_on_a_test_split_and_validation_stands_beside(t
 def test_its_model_loads_and_answers(run, scenes):
     import tl_notebooks # noqa: F401
     import torch
-    from tl_notebooks.artifact import Model
+    from tl_notebooks.models.folder import Model
     from tl_notebooks.core import hash_state
     model = Model(run/'model')
     assert model.manifest['task'] == 'boxes' and model.manifest['head']['threshold'] == record(run)['threshold']
@@ -100,7 +103,8 @@ def test_its_model_loads_and_answers(run, scenes):
 
 
 def test_the_same_command_gives_the_same_bits(run, scenes, tmp_path):
-    done = tl('run', 'crossing', '--data', scenes, '--out', tmp_path, '--seed', 5, *QUICK, '-p', 'control=no', cwd=tmp_path)
+    done = tl('run', 'crossing', '--data', scenes, '--out', tmp_path, '--seed', 5, *QUICK, '-p', 'control=no',
+              cwd=tmp_path)
     again = Path(done.stdout.strip().splitlines()[-1])
     assert record(again)['metrics'] == record(run)['metrics'] and not record(again)['control']
     assert (again/'model'/'weights.safetensors').read_bytes() == (run/'model'/'weights.safetensors').read_bytes()
@@ -108,4 +112,5 @@ def test_the_same_command_gives_the_same_bits(run, scenes, tmp_path):
 
 def test_bad_boxes_are_a_wrong_request_and_leave_nothing(scenes, tmp_path):
     done = tl('run', 'crossing', '--data', scenes, '--out', 'runs', *QUICK, '-p', 'classes=car:Truck', cwd=tmp_path)
-    assert done.returncode == 2 and 'Truck' in done.stderr and 'Traceback' not in done.stderr and not list(tmp_path.glob('runs/**/*'))
+    assert done.returncode == 2 and 'Truck' in done.stderr and 'Traceback' not in done.stderr and not list(
+            tmp_path.glob('runs/**/*'))

@@ -1,4 +1,5 @@
-"Image learners are fastai Learners on any backbone: groups, freezing, rates, pictures of results, and plain fastai on request."
+"""Image learners are fastai Learners on any backbone: groups, freezing, rates, pictures of results, and plain fastai on
+request."""
 from concurrent.futures import ThreadPoolExecutor
 
 import matplotlib
@@ -13,13 +14,15 @@ from fastai.callback.tracker import EarlyStoppingCallback  # noqa: E402
 from fastai.interpret import ClassificationInterpretation  # noqa: E402
 from fastai.learner import Learner  # noqa: E402
 
-from tl_notebooks.artifact import Model, save_model  # noqa: E402
+from tl_notebooks.models.folder import Model, save_model  # noqa: E402
 from tl_notebooks.core import InputError, hash_state, seed_everything  # noqa: E402
-from tl_notebooks.data import read_images  # noqa: E402
-from tl_notebooks.vision import image_learner, image_net, test_dl as dl_of_split  # noqa: E402
+from tl_notebooks.data.images import read_images  # noqa: E402
+from tl_notebooks.learn.vision import image_learner, image_net, test_dl as dl_of_split  # noqa: E402
 
-BACKBONES = ['resnet18', 'mobilenetv3_large', 'convnext_tiny', 'timm/vit_tiny_patch16_224', 'timm/swin_tiny_patch4_window7_224', 'timm/vgg11',
-             'timm/edgenext_xx_small', 'torchvision/resnet18', 'torchvision/mobilenet_v3_small', 'torchvision/vgg11', 'torchvision/densenet121',
+BACKBONES = ['resnet18', 'mobilenetv3_large', 'convnext_tiny', 'timm/vit_tiny_patch16_224',
+             'timm/swin_tiny_patch4_window7_224', 'timm/vgg11',
+             'timm/edgenext_xx_small', 'torchvision/resnet18', 'torchvision/mobilenet_v3_small', 'torchvision/vgg11',
+             'torchvision/densenet121',
              'torchvision/squeezenet1_1', 'torchvision/efficientnet_b0']
 
 
@@ -50,7 +53,8 @@ def test_features_are_timms_own_pooled():
     with torch.no_grad():
         m = model.eval().forward_features(x)
         f = net.eval().features(x)
-    torch.testing.assert_close(f, torch.cat([m.mean((2, 3)), m.amax((2, 3))], 1), atol=1e-4, rtol=1e-4) # rounding of another memory layout
+    # rounding of another memory layout
+    torch.testing.assert_close(f, torch.cat([m.mean((2, 3)), m.amax((2, 3))], 1), atol=1e-4, rtol=1e-4)
     net.precision = 'bf16'
     with torch.no_grad(): assert torch.cosine_similarity(net.features(x), f).min() > .99
     assert (info['mean'], info['size']) == ([.5]*3, 224)
@@ -127,7 +131,8 @@ def test_probe_beats_a_head_that_knows_nothing(data):
         loss, acc = learn.validate()
         probs, y = learn.get_preds(dl=dl_of_split(learn, data))
     assert acc == pytest.approx(found.valid_accuracy) and loss == pytest.approx(found.valid_loss, rel=1e-4)
-    assert found.loo_accuracy > .5      # chance is 0.25; of 36 pictures, that many are right by luck once in a thousand times
+    # chance is 0.25; of 36 pictures, that many are right by luck once in a thousand times
+    assert found.loo_accuracy > .5
     assert probs.shape == (len(y), 4) and np.array_equal(y.numpy(), data.labels('test'))
     with pytest.raises(InputError, match='`thaw` is 99'): learn.fine_tune(1, thaw=99)
 
@@ -140,7 +145,9 @@ def test_the_last_blocks_of_any_timm_backbone(name):
         return
     net, info = image_net(name, 3, 'random', size, features='blocks')
     x, seen = torch.rand(2, 3, size, size), {}
-    for t in net.body.taps: net.body.model.get_submodule(t).register_forward_hook(lambda m, args, out, t=t: seen.update({t: out.clone()})) # what follows may work in place
+    # what follows may work in place
+    for t in net.body.taps:
+        net.body.model.get_submodule(t).register_forward_hook(lambda m, args, out, t=t: seen.update({t: out.clone()}))
     with torch.no_grad(): f = net.eval().features(x)
     assert len(net.body.taps) == 3 and f.shape == (2, info['n_features']) and f.isfinite().all()
     axes = {t: (1,) if o.ndim == 3 else (1, 2) if net.body.layout == 'NHWC' else (2, 3) for t,o in seen.items()}
@@ -152,11 +159,14 @@ def test_the_last_blocks_of_any_timm_backbone(name):
 
 
 def test_the_last_blocks_as_features(pictures, tmp_path):
-    "A fit with frozen layers comes out the same with the cache, which ends before the first block that is read, and without; the model folder is the network"
+    """A fit with frozen layers comes out the same with the cache, which ends before the first block that is read, and
+    without; the model folder is the network"""
     data, found = read_images(pictures, valid_pct=.2, test_pct=.2, seed=0), []
     for cache in (True, False):
-        learn = image_learner(data, size=64, precision='fp32', augment=False, seed=0, features='blocks', cache=cache, model_dir=tmp_path)
-        assert learn.model.body.taps == ('blocks.4', 'blocks.5', 'blocks.6') and learn.model.n_features == 2*(112 + 192 + 320) == learn.info['n_features']
+        learn = image_learner(data, size=64, precision='fp32', augment=False, seed=0, features='blocks', cache=cache,
+                              model_dir=tmp_path)
+        assert learn.model.body.taps == ('blocks.4', 'blocks.5', 'blocks.6') and learn.model.n_features == 2*(112 + 192
+                + 320) == learn.info['n_features']
         with learn.no_bar(), learn.no_logging():
             learn.probe(); learn.freeze_to(-2)
             seed_everything(0); learn.fit_one_cycle(1, 1e-3)
@@ -164,11 +174,13 @@ def test_the_last_blocks_as_features(pictures, tmp_path):
     a, b = found
     places = {c.place for c,_ in a.frozen_prefix.cuts.values()}
     assert '' in places and any(p and p < 'model.blocks.5' for p in places), places
-    for p, q in zip(a.model.state_dict().values(), b.model.state_dict().values()): torch.testing.assert_close(p, q, rtol=1e-3, atol=2e-4)
+    for p, q in zip(a.model.state_dict().values(), b.model.state_dict().values()):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=2e-4)
     folder = save_model(tmp_path/'model', a.model, a.info, data.classes)
     again, files = Model(folder), data.files('test')
     assert again.manifest['backbone']['features'] == 'blocks'
-    with torch.inference_mode(): torch.testing.assert_close(again.features(files), a.features(dl_of_split(a, data))[0], rtol=1e-4, atol=1e-4)
+    with torch.inference_mode():
+        torch.testing.assert_close(again.features(files), a.features(dl_of_split(a, data))[0], rtol=1e-4, atol=1e-4)
     parts = [torch.rand(2, 3, 64, 64) for _ in range(8)]
     def look(x):
         with torch.inference_mode(): return [again.net.features(x) for _ in range(5)]

@@ -9,16 +9,21 @@ from conftest import ROOT, QUICK, record
 
 def test_run_from_an_installed_wheel(tmp_path, pictures):
     pip = [sys.executable, '-m', 'pip', '--disable-pip-version-check', '-q']
-    subprocess.run([*pip, 'wheel', ROOT, '--no-deps', '--no-build-isolation', '-w', tmp_path/'dist'], check=True, capture_output=True, cwd=tmp_path)
+    subprocess.run([*pip, 'wheel', ROOT, '--no-deps', '--no-build-isolation', '-w', tmp_path/'dist'], check=True,
+                   capture_output=True, cwd=tmp_path)
     wheel, = (tmp_path/'dist').glob('*.whl')
     names = zipfile.ZipFile(wheel).namelist()
-    assert 'tl_notebooks/usecases/parts.ipynb' in names and 'tl_notebooks/catalogue.json' in names
+    assert 'tl_notebooks/usecases/parts.ipynb' in names and 'tl_notebooks/learn/catalogue.json' in names
+    assert {f'tl_notebooks/data/samples/{f}' for f in ('parts/nut/nut_0000.jpg', 'scenes/annotations.json',
+                                                       'jargon/corpus.txt', 'mails.jsonl')} <= {*names}
     subprocess.run([*pip, 'install', '--no-deps', '--target', tmp_path/'site', wheel], check=True, capture_output=True)
     (tmp_path/'empty').mkdir()
     env = {**os.environ, 'PYTHONPATH': str(tmp_path/'site')}
-    where = subprocess.run([sys.executable, '-c', 'import tl_notebooks; print(tl_notebooks.__file__)'], env=env, cwd=tmp_path/'empty', capture_output=True, text=True)
+    where = subprocess.run([sys.executable, '-c', 'import tl_notebooks; print(tl_notebooks.__file__)'], env=env,
+                           cwd=tmp_path/'empty', capture_output=True, text=True)
     assert str(tmp_path/'site') in where.stdout         # the wheel's code, not the checkout's
-    done = subprocess.run([sys.executable, '-m', 'tl_notebooks', 'run', 'parts', '--data', str(pictures), *QUICK, '-p', 'epochs=0', '-p', 'control=no'],
+    done = subprocess.run([sys.executable, '-m', 'tl_notebooks', 'run', 'parts', '--data', str(pictures), *QUICK, '-p',
+                           'epochs=0', '-p', 'control=no'],
                           env=env, cwd=tmp_path/'empty', capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     folder, = (tmp_path/'empty'/'outputs'/'parts').iterdir()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['InputError', 'did_you_mean', 'install_hint', 'tl_hint', 'progress', 'nms', 'guard_torchvision', 'install_guard',
            'seed_everything', 'seeded', 'hash_bytes', 'hash_file', 'hash_json', 'hash_state', 'atomic_write', 'umask',
-           'write_json', 'read_json', 'cache_dir']
+           'write_json', 'take_lock', 'locked', 'read_json', 'cache_dir']
 
 # %% ../nbs/00_core.ipynb #d9c11fcc
 import contextlib
@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Iterable
 from importlib.machinery import PathFinder
 from pathlib import Path
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 # %% ../nbs/00_core.ipynb #65f454c6
@@ -170,7 +171,8 @@ def hash_bytes(*parts:bytes) -> str:
 
 def hash_file(path:str|Path) -> str:
     "sha256 of a file's content, as `sha256sum` prints it"
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest() if sys.version_info >= (3,11) else _digest(f)
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest() if sys.version_info >= (3,11) else _digest(f)
 
 def _digest(f) -> str:
     h = hashlib.sha256()
@@ -217,6 +219,26 @@ def write_json(path:str|Path, obj) -> None:
     text = json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as f: f.write(text + '\n')
 
+# %% ../nbs/00_core.ipynb #8940d363
+def take_lock(
+    path:str|Path, # A file, made if need be
+    wait:float=0,  # Seconds; -1: without limit
+) -> FileLock|None: # To `release()`; `None`: another process has it
+    "Lock a file for this process"
+    lock = FileLock(path, thread_local=False)
+    try: lock.acquire(timeout=wait)
+    except Timeout: return None
+    except FileNotFoundError: raise # no such folder
+    except (OSError, NotImplementedError): pass # a file system without locks
+    return lock
+
+@contextlib.contextmanager
+def locked(path:str|Path, wait:float=0):
+    "Inside, this process holds the lock; gives False where another one has it"
+    lock = take_lock(path, wait)
+    try: yield lock is not None
+    finally: lock is None or lock.release()
+
 # %% ../nbs/00_core.ipynb #12d0387f
 def read_json(path:str|Path, what:str='file') -> dict:
     "Read a JSON object; an unreadable, damaged or non-object file is an `InputError` that names it"
@@ -224,8 +246,10 @@ def read_json(path:str|Path, what:str='file') -> dict:
     try: obj = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError: raise InputError(f"{what} `{path}` does not exist.") from None
     except OSError as e: raise InputError(f"{what} `{path}` cannot be read ({e.strerror}).") from None
-    except ValueError as e: raise InputError(f"{what} `{path}` is not valid JSON ({e}). It was damaged or edited by hand.") from None
-    if not isinstance(obj, dict): raise InputError(f"{what} `{path}` holds a {type(obj).__name__}; accepted: a JSON object.")
+    except ValueError as e:
+        raise InputError(f"{what} `{path}` is not valid JSON ({e}). It was damaged or edited by hand.") from None
+    if not isinstance(obj, dict):
+        raise InputError(f"{what} `{path}` holds a {type(obj).__name__}; accepted: a JSON object.")
     return obj
 
 # %% ../nbs/00_core.ipynb #7704081f
