@@ -1,6 +1,7 @@
 "What several test files share: real data where it lies beside the project, and one real run of the parts use case."
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,11 @@ def tl(*args, cwd, timeout=300, env=None):
     return subprocess.run([sys.executable, '-m', 'tl_notebooks', *map(str, args)], cwd=cwd, capture_output=True,
                           text=True,
                           timeout=timeout, env={**os.environ, **(env or {})})
+
+
+def page(path):
+    "The text of an HTML page, on one line, without pictures"
+    return ' '.join(re.sub(r'data:image/png;base64,[^"]*', '', Path(path).read_text(encoding='utf-8')).split())
 
 
 def record(folder): return json.loads((Path(folder)/'record.json').read_text())

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import need
+from conftest import need, page
 from PIL import Image, ImageEnhance, ImageOps
 
 from tl_notebooks.data.copies import ImageHashes, near_pairs, thumbnail
@@ -296,7 +296,7 @@ def test_what_the_parent_learned_from_does_not_judge(parts, tmp_path):
                                                         honest) and c['old_accuracy_after']['n'] == len(honest)
     assert any(f'8 of {len(honest) + 8} items do not judge' in n
                for n in c['notes']) and not any('could not be checked' in n for n in c['notes'])
-    assert '8 that are or copy what the parent learned from' in (done.folder/'certificate.html').read_text()
+    assert '8 that are or copy what the parent learned from' in page(done.folder/'certificate.html')
     shutil.copytree(root/kinds[2]/kinds[2], old/kinds[2])    # what the child learned from
     shutil.copy(next((root/'judge'/kinds[2]).iterdir()), old/kinds[2]/'unseen.png')
     second = expand_model(done.folder, root/kinds[3], tmp_path/'second', old=old, test_pct=0.).certificate
@@ -315,7 +315,7 @@ def test_where_all_was_learned_from_nothing_is_judged(parts, tmp_path):
     assert not done.passed and c['limits'] == [dict(name='max_old_drop', limit=1., value=None,
                                                     passed=False)] and 'old_accuracy_after' not in c
     assert any(f'not judged: all {n} items were learned from' in note for note in c['notes'])
-    assert f'not judged: all {n} items were learned from' in (done.folder/'certificate.html').read_text()
+    assert f'not judged: all {n} items were learned from' in page(done.folder/'certificate.html')
 
 
 def test_new_items_that_were_learned_from_do_not_judge_either(parts, tmp_path):

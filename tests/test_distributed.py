@@ -87,15 +87,22 @@ NOTEBOOK = '''
 from tl_notebooks.runs.run import start_run
 run = start_run({path!r}, globals())
 import sys; sys.path.insert(0, {tests!r})
+import os
 import torch
+from fastai.callback.core import Callback
 from tl_notebooks.learn.stages import Stage
 import killed
+class Share(Callback):
+    "Writes how many items of each training batch a process gets"
+    def before_batch(self):
+        if not self.training: return
+        with open(os.path.join({work!r}, 'rank' + os.environ.get('RANK', '-')), 'a') as f: f.write(str(len(self.x)) + ' ')
 learn = killed.picture_learner({data!r}, cache=False)
 # each process has random numbers of its own: without dropout and augmentation the curves can be compared
 learn.model.body.b[-1].p = 0.
 plain = [f for f in learn.dls.train.after_batch.fs if type(f).__name__ in ('IntToFloatTensor', 'Normalize')]
 learn.dls.train.after_batch.fs[:] = learn.dls.valid.after_batch.fs[:] = plain
-learn.thaw_progressively([Stage(None, 2, 1e-3)], keep_best=False)
+learn.thaw_progressively([Stage(None, 2, 1e-3)], keep_best=False, cbs=[Share()])
 run.record['losses'] = [float(x) for x in learn.recorder.losses] + [x for v in learn.recorder.values for x in v]
 run.record['model'] = dict(name='small')
 run.metric('accuracy', dict(value=.5, low=.4, high=.6, n=10))
@@ -110,14 +117,16 @@ def test_a_run_in_two_processes(tmp_path):
     data = make_parts(tmp_path/'parts', kinds=PARTS[:3], n=12, size=48)
     path, found = tmp_path/'small.ipynb', []
     parameters = nbformat.v4.new_code_cell("seed: int = 0\nthreads: int = 2", metadata=dict(tags=['parameters']))
-    code = NOTEBOOK.format(path=str(path), tests=str(Path(__file__).parent), data=str(data))
+    code = NOTEBOOK.format(path=str(path), tests=str(Path(__file__).parent), data=str(data), work=str(tmp_path))
     nbformat.write(nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(code)]), path)
     for n in (1, 2):
         done = tl('run', path, '--processes', n, '--out', 'runs', cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         found.append(record(done.stdout.strip()))
     one, two = found
-    assert two['losses'] == pytest.approx(one['losses'], rel=2e-3, abs=1e-3) and two['losses'] != one['losses']
+    assert two['losses'] == pytest.approx(one['losses'], rel=2e-3, abs=1e-3)
+    alone, first, second = ([int(n) for n in (tmp_path/f'rank{r}').read_text().split()] for r in '-01')
+    assert sum(alone) == sum(first) + sum(second) and min(first + second) > 0 and max(first) < max(alone)
     assert (one.get('processes', 1), two['processes']) == (1, 2)
     assert tl('run', path, '--processes', 0, cwd=tmp_path).returncode == 2
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from conftest import page
 from tl_notebooks.cli import main
 
 COLORS = dict(red=(220, 30, 30), green=(30, 200, 60))
@@ -144,7 +145,7 @@ def test_pictures_that_were_learned_from_do_not_judge(parent, tmp_path):
                         limits=Limits(max_old_drop=1.), tuning=quick)
     assert not done.passed and done.certificate['limits'][0]['value'] is None and any('not judged: all 12' in n
             for n in done.certificate['notes'])
-    assert 'not judged: all 12 images were learned from' in (done.folder/'certificate.html').read_text()
+    assert 'not judged: all 12 images were learned from' in page(done.folder/'certificate.html')
 
 
 def test_requests_that_cannot_be_meant(parent, tmp_path, capsys):

@@ -30,7 +30,7 @@ START = "from tl_notebooks.runs.run import start_run\nrun = start_run('toy', glo
 WORK = """import os
 import numpy as np
 from safetensors.numpy import save_file
-from tl_notebooks import evidence
+from tl_notebooks.judge import evidence
 from tl_notebooks.core import hash_file
 from tl_notebooks.data.decode import open_image; from tl_notebooks.data.images import read_images
 with run.phase('reading'):

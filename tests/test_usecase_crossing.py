@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import record, tl
+from conftest import page as text_of, record, tl
 from tl_notebooks.data.samples import make_scenes
 
 QUICK = ['-p', 'size=96', '-p', 'bs=4', '-p', 'epochs=2', '-p', 'views=2', '-p', 'thaw=1', '-p', 'precision=fp32', '-p',
@@ -55,7 +55,7 @@ def test_a_run_leaves_figures_with_intervals_and_a_control(run):
 
 def page_and_output(run):
     "The report without its pictures, and what the notebook printed"
-    page = re.sub(r'data:image/png;base64,[^"]*', '', (run/'report.html').read_text())
+    page = text_of(run/'report.html')
     cells = json.loads((run/'notebook.ipynb').read_text())['cells']
     return page, ''.join(''.join(o.get('text', '')) for c in cells for o in c.get('outputs', []))
 

@@ -21,6 +21,7 @@ from PIL import Image
 from ..core import InputError, hash_file, progress
 from ..data.decode import open_image
 from ..data.images import ImageData
+from . import stages as _stages # noqa: F401  gives learners `fine_tune` in stages
 from .learner import TransferLearner
 from .network import TransferNet, compile_body, merge_groups, small_step
 from .precision import begin_learner, settle
