@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SITE, OUT = ROOT/'_proc'/'_site', ROOT/'_docs'
 EXECUTED = ['parts']                                # use cases that the site shows with their results
 PACKAGES = 'data frozen heads learn models judge expand runs'.split()  # of the library, from the ground floor up
+END = '<!-- the end of a notebook -->'
 PROJECT = ['CONTRIBUTING.md', 'CHANGELOG.md']       # pages that are not notebooks
 MADE = '<!-- Made from nbs/index.ipynb by `make export`; edit it there. -->'
 LINK = re.compile(r'(?P<pre>\]\(|\b(?:src|href)=")(?P<to>[^)\s"#]+)(?P<at>#[^)\s"]*)?(?=[)\s"])')
@@ -136,7 +137,7 @@ def adapt(cell) -> list:
         return [new_markdown_cell(heading(cell.source))] if cell.source.startswith('---') else []
     if cell.cell_type == 'markdown':
         cell.source = re.sub(r'^(# .+\n+)> ', r'\1', cell.source)
-        return [] if cell.source.startswith('<!-- WARNING') else [cell]
+        return [] if cell.source.startswith(('<!-- WARNING', END)) else [cell]
     found = directives(cell)
     if {'hide', 'default_exp', 'export'} & found.keys() or found.get('include') == 'false': return []
     cell.source = undirected(cell).strip()
@@ -274,6 +275,7 @@ def for_nbdev(nb):
         if {'export', 'exporti'} & directives(c).keys():
             if not all(imports): c.source = re.sub(r'^#\|\s*exporti?\s*$', '#| exports', c.source, flags=re.M)
         elif not all(i or s for i,s in zip(imports, shows)): c.source = f'#| eval: false\n{c.source}'
+    nb.cells.append(nbformat.v4.new_markdown_cell(END)) # nbdev looks at the cell after each definition
     if module: nb.cells.insert(1, nbformat.v4.new_code_cell(f'#| hide\nfrom {lib}.{module} import *'))
     title, rest = re.match(r'((?:# .*\n*)?(?:> .*\n*)?)((?s:.*))', nb.cells[0].source).groups()
     if title and rest: nb.cells[0].source = title; nb.cells.insert(1, nbformat.v4.new_markdown_cell(rest))
