@@ -201,7 +201,7 @@ def contents(pages:list[str]) -> str:
     "The site's table of contents: use cases and guides first, then the library from the ground floor up"
     groups = {'Use cases': [p for p in pages if p.startswith('usecases/')],
               'Guides': [p for p in pages if p.startswith('guides/')],
-              'The library': ['core.ipynb', 'cli.ipynb'],
+              'The library': ['all.ipynb', 'core.ipynb', 'cli.ipynb'],
               **{f'{name}/': [p for p in pages if p.startswith(f'{name}/')] for name in PACKAGES},
               'Benchmarks': [p for p in pages if p.startswith('benchmarks/')],
               'The project': [p for p in pages if p.endswith('.md')]}
