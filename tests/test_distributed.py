@@ -96,7 +96,8 @@ class Share(Callback):
     "Writes how many items of each training batch a process gets"
     def before_batch(self):
         if not self.training: return
-        with open(os.path.join({work!r}, 'rank' + os.environ.get('RANK', '-')), 'a') as f: f.write(str(len(self.x)) + ' ')
+        path = os.path.join({work!r}, 'rank' + os.environ.get('RANK', '-'))
+        with open(path, 'a') as f: f.write(str(len(self.x)) + ' ')
 learn = killed.picture_learner({data!r}, cache=False)
 # each process has random numbers of its own: without dropout and augmentation the curves can be compared
 learn.model.body.b[-1].p = 0.
