@@ -15,6 +15,15 @@ DATA = ROOT.parent/'shared'/'data'
 QUICK = ['-p', 'size=96', '-p', 'bs=16', '-p', 'precision=fp32']
 
 
+# `pytest -m fast`: no network trains in these, and no kernel starts.
+FAST = 'box_scores data evidence house texts boxes samples'.split()
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem.removeprefix('test_') in FAST: item.add_marker('fast')
+
+
 def need(name):
     "The folder of a real data set; skips with the reason where it is not beside the project"
     if not (DATA/name).is_dir(): pytest.skip(f'real data set {name} is not beside this checkout (shared/data/{name})')
