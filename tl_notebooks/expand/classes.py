@@ -254,7 +254,7 @@ def tuned_net(model:Model, s:ClassStatistics, classes:Sequence[str], rows:Rows, 
     `n_teacher` classes that distillation holds to the old answers"""
     prior, fit, k = s.prior is not None, ~rows.valid, len(classes)
     part = lambda x, at, words: ClassStatistics.from_features(x[at], rows.y[at], k, words)
-    unseen = _without_held_out(s, x, rows)
+    unseen = _without_held_out(s, x, rows, 'carried' in (model.manifest.get('head') or {}))
     net = copy.deepcopy(solved_net(model, merge_statistics(unseen, part(x, rows.new & fit,
             model.word_features(classes) if prior else None)), seed)[0])
     start = _held_out(net, x, rows)
@@ -297,12 +297,12 @@ def _train(model:Model, net:TransferNet, classes, rows:Rows, tuning:Tuning, n_te
                 old_items=len(rows.y) - rows.n_new, seconds=time.perf_counter() - start)
 
 # %% ../../nbs/expand/10_classes.ipynb #41c19da6
-def _without_held_out(s:ClassStatistics, x:torch.Tensor, rows:Rows) -> ClassStatistics:
+def _without_held_out(s:ClassStatistics, x:torch.Tensor, rows:Rows, estimates:bool=False) -> ClassStatistics:
     "`s` as it would be if the held-out items that stayed with the model had not been learned from"
     kept = np.arange(len(rows.y)) >= len(rows.y) - rows.n_kept
     for c in range(len(s.counts)):
         at = kept & rows.valid & (rows.y == c)
-        if at.any() and not s.pooled(c) and at.sum() < s.counts[c]: s = take_away(s, x[at], c)[0]
+        if at.any() and not s.pooled(c) and at.sum() < s.counts[c]: s = take_away(s, x[at], c, estimates)[0]
     return s
 
 @dataclass

@@ -179,8 +179,13 @@ def join_classes(s:ClassStatistics, first:int, second:int) -> ClassStatistics:
 # squared distance of a row from the one that is meant, in units of the class's mean squared distance to its mean
 NEAR = .5
 
-def take_away(s:ClassStatistics, x, was:int) -> tuple[ClassStatistics, ClassStatistics]: # the rest, what was taken
-    "Statistics without rows (n, d) that were counted as class `was`"
+def take_away(
+    s:ClassStatistics,
+    x,                    # (n, d) rows that were counted
+    was:int,              # as this class
+    estimates:bool=False, # Whether `s` was carried along by a fine-tuning: then the nearest rows are meant, however far
+) -> tuple[ClassStatistics, ClassStatistics]: # the rest, what was taken
+    "Statistics without some rows"
     x, _ = _check(x, np.zeros(len(x), int), 1)
     n, m = int(s.counts[was]), len(x)
     if s.pooled(was):
@@ -192,7 +197,7 @@ def take_away(s:ClassStatistics, x, was:int) -> tuple[ClassStatistics, ClassStat
     spread = np.trace(s.own(was))/n
     away = cdist(x, s.rows[was], 'sqeuclidean') if len(s.rows[was]) else np.zeros((m, 0))
     here, there = linear_sum_assignment(away)
-    near = away[here, there] <= NEAR*spread + 1e-12
+    near = estimates | (away[here, there] <= NEAR*spread + 1e-12)
     if s.complete(was):
         if not near.all():
             raise InputError(f"row {here[~near][0]} is not among those of class {was}; accepted: rows that were "
