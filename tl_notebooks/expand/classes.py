@@ -586,7 +586,7 @@ def _notes(job:_Job, items, mode:str, head:dict) -> list[str]:
     if mode == 'exact' and was.get('kind') == 'trained' and a is not None and b is not None and a > b:
         out.append(f"the parent's head was trained, and better on its validation items than a solved one: {a:.3f} "
                    f"against {b:.3f}. This model has a solved one; `keep-scores` would keep the trained one.")
-    if was.get('guessed') and mode != 'keep-scores':
+    if was.get('guessed') and mode != 'keep-scores' and job.rows_change:
         out.append(f"the parent's head had also learned from {was['guessed']} texts that it labelled itself. Guessed "
                    f"labels are not passed on: this model's is solved from labelled texts alone, so old answers "
                    f"change; `keep-scores` would keep the parent's head.")
@@ -606,7 +606,7 @@ def _notes(job:_Job, items, mode:str, head:dict) -> list[str]:
     if (job.statistics is not None and job.statistics.prior is not None
             and job.grown is not None and job.grown.prior is None):
         out.append("a new class has a name without letters, so the names of the others no longer help either.")
-    if not items and not any(job.judging.reasons[0]):
+    if not items and not any(job.judging.reasons[0]) and job.rows_change:
         out.append("no items of old classes to judge by; give some with `old`.")
     if not job.same: out.append("classes were removed or joined: old scores cannot be compared one by one.")
     return out
