@@ -583,3 +583,15 @@ def test_a_wrong_request_names_its_place(tmp_path, args, message):
     done = tl('run', 'reviews', '--out', 'o', *args, cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr and 'Traceback' not in done.stderr, done.stderr[-2000:]
     assert not (tmp_path/'o'/'reviews').exists()
+
+
+def test_all_layers_are_read_after_some_were(capfd):
+    "A cut that was found for some layers does not serve others: nothing is refused, and each layer is what it is alone"
+    d = draw_labels(read_texts(sample_path('reviews')), 8, 0)
+    learn = text_learner(d, layers=[5, 6], seed=0, precision='fp32', max_tokens=16)
+    with learn.no_bar():
+        some, _ = learn.features(learn.dls[0].new(shuffle=False, drop_last=False))
+        every = learn.read_layers()[0]
+    assert 'this store takes' not in capfd.readouterr().err
+    found, wanted = (np.sort(t.reshape(len(t), -1).sum(1).numpy()) for t in (every[:,4:6], some))
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)

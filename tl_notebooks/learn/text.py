@@ -342,11 +342,12 @@ class TextLearner(TransferLearner):
 def all_layers(self:TextLearner):
     "Inside, the features are all layers but the first"
     body, was = self.model.body, self.model.body.layers
-    body._layers = tuple(range(1, body.n_blocks + 1))
+    def read(layers): # pooled features of other layers are other features, of another shape
+        body._layers, self.frozen_prefix.cuts = layers, {}
+        self.frozen_prefix.warm.pop(len(body.groups), None)
+    read(tuple(range(1, body.n_blocks + 1)))
     try: yield
-    finally:
-        body._layers, self.frozen_prefix.cuts = was, {}
-        self.frozen_prefix.warm.pop(len(body.groups), None) # pooled features of other layers are other features
+    finally: read(was)
 
 @patch
 def _find_cut(self:TextLearner, dl, n:int) -> None:
