@@ -91,7 +91,7 @@ class Growth:
 def grow_model(
     model:Model,           # Not changed
     words:Sequence[str],
-    init:str='context',    # Of `words.INITS`
+    init:str='context',    # Of `tokens.INITS`
     texts:Sequence[str]=(),# Of the field, for `context`
     fit_steps:int=120,     # For `context`
     seed:int=0,
@@ -206,7 +206,7 @@ def expand_words(
     corpus:str|Path|Iterable[str]='', # See `Corpus`; texts of the field
     data:str|Path|TextData='',  # Labelled texts to judge by: their test split where they have one
     learn:str|Path|TextData='', # Labelled texts to solve the head from once more; '': it keeps its bits
-    init:str='',                # Of `words.INITS`; '': 'context' where there is a corpus, else 'mean'
+    init:str='',                # Of `tokens.INITS`; '': 'context' where there is a corpus, else 'mean'
     fit_steps:int=120,          # For 'context'
     train:int=0,                # Steps of language-model training of the new rows; 0: none
     thaw:int=0,                 # Groups of the body that train after them, as many steps

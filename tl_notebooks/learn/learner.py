@@ -140,7 +140,7 @@ def solve_head(net:TransferNet, x:torch.Tensor, y:torch.Tensor, **kwargs) -> Rid
     """Put the ridge solution for features `x` and labels `y` into the head of `net`.
 
     x : (n, d) float32 features of the training items;  y : (n,) int64 classes
-    Returns the solution; `kwargs` go to `heads.ridge_loo`.
+    Returns the solution; `kwargs` go to `ridge.ridge_loo`.
     """
     found = ridge_loo(x, y, net.head[1].out_features, **kwargs)
     put_head(net, found.weight, found.bias, found.scale, *scale_of(x.double().numpy()))
@@ -186,7 +186,7 @@ def probe(
     thaw:int|None=None, # Groups that will train next, head included: their inputs are kept from the same pass
     project:int=0,      # Width of a random projection beside the features (`RandomFeatures`); 0: none
     seed:int=0,         # Of the projection
-    **kwargs,           # For `heads.ridge_loo`
+    **kwargs,           # For `ridge.ridge_loo`
 ) -> Probe:
     "Solve the head in closed form from one pass over the training images and report on the validation images"
     start, net = time.perf_counter(), self.model
@@ -215,7 +215,7 @@ def probe(
 @patch
 def refit(self:TransferLearner, **kwargs) -> RidgeHead:
     """Solve the head once more from training and validation items together, only while the probe's body is in place;
-    `kwargs` for `heads.ridge_loo`"""
+    `kwargs` for `ridge.ridge_loo`"""
     if self.kept == 'fine-tuned' or not self.probed:
         raise InputError("`refit` wants a probed head on an unchanged body; call `probe` first, and not after "
                          "fine-tuning was kept.")

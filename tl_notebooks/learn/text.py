@@ -212,7 +212,7 @@ def text_groups(body:TextBody, n:int=6) -> list[list[nn.Parameter]]:
 def text_net(
     backbone:str,          # A name of the catalogue, or a checkpoint folder
     n_classes:int,
-    weights:str|None=None, # See `pretrained.load_text_model`
+    weights:str|None=None, # See `backbones.load_text_model`
     layers:Sequence[int]|None=None, # See `TextBody`; `None`: the last
 ) -> tuple[TransferNet, object, dict]: # The network, its tokenizer, what is known of its backbone
     "A network with the pretrained body of `backbone` and a new head for `n_classes`"
@@ -304,7 +304,7 @@ def choose_layers(
     y:torch.Tensor,    # (n,) classes
     n_classes:int,
     most:int=1500,     # Texts that are looked at, drawn at random where there are more
-    **kwargs,          # For `heads.ridge_loo`
+    **kwargs,          # For `ridge.ridge_loo`
 ) -> LayerChoice:
     """The first candidate of `layer_sets`, unless another has a smaller leave-one-out error by more than `SURE`
     standard errors of the difference"""
@@ -380,7 +380,7 @@ def probe(
     layers:Sequence[int]|None=None, # `None`: chosen by leave-one-out
     names:bool=True,       # Let the classes' names help, if leave-one-out does not object
     hints:dict|None=None,  # class → words that mean it, instead of its name
-    **kwargs,              # For `heads.ridge_loo`
+    **kwargs,              # For `ridge.ridge_loo`
 ) -> Probe:
     """Solve the head in closed form on the layers that leave-one-out prefers; report on the validation texts, or on
     leave-one-out where there are none"""

@@ -272,8 +272,8 @@ def run_usecase(
     params:dict|None=None,# name → value, as text or typed
     out:str='',          # Where run folders go; `outputs` unless told
     timeout:float|None=None, # Seconds after which the notebook is stopped and the run has failed
-    processes:int=1,     # That share each batch in training, see `checkpoint.Processes`
-    choices:dict|None=None, # Of another run's record, that this one takes again, see `records.make_choice`
+    processes:int=1,     # That share each batch in training, see `resume.Processes`
+    choices:dict|None=None, # Of another run's record, that this one takes again, see `machine.make_choice`
 ) -> Path:               # The run folder
     "Run a use case's notebook with checked parameters; raises `InputError` (nothing written) or `RunFailed`"
     if timeout is not None and not 0 < timeout < 1e9:
