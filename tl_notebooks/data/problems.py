@@ -98,7 +98,8 @@ def problem_report(
         if show < len(v): lines.append(f"  … and {len(v)-show:,} more")
     stay = [k for k in by_kind if not KINDS[k][0]]
     if (skip := sum(p.can_skip for p in problems)) and not skipping: lines.append(
-        f"Or pass `on_bad=skip` to leave out the {skip:,} that can be left out (each is listed in the run's record).")
+        f"Or leave out the {skip:,} that can be left out: `-p on_bad=skip` of `tl run`, where the record lists each, "
+        "or `--on-bad skip` of `tl expand`.")
     if stay: lines.append(f"`on_bad=skip` is no answer to: {', '.join(stay)}.")
     return '\n'.join(lines)
 

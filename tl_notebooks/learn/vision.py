@@ -124,7 +124,7 @@ def example(self:ImageReader) -> TensorImage:
 
 # %% ../../nbs/learn/50_vision.ipynb #025689e5
 def image_dls(
-    data:ImageData,              # From `data.read_images`
+    data:ImageData,              # From `images.read_images`
     size:int=224,                # Side of the square the network gets, pixels
     mean:Sequence[float]=(0.485, 0.456, 0.406), # Per channel, of pixels scaled to 0 … 1
     std:Sequence[float]=(0.229, 0.224, 0.225),
@@ -261,7 +261,7 @@ def image_net(
 
 # %% ../../nbs/learn/50_vision.ipynb #6d05c5f8
 def image_learner(
-    data:ImageData,               # From `data.read_images`
+    data:ImageData,               # From `images.read_images`
     backbone:str='efficientnet_lite0',
     weights:str|None=None,        # See `image_net`
     size:int|None=None,           # See `image_net`
