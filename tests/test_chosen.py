@@ -131,6 +131,25 @@ def test_a_sweep_chooses_by_validation_data_and_shows_test_data_beside_it(seeds,
     assert ('given these data, which all seeds share' in (folder/'sweep.html').read_text()) == (seeds > 1)
 
 
+def test_a_sweep_names_no_winner_where_two_are_equal(tmp_path):
+    notebook = usecase(tmp_path/'toy.ipynb')
+    done = tl('sweep', notebook, '-p', 'lr=0.4,0.6', '-p', 'threads=1,2', '--workers', 1, '--out', tmp_path,
+              cwd=tmp_path)
+    *_, said, folder = done.stdout.splitlines()
+    assert said.startswith('2 combinations are equally good by valid accuracy, 0.6')
+    assert said.endswith('lr=0.6 threads=1; lr=0.6 threads=2')
+    assert '<b>and 1 other just as good</b>' in (Path(folder)/'sweep.html').read_text()
+
+
+def test_runs_judged_on_validation_data_say_so_in_the_column_of_test_data(tmp_path):
+    run_with(tmp_path/'outputs', 'r0', .3, .4); run_with(tmp_path/'outputs', 'r1', .7, .8)
+    path = tmp_path/'outputs'/'parts'/'r1'/'record.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict(judged_on='valid')))
+    lines = tl('runs', cwd=tmp_path).stdout.splitlines()
+    shown = {l.split()[0]: '(valid) 0.' in l for l in lines[1:3]}
+    assert shown == dict(r0=False, r1=True)
+
+
 def test_a_sweep_without_validation_figures_says_that_test_data_chose(tmp_path):
     notebook = usecase(tmp_path/'toy.ipynb', valid=False)
     done = tl('sweep', notebook, '-p', 'lr=0.2,0.6', '--workers', 1, '--out', tmp_path, cwd=tmp_path)

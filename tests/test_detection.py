@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from tl_notebooks.models.folder import Model, save_model
 from tl_notebooks.data.boxes import read_boxes
+from tl_notebooks.data.learned import looks_of
 from tl_notebooks.core import InputError, hash_state, write_json
 from tl_notebooks.learn.detection import (ARCHS, EMA, GIVEN, BoxDL, BoxSet, box_dls, boxes_dl, box_transforms,
                                           detection_learner, onto_picture, placing)
@@ -223,6 +224,39 @@ def test_a_model_folder_gives_the_same_answers(scenes, tmp_path, arch):
     x = learn.dls.one_batch()[0]
     a, b = learn.model.eval()(x), again.net(x)
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_detector_learns_evaluates_and_is_saved_as_other_learners_do(scenes, tmp_path):
+    "Its figure is that of COCO's evaluator, and the folder keeps it and the threshold"
+    from tl_notebooks.all import box_learner, load_model
+    learn = box_learner(scenes, size=64, bs=4, views=2, channels=32, convs=1)
+    with learn.no_bar(), learn.no_logging():
+        learn.fine_tune(1, base_lr=1e-3)
+        head, found = learn.calibrate(), learn.evaluate()
+    assert learn.evaluated is found and next(iter(found.metrics)) == 'map50'
+    assert found.metrics['map50'].value == pytest.approx(coco_ap50(found.truth, found.found, scenes.classes), abs=1e-6)
+    model = load_model(learn.save_model(tmp_path/'m'))
+    assert model.manifest['head']['threshold'] == head['threshold']
+    assert model.manifest['metrics']['map50']['value'] == found.metrics['map50'].value
+    for p,f in zip(model.predict(scenes.files('test'), threshold=.02), found.found): # double boxes of one thing go
+        assert np.abs(p.found['scores'][:, None] - f['scores']).min(1).max(initial=0) < 1e-4
+    assert model.learned().count(looks_of(scenes.files('train'))).all()
+
+
+def coco_ap50(truths, preds, classes):
+    "AP50 as COCO's own evaluator has it"
+    from faster_coco_eval import COCO, COCOeval_faster
+    boxes = lambda d: [[x, y, X - x, Y - y] for x,y,X,Y in np.asarray(d['boxes'], float).reshape(-1, 4).tolist()]
+    rows = lambda ds: [dict(id=1000*i + k + 1, image_id=i + 1, category_id=int(l) + 1, bbox=b, area=b[2]*b[3], iscrowd=0)
+                       for i,d in enumerate(ds) for k,(b,l) in enumerate(zip(boxes(d), d['labels']))]
+    said = [r | dict(score=float(s)) for r,s in zip(rows(preds), (s for p in preds for s in p['scores']))]
+    gt = COCO()
+    gt.dataset = dict(images=[dict(id=i + 1) for i in range(len(truths))], annotations=rows(truths),
+                      categories=[dict(id=k + 1, name=c) for k,c in enumerate(classes)])
+    gt.createIndex()
+    ev = COCOeval_faster(gt, gt.loadRes(said), 'bbox', print_function=lambda *a: None)
+    ev.evaluate(); ev.accumulate(); ev.summarize()
+    return ev.stats[1]
 
 
 def test_a_model_is_asked_with_pictures_made_square_as_it_was_trained(scenes, tmp_path):

@@ -356,6 +356,7 @@ def test_texts_without_a_label_are_for_few_labels_and_a_probe(cache):
             after, truth = learn.get_preds(dl=dl_of_split(learn, few))
         states.append({k: v.clone() for k,v in learn.model.state_dict().items()})
     assert found.kept and found.texts == len(few.unlabelled) and not torch.equal(before, after)
+    assert found.gain == pytest.approx(found.probe_loss - found.loss) and 'not worse by a standard error' in found.why
     assert all(torch.equal(v, states[0][k]) for k,v in states[1].items())
     # apart from the labels, and as many of each class as the labels are
     rows, of = learn.guessed
@@ -544,6 +545,9 @@ def test_reviews_from_the_box(tmp_path):
     own = rec['self_training']
     assert own['texts'] > 100 and own['folds'] == (0 if rec['kept'] == 'contrast'
                                                    else 3) and (rec['kept'] == 'self-trained') == own['kept']
+    if own['folds']: # the same probe on the same folds, and what stands says why
+        assert own['probe_loss'] == rec['contrast']['probe_loss']
+    if own['kept']: assert rec['stages'][0]['why'] == own['why'] and rec['stages'][0]['gain'] == own['gain']
     assert Model(folder).statistics().n == 16 and rec['head'].get('guessed',
             0) == (2*round(.4*own['texts']) if own['kept'] else 0)
     assert {p.stem for p in (folder/'figures').iterdir()} >= {'accuracy', 'learning_curve', 'words', 'confusion',

@@ -120,7 +120,7 @@ def read_images(
     items = items.assign(near=near_families(items))
     items['split'], divided = split_families(items, made, seed, classes)
     refuse([] if addition else short_classes(items, classes, [*made]), path, len(rows))
-    notes = data_notes(items, classes) + near_notes(near := near_summary(items), divided)
-    items = items.drop(columns=['content','unit','look','near'])
     source = 'given' if any(r['split'] for r in rows) else 'made'
+    notes = data_notes(items, classes) + near_notes(near := near_summary(items), divided, source == 'given')
+    items = items.drop(columns=['content','unit','look','near'])
     return ImageData(root, items, classes, problems, fingerprint(items), source, [*made], notes, str(path), near)

@@ -49,10 +49,12 @@ def _file_looks(files:Sequence[Path]) -> Looks:
 # %% ../../nbs/data/70_learned.ipynb #217f4de1
 @dataclass
 class Learned:
-    "Hashes of items that a model and its ancestors learned from; `complete`: of all of them"
+    """Hashes of items that a model and its ancestors learned from; `complete`: of all of them; `loose`: keys of items
+    without a label"""
     keys:set[str] = field(default_factory=set) # 32 hexadecimal digits each
     images:ImageHashes = field(default_factory=lambda: ImageHashes.of(np.zeros((0, 64, 64)), []))
     complete:bool = True
+    loose:set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, looks:Looks) -> 'Learned':
@@ -60,13 +62,18 @@ class Learned:
         keys = set().union(*looks.keys)
         return cls(keys) if looks.thumbs is None else cls(keys, ImageHashes.of(looks.thumbs, looks.sides))
 
-    def __len__(self): return len(self.keys)
+    def __len__(self): return len(self.keys) + len(self.loose)
     def __add__(self, other:'Learned') -> 'Learned':
-        return Learned(self.keys | other.keys, self.images + other.images, self.complete and other.complete)
+        return Learned(self.keys | other.keys, self.images + other.images, self.complete and other.complete,
+                       self.loose | other.loose)
+
+    def count(self, looks:Looks) -> np.ndarray: # (n,) bool
+        "Which of these very items, labelled, were learned from"
+        return np.array([bool(k & self.keys) for k in looks.keys], bool)
 
     def know(self, looks:Looks) -> np.ndarray: # (n,) bool
         "Which of these items were learned from, as they are or as a near copy"
-        out = np.array([bool(k & self.keys) for k in looks.keys], bool)
+        out = np.array([bool(k & (self.keys | self.loose)) for k in looks.keys], bool)
         if looks.thumbs is not None and len(self.images):
             rest = np.flatnonzero(~out)
             out[rest] = self.images.know(looks.thumbs[rest])
@@ -75,32 +82,35 @@ class Learned:
 # %% ../../nbs/data/70_learned.ipynb #c6d4c639
 def learned_state(l:Learned) -> dict[str, torch.Tensor]:
     "Tensors for `learned.safetensors`"
-    keys = np.frombuffer(bytes.fromhex(''.join(sorted(l.keys))), 'uint8').reshape(-1, 16).copy()
-    parts = dict(keys=keys, complete=np.array([l.complete], 'uint8'), whole=l.images.whole, parts=l.images.parts,
-                 most=l.images.most)
+    keys, loose = (np.frombuffer(bytes.fromhex(''.join(sorted(k))), 'uint8').reshape(-1, 16).copy()
+                   for k in (l.keys, l.loose))
+    parts = dict(keys=keys, loose=loose, complete=np.array([l.complete], 'uint8'), whole=l.images.whole,
+                 parts=l.images.parts, most=l.images.most)
     return {k: torch.from_numpy(np.ascontiguousarray(v)) for k,v in parts.items()}
 
-_SHAPES = dict(keys=(torch.uint8, (16,)), complete=(torch.uint8, ()), whole=(torch.uint8, (72,)),
-               parts=(torch.uint8, (9, 18)), most=(torch.int16, (2,)))
+_SHAPES = dict(keys=(torch.uint8, (16,)), loose=(torch.uint8, (16,)), complete=(torch.uint8, ()),
+               whole=(torch.uint8, (72,)), parts=(torch.uint8, (9, 18)), most=(torch.int16, (2,)))
 
 def learned_from(state:dict[str, torch.Tensor]) -> Learned:
     "What `learned_state` wrote"
+    state = {'loose': state['keys'][:0]} | state if 'keys' in state else state # older folders do not tell these apart
     if bad := [k for k,(t,shape) in _SHAPES.items() if k not in state or state[k].dtype != t
                or tuple(state[k].shape[1:]) != shape]:
         raise InputError(f"learned.safetensors: {bad[0]!r} is missing or of another kind or shape. The folder was not "
                          f"written whole, or was changed.")
     if len({len(state[k]) for k in ('whole', 'parts', 'most')}) > 1:
         raise InputError("learned.safetensors: its parts are about different numbers of images.")
-    text = state['keys'].numpy().tobytes().hex()
-    return Learned({text[i:i+32] for i in range(0, len(text), 32)}, ImageHashes(*(state[k].numpy()
-            for k in ('whole', 'parts', 'most'))), bool(state['complete'].all()))
+    keys, loose = ({row.tobytes().hex() for row in state[k].numpy()} for k in ('keys', 'loose'))
+    return Learned(keys, ImageHashes(*(state[k].numpy() for k in ('whole', 'parts', 'most'))),
+                   bool(state['complete'].all()), loose)
 
 # %% ../../nbs/data/70_learned.ipynb #00d65ad1
 def learned_items(data:LabelledData, splits:Sequence[str]=('train', 'valid')) -> Learned:
     "Hashes of some splits of data, for `save_model`"
     rows = data.items[data.items.split.isin([*splits])]
-    items = [*rows.text, *getattr(data, 'unlabelled', ())] if 'text' in rows else [data.root/p for p in rows.path]
-    return Learned.of(looks_of(items))
+    if 'text' not in rows: return Learned.of(looks_of([data.root/p for p in rows.path]))
+    found, loose = Learned.of(looks_of([*rows.text])), Learned.of(looks_of([*getattr(data, 'unlabelled', ())]))
+    return Learned(found.keys, loose=loose.keys)
 
 # %% ../../nbs/data/70_learned.ipynb #8ec97d66
 def why_learned(items:Sequence, sources:dict[str, Sequence|Learned]) -> list[str]: # per item a key of `sources`, or ''

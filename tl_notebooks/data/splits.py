@@ -289,8 +289,9 @@ def missing_splits(rows:list[dict], valid_pct:float, test_pct:float) -> dict[str
     return {s: share for s,share in (('valid', valid_pct), ('test', test_pct)) if s not in given and share}
 
 def make_splits(items:pd.DataFrame, share:dict[str,float], seed:int) -> pd.Series:
-    "The split of each item, with the splits in `share` taken out of train"
-    pool = items[items.split == 'train']
+    """The split of each item, with the splits in `share` taken out of train; what belongs with items of a given split
+    stays in train"""
+    pool = items[(items.split == 'train') & ~items.unit.isin(items.unit[items.split != 'train'])]
     fractions = {'train': 1 - sum(share.values()), **share}
     split = items.split.copy()
     split[pool.index] = split_items(pool.label.tolist(), pool.unit.tolist(), fractions, seed)
@@ -353,14 +354,15 @@ def near_summary(items:pd.DataFrame, examples:int=5) -> dict:
                 examples=[[printable(p) for p in g.drop_duplicates('split').path.tolist()
                            + g[g.duplicated('split')].path.tolist()][:4] for g in some])
 
-def near_notes(near:dict, divided:Sequence[str]=()) -> list[str]:
-    "What `near_summary` found, in sentences"
+def near_notes(near:dict, divided:Sequence[str]=(), given:bool=False) -> list[str]:
+    "What `near_summary` found, in sentences; `given`: the data itself names splits"
     n, out = near.get('families', 0), []
     if n:
-        out.append(f"{near['images']:,} images are near copies, in {n:,} famil{'ies' if n > 1 else 'y'} (another "
+        out.append(f"{near['images']:,} images look like near copies, in {n:,} famil{'ies' if n > 1 else 'y'} (another "
                    f"size, quality, brightness, a crop or a mirror): {' ~ '.join(near['examples'][0])}")
     if k := near.get('across_splits'):
-        out.append(f"{k:,} of these cross the splits, so that the test is easier than the world: "
+        out.append(f"{k:,} of these cross the splits{' that the data gives' if given else ''}, so that what is judged "
+                   f"on them is easier than the world: "
                    f"{'; '.join(' ~ '.join(e[:2]) for e in near['examples'][:min(k, 3)])}")
     if k := near.get('two_labels'): out.append(f"{k:,} of these bear two labels; one may be wrong")
     if divided:

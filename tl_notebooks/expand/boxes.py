@@ -22,7 +22,7 @@ from ..judge.box_scores import box_scores, compare_boxes, compare_scores
 from ..data.boxes import BoxData, read_boxes
 from ..judge.certificate import (Expansion, Limits, begin_certificate, certificate_page, end_certificate,
                                             judged_by)
-from ..core import InputError, progress, seeded
+from ..core import InputError, naming, progress, seeded
 from ..data.decode import open_image
 from ..learn.detection import BoxLearner, DenseNet, box_dls, box_net, picture_detector
 from ..learn.vision import image_tensor
@@ -159,7 +159,8 @@ def old_box_figures(model:Model, net:DenseNet, old:BoxData, split:str, classes:S
     truth = [{**t, 'labels': np.array([model.classes.index(old.classes[l]) for l in t['labels']], int)} for t in truth]
     drawn = [i for i,c in enumerate(model.classes) if c in old.classes]
     before, found = (found_in(model, n, files) for n in (model.net, net))
-    a, b = (box_scores(truth, only_classes(f, drawn), model.classes, seed=seed) for f in (before, found))
+    a, b = (box_scores(truth, only_classes(f, drawn), model.classes, seed=seed, groups=old.families(split))
+            for f in (before, found))
     taken = compare_boxes(truth, found, classes, threshold)
     change = _largest_change(model.net, net, model, files)
     return dict(old_accuracy_before=a.metrics['map50'].as_json(), old_accuracy_after=b.metrics['map50'].as_json(),
@@ -210,8 +211,8 @@ def expand_boxes(
     "A detector with a new class and its certificate; everything that is wrong with the request is an `InputError`"
     out, model, tuning = free_folder(out), Model(parent), tuning or BoxTuning()
     if model.manifest['task'] != 'boxes': raise InputError(f"`{parent}` is no detector.")
-    d, judge = _read(data, test_pct, seed, on_bad), _read(old, 0., seed, on_bad) if isinstance(old,
-            BoxData) or old else None
+    d = _read(data, test_pct, seed, on_bad)
+    with naming('old'): judge = _read(old, 0., seed, on_bad) if isinstance(old, BoxData) or old else None
     classes = _check(model, d, judge, mode)
     net = grown_net(model, classes, seed)
     report = tuned_boxes(model, net, d, classes, mode, tuning, seed)
@@ -256,10 +257,11 @@ def _certificate(model:Model, net:DenseNet, d:BoxData, judge:BoxData|None, class
     notes = []
     if truth:
         truth = [{**t, 'labels': np.array([classes.index(d.classes[l]) for l in t['labels']], int)} for t in truth]
-        found = found_in(model, net, d.files('test'))
-        c['new'] = {k: v.as_json() for k,v in box_scores(truth, only_classes(found, drawn), classes,
-                                                         seed=seed).metrics.items()}
-        fresh = box_scores(*(only_classes(x, range(n, len(classes))) for x in (truth, found)), classes, seed=seed)
+        found, families = found_in(model, net, d.files('test')), d.families('test')
+        c['new'] = {k: v.as_json() for k,v in box_scores(truth, only_classes(found, drawn), classes, seed=seed,
+                                                         groups=families).metrics.items()}
+        fresh = box_scores(*(only_classes(x, range(n, len(classes))) for x in (truth, found)), classes, seed=seed,
+                           groups=families)
         if 'map50' in fresh.metrics: c['new_accuracy'] = fresh.metrics['map50'].as_json()
     if c['judged_by']['old']: c |= old_box_figures(model, net, judge, 'test', classes, threshold, seed)
     elif not why[0]: notes.append('old classes were not judged: no images with them were given (--old).')

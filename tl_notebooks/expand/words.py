@@ -22,7 +22,7 @@ from ..judge import evidence
 from ..models.folder import Model, free_folder
 from ..judge.certificate import (Expansion, Judged, Limits, begin_certificate, certificate_page,
                                             end_certificate, judged_by, latency, old_figures)
-from ..core import InputError, did_you_mean, tl_hint
+from ..core import InputError, did_you_mean, naming, tl_hint
 from ..learn.learner import put_head
 from ..learn.network import TransferNet
 from ..heads.statistics import ClassStatistics, fit_into, solve_statistics
@@ -258,8 +258,9 @@ def _checked(out, parent, words, corpus, train, thaw) -> tuple[Path, Model]:
 def _labelled(model:Model, data, name:str, on_bad:str, columns:dict) -> TextData|None:
     "Labelled texts of the model's classes"
     if not isinstance(data, TextData) and not data: return None
-    d = data if isinstance(data, TextData) else read_texts(data, valid_pct=0., test_pct=0., on_bad=on_bad,
-                                                           addition=True, **columns)
+    with naming(name):
+        d = data if isinstance(data, TextData) else read_texts(data, valid_pct=0., test_pct=0., on_bad=on_bad,
+                                                               addition=True, **columns)
     if bad := [c for c in d.classes if c not in model.classes]:
         raise InputError(f"`{name}`: class {bad[0]!r} is not one of the model's. {did_you_mean(bad[0], model.classes)}")
     if name == 'learn' and (lack := [c for c in model.classes if c not in d.classes]):

@@ -82,10 +82,12 @@ class Limits:
 # %% ../../nbs/judge/30_certificate.ipynb #798d1285
 def check_limits(c:dict, limits:Limits) -> list[dict]:
     "One entry per limit that was asked for: name, limit, value and whether it passed"
-    drop = -c['old_difference']['value'] if 'old_difference' in c else None
+    drop, moved = -c['old_difference']['value'] if 'old_difference' in c else None, c.get(
+            'greatest_change_of_an_old_logit')
+    if c.get('network_bit_identical'): drop, moved = drop or 0., 0. # the same network cannot answer otherwise
     rows = [('max_old_drop', limits.max_old_drop, drop, 1), ('min_new_accuracy', limits.min_new_accuracy,
                                                              c.get('new_accuracy', {}).get('value'), -1),
-            ('max_logit_change', limits.max_logit_change, c.get('greatest_change_of_an_old_logit'), 1)]
+            ('max_logit_change', limits.max_logit_change, moved, 1)]
     return [dict(name=n, limit=l, value=v, passed=v is not None and sign*v <= sign*l + 1e-12) for n,l,v,
             sign in rows if l is not None]
 
@@ -103,8 +105,8 @@ def judging_notes(j:dict) -> list[str]:
         n, why = sum(j['left_out'][which].values()), ', '.join(f'{k} in {r}' for r,k in j['left_out'][which].items())
         if n and not j[which]: out.append(f"{which} classes: not judged: all {n} items were learned from ({why}).")
         elif n:
-            out.append(f"{which} classes: {n} of {n + j[which]} items do not judge, since they or near copies of them "
-                       f"were learned from ({why}).")
+            out.append(f"{which} classes: {n} of {n + j[which]} items do not judge, since they or what looks "
+                       f"like them were learned from ({why}).")
     if not j['checked'] and j['old'] + j['new']:
         out.append("the parent was saved without hashes of what it learned from, so it could not be checked whether "
                    "items that judge are among that.")

@@ -685,7 +685,9 @@ def detection_learner(
     mean, std = (t.flatten().tolist() for t in (net.mean, net.std))
     info = {'channels': channels, 'convs': convs, **info, 'arch': net.arch, 'mean': mean, 'std': std, 'size': size,
             'resize': resize, 'interpolation': dls.train.dataset.interpolation, 'precision': net.precision}
-    return BoxLearner(dls, net, info=info, **kwargs)
+    learn = BoxLearner(dls, net, info=info, **kwargs)
+    learn.data = data
+    return learn
 
 box_learner = detection_learner
 

@@ -213,6 +213,13 @@ def probe(
 
 # %% ../../nbs/learn/30_learner.ipynb #88728c63
 @patch
+def refit_rows(self:TransferLearner) -> tuple[torch.Tensor, torch.Tensor, dict]:
+    """Features and classes that a probe is solved from in the end, training items first, then validation items; and
+    what `ridge_loo` takes beside them"""
+    x, y, vx, vy = self.probe_features
+    return torch.cat([x, vx]), torch.cat([y, vy]), {}
+
+@patch
 def refit(self:TransferLearner, **kwargs) -> RidgeHead:
     """Solve the head once more from training and validation items together, only while the probe's body is in place;
     `kwargs` for `ridge.ridge_loo`"""

@@ -109,13 +109,6 @@ def valid_logits(self:TransferLearner) -> tuple[np.ndarray, np.ndarray]:
     return logits.double().cpu().numpy(), y.cpu().numpy().astype(int)
 
 @patch
-def refit_rows(self:TransferLearner) -> tuple[torch.Tensor, torch.Tensor, dict]:
-    """Features and classes that a probe is solved from in the end, training items first, then validation items; and
-    what `ridge_loo` takes beside them"""
-    x, y, vx, vy = self.probe_features
-    return torch.cat([x, vx]), torch.cat([y, vy]), {}
-
-@patch
 def standing(self:TransferLearner) -> list[np.ndarray]:
     """Scores (n, k) of the validation items by what would stay without a stage: the network as it is; and the refitted
     probe, where it is one"""
@@ -169,7 +162,9 @@ def thaw_progressively(
     for s in stages: s.thaw = self.thaw_that_fits(s.thaw, s.epochs)
     if not self.probed: self.probe(next((s.thaw for s in stages), None))
     r, level = self.probe_result, 1
-    self.stages = [Stage(0, 1, 0., self.kept, self.trains(1), None, r.valid_loss, r.valid_accuracy, r.seconds, True)]
+    by = getattr(self, 'kept_by', None)
+    self.stages = [Stage(0, 1, 0., self.kept, self.trains(1), None, r.valid_loss, r.valid_accuracy, r.seconds, True,
+                         *((by.gain, by.p, by.why) if by else ()))]
     if self.kept == 'fine-tuned':
         self.stages[0].valid_loss, self.stages[0].valid_accuracy = (list(map(float, self.validate())) + [None])[:2]
     if keep_best and stages: stands = self.standing() if stands is None else stands

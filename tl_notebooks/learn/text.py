@@ -30,7 +30,7 @@ from ..core import InputError, hash_bytes, progress
 from .learner import Probe, TransferLearner, scale_logits, solve_head, without_augmentation
 from .network import TransferNet
 from .precision import begin_learner, settle
-from .stages import Stage
+from .stages import Stage, compare_losses
 from ..heads.ridge import RidgeHead, fit_scale, ridge_loo
 from ..heads.statistics import ClassStatistics
 from .backbones import load_text_model
@@ -322,6 +322,7 @@ def choose_layers(
 # %% ../../nbs/learn/60_text.ipynb #31dffd31
 class TextLearner(TransferLearner):
     "A `TransferLearner` for texts, whose probe chooses layers and may use the classes' names"
+    kept_by = None # the `Contrast` by which the head that stands was kept
     guessed = None # features and classes of the rows that the head labelled itself, where `self_train` was kept
     # fastai takes only what its training items were
     def predict(self, item:str, **kwargs): return super().predict(LabelledText(item), **kwargs)
@@ -394,7 +395,7 @@ def probe(
     self.probed, self.refitted, self.probe_features = True, False, (x, y, vx, vy)
     self.held_out = found.loo_scores, y.numpy(), 'training texts, each from a head solved without it (leave-one-out)'
     self.statistics = ClassStatistics.from_features(x, y, len(found.weight), self.prior)
-    self.opt, self.kept, self.guessed = None, 'probe', None
+    self.opt, self.kept, self.kept_by, self.guessed = None, 'probe', None, None
     self.probe_result = self._result(found, vx, vy, y, time.perf_counter() - start)
     return self.probe_result
 
@@ -536,6 +537,9 @@ class Contrast:
     probe_accuracy:float
     accuracy:float
     seconds:float
+    gain:float=0.              # mean of what the loss falls by
+    p:float|None=None          # one-sided, of that gain; see `compare_losses`
+    why:str=''                 # it was kept, or not
 
 # %% ../../nbs/learn/60_text.ipynb #77265788
 @patch
@@ -555,7 +559,7 @@ def contrast(
     if not self.probed or self.kept == 'self-trained':
         raise InputError("`contrast` starts from a probe, and comes before `self_train`; call `probe` first.")
     x, y = self.probe_features[:2]
-    at = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:most]
+    at = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:most].sort().values
     texts, x, y = self._train_texts(), x[at], y[at]
     folds = min(folds, int(torch.bincount(y, minlength=len(self.dls.vocab)).min()))
     if folds < 2: return Contrast(False, len(y), folds, *[float('nan')]*5, time.perf_counter() - start)
@@ -571,7 +575,7 @@ def contrast(
             z = tail.means(some); held[te] = _held_out(z[tr], y[tr], z[te], _word_prior(tail, words))
             body.load_state_dict(state)
         result = _compare(base, held, y.numpy(), folds)
-        if result.kept: self._keep_contrast(tail, some, y, words, steps, lr, seed, held, folds)
+        if result.kept: self._keep_contrast(tail, some, y, words, steps, lr, seed, held, folds); self.kept_by = result
         else: body._layers = was[0]
     except BaseException: self._undo_contrast(state, *was); raise
     finally:
@@ -590,14 +594,18 @@ def _held_out(x, y, tx, prior) -> np.ndarray:
     return tx.double().numpy() @ found.weight.T + found.bias
 
 def _compare(base, held, y, folds:int, rule:str='if better') -> Contrast:
-    "Whether held-out loss is better by two standard errors of the difference; or (`unless worse`) not worse by one"
+    "Whether held-out loss is better beyond chance; or (`unless worse`) not worse by one standard error"
     own = np.arange(len(y)), y
     a, b = (-log_softmax(fit_scale(s, y)*s, 1)[own] for s in (base, held))
-    error = float((a - b).std(ddof=1)/len(y)**.5)
-    gain = float((a - b).mean())
-    return Contrast(gain > 2*error if rule == 'if better' else gain > -error, len(y), folds, float(a.mean()),
-                    float(b.mean()), error,
-                    float((base.argmax(1) == y).mean()), float((held.argmax(1) == y).mean()), 0.)
+    error, shown = float((a - b).std(ddof=1)/len(y)**.5), compare_losses(a, b)
+    kept, why = shown.better, shown.why
+    if rule == 'unless worse':
+        kept = shown.gain > -error
+        why = (f"{'kept: not worse' if kept else 'undone: worse'} by a standard error on {len(y)} labelled texts, "
+               f"p = {shown.p:.2g} for better")
+    return Contrast(kept, len(y), folds, float(a.mean()), float(b.mean()), error,
+                    float((base.argmax(1) == y).mean()), float((held.argmax(1) == y).mean()), 0., shown.gain, shown.p,
+                    why)
 
 @patch
 def _undo_contrast(self:TextLearner, state:dict, layers:tuple, head:nn.Module) -> None:
@@ -699,7 +707,7 @@ def self_train(
         self._keep_self_trained(loose, held)
         source = (f'training texts with a label of their own, each from a head that did not see it ({folds}-fold '
                   f'cross-validation)')
-        self.held_out = held, y.numpy(), source
+        self.held_out, self.kept_by = (held, y.numpy(), source), result
     return replace(result, texts=len(some), seconds=time.perf_counter() - start)
 
 # %% ../../nbs/learn/60_text.ipynb #af385c46

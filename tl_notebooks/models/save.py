@@ -9,13 +9,13 @@ __all__ = ['load_model']
 from pathlib import Path
 from fastcore.basics import patch
 from ..heads.statistics import statistics_state
-from ..learn.learner import TransferLearner
+from ..learn.learner import FrozenLearner
 from .folder import Model, memory_of, save_model as write_model
 
 # %% ../../nbs/models/10_save.ipynb #4f173516
 @patch
 def save_model(
-    self:TransferLearner,
+    self:FrozenLearner,
     folder:str|Path,      # Made by this call; must not exist
     metrics:dict|None=None, # name → {value, low, high, n}; `None`: those of `evaluate`
     memory:int=0,         # Items of each class that stay with the model, for `tl expand --mode fine-tune`

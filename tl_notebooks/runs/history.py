@@ -151,7 +151,7 @@ def _row(e:Entry, differing:Sequence[str], more:Sequence[str]) -> dict:
     return dict(run=e.folder.name, usecase=r.get('usecase', e.folder.parent.name), status=e.state, metric=name,
                 valid=v.get('value'), valid_low=v.get('low'), valid_high=v.get('high'), valid_n=v.get('n'),
                 **{k: m.get(k) for k in ('value', 'low', 'high', 'n')},
-                control=r.get('control', {}).get(name, {}).get('value'),
+                judged_on=r.get('judged_on', 'test'), control=r.get('control', {}).get(name, {}).get('value'),
                 **{f'params.{n}': r.get('params', {}).get(n) for n in differing},
                 **{n: flat.get(n) for n in more}, seconds=flat.get('seconds'), started=r.get('started'),
                 problem=e.problem or (r.get('error') or {}).get('type', ''), folder=str(e.folder))
@@ -217,10 +217,15 @@ def _figure(value, low, high) -> tuple[str, str]:
     "A figure and its interval as text; nothing where there is none"
     return ('', '') if value is None or value != value else (f'{value:.3f}', f'{low:.3f} … {high:.3f}')
 
+def _test_figure(value, low, high, judged_on:str) -> tuple[str, str]:
+    "The same for the column of test data; where there was none, it says on what the run was judged"
+    shown, ends = _figure(value, low, high)
+    return (f'({judged_on}) {shown}' if shown and judged_on == 'valid' else shown), ends
+
 def format_runs(table:pd.DataFrame) -> list[str]:
     "A table of runs as lines of text, and what they were sorted by; what is no run follows"
     figures = ('valid', 'valid_low', 'valid_high'), ('value', 'low', 'high')
-    fixed = {'run', 'usecase', 'status', 'metric', 'valid_n', *figures[0], *figures[1], 'n',
+    fixed = {'run', 'usecase', 'status', 'metric', 'judged_on', 'valid_n', *figures[0], *figures[1], 'n',
              'control', 'seconds', 'started', 'problem', 'folder', 'sorted_by'}
     rows = [('run', 'use case', 'status', 'metric', 'valid', '95 % interval', 'test', '95 % interval',
              'control', 'seconds', 'started', 'what differs')]
@@ -228,7 +233,7 @@ def format_runs(table:pd.DataFrame) -> list[str]:
         differs = ' '.join(f"{n.removeprefix('params.')}={_cell(v)}" for n,
                            v in r.items() if n not in fixed and _cell(v) != '')
         rows.append((r['run'], r['usecase'], r['status'], _cell(r['metric']),
-                     *(t for names in figures for t in _figure(*(r[n] for n in names))),
+                     *_figure(*(r[n] for n in figures[0])), *_test_figure(*(r[n] for n in (*figures[1], 'judged_on'))),
                      f"{r['control']:.3f}" if _cell(r['control']) else '', f"{r['seconds']:.0f}",
                      _cell(r['started'])[:16].replace('T', ' '),
                      ' '.join(filter(None, [differs, _cell(r['problem']) and f"({r['problem']})"]))))

@@ -496,7 +496,12 @@ def verdict(self:Sweep) -> str:
     "The best combination in a line, and what it was chosen by"
     if not (b := self.best()): return 'no run has ended well'
     show = lambda i: f"{i['value']:.4g} ({i['low']:.4g} … {i['high']:.4g})"
-    with_ = ' '.join(f'{k}={v}' for k,v in b['params'].items()) or 'defaults'
+    words = lambda r: ' '.join(f'{k}={v}' for k,v in r['params'].items()) or 'defaults'
+    equal = [r for r in self.rows() if r['value'] == b['value']]
+    if (n := len(equal)) > 1:
+        return (f"{n} combinations are equally good by {self.heading()}, {show(b)}: {'; '.join(map(words, equal[:4]))}"
+                f"{'; …' if n > 4 else ''}")
+    with_ = words(b)
     test = f"; {self.heading('metrics')} {show(b['test'])}" if b['test'] and b['test']['value'] is not None else ''
     return f"best by {self.heading()}: {with_}, {show(b)}{test}"
 

@@ -91,7 +91,7 @@ def contrast(run:Run, learn:TextLearner, texts:Texts) -> None:
                                seed=run.p.seed)
     run.record['contrast'] = _told(found)
     print(f"held-out loss {found.probe_loss:.3f} with the probe, {found.loss:.3f} after contrast "
-          f"(standard error of the difference {found.error:.3f}): {'kept' if found.kept else 'not kept'}")
+          f"(standard error of the difference {found.error:.3f}): {found.why or 'not kept'}")
 
 def self_train(run:Run, learn:TextLearner, texts:Texts) -> None:
     "Texts without a label, labelled by the head"
@@ -103,7 +103,7 @@ def self_train(run:Run, learn:TextLearner, texts:Texts) -> None:
     if not found.folds:
         return print(f"{found.texts} texts without a label are not used: that is for a probe's head and few labels")
     print(f"held-out loss {found.probe_loss:.3f} without them, {found.loss:.3f} with {found.texts} "
-          f"(standard error of the difference {found.error:.3f}): {'kept' if found.kept else 'not kept'}")
+          f"(standard error of the difference {found.error:.3f}): {found.why or 'not kept'}")
 
 def thaw(run:Run, learn:TextLearner) -> pd.DataFrame:
     "Fine-tune the last blocks, where epochs were asked for"
