@@ -29,14 +29,11 @@ KINDS = { # kind: (can be left out, what to do about it)
     'two labels':   (True,
                      "One picture or text cannot be two things. Keep the right one; `skip` leaves out every copy."),
     'leak':         (True,  "What was trained on cannot be a test. `skip` keeps the copy in test (or else valid)."),
-    'no boxes':     (True,
-                     "No annotation speaks of these pictures. Annotate them, move them elsewhere, or say that there "
-                     "is nothing in them (an entry without boxes, an empty file)."),
     'bad box':      (True,
                      "A box needs four finite numbers, its first corner above and left of its second. `skip` leaves "
                      "out the whole picture: without this box it would teach that nothing is there."),
     'outside box':  (True,
-                     "Boxes lie within their picture. Correct them, or pass `clip=True` to cut them at the edge. "
+                     "Boxes lie within their picture. Correct them, or pass `-p clip=true` to cut them at the edge. "
                      "`skip` leaves out the whole picture."),
     'empty box':    (True,  "A box without area shows nothing. Correct or remove it; `skip` leaves out this box only."),
     'double box':   (True,  "One thing has one box. Remove the copies; `skip` keeps the first."),
@@ -48,6 +45,10 @@ KINDS = { # kind: (can be left out, what to do about it)
     'other size':   (True,
                      "The boxes were drawn on a picture of another size. Use that picture, or correct the size that "
                      "is stated."),
+    'exif':         (True,
+                     "EXIF says how to turn what the camera stored. Pass `-p exif=upright` if the boxes were drawn on "
+                     "the upright images, or `-p exif=stored` if on the images as they are stored (the boxes are then "
+                     "turned along)."),
     'folder':       (False, "Make the folder readable."),
     'layout':       (False, "Rearrange the folders, or describe the data by a CSV with the columns path,label."),
     'spelling':     (False, "Use one spelling for each class."),
