@@ -145,8 +145,10 @@ def _columns(args) -> dict:
 
 # %% ../nbs/90_cli.ipynb #92b04f93
 def cmd_expand(args) -> int:
+    if not (args.words or args.corpus) and _task(args.model) == 'boxes': return _expand_boxes(args)
+    if given := [n for n in ('format', 'annotations', 'exif', 'clip') if getattr(args, n)]:
+        raise InputError(f"--{given[0]} is about boxes, and `{args.model}` is no detector. Accepted: none.")
     if args.words or args.corpus: return _expand_words(args)
-    if _task(args.model) == 'boxes': return _expand_boxes(args)
     from tl_notebooks.judge.certificate import Limits
     from tl_notebooks.expand.classes import Tuning, expand_model
     from tl_notebooks.runs.record import figure_text
@@ -267,8 +269,10 @@ def _expand_boxes(args) -> int:
     if not args.data: raise InputError("nothing to do: accepted is --data with pictures on which a new class is drawn.")
     done = expand_boxes(args.model, args.data, args.out or '', args.mode or 'fine-tune', args.old or '',
                         Limits(args.max_old_drop, args.min_new_accuracy, args.max_logit_change),
-                        args.test_pct, args.seed, args.on_bad, BoxTuning(1 if args.thaw is None else args.thaw,
-            args.epochs, args.lr, args.distil))
+                        args.test_pct, args.seed, args.on_bad,
+                        BoxTuning(1 if args.thaw is None else args.thaw, args.epochs, args.lr, args.distil),
+                        dict(format=args.format or 'auto', annotations=args.annotations or '', clip=args.clip,
+                             exif=args.exif or 'auto'))
     c = done.certificate
     if 'old_difference' in c:
         _say(f"old classes: AP50 {figure_text(c['old_accuracy_before'])} before, "
@@ -460,6 +464,13 @@ def _add_prune(sub) -> None:
     prune.set_defaults(func=cmd_prune)
 
 # %% ../nbs/90_cli.ipynb #89667246
+def _add_box_reading(expand) -> None:
+    "How annotations are to be read, as `tl run crossing` has it in parameters"
+    expand.add_argument('--format', metavar='NAME', help='detectors: coco, voc, yolo, kitti, cvat or labelstudio')
+    expand.add_argument('--annotations', metavar='FILE', help='detectors: name of the files to read, of several')
+    expand.add_argument('--clip', action='store_true', help='detectors: cut boxes that stick out of their image')
+    expand.add_argument('--exif', metavar='HOW', help='detectors: boxes were drawn on images upright, or as stored')
+
 def _add_expand(sub) -> None:
     expand = sub.add_parser('expand', help='a larger model from one you have, and its certificate')
     expand.add_argument('model', metavar='MODEL', help='a model folder with statistics, or a run folder with one')
@@ -495,6 +506,7 @@ def _add_expand(sub) -> None:
     expand.add_argument('--seed', type=int, default=0, help='of that split, and of training (default: 0)')
     expand.add_argument('--on-bad', choices=['error', 'skip'], default='error',
                         help='items that cannot be used: stop, or leave them out')
+    _add_box_reading(expand)
     _add_tuning(expand)
     expand.set_defaults(func=cmd_expand)
 

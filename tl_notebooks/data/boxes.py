@@ -26,7 +26,6 @@ from defusedxml.ElementTree import ParseError, fromstring
 from fastcore.basics import patch
 from PIL import Image
 from ..core import InputError, did_you_mean, write_json
-from .decode import FORMATS as IMAGE_FORMATS
 from .decode import MAX_PIXELS, SUFFIXES
 from .images import check_args, read_pictures
 from .listing import SPLITS, SPLIT_NAMES, list_files, name_some, natural_key, read_utf8, split_problems
@@ -188,7 +187,7 @@ def _choose(t:_Tree, place, format:str, annotations:str) -> tuple[str, list[str]
     what = ' and '.join(f"{len(v):,} of {k} (`{v[0]}`)" for k,v in found.items())
     if found:
         raise InputError(f"`{place}` holds files of {len(found)} kinds: {what}. Say which one to read: "
-                         f"{' or '.join(f'`-p format={k}`' for k in found)}.")
+                         f"{' or '.join(f'`-p format={k}`' for k in found)} (`--format` of `tl expand`).")
     sought = f' called {annotations!r}' if annotations else '' if format == 'auto' else f' of {format}'
     raise InputError(f"`{place}` holds {len(t.images):,} pictures, but no annotations{sought}.{_not_read(t)} "
                      f"Accepted: {BOX_LAYOUTS}.")
@@ -366,7 +365,7 @@ def _read_coco(t:_Tree, files:list[str], place) -> _Found:
         raise InputError(
         f"`{place}` holds {len(files)} COCO files: {name_some(files)}. Accepted: one, or one each for train, valid "
         f"and test. "
-        f"Name those to use: `-p annotations={PurePosixPath(files[-1]).name}`.")
+        f"Name those to use: `-p annotations={PurePosixPath(files[-1]).name}` (`--annotations` of `tl expand`).")
     out = _Found()
     for f in files:
         d = _load_json(t.root, f)
@@ -872,7 +871,7 @@ EXIF = ('auto', 'upright', 'stored') # what boxes were drawn on
 def _exif_turn(file:Path) -> int:
     "The EXIF orientation of a picture, 1 to 8; 1: as stored"
     try:
-        with Image.open(file, formats=IMAGE_FORMATS) as im: turn = im.getexif().get(0x0112)
+        with Image.open(file) as im: turn = im.getexif().get(0x0112)
     except Exception: return 1 # damaged EXIF does not turn a picture
     return turn if turn in range(2, 9) else 1
 

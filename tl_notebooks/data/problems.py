@@ -33,8 +33,8 @@ KINDS = { # kind: (can be left out, what to do about it)
                      "A box needs four finite numbers, its first corner above and left of its second. `skip` leaves "
                      "out the whole picture: without this box it would teach that nothing is there."),
     'outside box':  (True,
-                     "Boxes lie within their picture. Correct them, or pass `-p clip=true` to cut them at the edge. "
-                     "`skip` leaves out the whole picture."),
+                     "Boxes lie within their picture. Correct them, or pass `-p clip=true` (`--clip` of `tl expand`) "
+                     "to cut them at the edge. `skip` leaves out the whole picture."),
     'empty box':    (True,  "A box without area shows nothing. Correct or remove it; `skip` leaves out this box only."),
     'double box':   (True,  "One thing has one box. Remove the copies; `skip` keeps the first."),
     'no class':     (True,
@@ -48,7 +48,7 @@ KINDS = { # kind: (can be left out, what to do about it)
     'exif':         (True,
                      "EXIF says how to turn what the camera stored. Pass `-p exif=upright` if the boxes were drawn on "
                      "the upright images, or `-p exif=stored` if on the images as they are stored (the boxes are then "
-                     "turned along)."),
+                     "turned along); `--exif` of `tl expand`."),
     'folder':       (False, "Make the folder readable."),
     'layout':       (False, "Rearrange the folders, or describe the data by a CSV with the columns path,label."),
     'spelling':     (False, "Use one spelling for each class."),
