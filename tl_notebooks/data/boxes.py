@@ -100,15 +100,15 @@ def _same_folder(path:str) -> str: return unicodedata.normalize('NFC', path).cas
 
 def _pair(file:str, t:_Tree, name:str='') -> str|None: # `name`: what the label calls its picture
     "The picture that a file of labels stands for, if one can be told"
-    p, found = PurePosixPath(file), t.like(name or file)
-    low, homes = [*map(_same_folder, p.parts[:-1])], {_same_folder(posixpath.dirname(file))}
-    for i,part in enumerate(low):
-        for other in _LABEL_FOLDERS.get(part, ()): homes.add('/'.join([*low[:i], other, *low[i+1:]]))
-    near = [f for f in found if _same_folder(posixpath.dirname(f)) in homes]
-    if not near and not homes & {*map(_same_folder, t.dirs)}: near = found
-    if name: near = [f for f in near if PurePosixPath(f).name == PurePosixPath(name).name] or near
-    near = [f for f in near if 'image_3' not in f.split('/')] or near # the right camera's; label_2 is of the left one
-    return near[0] if len(near) == 1 else None
+    p, found, own = PurePosixPath(file), t.like(name or file), _same_folder(posixpath.dirname(file))
+    low, here = [*map(_same_folder, p.parts[:-1])], {*map(_same_folder, t.dirs)}
+    homes = ['/'.join([*low[:i], other, *low[i+1:]]) for i in reversed(range(len(low)))
+             for other in _LABEL_FOLDERS.get(low[i], ())]
+    # the first that is there; in a folder beside it, such as that of the right camera, are other pictures
+    if home := [h for h in (*homes, own) if h in here][:1]:
+        found = [f for f in found if _same_folder(posixpath.dirname(f)) == home[0]]
+    if name: found = [f for f in found if PurePosixPath(f).name == PurePosixPath(name).name] or found
+    return found[0] if len(found) == 1 else None
 
 # %% ../../nbs/data/65_boxes.ipynb #b64a7e6d
 FORMATS = ('coco', 'voc', 'yolo', 'kitti', 'cvat', 'labelstudio')
@@ -158,7 +158,8 @@ def _sniff(t:_Tree) -> dict[str, list[str]]: # format → its files, in order
 # %% ../../nbs/data/65_boxes.ipynb #347debb9
 _OTHERS = ( # what else a file may be, and how to know it
     ('labelme', r'"imagePath"'), ('VGG Image Annotator', r'"_via_|"region_attributes"'),
-    ('CreateML', r'"coordinates"\s*:\s*\{'), ('Supervisely', r'"classTitle"'), ('a table', r'\A[^\n]*[xX]_?[mM]in'))
+    ('CreateML', r'"coordinates"\s*:\s*\{'), ('Supervisely', r'"classTitle"'),
+    ('tables of boxes', r'\A[^\n]*[xX]_?[mM]in'))
 _ARCHIVE = re.compile(r'\.(zip|tar|tgz|gz|bz2|xz|7z|rar)$', re.I)
 
 def _not_read(t:_Tree) -> str:
@@ -169,7 +170,7 @@ def _not_read(t:_Tree) -> str:
         text = _head(t.root, f, 1<<16).decode(errors='replace')
         for what, mark in _OTHERS:
             if re.search(mark, text):
-                return f" `{f}` is of {what}, which is not read: export or convert it to COCO, Pascal VOC or YOLO."
+                return f" `{f}` is in the format of {what}, which is not read; export or convert it to COCO or YOLO."
     return ''
 
 def _choose(t:_Tree, place, format:str, annotations:str) -> tuple[str, list[str]]: # format, files
@@ -285,10 +286,10 @@ def _base(t:_Tree, file:str, names:Sequence) -> str:
     split = _word_split(PurePosixPath(file).stem)
     def fits(b):
         hits = sum(posixpath.normpath(posixpath.join(b, n)) in t.known for n in some)
-        below = b.startswith(here + '/')
-        return hits, b == here, split != '' and _folder_split(b + '/x') == split, below
+        named = hits > 0 and split != '' and _folder_split(b + '/x') == split
+        return named, hits, b == here, b.startswith(here + '/')
     best = max(map(fits, bases))
-    if best[0] and len(same := [b for b in bases if fits(b) == best]) > 1:
+    if best[1] and len(same := [b for b in bases if fits(b) == best]) > 1:
         raise InputError(f"`{file}`: its pictures could be those in any of {len(same)} folders: {name_some(same)}. "
                          f"Move it into the folder of its pictures, or write the folder into each file_name.")
     return next(b for b in bases if fits(b) == best)
@@ -525,15 +526,19 @@ def _line_forms(lines:Sequence[tuple[list[float], str]], place) -> dict[int, str
         if all(map(math.isfinite, v)): by.setdefault(len(v), []).append(v)
     forms = {4: 'box'} | {n: 'box' for n in (5, 6) if n in by and _adds_numbers(by[n])}
     longer = {n: v for n,v in by.items() if n >= 6 and n not in forms}
-    if longer and (any(n % 2 == 0 for n in longer) and 4 in by or _are_outlines(longer)):
-        return forms | {n: 'outline' for n in longer if n % 2 == 0}
-    for n in sorted(n for n in by if n >= 5 and n not in forms):
-        start = f"`{place}`: {len(by[n]):,} lines have {n} numbers after the class (first: {first[n]})"
+    # key points follow every box; so beside plain boxes there are outlines, and lines that are damaged
+    damaged, more = sum(len(v) for n,v in longer.items() if n % 2), sum(map(len, longer.values()))
+    if longer and len(by.get(4, ())) > max(damaged, .05*more) or _are_outlines(longer):
+        forms |= {n: 'outline' for n in longer if n % 2 == 0}
+        longer = {}
+    for n in sorted([*longer, *[5]*(5 in by and 5 not in forms)]):
+        start = f"`{place}`: lines with {n} numbers after the class: {len(by[n]):,} (first: {first[n]})"
         if n == 5:
-            raise InputError(f"{start}, and what the fifth is cannot be told. Accepted: class x y w h, and after it a "
+            raise InputError(f"{start}. What the fifth is cannot be told. Accepted: class x y w h, and after it a "
                              f"confidence from 0 to 1 or the number of a track. Remove what else was added.")
-        raise InputError(f"{start}: an outline, or a box and key points? Say so in data.yaml: `kpt_shape: [17, 3]` for "
-                         f"17 key points of three numbers, `task: segment` for outlines. Or write boxes only.")
+        raise InputError(f"{start}. Is each an outline, or a box and key points? Say so in data.yaml: "
+                         f"`kpt_shape: [17, 3]` for 17 key points of three numbers, `task: segment` for outlines. "
+                         f"Or write boxes only.")
     return forms
 
 # %% ../../nbs/data/65_boxes.ipynb #e31b37c0
@@ -573,6 +578,7 @@ def _yolo_boxes(lines:list[tuple], place, out:_Found) -> None: # picture, place,
             x, y, w, h = v[:4]
             xy = [x - w/2, y - h/2, x + w/2, y + h/2]
         else: xy = _extent(v) if form == 'outline' else [math.nan]*4
+        if not form and len(v) != 4: at += f' ({len(v)} numbers)'
         n[form, bool(points), len(v) > 4] += 1
         out.boxes.append((path, name, *xy, False, False, at))
     for key, text in ((('outline', False, True), 'outlines taken by their extent'),
