@@ -215,6 +215,8 @@ def test_names_that_are_none_are_shown(text, found, tmp_path):
     root = yolo(tmp_path); (root/'data.yaml').write_text(f'names: {text}\n')
     with pytest.raises(InputError) as e: read(root)
     assert found in str(e.value) and 'with a space after the colon' in str(e.value)
+    (root/'data.yaml').write_text('train: images\nnc: 2\n')
+    with pytest.raises(InputError, match='`data.yaml` has no `names`'): read(root)
 
 
 def test_a_blank_line_keeps_the_numbers_of_those_below_it(tmp_path):

@@ -48,6 +48,8 @@ def _bare(name:str) -> str: # Label Studio: 7b3f2a1c-street.jpg
     "`_folded` without the prefix that Label Studio gives to uploaded files"
     return re.sub('^[0-9a-f]{8}-', '', _folded(name))
 
+def _same_folder(path:str) -> str: return unicodedata.normalize('NFC', path).casefold()
+
 _ROBOFLOW = re.compile(r'_(?:jpe?g|png|bmp|webp|tiff?)\.rf\.[0-9a-z]{20,}$', re.I)
 
 class _Tree:
@@ -58,6 +60,7 @@ class _Tree:
         self.files = [f for f in self.files if '__MACOSX' not in f.split('/')] # a Mac's zip, unpacked elsewhere
         self.images = [f for f in self.files if PurePosixPath(f).suffix.lower() in SUFFIXES]
         self.known, self.dirs = {*self.images}, {posixpath.dirname(f) for f in self.images}
+        self.folders = {*map(_same_folder, self.dirs)}
         self.by = {of: {} for of in (_stem, _folded, _bare)}
         for of, names in self.by.items():
             for f in self.images: names.setdefault(of(f), []).append(f)
@@ -96,16 +99,14 @@ def _text_labels(t:_Tree) -> list[str]:
     return home or [f for f in txt if t.like(f)]
 
 # %% ../../nbs/data/65_boxes.ipynb #05cc937a
-def _same_folder(path:str) -> str: return unicodedata.normalize('NFC', path).casefold()
-
 def _pair(file:str, t:_Tree, name:str='') -> str|None: # `name`: what the label calls its picture
     "The picture that a file of labels stands for, if one can be told"
     p, found, own = PurePosixPath(file), t.like(name or file), _same_folder(posixpath.dirname(file))
-    low, here = [*map(_same_folder, p.parts[:-1])], {*map(_same_folder, t.dirs)}
+    low = [*map(_same_folder, p.parts[:-1])]
     homes = ['/'.join([*low[:i], other, *low[i+1:]]) for i in reversed(range(len(low)))
              for other in _LABEL_FOLDERS.get(low[i], ())]
     # the first that is there; in a folder beside it, such as that of the right camera, are other pictures
-    if home := [h for h in (*homes, own) if h in here][:1]:
+    if home := [h for h in (*homes, own) if h in t.folders][:1]:
         found = [f for f in found if _same_folder(posixpath.dirname(f)) == home[0]]
     if name: found = [f for f in found if PurePosixPath(f).name == PurePosixPath(name).name] or found
     return found[0] if len(found) == 1 else None
@@ -449,17 +450,19 @@ def _yaml_classes(t:_Tree, file:str) -> tuple[dict[int, str], dict]: # number â†
 class _Classes:
     "What the numbers of classes mean, in each file of labels"
     def __init__(self, t:_Tree, labels:Sequence[str], place):
-        p, self.lists, self.more, self.told, self.place = Path(place).expanduser(), {}, {}, {}, place
+        p, bare, self.lists, self.more, self.told, self.place = Path(place).expanduser(), [], {}, {}, {}, place
         for f in t.files:
             if f.lower().endswith(('.yaml', '.yml')):
                 # a file that was named is chosen among its like
                 if p.is_file() and p.resolve() != t.root/f: continue
                 names, more = _yaml_classes(t, f)
+                if not names: bare.append(f)
             elif _is_class_list(f): names, more = dict(enumerate(read_utf8(t.root/f).rstrip().splitlines())), {}
             else: continue
             if names: self.lists[f], self.more[f] = {k: v.strip() for k,v in names.items()}, more
         if not self.lists:
-            raise InputError(f"`{place}` holds YOLO labels, but nothing says what their numbers mean. Accepted: "
+            lack = f" (`{bare[0]}` has no `names`)" if bare else ''
+            raise InputError(f"`{place}` holds YOLO labels, but nothing says what their numbers mean{lack}. Accepted: "
                              f"data.yaml with `names`, or classes.txt with a name per line.")
         # a list beside the labels, such as config/data.yaml, is for all of them
         self.scope = {f: d if any(l.startswith(d + '/') for l in labels) else '' for f in self.lists
@@ -1130,7 +1133,8 @@ def read_boxes(
     source = 'given' if any(r['split'] for r in rows) else 'made'
     if max_items: rows = sample_rows(rows, max_items, seed)
     items, unread = read_pictures(t.root, rows, max_pixels, progress)
-    items = items.assign(turn=[_exif_turn(t.root/p) for p in items.path])
+    drawn = {*boxes.path}
+    items = items.assign(turn=[_exif_turn(t.root/p) if p in drawn else 1 for p in items.path])
     boxes, odd, notes = _measure(items, found, boxes, clip, exif)
     problems = found.bad + split_problems(rows, 'image') + spelling_problems(names) + unread + odd
     here = {r['path'] for r in rows}
