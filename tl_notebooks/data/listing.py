@@ -74,6 +74,8 @@ def _odd_entry(path:Path, root:Path, link:bool) -> Problem|None:
     try: path.name.encode()
     except UnicodeEncodeError: return Problem('unreadable', _rel(path, root), 'the file name is not UTF-8; rename it')
     if link and (out := _unreachable(path, root)): return out
+    if link and path.is_dir() and path.resolve().is_relative_to(root):
+        return Problem('layout', _rel(path, root), 'a link to a folder of the same data, which would be read twice')
     if link and path.is_dir() and _circular(path, root):
         return Problem('layout', _rel(path, root), 'a link to a folder that it lies in; remove it')
 

@@ -21,7 +21,8 @@ KINDS = { # kind: (can be left out, what to do about it)
     'unreadable':   (True,  "Replace or remove these files."),
     'too large':    (True,  "Save a smaller version, or raise the limit: `-p max_pixels=…` of `tl run`, `--max-pixels …` "
                      "of `tl expand`."),
-    'not a text':   (True,  "Accepted: .txt and .eml. Move other files elsewhere."),
+    'not a text':   (True,  "Accepted: .txt and .eml (also .emlx, .mbox and names without a suffix). Move other files "
+                    "elsewhere."),
     'empty text':   (True,  "There is nothing to learn from these; remove them."),
     'not an image': (True,  f"Accepted: {' '.join([*sorted(SUFFIXES - {*PHONES}), *PHONES])}. Move other files "
                             f"elsewhere."),
