@@ -221,9 +221,12 @@ class Found:
     notes:list[str] = field(default_factory=list)
     columns:dict[str, str] = field(default_factory=dict)
 
-def _found_rows(file:Path, place:str, given:dict, need:Sequence[str]=('text', 'label')) -> Found:
-    "What a table holds, as it stands there"
+def _found_rows(file:Path, place:str, given:dict, need:Sequence[str]=('text', 'label'),
+                soft:dict[str, str]|None=None) -> Found:
+    "What a table holds, as it stands there; `soft`: columns that are read where the table has them"
     table = read_table(file)
+    soft = {r: c for r,c in (soft or {}).items() if c in (*table.header, 'none') and c not in given.values()}
+    given = soft | {r: c for r,c in given.items() if c}
     bad = [Problem('bad row', f'{place}:{n}', what) for n,what in table.bad]
     values = {c: [r[j] for _,r in table.rows] for j,c in enumerate(table.header)}
     cols = find_columns(table.header, f'`{place}`', {k: v for k,v in given.items() if k != 'split'}, need, values)
@@ -256,10 +259,10 @@ def _heads(cols:dict[str, str], given:dict[str, str]) -> list[str]:
     return [f"{' and '.join(auto)} stand before the text: column{'s'*(len(auto) > 1)} "
             f"{' and '.join(repr(cols[r]) for r in auto)}; {' '.join(f'`-p {r}=none`' for r in auto)} leaves that out"] if auto else []
 
-def _table_rows(file:Path, root:Path, given:dict, split:str) -> Found:
+def _table_rows(file:Path, root:Path, given:dict, split:str, soft:dict[str, str]|None=None) -> Found:
     "What a table holds; `split` is that of the whole table, if any"
     place = file.relative_to(root).as_posix()
-    found = _found_rows(file, place, given | ({'split': 'none'} if split else {}))
+    found = _found_rows(file, place, given | ({'split': 'none'} if split else {}), soft=soft)
     if split: found.rows = [r | dict(split=split) for r in found.rows]
     found.bad += name_splits(found.rows, SPLIT_WORDS, place)
     return found
@@ -325,7 +328,7 @@ def _folder_tables(root:Path) -> list[tuple[Path, str]]:
         "Or give the path of the one to use.")
     return [*splits.items()]
 
-def _list_texts(path:str|Path, given:dict) -> tuple[Path, Found]: # root, what is there
+def _list_texts(path:str|Path, given:dict, soft:dict[str, str]|None=None) -> tuple[Path, Found]: # root, what is there
     "Rows with their texts from whatever `path` is"
     p = data_path(path, accepted=ACCEPTED)
     if p.is_file() and p.suffix.lower() not in TABLES:
@@ -335,7 +338,7 @@ def _list_texts(path:str|Path, given:dict) -> tuple[Path, Found]: # root, what i
     root = (p.parent if p.is_file() else p).resolve()
     tables = [(p.resolve(), '')] if p.is_file() else _folder_tables(root)
     if tables:
-        all_found = [_table_rows(t, root, given, s) for t,s in tables]
+        all_found = [_table_rows(t, root, given, s, soft) for t,s in tables]
         return root, Found([r for f in all_found for r in f.rows], [b for f in all_found for b in f.bad],
                            [*dict.fromkeys(n for f in all_found for n in f.notes)], all_found[0].columns)
     # subjects of mails need no column
@@ -444,11 +447,12 @@ def read_texts(
     split:str='',                # Column that says train, valid or test; '': found; 'none': there is none
     subject:str='',              # Column that stands before the text; '': one called so, of mails; 'none'
     sender:str='',               # The same for who wrote it
+    remembered:dict[str, str]|None=None, # Columns that a model was made from: read where a table has them
 ) -> TextData:
     "Read, check, split and fingerprint texts; everything that is wrong is in one `InputError`"
     check_args(valid_pct, test_pct, seed, on_bad, min_per_class, max_items)
     root, found = _list_texts(path, dict(text=text, label=label, group=group, split=split, subject=subject,
-                                         sender=sender))
+                                         sender=sender), remembered)
     rows, bad, listing = found.rows, found.bad, found
     if names: _rename(rows, names, path)
     rows, bad = _one_label(rows, bad)
@@ -470,7 +474,11 @@ def read_texts(
     notes, items = listing.notes + data_notes(items, classes, 'text') + _uneven(items), items.drop(columns=['content', 'unit'])
     source = 'given' if any(r['split'] for r in named) else 'made'
     return TextData(root, items, classes, problems, _print(items, loose), source, [*made], notes, str(path), loose,
-                    {r: c for r,c in listing.columns.items() if r in ('text', 'subject', 'sender')})
+                    _remember(listing.columns))
+
+def _remember(columns:dict[str, str]) -> dict[str, str]:
+    "What a model keeps of the columns it was made from; nothing where there was no table"
+    return {r: columns.get(r, 'none') for r in ('text', 'subject', 'sender')} if columns else {}
 
 def _one_label(rows:list[dict], bad:list[Problem]) -> tuple[list[dict], list[Problem]]:
     "Rows of one label, and the problems with those of several"
@@ -575,7 +583,5 @@ def _named_rows(p:Path, columns:dict[str, str], text:str) -> tuple[list[tuple[st
 
 def _table_texts(p:Path, columns:dict[str, str], text:str) -> tuple[list[tuple[str, str]], list]:
     "(name, text) of a table, from the columns that a model remembers where the table has them"
-    header = read_table(p).header
-    given = {r: c for r,c in columns.items() if c in (*header, 'none')} | ({'text': text} if text else {})
-    found = _found_rows(p, str(p), given | {'split': 'none', 'label': ''}, ('text',))
+    found = _found_rows(p, str(p), {'text': text, 'split': 'none'}, ('text',), columns)
     return [(r['path'], r['text']) for r in found.rows], found.bad
