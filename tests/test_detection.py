@@ -247,7 +247,8 @@ def coco_ap50(truths, preds, classes):
     "AP50 as COCO's own evaluator has it"
     from faster_coco_eval import COCO, COCOeval_faster
     boxes = lambda d: [[x, y, X - x, Y - y] for x,y,X,Y in np.asarray(d['boxes'], float).reshape(-1, 4).tolist()]
-    rows = lambda ds: [dict(id=1000*i + k + 1, image_id=i + 1, category_id=int(l) + 1, bbox=b, area=b[2]*b[3], iscrowd=0)
+    rows = lambda ds: [dict(id=1000*i + k + 1, image_id=i + 1, category_id=int(l) + 1, bbox=b, area=b[2]*b[3],
+                            iscrowd=0)
                        for i,d in enumerate(ds) for k,(b,l) in enumerate(zip(boxes(d), d['labels']))]
     said = [r | dict(score=float(s)) for r,s in zip(rows(preds), (s for p in preds for s in p['scores']))]
     gt = COCO()

@@ -173,3 +173,21 @@ def test_grown_rows_stand_where_the_old_ones_did(arch):
     x = torch.randint(0, 255, (1, 3, 128, 128), dtype=torch.uint8)
     with torch.inference_mode(): was, now = m.net(x)['cls_logits'], grown_net(m, ['a', 'b', 'c'])(x)['cls_logits']
     assert now.shape == (*was.shape[:2], 3) and torch.allclose(now[..., :2], was, atol=1e-4)
+
+
+def test_what_a_message_about_annotations_offers_can_be_typed(parent, tmp_path, capsys):
+    "Once the data is read, the refusal is about its classes, which is as far as this test goes"
+    root = drawn(tmp_path/'new', 36, 1, ['red'])
+    coco = json.loads((root/'labels.json').read_text())
+    coco['annotations'][0]['bbox'][0] = -20
+    (root/'labels.json').write_text(json.dumps(coco)); (root/'classes.txt').write_text('red\n')
+    (root/'1.txt').write_text('0 .5 .5 .1 .1\n')
+    say = ['expand', parent, '--data', root]
+    code, _, err = said(capsys, *say)
+    assert code == 2 and '`--format` of `tl expand`' in err
+    code, _, err = said(capsys, *say, '--format', 'coco')
+    assert code == 2 and '`--clip` of `tl expand`' in err
+    code, _, err = said(capsys, *say, '--format', 'coco', '--clip')
+    assert code == 2 and 'draws red, which the model knows' in err
+    code, _, err = said(capsys, *say, '--annotations', 'labels.json', '--clip', '--exif', 'sideways')
+    assert code == 2 and "`exif` is 'sideways'" in err

@@ -87,18 +87,41 @@ def cmd_predict(args) -> int:
         if getattr(args, name) is not None:
             raise InputError(f"--{name} is about boxes, and `{args.model}` gives one answer for each input. Accepted: "
                              f"none.")
-    paths, failed, rows = model.find(args.input), 0, []
-    table = csv.writer(sys.stdout, lineterminator='\n')
-    if args.format == 'csv': table.writerow(['path', 'label', 'probability', *model.classes])
-    for p in model.predict(paths, args.bs):
-        if p.error: failed += 1; print(f"tl predict: {p.error}", file=sys.stderr); continue
-        if args.format == 'csv':
-            table.writerow([p.path, p.label, f'{p.probability:.6f}', *(f'{v:.6f}' for v in p.probabilities.values())])
-        else: rows.append(dict(path=p.path, label=p.label, probability=p.probability, probabilities=p.probabilities))
-    if args.format == 'json': print(json.dumps(rows, ensure_ascii=False))
-    if failed:
-        print(f"tl predict: {failed} of {len(paths)} files could not be read; the others are done", file=sys.stderr)
-    return 1 if failed else 0
+    if args.max_pixels: model.max_pixels = args.max_pixels
+    inputs = model.find(args.input, args.text_column or '')
+    out, failed, waiting = _Rows(args.format, model.classes), [], []
+    for p in model.predict(inputs, args.bs):
+        if p.error: failed.append(p); print(f"tl predict: {p.error}", file=sys.stderr)
+        waiting.append(p)
+        if len(failed) == len(waiting): continue # nothing is written before one can be read
+        for w in waiting: out.add(w)
+        waiting, failed = [], out.failed
+    if not out.done:
+        raise InputError(f"none of {len(inputs):,} input{'s'*(len(inputs) != 1)} can be read. "
+                         f"{' '.join(p.error for p in failed[:3])}")
+    out.end()
+    if out.failed:
+        print(f"tl predict: {len(out.failed)} of {len(inputs)} inputs could not be read; the others are done",
+              file=sys.stderr)
+    return 1 if out.failed else 0
+
+class _Rows:
+    "Predictions as CSV, row by row, or as JSON at the end; what could not be read has a row with the reason"
+    def __init__(self, form:str, classes:list[str]):
+        self.form, self.classes, self.done, self.failed = form, classes, [], []
+        self.table = csv.writer(sys.stdout, lineterminator='\n')
+    def add(self, p) -> None:
+        if self.form == 'csv' and not self.done:
+            self.table.writerow(['path', 'label', 'probability', *self.classes, 'error'])
+        self.done.append(p)
+        if p.error: self.failed.append(p)
+        if self.form != 'csv': return
+        figures = [f'{v:.6f}' for v in p.probabilities.values()] or ['']*len(self.classes)
+        self.table.writerow([p.path, p.label, '' if p.error else f'{p.probability:.6f}', *figures, p.error or ''])
+    def end(self) -> None:
+        if self.form == 'json': print(json.dumps([dict(path=p.path, label=p.label, probability=p.probability,
+                                                       probabilities=p.probabilities, error=p.error)
+                                                  for p in self.done], ensure_ascii=False))
 
 # %% ../nbs/90_cli.ipynb #8ddc02a5
 def _predict_boxes(args, model) -> int:
@@ -139,14 +162,19 @@ def _task(model:str) -> str:
     return ''
 
 def _columns(args) -> dict:
+    "How a person says that tables and files are to be read; only what was said"
     from tl_notebooks.data.texts import parse_names
-    return dict(text=args.text_column or '', label=args.label_column or '', group=args.group_column or '',
-                names=parse_names(args.names or ''))
+    said = dict(names=parse_names(args.names or ''), suffix=args.suffix, folder=args.folder, max_pixels=args.max_pixels,
+                check_typos=None if args.check_typos is None else args.check_typos == 'true', path_column=args.path_column)
+    said |= {n: getattr(args, f'{n}_column') for n in ('text', 'label', 'group', 'split', 'subject', 'sender')}
+    return {k: v for k,v in said.items() if v not in ('', None, {})}
 
 # %% ../nbs/90_cli.ipynb #92b04f93
 def cmd_expand(args) -> int:
+    if not (args.words or args.corpus) and _task(args.model) == 'boxes': return _expand_boxes(args)
+    if given := [n for n in ('format', 'annotations', 'exif', 'clip') if getattr(args, n)]:
+        raise InputError(f"--{given[0]} is about boxes, and `{args.model}` is no detector. Accepted: none.")
     if args.words or args.corpus: return _expand_words(args)
-    if _task(args.model) == 'boxes': return _expand_boxes(args)
     from tl_notebooks.judge.certificate import Limits
     from tl_notebooks.expand.classes import Tuning, expand_model
     from tl_notebooks.runs.record import figure_text
@@ -260,15 +288,18 @@ def _expand_boxes(args) -> int:
     from tl_notebooks.expand.boxes import BoxTuning, expand_boxes
     from tl_notebooks.runs.record import figure_text
     for name in ('remove', 'join', 'rename', 'correct', 'replay', 'memory', 'text_column', 'label_column',
-                 'group_column', 'names'):
+                 'group_column', 'split_column', 'subject_column', 'sender_column', 'path_column', 'names', 'suffix',
+                 'folder', 'max_pixels', 'check_typos'):
         if getattr(args, name):
             raise InputError(f"--{name.replace('_', '-')} is not for detectors, which only get new classes; accepted: "
                              f"none.")
     if not args.data: raise InputError("nothing to do: accepted is --data with pictures on which a new class is drawn.")
     done = expand_boxes(args.model, args.data, args.out or '', args.mode or 'fine-tune', args.old or '',
                         Limits(args.max_old_drop, args.min_new_accuracy, args.max_logit_change),
-                        args.test_pct, args.seed, args.on_bad, BoxTuning(1 if args.thaw is None else args.thaw,
-            args.epochs, args.lr, args.distil))
+                        args.test_pct, args.seed, args.on_bad,
+                        BoxTuning(1 if args.thaw is None else args.thaw, args.epochs, args.lr, args.distil),
+                        dict(format=args.format or 'auto', annotations=args.annotations or '', clip=args.clip,
+                             exif=args.exif or 'auto'))
     c = done.certificate
     if 'old_difference' in c:
         _say(f"old classes: AP50 {figure_text(c['old_accuracy_before'])} before, "
@@ -375,6 +406,10 @@ def _add_predict(sub) -> None:
                               'and .eml files, folders, tables, or - for lines of standard input')
     predict.add_argument('--format', choices=['csv', 'json'], default='csv')
     predict.add_argument('--bs', type=int, default=32, help='inputs per batch (default: 32)')
+    predict.add_argument('--text-column', metavar='NAME',
+                         help='column of a table with the texts (default: as the model remembers it, or by its name)')
+    predict.add_argument('--max-pixels', type=int, metavar='N',
+                         help='largest width × height that is decoded (default: 50000000)')
     predict.add_argument('--draw', metavar='DIR',
                          help='detectors: pictures and videos with boxes drawn, into a new folder')
     predict.add_argument('--threshold', type=float, metavar='X',
@@ -408,9 +443,16 @@ def _add_tuning(expand) -> None:
                                    ('distil', float, 1., "weight of the old model's answers")):
         expand.add_argument(f'--{name}', type=kind, default=default, metavar='N',
                             help=f'fine-tune: {what} (default: {default})')
-    for name in ('text', 'label', 'group'):
+    for name,what in (('text', 'texts'), ('label', 'labels'), ('group', 'groups that stay in one split'),
+                      ('split', 'splits; none: there is none'), ('subject', 'subjects, before the texts; none: left out'),
+                      ('sender', 'senders, before the texts; none: left out'), ('path', 'paths of images')):
         expand.add_argument(f'--{name}-column', metavar='NAME',
-                            help=f'column of a table with the {name}s (default: found by its name)')
+                            help=f'column of a table with the {what} (default: found by its name)')
+    expand.add_argument('--suffix', metavar='.EXT', help='what the paths in a table of images lack, such as .jpg')
+    expand.add_argument('--folder', metavar='DIR', help="where they begin, below the table's own folder")
+    expand.add_argument('--max-pixels', type=int, metavar='N', help='largest width × height (default: 50000000)')
+    expand.add_argument('--check-typos', choices=['true', 'false'],
+                        help='stop where a rare label looks like a slip of a frequent one (default: true)')
     expand.add_argument('--names', metavar='LABEL:NAME,…',
                         help='what labels in a table mean, for example 0:negative,1:positive')
 
@@ -460,6 +502,13 @@ def _add_prune(sub) -> None:
     prune.set_defaults(func=cmd_prune)
 
 # %% ../nbs/90_cli.ipynb #89667246
+def _add_box_reading(expand) -> None:
+    "How annotations are to be read, as `tl run crossing` has it in parameters"
+    expand.add_argument('--format', metavar='NAME', help='detectors: coco, voc, yolo, kitti, cvat or labelstudio')
+    expand.add_argument('--annotations', metavar='FILE', help='detectors: name of the files to read, of several')
+    expand.add_argument('--clip', action='store_true', help='detectors: cut boxes that stick out of their image')
+    expand.add_argument('--exif', metavar='HOW', help='detectors: boxes were drawn on images upright, or as stored')
+
 def _add_expand(sub) -> None:
     expand = sub.add_parser('expand', help='a larger model from one you have, and its certificate')
     expand.add_argument('model', metavar='MODEL', help='a model folder with statistics, or a run folder with one')
@@ -495,6 +544,7 @@ def _add_expand(sub) -> None:
     expand.add_argument('--seed', type=int, default=0, help='of that split, and of training (default: 0)')
     expand.add_argument('--on-bad', choices=['error', 'skip'], default='error',
                         help='items that cannot be used: stop, or leave them out')
+    _add_box_reading(expand)
     _add_tuning(expand)
     expand.set_defaults(func=cmd_expand)
 

@@ -8,7 +8,9 @@ __all__ = ['ImageData', 'read_pictures', 'check_share', 'check_whole', 'check_ar
 # %% ../../nbs/data/50_images.ipynb #d0e065da
 import hashlib
 import os
+import re
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +21,10 @@ from ..core import InputError
 from .copies import pack_thumbnail, thumbnail
 from .decode import BadImage, MAX_PIXELS, decode_image, read_bytes
 from .known import KnownFacts
-from .listing import list_labelled, natural_key
+from .listing import Asked, list_labelled, natural_key
 from .problems import Problem, refuse
-from .splits import (LabelledData, check_items, data_notes, fingerprint, missing_splits, near_families,
+from .splits import (LabelledData, check_items, data_notes, fingerprint, join_groups,
+                                      missing_splits, near_families,
                                       near_notes,
                                       near_summary, sample_rows, short_classes, spelling_problems, split_families,
                                       summarise)
@@ -31,7 +34,8 @@ from .splits import (LabelledData, check_items, data_notes, fingerprint, missing
 class ImageData(LabelledData):
     "Images: `items` also holds width, height (pixels, upright) and mode (as stored), and is sorted by path"
     near:dict = field(default_factory=dict) # See `near_summary`
-    def as_json(self) -> dict: return super().as_json() | {'near_copies': self.near}
+    depth:int = 0 # Bits that pictures of 16 bits use; 0: there are none
+    def as_json(self) -> dict: return super().as_json() | {'near_copies': self.near} | ({'depth': self.depth} if self.depth else {})
     def describe(self) -> str: return _describe(self)
 
 # %% ../../nbs/data/50_images.ipynb #ff55a0ca
@@ -45,17 +49,19 @@ def _describe(d:ImageData) -> str:
 
 # %% ../../nbs/data/50_images.ipynb #129e468a
 def _read_one(root:Path, path:str, max_pixels:int, known:'KnownFacts|None'=None) -> dict|Problem:
-    "Content hash, pixel hash, size (upright), stored mode and thumbnail of one image, or what is wrong with it"
+    "Content hash, pixel hash, size (upright), stored mode, thumbnail and bits of one image, or what is wrong with it"
     try:
         data = read_bytes(root/path, max_pixels)
         sha = hashlib.sha256(data).hexdigest()
         if known and (facts := known.get(sha)) and facts['width']*facts['height'] <= max_pixels:
             return {'sha256': sha, **facts}
-        im, mode = decode_image(data, max_pixels)
+        im, mode = decode_image(data, max_pixels, 0)
     except BadImage as e: return Problem(e.kind, path, e.detail)
-    pixels = hashlib.blake2b(repr(im.size).encode() + im.tobytes(), digest_size=16).hexdigest()
+    bits = im.info.get('bits', 0)
+    scale = f' {bits}'.encode()*(0 < bits < 16)
+    pixels = hashlib.blake2b(repr(im.size).encode() + im.tobytes() + scale, digest_size=16).hexdigest()
     facts = {'content': pixels, 'width': im.width, 'height': im.height, 'mode': mode,
-             'look': pack_thumbnail(thumbnail(im))}
+             'look': pack_thumbnail(thumbnail(im)), 'bits': bits}
     if known: known.new[sha] = facts
     return {'sha256': sha, **facts}
 
@@ -71,7 +77,7 @@ def read_pictures(
         found = list(tqdm(found, 'reading images', len(rows), leave=False, delay=2,
                           mininterval=.5, file=sys.stderr, disable=not progress))
     good = [{**r, **f} for r,f in zip(rows, found) if isinstance(f, dict)]
-    cols = ['path','label','split','group','sha256','content','width','height','mode','look']
+    cols = ['path','label','split','group','sha256','content','width','height','mode','look','bits']
     cols += [c for c in (good[0] if good else ()) if c not in cols]
     return pd.DataFrame(good, columns=cols), [f for f in found if isinstance(f, Problem)]
 
@@ -95,6 +101,25 @@ def check_args(valid_pct, test_pct, seed, on_bad, min_per_class, max_items, max_
     if min_per_class is not None: check_whole('min_per_class', min_per_class, 1)
     if max_items is not None: check_whole('max_items', max_items, 1)
 
+# %% ../../nbs/data/50_images.ipynb #2b8aadf3
+_VERSION = re.compile(r'(.+?)(?:_(?:jpe?g|png|bmp|webp|tiff?))?\.rf\.[0-9a-zA-Z]{20,}', re.I)
+
+def _families(items:pd.DataFrame) -> list[str]:
+    "The same text for images that look like copies of one another, or are made from one source as their names say"
+    near, sources = near_families(items), [f'{l}/{m[1]}' if (m := _VERSION.match(Path(p).name)) else ''
+                                           for p,l in zip(items.path, items.label)]
+    if not any(sources): return near
+    number = join_groups(near, sources)
+    count = Counter(number)
+    return [f'copies {k}' if count[k] > 1 else '' for k in number]
+
+def _depth_note(items:pd.DataFrame) -> list[str]:
+    "What is said where pictures of 16 bits use fewer"
+    bits = int(items.bits.max() or 0) if len(items) else 0
+    n = int((items.bits > 0).sum())
+    return [f"{n:,} images of 16 bits use {bits} of them (up to {(1 << bits) - 1:,}); that is white here, and for the "
+            f"model"] if 0 < bits < 16 else []
+
 # %% ../../nbs/data/50_images.ipynb #46a9ddf5
 def read_images(
     path:str|Path,               # Folder with a subfolder per class, below split folders or not; or a CSV
@@ -107,20 +132,28 @@ def read_images(
     max_pixels:int=MAX_PIXELS,   # Largest width × height
     progress:bool=True,          # Show a bar on stderr if it lasts
     addition:bool=False,         # For a model that exists already: one class, or one image of a class, is enough
+    path_column:str='',          # Of a table: the column of the paths; '': path or file_name
+    label:str='',                # The column of the labels; '': label
+    split:str='',                # The column that says train, valid or test; '': found; 'none': there is none
+    group:str='',                # The column whose equal values stay in one split; '': group
+    suffix:str='',               # What the paths lack, such as .jpg
+    folder:str='',               # Where they begin, if not where the table lies
 ) -> ImageData:
     "Read, check, split and fingerprint images; everything that is wrong is in one `InputError`"
     check_args(valid_pct, test_pct, seed, on_bad, min_per_class, max_items, max_pixels)
-    root, rows, bad = list_labelled(path)
+    asked = Asked(path_column, label, split, group, suffix, folder)
+    root, rows, bad, notes = list_labelled(path, asked)
     rows = sorted(rows, key=lambda r: r['path'])
     made, classes = missing_splits(rows, valid_pct, test_pct), sorted({r['label'] for r in rows}, key=natural_key)
     if max_items: rows = sample_rows(rows, max_items, seed)
     items, unread = read_pictures(root, rows, max_pixels, progress)
     items, found = check_items(items, classes, 0 if addition else max(2 + bool(made), min_per_class or 0))
     refuse(problems := bad + spelling_problems(classes) + unread + found, path, len(rows), on_bad == 'skip')
-    items = items.assign(near=near_families(items))
+    items = items.assign(near=_families(items))
     items['split'], divided = split_families(items, made, seed, classes)
     refuse([] if addition else short_classes(items, classes, [*made]), path, len(rows))
     source = 'given' if any(r['split'] for r in rows) else 'made'
-    notes = data_notes(items, classes) + near_notes(near := near_summary(items), divided, source == 'given')
-    items = items.drop(columns=['content','unit','look','near'])
-    return ImageData(root, items, classes, problems, fingerprint(items), source, [*made], notes, str(path), near)
+    notes += _depth_note(items) + data_notes(items, classes)
+    notes += near_notes(near := near_summary(items), divided, source == 'given')
+    depth, items = int(items.bits.max() or 0), items.drop(columns=['content','unit','look','near','bits'])
+    return ImageData(root, items, classes, problems, fingerprint(items), source, [*made], notes, str(path), near, depth)

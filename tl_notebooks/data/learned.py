@@ -40,7 +40,7 @@ def looks_of(items:Sequence) -> Looks:
 
 def _file_looks(files:Sequence[Path]) -> Looks:
     paths = [str(Path(f).absolute()) for f in files]
-    table, bad = read_pictures(Path('/'), [dict(path=p) for p in dict.fromkeys(paths)], progress=False)
+    table, bad = read_pictures(Path('/'), [dict(path=p) for p in dict.fromkeys(paths)], 2**31, progress=False)
     if bad: raise InputError(str(bad[0]))
     t = table.set_index('path').loc[paths]
     return Looks([{s[:32], c} for s,c in zip(t.sha256, t.content)], unpack_thumbnails(t.look),

@@ -172,9 +172,9 @@ def old_box_figures(model:Model, net:DenseNet, old:BoxData, split:str, classes:S
                                   j in c.confused), old_boxes=int(sum(len(t['labels']) for t in truth)))
 
 # %% ../../nbs/expand/20_boxes.ipynb #1e53e5bc
-def _read(path, test_pct:float, seed:int, on_bad:str) -> BoxData:
+def _read(path, test_pct:float, seed:int, on_bad:str, **reading) -> BoxData:
     return path if isinstance(path, BoxData) else read_boxes(path, valid_pct=0., test_pct=test_pct, seed=seed,
-                                                             on_bad=on_bad)
+                                                             on_bad=on_bad, **reading)
 
 def _check(model:Model, data:BoxData, old:BoxData|None, mode:str) -> list[str]:
     "All classes, old ones first; or what is wrong"
@@ -207,12 +207,15 @@ def expand_boxes(
     seed:int=0,
     on_bad:str='error',
     tuning:BoxTuning|None=None,
+    reading:dict|None=None,    # Further arguments of `read_boxes` for `data`, such as clip and format
 ) -> Expansion:
     "A detector with a new class and its certificate; everything that is wrong with the request is an `InputError`"
     out, model, tuning = free_folder(out), Model(parent), tuning or BoxTuning()
     if model.manifest['task'] != 'boxes': raise InputError(f"`{parent}` is no detector.")
-    d = _read(data, test_pct, seed, on_bad)
-    with naming('old'): judge = _read(old, 0., seed, on_bad) if isinstance(old, BoxData) or old else None
+    d, judge = _read(data, test_pct, seed, on_bad, **(reading or {})), None
+    if isinstance(old, BoxData) or old:
+        both = {k: v for k,v in (reading or {}).items() if k in ('clip', 'exif')}
+        with naming('old'): judge = _read(old, 0., seed, on_bad, **both)
     classes = _check(model, d, judge, mode)
     net = grown_net(model, classes, seed)
     report = tuned_boxes(model, net, d, classes, mode, tuning, seed)

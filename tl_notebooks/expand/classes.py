@@ -6,7 +6,7 @@
 __all__ = ['MODES', 'NewData', 'read_new', 'leave_out_learned', 'need_statistics', 'new_statistics', 'edit_classes',
            'read_corrections', 'correct_labels', 'solved_net', 'kept_net', 'arbiter', 'expected_confusion',
            'close_pairs', 'Tuning', 'Rows', 'learning_rows', 'Tried', 'tuned_net', 'balanced_loss', 'expand_model',
-           'merge_models', 'family_tree']
+           'reading_of', 'merge_models', 'family_tree']
 
 # %% ../../nbs/expand/10_classes.ipynb #77146eeb
 import copy
@@ -413,13 +413,13 @@ def expand_model(
     correct:str|Path|Sequence[tuple]='', # See `read_corrections`
     memory:int|None=None,        # Items of each class that stay with the new model; `None`: as with the parent
     tuning:Tuning|None=None,     # For `fine-tune`
-    columns:dict|None=None,      # For `texts.read_texts`, with `data` and `old`: text, label, group, names
+    columns:dict|None=None,      # For `read_texts` or `read_images`, with `data` and `old`: text, label, group, …
 ) -> Expansion:
     "A larger model and its certificate, from a model with statistics; a wrong request is an `InputError`"
     _check_request(mode, bool(_asked(data) or remove or join or rename or correct), bool(remove or join or correct))
     out, model, tuning = free_folder(out), Model(parent), tuning or Tuning()
     if memory is not None: take_exemplars([], [], memory) # whether it is a number that can be meant
-    columns = _text_columns(model, columns)
+    columns = reading_of(model, columns)
     fixes = read_corrections(model, correct) if correct else []
     s = need_statistics(model) if _asked(data) or remove or join or fixes else model.statistics()
     s, known = edit_classes(correct_labels(s, model, fixes), model.classes, remove, join, rename)
@@ -447,10 +447,17 @@ def _read_all(model:Model, given:Sequence, test_pct:float, seed:int, on_bad:str,
                        else None)
     return out
 
-def _text_columns(model:Model, columns:dict|None) -> dict:
-    columns = {k: v for k,v in (columns or {}).items() if v}
-    if columns and not model.is_text:
-        raise InputError(f"`{next(iter(columns))}` is about tables of texts, and this is a model for images.")
+_ABOUT = dict(texts=('text', 'names', 'subject', 'sender', 'check_typos'),
+              images=('path_column', 'suffix', 'folder', 'max_pixels'))
+
+def reading_of(model:Model, columns:dict|None) -> dict:
+    "How new data is read: as a person says, and columns as the model remembers them"
+    columns = {k: v for k,v in (columns or {}).items() if v not in ('', None, {})}
+    other, mine = ('images', 'texts') if model.is_text else ('texts', 'images')
+    if wrong := [k for k in columns if k in _ABOUT[other]]:
+        raise InputError(f"`{wrong[0]}` is about tables of {other}, and this is a model for {mine}.")
+    if model.is_text: columns['remembered'] = model.manifest['preprocessing'].get('columns')
+    elif 'max_pixels' in columns: model.max_pixels = columns['max_pixels']
     return columns
 
 # %% ../../nbs/expand/10_classes.ipynb #37acd59d

@@ -28,7 +28,8 @@ from ..learn.network import TransferNet
 from ..heads.statistics import ClassStatistics, fit_into, solve_statistics
 from ..data.learned import why_learned
 from ..learn.text import TokenReader, text_groups
-from ..data.texts import TABLES, TEXT_SUFFIXES, TextData, list_texts, read_texts
+from ..data.texts import MAILS, TABLES, TEXT_SUFFIXES, TextData, list_texts, read_texts
+from .classes import reading_of
 from .tokens import (INITS, WordTraining, add_words, check_words, fit_rows,
                                         grow_embeddings, new_ids, propose_words, same_tokens, token_figures,
                                         train_words)
@@ -49,7 +50,7 @@ class Corpus:
                              f"{', '.join(sorted((*TABLES, *TEXT_SUFFIXES)))}.")
     def __iter__(self) -> Iterator[str]:
         for f in self.files:
-            if f.suffix.lower() in (*TABLES, '.eml'): yield from (t for _,t in list_texts([f]) if t.strip())
+            if f.suffix.lower() in (*TABLES, *MAILS): yield from (t for _,t in list_texts([f]) if t.strip())
             else: yield from _lines(f)
 
 def _lines(path:Path) -> Iterator[str]:
@@ -260,7 +261,7 @@ def _labelled(model:Model, data, name:str, on_bad:str, columns:dict) -> TextData
     if not isinstance(data, TextData) and not data: return None
     with naming(name):
         d = data if isinstance(data, TextData) else read_texts(data, valid_pct=0., test_pct=0., on_bad=on_bad,
-                                                               addition=True, **columns)
+                                                               addition=True, **reading_of(model, columns))
     if bad := [c for c in d.classes if c not in model.classes]:
         raise InputError(f"`{name}`: class {bad[0]!r} is not one of the model's. {did_you_mean(bad[0], model.classes)}")
     if name == 'learn' and (lack := [c for c in model.classes if c not in d.classes]):

@@ -802,6 +802,7 @@ def text_learner(
     sample = torch.arange(32*64).view(32, 64) % 1000 % net.body.model.config.vocab_size
     net = settle(net, sample, precision, backbone, dls.device)
     info |= {'max_tokens': max_tokens, 'precision': net.precision, 'layers': list(net.body.layers)}
+    if columns := getattr(data, 'columns', None): info['columns'] = columns
     learn = TextLearner(dls, net, info=info, **kwargs)
     learn.tok, learn.data = tok, data
     return learn

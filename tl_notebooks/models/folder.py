@@ -25,7 +25,7 @@ from torch import nn
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from ..core import InputError, did_you_mean, hash_bytes, hash_file, hash_state, progress, read_json, umask
-from ..data.decode import SUFFIXES, open_image
+from ..data.decode import MAX_PIXELS, SUFFIXES, open_image
 from ..data.listing import list_inputs
 from ..data.splits import LabelledData
 from ..learn.box_predict import VIDEOS, BoxPrediction, check_request, predict_boxes
@@ -40,7 +40,7 @@ from ..learn.slices import predict_sliced
 from ..learn.replay import Exemplars, content_of, exemplars_from, exemplars_state, take_exemplars
 from ..learn.text import (PadTokens, TextLearner, TokenReader, load_tokenizer, name_texts, net_from_config,
                                      text_dls)
-from ..data.texts import list_texts
+from ..data.texts import Unread, list_texts
 from ..learn.vision import INTERPOLATIONS, image_dls, image_net, image_tensor
 
 # %% ../../nbs/models/00_folder.ipynb #fdd37850
@@ -104,7 +104,7 @@ def save_model(
             schema=SCHEMA, task=(task := _task(net, tok)), classes=list(classes),
             backbone={k: info.get(k) for k in BACKBONE if k != 'features' or info.get(k, 'last') != 'last'},
             preprocessing={k: info[k] for k in PREPROCESSING[task]}
-                | {k: info[k] for k in ('interpolation',) if k in info},
+                | {k: info[k] for k in ('interpolation', 'depth', 'columns') if k in info},
             metrics=metrics or {}, data=data or {}, head=head or {}, parent=parent, lineage=list(lineage),
             versions=dict(tl_notebooks=code_version(), python=(env := environment())['python'], **env['packages']),
             weights_sha256=hash_state(state), files=files))
@@ -146,9 +146,7 @@ def read_manifest(folder:str|Path) -> dict:
     "The manifest of a model folder whose files are all there and unchanged; an `InputError` names what is not"
     folder = Path(folder)
     if not folder.is_dir():
-        near = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise InputError(f"model `{folder}` is not a folder. " + (did_you_mean(folder.name, near) if near else
-                         f"Nor is `{folder.parent}`. A run keeps its model in RUN/model."))
+        raise InputError(f"model `{folder}` is not a folder. " + _models_near(folder))
     if not (folder/'manifest.json').is_file() and (folder/'model'/'manifest.json').is_file(): folder = folder/'model'
     path = folder/'manifest.json'
     m = read_json(path, 'model manifest')
@@ -166,6 +164,14 @@ def read_manifest(folder:str|Path) -> dict:
     return m | {'folder': folder}
 
 # %% ../../nbs/models/00_folder.ipynb #88bffcb8
+def _models_near(folder:Path) -> str:
+    "The model folders beside one that is not there, or where such are found"
+    if not folder.parent.is_dir(): return f"Nor is `{folder.parent}`. A run keeps its model in RUN/model."
+    near = sorted(p.name for p in folder.parent.iterdir()
+                  if (p/'manifest.json').is_file() or (p/'model'/'manifest.json').is_file())
+    return did_you_mean(folder.name, near) if near else (
+        f"There is no model folder in `{folder.parent}` either. A run keeps its model in RUN/model.")
+
 def _check_fields(m:dict, path:Path) -> None:
     if m.get('schema') != SCHEMA:
         raise InputError(f"`{path}`: `schema` is {m.get('schema')!r}; this version reads {SCHEMA!r}.")
@@ -216,7 +222,9 @@ class Model:
     "A model folder, loaded: `classes`, `manifest` and `predict`"
     def __init__(self, folder:str|Path):
         self.manifest = m = read_manifest(folder)
-        self.classes = m['classes']
+        self.classes, self.max_pixels = m['classes'], MAX_PIXELS
+        # boxes were always read by the high byte; of pictures, a model says which bits it learned from
+        self.depth = m['preprocessing'].get('depth', 16 if m['task'] == 'boxes' else None)
         self.is_text, self.is_boxes = m['task'] == 'text_classification', m['task'] == 'boxes'
         self.net = dict(boxes=_box_net, text_classification=_text_net).get(m['task'], _image_net)(m)
         state = load_file(m['folder']/'weights.safetensors')
@@ -270,9 +278,10 @@ def _text_net(m:dict) -> TransferNet:
 @patch
 def _read(self:Model, item) -> torch.Tensor|str:
     "What the network takes, for one input; or why it cannot be read"
-    if self.is_text: return self.reader(_named(item)[1]).as_subclass(torch.Tensor)
+    if self.is_text and isinstance(text := _named(item)[1], Unread): return f'{_named(item)[0]}: {text}'
+    if self.is_text: return self.reader(text).as_subclass(torch.Tensor)
     if isinstance(item, torch.Tensor): return item
-    try: return image_tensor(open_image(item), **self.reading)
+    try: return image_tensor(open_image(item, self.max_pixels, self.depth), **self.reading)
     except (InputError, OSError) as e: return str(e)
 
 def _named(item) -> tuple[str, str]:
@@ -313,7 +322,7 @@ def _features(self:Model) -> Callable:
 @patch
 def read_batches(self:Model, inputs:Sequence, bs:int, desc:str) -> Iterator[tuple[list, list, torch.Tensor|None]]:
     "Inputs by the batch, what each is to the network (or why it cannot be read), and the good ones together"
-    if self.is_text: self.reader.preload([_named(i)[1] for i in inputs])
+    if self.is_text: self.reader.preload([_named(i)[1] for i in inputs if not isinstance(_named(i)[1], Unread)])
     for i in progress(range(0, len(inputs), bs), desc, -(-len(inputs)//bs)):
         read = [self._read(p) for p in inputs[i:i+bs]]
         good = [t for t in read if not isinstance(t, str)]
@@ -368,10 +377,13 @@ def take(self:Model, inputs:Sequence, labels:Sequence[str], per_class:int, seed:
 
 # %% ../../nbs/models/00_folder.ipynb #b69a92b3
 @patch
-def find(self:Model, inputs:Iterable[str|Path]) -> list|dict[Path, Path]:
-    "What `predict` takes for the files, folders and (for a text model) tables and texts that a person names"
-    if self.is_text: return list_texts(inputs)
-    return list_inputs(inputs, SUFFIXES | VIDEOS, 'images or videos') if self.is_boxes else [*list_inputs(inputs)]
+def find(self:Model, inputs:Iterable[str|Path], text_column:str='') -> list|dict[Path, Path]:
+    """What `predict` takes for the files, folders and (for a text model) tables and texts that a person names; files
+    that cannot be read or are of another kind are among them, so that `predict` says so of each"""
+    if self.is_text: return list_texts(inputs, self.manifest['preprocessing'].get('columns'), text_column, unread=True)
+    if text_column: raise InputError(f"`{self.manifest['folder']}` is a model for images; accepted: no column of texts.")
+    if self.is_boxes: return list_inputs(inputs, SUFFIXES | VIDEOS, 'images or videos')
+    return [*list_inputs(inputs, others=True)]
 
 # %% ../../nbs/models/00_folder.ipynb #06182425
 @patch
@@ -453,7 +465,8 @@ def _image_rows(self:Model, rows, classes, bs, augment):
              i in enumerate(rows['item'])]
     hashes = [hash_bytes(content_of(kept[p])) if p in kept else hash_file(p) for p in paths]
     data = SimpleNamespace(items=rows.assign(path=paths, sha256=hashes), root=Path('/'), classes=classes)
-    dls = image_dls(data, mean=pre['mean'], std=pre['std'], bs=bs, augment=augment, **self.reading)
+    dls = image_dls(data, mean=pre['mean'], std=pre['std'], bs=bs, augment=augment, depth=self.depth or 0,
+                    **self.reading)
     dls.train.dataset.tls[0].tfms.fs[0].kept |= kept
     return dls
 

@@ -79,7 +79,9 @@ def check_params(
         p = spec[name]
         try: value = _convert(p, v)
         except (ValueError, TypeError, OverflowError):
-            bad.append(f"parameter `{name}`: found {v!r}; accepted: {p.accepts()}."); continue
+            hint = f" With papermill: `-r {name} {v}`, which leaves it as it is typed."*(
+                p.type == 'str' and isinstance(v, (int, float)))
+            bad.append(f"parameter `{name}`: found {v!r}; accepted: {p.accepts()}.{hint}"); continue
         inside = (not p.choices or value in p.choices) and (p.low is None or p.low <= value <= p.high)
         if not inside: bad.append(f"parameter `{name}`: found {v!r}; accepted: {p.accepts()}.")
         out[name] = value

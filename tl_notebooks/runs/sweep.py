@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -79,7 +80,14 @@ def parse_values(
         return Range(low, high, p.type == 'int', bool(m[3]), int(m[4] or 0))
     if given.lstrip().startswith('['):
         with contextlib.suppress(ValueError): return json.loads(given)
-    return [v.strip() for v in next(csv.reader([given], skipinitialspace=True), [])] or ['']
+    quote, values = '"', [v.strip() for v in next(csv.reader([given], skipinitialspace=True), [])] or ['']
+    if p and len(values) > 1 and (p.type, p.choices) == ('str', ()) and '"' not in given and any(map(_PAIR.match, values)):
+        raise InputError(f"parameter `{p.name}`: {given!r} is one value with commas of its own, or several. Accepted: "
+                         f"each value in quotes; if it is one, -p {shlex.quote(f'{p.name}={quote}{given}{quote}')}.")
+    return values
+
+# auto:car, 0:negative, good=great; no drive of Windows
+_PAIR = re.compile(r'(?![A-Za-z]:[\\/])(?!\w+://)[^:=]+[:=].+')
 
 # %% ../../nbs/runs/50_sweep.ipynb #45e54b29
 def read_rows(path:str|Path) -> list[dict]:

@@ -33,6 +33,7 @@ class Texts:
 def read_labelled(
     run:Run,
     sample:str, # Name of the built-in texts, where no data is given
+    heads:str='', # Which columns stand before a text where nobody named any: '': those of mails; 'none'
 ) -> Texts:
     "Read the texts that the parameters name, and keep what was found in the record"
     p = run.p
@@ -41,7 +42,8 @@ def read_labelled(
                          "and few labels leave none. Accepted: epochs=0, or labels=0.")
     with run.phase('reading data'):
         whole = read_texts(p.data or sample_path(sample), p.text, p.label, p.group, 0. if p.labels else p.valid_pct,
-                           p.test_pct, p.seed, p.on_bad, names=parse_names(p.names))
+                           p.test_pct, p.seed, p.on_bad, names=parse_names(p.names), check_typos=p.check_typos,
+                           split=p.split, subject=p.subject or heads, sender=p.sender or heads)
         used = draw_labels(whole, p.labels, p.seed) if p.labels else whole
     hints = {c: w.split('|') for c,w in parse_names(p.hints).items()}
     if bad := [c for c in hints if c not in used.classes]:
