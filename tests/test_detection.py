@@ -265,14 +265,14 @@ def test_a_model_is_asked_with_pictures_made_square_as_it_was_trained(scenes, tm
     from tl_notebooks.models.folder import write_manifest
     learn = detection_learner(scenes, size=64, bs=4, channels=32)
     m = Model(save_model(tmp_path/'m', learn.model, learn.info, scenes.classes))
-    assert m.reading == dict(size=64, resize='squish', interpolation='bicubic')
+    assert m.task.reading == dict(size=64, resize='squish', interpolation='bicubic')
     file = scenes.files('train')[0]
-    assert torch.equal(m._read(file), learn.dls.train.dataset.picture(0))
+    assert torch.equal(m.task.take(file), learn.dls.train.dataset.picture(0))
     manifest = {k: v for k,v in m.manifest.items() if k != 'folder'}
     del manifest['preprocessing']['interpolation']
     write_manifest(tmp_path/'m', manifest)
     old = Model(tmp_path/'m')
-    assert old.reading['interpolation'] == 'bilinear' and not torch.equal(old._read(file), m._read(file))
+    assert old.task.reading['interpolation'] == 'bilinear' and not torch.equal(old.task.take(file), m.task.take(file))
     write_manifest(tmp_path/'m', manifest | {'preprocessing': {**manifest['preprocessing'],
                                                                'interpolation': 'nearest'}})
     with pytest.raises(InputError, match="'nearest'; this version reads bicubic, bilinear"): Model(tmp_path/'m')

@@ -143,8 +143,8 @@ def test_a_new_name_changes_no_bit_of_any_logit(work, kind, tmp_path):
     done = expand_model(folder, out=tmp_path/'named', rename={before.classes[0]: 'bolt'})
     after = Model(done.folder)
     assert after.classes == ['bolt', *before.classes[1:]] and after.manifest['head'] == before.manifest['head']
-    x = torch.stack([before._read(f) for f in files])
-    with torch.inference_mode(): assert torch.equal(before.net(before._normal(x)), after.net(after._normal(x)))
+    x = torch.stack([before.task.take(f) for f in files])
+    with torch.inference_mode(): assert torch.equal(before.net(before.task.normal(x)), after.net(after.task.normal(x)))
     printed = [[*p.probabilities.values()] for m in (before, after) for p in m.predict(files)]
     assert printed[:len(files)] == printed[len(files):]
 
@@ -160,8 +160,8 @@ def test_keep_scores_keeps_every_bit_of_every_old_logit(work, tmp_path, steps):
         assert done.passed and done.certificate['old_logits_bit_identical']
         after = Model(done.folder)
         # through the whole network, one by one and together
-        for x in (*(after._read(f)[None] for f in files[:6]), torch.stack([after._read(f) for f in files])):
-            with torch.inference_mode(): a, b = (m.net(m._normal(x)) for m in (before, after))
+        for x in (*(after.task.take(f)[None] for f in files[:6]), torch.stack([after.task.take(f) for f in files])):
+            with torch.inference_mode(): a, b = (m.net(m.task.normal(x)) for m in (before, after))
             assert torch.equal(a, b[:,:a.shape[1]])
         parent = done.folder
     new = [f for f in files if f.parent.name == KINDS[2]]
@@ -360,7 +360,7 @@ def test_a_bounded_memory_grows_with_the_model(work, remembering, tmp_path):
         found.append({(l, i.numpy().tobytes()) for i,l in zip(e.items, e.labels)})
     assert found[0] == found[1]
     files, labels = items_of(work/KINDS[2])
-    seen = {Model(work/'model')._read(f).numpy().tobytes() for f in files}
+    seen = {Model(work/'model').task.take(f).numpy().tobytes() for f in files}
     assert all(content in seen for label,content in found[0] if label == KINDS[2])
     less = expand_model(tmp_path/f'{KINDS[2]}-{KINDS[3]}', out=tmp_path/'less', remove=[KINDS[0]],
                         rename={KINDS[1]: 'other'}, memory=2).folder

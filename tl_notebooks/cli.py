@@ -82,12 +82,12 @@ def cmd_sweep(args) -> int:
 def cmd_predict(args) -> int:
     from tl_notebooks.models.folder import Model
     model = Model(args.model)
-    if model.is_boxes: return _predict_boxes(args, model)
+    if not model.task.classifies: return _predict_boxes(args, model)
     for name in ('draw', 'threshold', 'slice'):
         if getattr(args, name) is not None:
             raise InputError(f"--{name} is about boxes, and `{args.model}` gives one answer for each input. Accepted: "
                              f"none.")
-    if args.max_pixels: model.max_pixels = args.max_pixels
+    if args.max_pixels: model.task.options(dict(max_pixels=args.max_pixels))
     inputs = model.find(args.input, args.text_column or '')
     out, failed, waiting = _Rows(args.format, model.classes), [], []
     for p in model.predict(inputs, args.bs):

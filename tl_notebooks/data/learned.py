@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 
 from .copies import ImageHashes, near_pairs, thumbnail, unpack_thumbnails
-from ..core import InputError
+from ..core import InputError, hash_file
+from .decode import SUFFIXES
 from .images import read_pictures
+from .listing import has_suffix
 from .splits import LabelledData
 from .texts import content_hash
 
@@ -39,6 +41,7 @@ def looks_of(items:Sequence) -> Looks:
     return Looks([{content_hash(i[1] if isinstance(i, tuple) else i)} for i in items])
 
 def _file_looks(files:Sequence[Path]) -> Looks:
+    if not all(has_suffix(str(f), SUFFIXES) for f in files): return Looks([{hash_file(f)[:32]} for f in files])
     paths = [str(Path(f).absolute()) for f in files]
     table, bad = read_pictures(Path('/'), [dict(path=p) for p in dict.fromkeys(paths)], 2**31, progress=False)
     if bad: raise InputError(str(bad[0]))

@@ -99,7 +99,7 @@ def tuned_boxes(model:Model, net:DenseNet, data:BoxData, classes:Sequence[str], 
     rest = [i for i in range(len(model.classes)) if i not in drawn]
     head = net.head.head.classification_head.cls_logits
     with seeded(seed):
-        dls = box_dls(numbered(data, classes), bs=tuning.bs, views=tuning.views, seed=seed, **model.reading)
+        dls = box_dls(numbered(data, classes), bs=tuning.bs, views=tuning.views, seed=seed, **model.task.reading)
         learn = BoxLearner(dls, net, ema=.99 if mode == 'fine-tune' else 0, info=model.manifest['backbone'] | pre,
                             wd=0. if mode == 'keep-scores' else .02, path=Path('.'))
         learn.loss_func = lambda out, boxes, labels: drawn_loss(net, out, boxes, labels, drawn)
@@ -135,7 +135,7 @@ def numbered(data:BoxData, classes:Sequence[str]) -> BoxData:
 # %% ../../nbs/expand/20_boxes.ipynb #9f1eb892
 def found_in(model:Model, net:DenseNet, files:Sequence[Path], score:float=.02, bs:int=8) -> list[dict]:
     "What a detector with the preprocessing of `model` finds in pictures"
-    look = picture_detector(net, score=score, **model.reading)
+    look = picture_detector(net, score=score, **model.task.reading)
     return [f for i in progress(range(0, len(files), bs), 'judging', -(-len(files)//bs))
             for f in look([open_image(p) for p in files[i:i+bs]])]
 
@@ -148,7 +148,7 @@ def _largest_change(a:DenseNet, b:DenseNet, model:Model, files:Sequence[Path]) -
     worst = 0.
     with torch.inference_mode():
         for p in files[:32]:
-            x = image_tensor(open_image(p), **model.reading)[None].to(model.device)
+            x = image_tensor(open_image(p), **model.task.reading)[None].to(model.device)
             worst = max(worst, float((a(x)['cls_logits'] - b(x)['cls_logits'][..., :a.n_classes]).abs().max()))
     return worst
 

@@ -6,7 +6,7 @@
 __all__ = ['MODES', 'NewData', 'read_new', 'leave_out_learned', 'need_statistics', 'new_statistics', 'edit_classes',
            'read_corrections', 'correct_labels', 'solved_net', 'kept_net', 'arbiter', 'expected_confusion',
            'close_pairs', 'Tuning', 'Rows', 'learning_rows', 'Tried', 'tuned_net', 'balanced_loss', 'expand_model',
-           'reading_of', 'merge_models', 'family_tree']
+           'merge_models', 'family_tree']
 
 # %% ../../nbs/expand/10_classes.ipynb #77146eeb
 import copy
@@ -26,7 +26,6 @@ from ..models.folder import Model, free_folder
 from ..judge.certificate import (Expansion, Judged, Limits, begin_certificate, certificate_page,
                                             end_certificate, judged_by, latency, new_figures, old_figures)
 from ..core import InputError, did_you_mean, hash_bytes, hash_state, naming, seeded
-from ..data.images import read_images
 from ..data.splits import LabelledData
 from ..learn.learner import FitProgress, GrownHead, put_head, raw_head
 from ..learn.network import TransferNet
@@ -37,7 +36,6 @@ from ..heads.statistics import (ClassStatistics, carry_statistics, fit_into, joi
 from .labels import class_places
 from ..data.learned import Learned, looks_of, why_learned
 from ..learn.replay import Distil, Exemplars, content_of, take_exemplars
-from ..data.texts import read_texts
 
 # %% ../../nbs/expand/10_classes.ipynb #14c9a1b8
 @dataclass
@@ -55,10 +53,9 @@ class NewData:
 def read_new(model:Model, path:str|Path|LabelledData, test_pct:float=.3, seed:int=0, on_bad:str='error',
              **columns) -> NewData:
     "New data for a model; a class with one item is enough, and a split named test is left as it is"
-    read = read_texts if model.is_text else read_images
-    d = path if isinstance(path, LabelledData) else read(path, valid_pct=0., test_pct=test_pct, seed=seed,
+    d = path if isinstance(path, LabelledData) else model.task.read(path, valid_pct=0., test_pct=test_pct, seed=seed,
                                                          on_bad=on_bad, addition=True, **columns)
-    inputs = lambda split: d.texts(split) if model.is_text else d.files(split)
+    inputs = lambda split: model.task.inputs(d, split)
     part = lambda *splits: ([i for s in splits for i in inputs(s)], [l for s in splits for l in d.subset(s).label])
     return NewData(d, *part('train', 'valid'), *part('test'))
 
@@ -126,11 +123,11 @@ def read_corrections(model:Model, path:str|Path|Sequence[tuple]) -> list[tuple]:
         try: table = pd.read_csv(path, dtype=str, keep_default_na=False)
         except (OSError, ValueError) as e:
             raise InputError(f"`correct`: `{path}` cannot be read as a CSV: {e}") from None
-        item = 'text' if model.is_text else 'path'
+        item = model.task.column
         if lack := [c for c in (item, 'was', 'now') if c not in table]:
             raise InputError(f"`correct`: `{path}` has columns {', '.join(table)}; accepted: {item}, was, now (no "
                              f"{', '.join(lack)}).")
-        rows = [(r[item] if model.is_text else Path(path).parent/r[item], r['was'], r['now'])
+        rows = [(r[item] if item == 'text' else Path(path).parent/r[item], r['was'], r['now'])
                 for r in table.to_dict('records')]
     if bad := [c for _,*both in rows for c in both if c not in model.classes]:
         raise InputError(f"`correct`: the model has no class {bad[0]!r}. {did_you_mean(bad[0], model.classes)}")
@@ -246,7 +243,7 @@ class Rows:
 def learning_rows(model:Model, classes:Sequence[str], new:NewData, old:Exemplars, n_kept:int, valid_pct:float) -> Rows:
     "New and old items together; the last `n_kept` of the old ones stayed with the model"
     items, y = [*new.train, *old.items], np.array([classes.index(l) for l in [*new.train_labels, *old.labels]], int)
-    chance = np.array([int(hash_bytes(b'held out ', content_of(i if model.is_text else model._read(i)))[:12],
+    chance = np.array([int(hash_bytes(b'held out ', content_of(model.task.keep(i)))[:12],
                            16)/16**12 for i in items])
     valid, fresh = np.zeros(len(y), bool), np.arange(len(y)) < len(new.train)
     for at in (np.flatnonzero((fresh == f) & (y == c)) for f in (True, False) for c in range(len(classes))):
@@ -419,7 +416,7 @@ def expand_model(
     _check_request(mode, bool(_asked(data) or remove or join or rename or correct), bool(remove or join or correct))
     out, model, tuning = free_folder(out), Model(parent), tuning or Tuning()
     if memory is not None: take_exemplars([], [], memory) # whether it is a number that can be meant
-    columns = reading_of(model, columns)
+    columns = model.task.options(columns)
     fixes = read_corrections(model, correct) if correct else []
     s = need_statistics(model) if _asked(data) or remove or join or fixes else model.statistics()
     s, known = edit_classes(correct_labels(s, model, fixes), model.classes, remove, join, rename)
@@ -430,7 +427,7 @@ def expand_model(
     job = _Job(model, s, known, class_places(known, new.data.classes if new else [])[0], new, judge,
                Exemplars(more.items + kept.items, more.labels + kept.labels), not (remove or join), limits or Limits(),
                tuning, seed, len(kept), bool(remove or join or fixes or new and new.train),
-               fixed=[i if model.is_text else Path(i) for i,*_ in fixes])
+               fixed=[Path(i) if model.task.column == 'path' else i for i,*_ in fixes])
     _check_job(job, mode, test_pct)
     made = _make(job, mode)
     if memory is None: memory = max((kept.labels.count(c) for c in set(kept.labels)), default=0)
@@ -446,19 +443,6 @@ def _read_all(model:Model, given:Sequence, test_pct:float, seed:int, on_bad:str,
             out.append(read_new(model, d, test_pct if name == 'data' else 0., seed, on_bad, **columns) if _asked(d)
                        else None)
     return out
-
-_ABOUT = dict(texts=('text', 'names', 'subject', 'sender', 'check_typos'),
-              images=('path_column', 'suffix', 'folder', 'max_pixels'))
-
-def reading_of(model:Model, columns:dict|None) -> dict:
-    "How new data is read: as a person says, and columns as the model remembers them"
-    columns = {k: v for k,v in (columns or {}).items() if v not in ('', None, {})}
-    other, mine = ('images', 'texts') if model.is_text else ('texts', 'images')
-    if wrong := [k for k in columns if k in _ABOUT[other]]:
-        raise InputError(f"`{wrong[0]}` is about tables of {other}, and this is a model for {mine}.")
-    if model.is_text: columns['remembered'] = model.manifest['preprocessing'].get('columns')
-    elif 'max_pixels' in columns: model.max_pixels = columns['max_pixels']
-    return columns
 
 # %% ../../nbs/expand/10_classes.ipynb #37acd59d
 @dataclass
@@ -648,7 +632,7 @@ def _notes(job:_Job, items, mode:str, head:dict) -> list[str]:
 def _latencies(model:Model, net:TransferNet, items:Sequence) -> dict|None:
     if not items: return None
     batch = next(iter(model.read_batches(items[:1], 1, 'latency')))[2]
-    x = model._normal(batch)
+    x = model.task.normal(batch)
     return dict(before=latency(model.net, x), after=latency(net, x))
 
 def _learned(job:_Job) -> Learned:
@@ -677,8 +661,7 @@ def merge_models(
     "The model that a body with the rows of both would have given, from their statistics alone"
     out, a, b = free_folder(out), Model(first), Model(second)
     s, t = need_statistics(a), need_statistics(b)
-    if (a.is_text, a.net.n_features) != (b.is_text,
-                                         b.net.n_features) or any(
+    if (a.task.name, a.net.n_features) != (b.task.name, b.net.n_features) or any(
             hash_state(x.state_dict()) != hash_state(y.state_dict()) for x,
             y in ((a.net.body, b.net.body), (a.net.lift, b.net.lift))):
         raise InputError(f"`{first}` and `{second}` have different bodies, features or random projections, so their "

@@ -11,6 +11,7 @@ from .boxes import expand_boxes
 from .classes import expand_model
 from .words import expand_words
 from ..judge.certificate import Expansion
+from ..learn.tasks import TASKS
 from ..models.folder import read_manifest
 
 # %% ../../nbs/expand/50_door.ipynb #65787446
@@ -25,5 +26,5 @@ def expand(
 ) -> Expansion:
     "A larger model with its certificate; `folder` says where"
     if words or corpus: return expand_words(model, out, words, corpus, learn=data, **options)
-    if read_manifest(model)['task'] == 'boxes': return expand_boxes(model, data, out, **options)
+    if not TASKS[read_manifest(model)['task']].classifies: return expand_boxes(model, data, out, **options)
     return expand_model(model, data, out, **options)

@@ -29,7 +29,6 @@ from ..heads.statistics import ClassStatistics, fit_into, solve_statistics
 from ..data.learned import why_learned
 from ..learn.text import TokenReader, text_groups
 from ..data.texts import MAILS, TABLES, TEXT_SUFFIXES, TextData, list_texts, read_texts
-from .classes import reading_of
 from .tokens import (INITS, WordTraining, add_words, check_words, fit_rows,
                                         grow_embeddings, new_ids, propose_words, same_tokens, token_figures,
                                         train_words)
@@ -101,15 +100,16 @@ def grow_model(
     if init not in INITS: raise InputError(f"`init` is {init!r}. {did_you_mean(init, INITS)}")
     if init == 'context' and not texts:
         raise InputError("init 'context' learns from texts that use the words; accepted: a corpus, or init 'mean'.")
-    tok, net = model.reader.tok, copy.deepcopy(model.net)
+    tok, net = model.task.reader.tok, copy.deepcopy(model.net)
     grown = add_words(tok, words)
     grown.padding_side = grown.truncation_side = 'right'
     rows = grow_embeddings(net.body.model, tok, grown, init, seed)
     net.body.groups = text_groups(net.body)
     child = copy.copy(model)
-    child.net, child.reader = net.eval(), TokenReader(grown, model.reader.max_tokens)
+    child.net, child.task = net.eval(), copy.copy(model.task)
+    child.task.reader = TokenReader(grown, model.task.reader.max_tokens)
     fitted = fit_rows(net.body.model, tok, grown, texts, rows, net.body, fit_steps,
-                      max_tokens=min(128, model.reader.max_tokens), seed=seed) if init == 'context' else None
+                      max_tokens=min(128, model.task.reader.max_tokens), seed=seed) if init == 'context' else None
     return Growth(child, rows, new_ids(tok, grown), fitted)
 
 # %% ../../nbs/expand/40_words.ipynb #c4f93346
@@ -130,9 +130,9 @@ def train_growth(
     texts = sorted({*texts}); random.Random(seed).shuffle(texts)
     n = min(200, max(1, len(texts)//10))
     params = [p for group in groups[len(groups) - thaw:] for p in group]
-    g.training = train_words(g.model.net.body.model, before.reader.tok, g.model.reader.tok, texts[n:], texts[:n],
+    g.training = train_words(g.model.net.body.model, before.task.reader.tok, g.model.task.reader.tok, texts[n:], texts[:n],
                              g.rows, params, steps, steps,
-                             max_tokens=min(128, before.reader.max_tokens), seed=seed)
+                             max_tokens=min(128, before.task.reader.max_tokens), seed=seed)
     g.model.net.eval()
 
 def solve_again(g:Growth, texts:Sequence[str], y) -> tuple[ClassStatistics, dict]:
@@ -151,7 +151,7 @@ def solve_again(g:Growth, texts:Sequence[str], y) -> tuple[ClassStatistics, dict
 def unchanged_texts(before:Model, g:Growth, texts:Sequence[str], most:int=300) -> dict:
     "What became of texts without new words: how many were compared, the greatest change of a feature and of a logit"
     texts = [t for t in dict.fromkeys(texts) if t.strip()]
-    texts = [t for t,same in zip(texts, same_tokens(before.reader.tok, g.model.reader.tok, texts)) if same][:most]
+    texts = [t for t,same in zip(texts, same_tokens(before.task.reader.tok, g.model.task.reader.tok, texts)) if same][:most]
     if not texts: return dict(texts=0)
     x, z = (m.features(texts, desc='texts without new words').to(m.device) for m in (before, g.model))
     with torch.inference_mode(): a, b = before.net.head(x), g.model.net.head(z)
@@ -170,7 +170,7 @@ def text_speed(before:Model, after:Model, texts:Sequence[str], reps:int=3) -> di
     "Median milliseconds per text in batches of 32, and for one text alone, of both models in turns"
     texts = sorted(texts, key=len)[:128]
     if not texts: return None
-    batches = [[m._normal(b) for _,_,b in m.read_batches(texts, 32, 'speed')] for m in (before, after)]
+    batches = [[m.task.normal(b) for _,_,b in m.read_batches(texts, 32, 'speed')] for m in (before, after)]
     times = [[], []]
     with torch.inference_mode():
         for _ in range(reps + 1):
@@ -191,7 +191,7 @@ def _judge(before:Model, g:Growth, texts:Sequence[str], y) -> dict:
         a, b = (m.net.head(m.features(texts, desc='judging').to(m.device)).cpu().double().numpy()
                 for m in (before, g.model))
     y, out = np.asarray(y), old_figures(Judged(a, y), Judged(b, y), before.classes)
-    has = ~np.array(same_tokens(before.reader.tok, g.model.reader.tok, texts))
+    has = ~np.array(same_tokens(before.task.reader.tok, g.model.task.reader.tok, texts))
     if has.any():
         was, now = Judged(a[has], y[has]), Judged(b[has], y[has])
         out['with_new_words'] = dict(accuracy_before=evidence.accuracy(was.y, was.logits.argmax(1)).as_json(),
@@ -224,7 +224,7 @@ def expand_words(
     judge, learned = (_labelled(model, d, n, on_bad, columns or {}) for d,n in ((data, 'data'), (learn, 'learn')))
     if not given and judge is None:
         raise InputError("there are no texts to measure by; accepted: a corpus, labelled texts as `data`, or both.")
-    tok, proposal = model.reader.tok, None
+    tok, proposal = model.task.reader.tok, None
     if not words:
         proposal = propose_words(tok, given, max_words, min_count)
         words = proposal.words or _no_words(min_count)
@@ -244,7 +244,7 @@ def expand_words(
 # %% ../../nbs/expand/40_words.ipynb #38056c98
 def _checked(out, parent, words, corpus, train, thaw) -> tuple[Path, Model]:
     out, model = free_folder(out), Model(parent)
-    if not model.is_text:
+    if model.task.column != 'text':
         raise InputError(f"`{parent}` is a model for pictures; accepted: text models, as "
                          f"`{tl_hint('run', 'reviews')}` and `{tl_hint('run', 'mail')}` make them.")
     if not words and not corpus:
@@ -261,7 +261,7 @@ def _labelled(model:Model, data, name:str, on_bad:str, columns:dict) -> TextData
     if not isinstance(data, TextData) and not data: return None
     with naming(name):
         d = data if isinstance(data, TextData) else read_texts(data, valid_pct=0., test_pct=0., on_bad=on_bad,
-                                                               addition=True, **reading_of(model, columns))
+                                                               addition=True, **model.task.options(columns))
     if bad := [c for c in d.classes if c not in model.classes]:
         raise InputError(f"`{name}`: class {bad[0]!r} is not one of the model's. {did_you_mean(bad[0], model.classes)}")
     if name == 'learn' and (lack := [c for c in model.classes if c not in d.classes]):
@@ -293,7 +293,7 @@ def _no_words(min_count:int):
 
 # %% ../../nbs/expand/40_words.ipynb #7cb6d145
 def _certificate(model, g, init, corpus, some, tests, y, why, judge, learned, thaw, limits) -> dict:
-    was, now = model.reader.tok, g.model.reader.tok
+    was, now = model.task.reader.tok, g.model.task.reader.tok
     words = dict(words=list(g.words), init=init, fitted=g.fitted, training=g.training and vars(g.training),
                  thawed_groups=thaw,
                  head='solved anew' if learned else 'bit-identical', unchanged=unchanged_texts(model, g,
@@ -338,4 +338,4 @@ def _save(out:Path, model:Model, g:Growth, c:dict, s:ClassStatistics|None, head:
     metrics = {'accuracy': c['old_accuracy_after']} if 'old_accuracy_after' in c else {}
     return model.save_child(out, g.model.net, model.classes, s or (None if thaw else model.statistics()),
                             head or model.manifest.get('head') or {}, c, certificate_page(c), metrics, c['data'],
-                            g.model.reader.tok, model.exemplars(), learned)
+                            g.model.task.reader.tok, model.exemplars(), learned)

@@ -67,7 +67,7 @@ class BoxEvaluation:
 LEAST = .02 # score of a guess that still counts in a precision-recall curve
 
 @patch
-def evaluate(
+def evaluate( # noqa: F811  of another learner
     self:BoxLearner,
     split:str='test', # Of the learner's data
     seed:int=0,       # Of the resampled sets for intervals

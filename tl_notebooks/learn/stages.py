@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 import numpy as np
-import torch
 from fastai.learner import Learner
 from fastcore.basics import patch
 from scipy.special import log_softmax, stdtr

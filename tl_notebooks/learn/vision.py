@@ -71,6 +71,7 @@ ANY_SIZE = 2**31 # of images that were accepted when the data was read
 class ImageReader(Transform):
     """Paths to (3, size, size) uint8 `TensorImage`s; remembers up to `keep` bytes of them. `known`: path → sha256 of
     the file"""
+    open = staticmethod(open_image) # path, most pixels, bits used of 16 → an RGB image
     def __init__(self, root:Path, size:int, resize:str='squish', known:dict|None=None, keep:int=2**30,
                  interpolation:str='bicubic', depth:int|None=0):
         self.interpolation, self.depth = interpolation, depth or None
@@ -79,7 +80,7 @@ class ImageReader(Transform):
         super().__init__()
 
     def decode_file(self, path:str) -> torch.Tensor:
-        t = image_tensor(open_image(self.root/path, ANY_SIZE, self.depth), self.size, self.resize, self.interpolation)
+        t = image_tensor(self.open(self.root/path, ANY_SIZE, self.depth), self.size, self.resize, self.interpolation)
         if path in self.known and hash_file(self.root/path) != self.known[path]:
             raise InputError(f"`{self.root/path}` has changed since the data was checked. Read the data again.")
         return t
@@ -138,6 +139,7 @@ def image_dls(
     device=None,                 # `None`: a GPU if there is one
     interpolation:str='bicubic', # See `image_tensor`
     depth:int|None=None,         # Bits that images of 16 bits use; `None`: as the data says
+    reader:type=ImageReader,     # What makes a square of each item
 ) -> DataLoaders:
     "Training and validation batches of `data`; the test images take no part (see `test_dl`)"
     items = data.items[data.items.split != 'test']
@@ -145,7 +147,7 @@ def image_dls(
     splits = [[i for i,s in enumerate(items.split) if s == name] for name in ('train', 'valid')]
     known = dict(zip(data.items.path, data.items.sha256))
     depth = getattr(data, 'depth', 0) if depth is None else depth
-    reader = ImageReader(data.root, size, resize, known, interpolation=interpolation, depth=depth)
+    reader = reader(data.root, size, resize, known, interpolation=interpolation, depth=depth)
     dsets = Datasets(paths, [[reader], [lambda path: labels[path], Categorize(vocab=list(data.classes), sort=False)]],
                      splits=splits)
     aug = aug_transforms(size=size, max_rotate=15., max_lighting=.2) if augment else []
