@@ -466,3 +466,25 @@ def test_two_formats_are_told_apart_by_format(tmp_path):
     labels(tmp_path/'JPEGImages'); (tmp_path/'JPEGImages/classes.txt').write_text('\n'.join(NAMES))
     with pytest.raises(InputError, match='`-p format=voc` or `-p format=yolo`'): read(tmp_path)
     for kind in ('voc', 'yolo'): painted(read(tmp_path, format=kind))
+
+
+def test_links_are_followed(tmp_path):
+    "What DVC leaves: files, or folders, that are links to places elsewhere"
+    root, cache, data = yolo(tmp_path/'all'), tmp_path/'cache', tmp_path/'data'
+    cache.mkdir()
+    for k, f in enumerate(sorted(f for f in root.rglob('*') if f.is_file())):
+        f.rename(cache/str(k)); to = data/f.relative_to(root)
+        to.parent.mkdir(parents=True, exist_ok=True); to.symlink_to(cache/str(k))
+    assert len(painted(read(data)).items) == N == len(painted(read(data/'data.yaml')).items)
+    (tmp_path/'linked').symlink_to(data)
+    assert len(painted(read(tmp_path/'linked')).items) == N
+    coco(tmp_path/'c'); (tmp_path/'d').mkdir()
+    for n in ('images', 'labels.json'): (tmp_path/'d'/n).symlink_to(tmp_path/'c'/n)
+    assert len(painted(read(tmp_path/'d')).items) == N == len(painted(read(tmp_path/'d/labels.json')).items)
+
+
+def test_thumbnails_are_no_backgrounds(tmp_path):
+    root = yolo(tmp_path)
+    for i in range(3):
+        with Image.open(root/f'images/{i}.png') as im: im.resize((24, 16)).save(root/f'images/{i}_thumb.png')
+    assert len(painted(read(root)).items) == N

@@ -127,17 +127,24 @@ class _Rows:
 def _predict_boxes(args, model) -> int:
     from tl_notebooks.learn.box_predict import COLUMNS, box_rows, coco_results, drawing_paths
     def say(text): print(f'tl predict: {text}', file=sys.stderr)
-    scenes, failed, results = model.find(args.input), 0, []
+    if args.max_pixels: model.max_pixels = args.max_pixels
+    scenes, failed, rows, results, read = model.find(args.input, args.text_column or ''), {}, [], [], 0
     drawings = drawing_paths(scenes, args.draw) if args.draw else None
     found = model.predict(scenes, args.bs, args.threshold, slice=args.slice or 0, drawings=drawings, tell=say)
-    table = csv.writer(sys.stdout, lineterminator='\n')
-    if args.format == 'csv': table.writerow(COLUMNS)
     for n,p in enumerate(found, 1):
-        if p.error: failed += 1; say(p.error); continue
-        if args.format == 'csv': table.writerows(box_rows(p, model.classes))
-        else: results += coco_results(p, n, model.classes)
+        if p.error: failed[p.path] = p.error; say(p.error); rows.append([p.path, *['']*(len(COLUMNS) - 1)]); continue
+        read += 1
+        rows += box_rows(p, model.classes)
+        if args.format == 'json': results += coco_results(p, n, model.classes)
+    if not read:
+        some = ' '.join([*failed.values()][:3])
+        raise InputError(f"none of {len(scenes):,} input{'s'*(len(scenes) != 1)} can be read. {some}")
+    if args.format == 'csv': # the reasons have a column where there are any
+        table = csv.writer(sys.stdout, lineterminator='\n')
+        table.writerow(COLUMNS + ['error']*bool(failed))
+        table.writerows([*r, failed.get(r[0], '')] if failed else r for r in rows)
     if args.format == 'json': print(json.dumps(results, ensure_ascii=False))
-    if failed: say(f"{failed} of {len(scenes)} files could not be read; the others are done")
+    if failed: say(f"{len(failed)} of {len(scenes)} files could not be read; the others are done")
     return 1 if failed else 0
 
 # %% ../nbs/90_cli.ipynb #d523d092
@@ -285,11 +292,12 @@ def _expand_words(args) -> int:
 # %% ../nbs/90_cli.ipynb #08d5510e
 def _expand_boxes(args) -> int:
     from tl_notebooks.judge.certificate import Limits
+    from tl_notebooks.data.decode import MAX_PIXELS
     from tl_notebooks.expand.boxes import BoxTuning, expand_boxes
     from tl_notebooks.runs.record import figure_text
     for name in ('remove', 'join', 'rename', 'correct', 'replay', 'memory', 'text_column', 'label_column',
                  'group_column', 'split_column', 'subject_column', 'sender_column', 'path_column', 'names', 'suffix',
-                 'folder', 'max_pixels', 'check_typos'):
+                 'folder', 'check_typos'):
         if getattr(args, name):
             raise InputError(f"--{name.replace('_', '-')} is not for detectors, which only get new classes; accepted: "
                              f"none.")
@@ -299,7 +307,7 @@ def _expand_boxes(args) -> int:
                         args.test_pct, args.seed, args.on_bad,
                         BoxTuning(1 if args.thaw is None else args.thaw, args.epochs, args.lr, args.distil),
                         dict(format=args.format or 'auto', annotations=args.annotations or '', clip=args.clip,
-                             exif=args.exif or 'auto'))
+                             exif=args.exif or 'auto', max_pixels=args.max_pixels or MAX_PIXELS))
     c = done.certificate
     if 'old_difference' in c:
         _say(f"old classes: AP50 {figure_text(c['old_accuracy_before'])} before, "

@@ -28,7 +28,8 @@ from PIL import Image
 from ..core import InputError, did_you_mean, write_json
 from .decode import MAX_PIXELS, SUFFIXES
 from .images import check_args, read_pictures
-from .listing import SPLITS, SPLIT_NAMES, list_files, name_some, natural_key, read_utf8, split_problems
+from .listing import (SPLITS, SPLIT_NAMES, _thumbnails, list_files, name_some, natural_key, read_utf8,
+                                       split_problems)
 from .problems import Problem, data_path, refuse
 from .splits import (LabelledData, fingerprint, join_groups, leak_problems, make_splits,
                                       missing_splits, near_families,
@@ -454,7 +455,7 @@ class _Classes:
         for f in t.files:
             if f.lower().endswith(('.yaml', '.yml')):
                 # a file that was named is chosen among its like
-                if p.is_file() and p.resolve() != t.root/f: continue
+                if p.is_file() and p.parent.resolve()/p.name != t.root/f: continue
                 names, more = _yaml_classes(t, f)
                 if not names: bare.append(f)
             elif _is_class_list(f): names, more = dict(enumerate(read_utf8(t.root/f).rstrip().splitlines())), {}
@@ -610,11 +611,13 @@ def _read_yolo(t:_Tree, files:list[str], place) -> _Found:
     return out
 
 def _backgrounds(t:_Tree, out:_Found) -> None:
-    "Take in pictures without a file of labels"
+    "Take in pictures without a file of labels, unless they are thumbnails of others"
     homes = {posixpath.dirname(f) for f in out.pictures}
-    for f in t.images:
-        beside = posixpath.dirname(f) in homes or 'images' in f.lower().split('/')[:-1]
-        if f not in out.pictures and beside: out.pictures[f] = dict(split='', width=0, height=0, at='')
+    for home in t.dirs:
+        if home not in homes and 'images' not in home.lower().split('/'): continue
+        here = [posixpath.basename(f) for f in t.images if posixpath.dirname(f) == home]
+        for f in (posixpath.join(home, n) for n in {*here} - {*_thumbnails(here)}):
+            if f not in out.pictures: out.pictures[f] = dict(split='', width=0, height=0, at='')
 
 # %% ../../nbs/data/65_boxes.ipynb #c4694540
 def _yaml_splits(t:_Tree, file:str, more:dict, out:_Found) -> None:
@@ -1037,7 +1040,7 @@ def _list_boxes(path, format:str, annotations:str, group:str, classes) -> tuple[
     if suffix in ('.yaml', '.yml'): kind, files = 'yolo', _text_labels(t)
     elif suffix == '.json':
         kind = 'labelstudio' if _json_kind(_head(p.parent, p.name, -1)) == 'labelstudio' else 'coco'
-        files = [p.resolve().relative_to(root).as_posix()]
+        files = [(p.parent.resolve()/p.name).relative_to(root).as_posix()]
     else: kind, files = _choose(t, path, 'cvat' if suffix else format, p.name if suffix else annotations)
     found = _READERS[kind](t, files, path)
     _listed_splits(t, found)

@@ -36,7 +36,7 @@ from .precision import begin_learner, settle
 from ..data.draw import plot_box_grid
 from .backbones import find_entry, load_box_model, load_image_model
 from .prefix import FrozenPrefix
-from .vision import GREY, image_tensor, placing
+from .vision import ANY_SIZE, GREY, image_tensor, placing
 from fastai.callback.core import Callback
 from fastai.callback.schedule import lr_find # noqa: F401  adds fit_one_cycle, fine_tune and lr_find to Learner
 from fastai.data.core import DataLoaders
@@ -121,7 +121,7 @@ class BoxSet:
 
     def picture(self, i:int) -> torch.Tensor:
         if i in self.kept: return self.kept[i]
-        t = image_tensor(open_image(self.root/self.paths[i]), self.size, self.resize, self.interpolation)
+        t = image_tensor(open_image(self.root/self.paths[i], ANY_SIZE), self.size, self.resize, self.interpolation)
         if hash_file(self.root/self.paths[i]) != self.names[i]:
             raise InputError(f"`{self.paths[i]}` has changed since the data was checked. Read the data again.")
         if self.left >= t.numel(): self.left -= t.numel(); self.kept[i] = t

@@ -382,7 +382,7 @@ def find(self:Model, inputs:Iterable[str|Path], text_column:str='') -> list|dict
     that cannot be read or are of another kind are among them, so that `predict` says so of each"""
     if self.is_text: return list_texts(inputs, self.manifest['preprocessing'].get('columns'), text_column, unread=True)
     if text_column: raise InputError(f"`{self.manifest['folder']}` is a model for images; accepted: no column of texts.")
-    if self.is_boxes: return list_inputs(inputs, SUFFIXES | VIDEOS, 'images or videos')
+    if self.is_boxes: return list_inputs(inputs, SUFFIXES | VIDEOS, 'images or videos', others=True)
     return [*list_inputs(inputs, others=True)]
 
 # %% ../../nbs/models/00_folder.ipynb #06182425
@@ -406,7 +406,7 @@ def predict(
     check_request(threshold, bs, slice)
     look = picture_detector(self.net, score=threshold, **self.reading)
     sliced = (lambda images: [predict_sliced(look, im, slice) for im in images]) if slice else look
-    return predict_boxes(sliced, [*map(Path, inputs)], self.classes, threshold, bs, **boxes)
+    return predict_boxes(sliced, [*map(Path, inputs)], self.classes, threshold, bs, max_pixels=self.max_pixels, **boxes)
 
 @patch
 def _predict_each(self:Model, inputs:Iterable, bs:int) -> Iterator[Prediction]:
