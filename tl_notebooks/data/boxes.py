@@ -1057,10 +1057,12 @@ def _list_boxes(path, format:str, annotations:str, group:str, classes) -> tuple[
     return t, found, rows, boxes, classes
 
 # %% ../../nbs/data/65_boxes.ipynb #dfbca322
-# boxes, problems, notes
-def _measure(items:pd.DataFrame, found:_Found, boxes:pd.DataFrame, clip:bool, exif:str) -> tuple[pd.DataFrame,
-        list[Problem], list[str]]:
+# items with `turn`, boxes, problems, notes
+def _measure(root:Path, items:pd.DataFrame, found:_Found, boxes:pd.DataFrame, clip:bool, exif:str) -> tuple[
+        pd.DataFrame, pd.DataFrame, list[Problem], list[str]]:
     "Boxes in pixels of the pictures that could be read, checked"
+    have = {*boxes.path}
+    items = items.assign(turn=[_exif_turn(root/p) if p in have else 1 for p in items.path])
     boxes = boxes.merge(items[['path', 'width', 'height', 'turn']], on='path', how='inner')
     drawn = items[items.path.isin(boxes.path)]
     turned = _exif_problems(drawn, found) if exif == 'auto' else []
@@ -1072,7 +1074,7 @@ def _measure(items:pd.DataFrame, found:_Found, boxes:pd.DataFrame, clip:bool, ex
     boxes, bad, notes = _check_boxes(boxes, clip)
     if n := int((drawn.turn > 1).sum()) if exif != 'auto' else 0:
         notes.append(f'images that EXIF turns, with boxes of the {exif} image: {n:,}')
-    return boxes, turned + _stated_sizes(items[~items.path.isin(unsure)], found, exif) + bad, notes
+    return items, boxes, turned + _stated_sizes(items[~items.path.isin(unsure)], found, exif) + bad, notes
 
 def _near(items:pd.DataFrame) -> pd.DataFrame:
     "`items` with `near` (the same for copies that only looking finds), and `unit`: what must stay together"
@@ -1136,9 +1138,7 @@ def read_boxes(
     source = 'given' if any(r['split'] for r in rows) else 'made'
     if max_items: rows = sample_rows(rows, max_items, seed)
     items, unread = read_pictures(t.root, rows, max_pixels, progress)
-    drawn = {*boxes.path}
-    items = items.assign(turn=[_exif_turn(t.root/p) if p in drawn else 1 for p in items.path])
-    boxes, odd, notes = _measure(items, found, boxes, clip, exif)
+    items, boxes, odd, notes = _measure(t.root, items, found, boxes, clip, exif)
     problems = found.bad + split_problems(rows, 'image') + spelling_problems(names) + unread + odd
     here = {r['path'] for r in rows}
     if max_items: problems = [p for p in problems if p.path in here or p.path not in found.pictures]

@@ -184,7 +184,8 @@ def predict_boxes(
     check_request(threshold, bs)
     scenes = [*scenes]
     n = None if any(p.suffix.lower() in VIDEOS for p in scenes) else len(scenes)
-    drawer, stream = _Drawer(drawings or {}, classes, tell), iter(progress(_frames(scenes, max_pixels), 'predicting', n))
+    drawer = _Drawer(drawings or {}, classes, tell)
+    stream = iter(progress(_frames(scenes, max_pixels), 'predicting', n))
     try:
         while batch := [*islice(stream, bs)]:
             good = [f.image for f in batch if not isinstance(f.image, str)]
