@@ -444,6 +444,26 @@ def test_tracks_of_cvat_are_refused_and_other_shapes_are_told(tmp_path):
     with pytest.raises(InputError, match='CVAT for video. Export the task as CVAT for images, COCO or YOLO'): read(root)
 
 
+def test_a_box_without_a_class_is_a_problem(tmp_path):
+    root = cvat(tmp_path/'c'); f = root/'annotations.xml'
+    f.write_text(f.read_text().replace('<box label="car"', '<box label=""', 1))
+    with pytest.raises(InputError, match='0.png: `annotations.xml` image id 0 box 1 has no name of a class'): read(root)
+    root = voc(tmp_path/'v'); f = root/'Annotations/1.xml'
+    f.write_text(f.read_text().replace('<name>car</name>', '', 1))
+    with pytest.raises(InputError, match='1.png: `Annotations/1.xml` object 1 has no name of a class'): read(root)
+
+
+def test_boxes_that_are_turned_are_their_extent(tmp_path):
+    root = cvat(tmp_path); f = root/'annotations.xml'
+    _, x1, y1, x2, y2 = objects(1)[0]
+    box = f'xtl="{x1}" ytl="{y1}" xbr="{x2}" ybr="{y2}"'
+    assert box in f.read_text()
+    mx, my, w, h = (x1 + x2)/2, (y1 + y2)/2, x2 - x1, y2 - y1 # the same extent, before a quarter of a turn
+    f.write_text(f.read_text().replace(box, f'xtl="{mx - h/2}" ytl="{my - w/2}" xbr="{mx + h/2}" ybr="{my + w/2}" '
+                                            'rotation="90"', 1))
+    painted(read(root))
+
+
 def test_tasks_that_nobody_finished_or_two_did(tmp_path):
     root = studio(tmp_path); f = root/'export.json'; tasks = json.loads(f.read_text())
     tasks[1]['annotations'] = []; tasks[2]['annotations'][0]['was_cancelled'] = True
@@ -488,3 +508,36 @@ def test_thumbnails_are_no_backgrounds(tmp_path):
     for i in range(3):
         with Image.open(root/f'images/{i}.png') as im: im.resize((24, 16)).save(root/f'images/{i}_thumb.png')
     assert len(painted(read(root)).items) == N
+
+
+ODD = [[1], [[1], 2], {'id': 1}, None, True, 'x', '', 1e400, -1, 0, 10**400]
+
+@pytest.mark.parametrize('odd', ODD, ids=range(len(ODD)))
+@pytest.mark.parametrize('short', [False, True])
+def test_odd_values_in_label_studio_are_a_problem_and_no_crash(odd, short, tmp_path):
+    root = studio(tmp_path, short); f = root/'export.json'
+    def places(v, way=()):
+        if way: yield way
+        for k, w in (v.items() if isinstance(v, dict) else enumerate(v) if isinstance(v, list) else ()):
+            yield from places(w, (*way, k))
+    for way in places(json.loads(f.read_text())[1:2], ()):
+        tasks = json.loads(f.read_text())
+        at = tasks[1:2]; part = at
+        for k in way[:-1]: part = part[k]
+        part[way[-1]] = odd
+        (root/'odd.json').write_text(json.dumps([tasks[0], *at, *tasks[2:]]))
+        try: d = read(root, annotations='odd.json')
+        except InputError: continue
+        assert np.isfinite(d.boxes[['x1', 'y1', 'x2', 'y2']].to_numpy(float)).all(), way
+
+
+@pytest.mark.parametrize('odd', ['', 'x', 'nan', '-5', '1e999', '1,2;;3'])
+def test_odd_values_in_cvat_are_a_problem_and_no_crash(odd, tmp_path):
+    root = cvat(tmp_path); text = (root/'annotations.xml').read_text()
+    for attribute in ('id', 'name', 'width', 'label', 'xtl', 'ybr', 'points'):
+        good = text.split(f' {attribute}="')
+        (root/'annotations.xml').write_text(f' {attribute}="'.join([good[0], odd + '"' + good[1].split('"', 1)[1],
+                                                                    *good[2:]]))
+        try: d = read(root)
+        except InputError: continue
+        assert np.isfinite(d.boxes[['x1', 'y1', 'x2', 'y2']].to_numpy(float)).all(), attribute

@@ -658,7 +658,7 @@ def _read_kitti(t:_Tree, files:list[str], place) -> _Found:
 # %% ../../nbs/data/65_boxes.ipynb #55ac0d63
 def _turned(x:float, y:float, w:float, h:float, degrees:float, cx:float, cy:float) -> list[float]:
     "The extent of a box that is turned around a point"
-    if math.isnan(degrees): degrees = 0
+    if not math.isfinite(degrees): return [math.nan]*4
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     corners = [(a - cx, b - cy) for a in (x, x + w) for b in (y, y + h)]
     return _extent([v for a,b in corners for v in (cx + a*c - b*s, cy + a*s + b*c)])
@@ -708,14 +708,15 @@ def _studio_picture(task:dict) -> str:
     return next((v for v in data.values() if isinstance(v, str)
                  and PurePosixPath(v.split('?')[0] if '?d=' not in v else v).suffix.lower() in SUFFIXES), '')
 
+def _objects(v) -> list[dict]: return [d for d in v if isinstance(d, dict)] if isinstance(v, list) else []
+
 def _studio_results(task:dict) -> list[list[dict]]: # of each annotation that is finished
     "Regions that were drawn, whole export or JSON-MIN"
     if 'annotations' in task or 'completions' in task:
-        done = [a for a in task.get('annotations', task.get('completions')) or [] if isinstance(a, dict)
-                and not a.get('was_cancelled')]
-        return [[{**r, **r['value']} for r in a.get('result') or [] if isinstance(r, dict)
-                 and isinstance(r.get('value'), dict)] for a in done]
-    return [[r for v in task.values() if isinstance(v, list) for r in v if isinstance(r, dict)]]
+        done = _objects(task.get('annotations', task.get('completions')))
+        return [[{**r, **r['value']} for r in _objects(a.get('result')) if isinstance(r.get('value'), dict)]
+                for a in done if not a.get('was_cancelled')]
+    return [[r for v in task.values() for r in _objects(v)]]
 
 def _studio_corners(r:dict) -> list[float]: # shares; NaN for what is neither box nor outline
     "The box of a region of Label Studio"
@@ -730,7 +731,7 @@ def _studio_corners(r:dict) -> list[float]: # shares; NaN for what is neither bo
         if r.get('rotation'): # around its corner, in pixels
             wide, high = (_number(r.get(f'original_{k}'))/100 for k in ('width', 'height'))
             a = _turned(x*wide, y*high, w*wide, h*high, _number(r['rotation']), x*wide, y*high)
-            xy = [v/s for v,s in zip(a, (wide, high)*2)]
+            xy = [v/s if s else math.nan for v,s in zip(a, (wide, high)*2)]
     return [v/100 for v in xy]
 
 def _studio_label(r:dict) -> list[str]:
@@ -741,7 +742,7 @@ def _read_studio(t:_Tree, files:list[str], place) -> _Found:
     out, none = _Found(shares=True), 0
     for f in files:
         tasks = _json(t.root, f, 'of Label Studio')
-        tasks = [v for v in (tasks if isinstance(tasks, list) else [tasks]) if isinstance(v, dict)]
+        tasks = _objects(tasks if isinstance(tasks, list) else [tasks])
         base = _base(t, f, [*map(_studio_picture, tasks)])
         for n,task in enumerate(tasks, 1):
             at, results = f"`{f}` task {task.get('id', n)}", _studio_results(task)
@@ -1043,6 +1044,8 @@ def _list_boxes(path, format:str, annotations:str, group:str, classes) -> tuple[
         files = [(p.parent.resolve()/p.name).relative_to(root).as_posix()]
     else: kind, files = _choose(t, path, 'cvat' if suffix else format, p.name if suffix else annotations)
     found = _READERS[kind](t, files, path)
+    found.bad += [Problem('no class', b[0], f'{b[-1]} has no name of a class') for b in found.boxes if not b[1].strip()]
+    found.boxes = [b for b in found.boxes if b[1].strip()]
     _listed_splits(t, found)
     found.bad = t.bad + found.bad
     some = {posixpath.dirname(f) for f in found.pictures} if p.is_file() or annotations else t.dirs
