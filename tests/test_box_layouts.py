@@ -541,3 +541,17 @@ def test_odd_values_in_cvat_are_a_problem_and_no_crash(odd, tmp_path):
         try: d = read(root)
         except InputError: continue
         assert np.isfinite(d.boxes[['x1', 'y1', 'x2', 'y2']].to_numpy(float)).all(), attribute
+
+
+def test_images_of_few_bits_are_not_black(tmp_path):
+    "A camera of 12 bits stores them in 16: what the network gets is what 8 bits of the same scene give"
+    from tl_notebooks.learn.detection import BoxSet
+    for name, scale in (('eight', 1), ('twelve', 16)):
+        root = coco(tmp_path/name)
+        for f in (root/'images').iterdir():
+            grey = np.asarray(Image.open(f).convert('L'))
+            Image.fromarray(grey.astype('uint16')*scale if scale > 1 else grey).save(f)
+    a, b = (read(tmp_path/n) for n in ('eight', 'twelve'))
+    assert (a.depth, b.depth) == (0, 12) and any('use 12 of them' in n for n in b.notes)
+    for one, other in zip(BoxSet(a, 'train', 64), BoxSet(b, 'train', 64)): assert (one[0] == other[0]).all()
+    assert BoxSet(a, 'train', 64)[0][0].max() > 50

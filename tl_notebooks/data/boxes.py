@@ -27,7 +27,7 @@ from fastcore.basics import patch
 from PIL import Image
 from ..core import InputError, did_you_mean, write_json
 from .decode import MAX_PIXELS, SUFFIXES
-from .images import check_args, read_pictures
+from .images import _depth_note, check_args, read_pictures
 from .listing import (SPLITS, SPLIT_NAMES, _thumbnails, list_files, name_some, natural_key, read_utf8,
                                        split_problems)
 from .problems import Problem, data_path, refuse
@@ -944,6 +944,7 @@ class BoxData(LabelledData):
     """
     boxes:pd.DataFrame = field(default_factory=pd.DataFrame)
     near:dict = field(default_factory=dict) # See `data.near_summary`
+    depth:int = 0 # Bits that pictures of 16 bits use; 0: there are none
 
     def targets(self, split:str, crowd:bool=True) -> list[dict[str, np.ndarray]]:
         "Per picture of a split: boxes (n, 4) float64, labels (n,) int64, crowd and difficult (n,) bool"
@@ -973,7 +974,8 @@ class BoxData(LabelledData):
         return summarise(self,
                          f'{len(self.items):,} pictures with {len(self.boxes):,} boxes of {len(self.classes)} '
                          f'classes{size}, fingerprint {self.fingerprint[:12]}')
-    def as_json(self) -> dict: return super().as_json() | {'n_boxes': len(self.boxes), 'near_copies': self.near}
+    def as_json(self) -> dict: return super().as_json() | {'n_boxes': len(self.boxes), 'near_copies': self.near} | (
+            {'depth': self.depth} if self.depth else {})
 
 # %% ../../nbs/data/65_boxes.ipynb #ba22443f
 @patch
@@ -1151,10 +1153,10 @@ def read_boxes(
     refuse(problems, path, n, on_bad == 'skip', unit='images', todo=_TODO)
     items['split'] = make_splits(items.assign(split=items.split.replace('', 'train')), made, seed)
     refuse(_class_problems(items, boxes, names, 1), path, n, on_bad == 'skip', unit='images', todo=_TODO)
-    notes, tables = found.notes + notes + _notes(items, boxes, names), _final(items, boxes)
-    notes += near_notes(near := _summary(items))
+    notes = found.notes + notes + _depth_note(items) + _notes(items, boxes, names) + near_notes(near := _summary(items))
+    tables, depth = _final(items, boxes), int(items.bits.max() or 0)
     return BoxData(t.root, tables[0], names, problems, box_fingerprint(*tables), source, [*made], notes, str(path),
-                   tables[1], near)
+                   tables[1], near, depth)
 
 # %% ../../nbs/data/65_boxes.ipynb #26ddf246
 MIN_TEST = 10

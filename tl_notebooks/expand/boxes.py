@@ -99,7 +99,9 @@ def tuned_boxes(model:Model, net:DenseNet, data:BoxData, classes:Sequence[str], 
     rest = [i for i in range(len(model.classes)) if i not in drawn]
     head = net.head.head.classification_head.cls_logits
     with seeded(seed):
-        dls = box_dls(numbered(data, classes), bs=tuning.bs, views=tuning.views, seed=seed, **model.reading)
+        data = numbered(data, classes)
+        data.depth = model.depth # white is what the model takes for it
+        dls = box_dls(data, bs=tuning.bs, views=tuning.views, seed=seed, **model.reading)
         learn = BoxLearner(dls, net, ema=.99 if mode == 'fine-tune' else 0, info=model.manifest['backbone'] | pre,
                             wd=0. if mode == 'keep-scores' else .02, path=Path('.'))
         learn.loss_func = lambda out, boxes, labels: drawn_loss(net, out, boxes, labels, drawn)
@@ -137,7 +139,7 @@ def found_in(model:Model, net:DenseNet, files:Sequence[Path], score:float=.02, b
     "What a detector with the preprocessing of `model` finds in pictures"
     look = picture_detector(net, score=score, **model.reading)
     return [f for i in progress(range(0, len(files), bs), 'judging', -(-len(files)//bs))
-            for f in look([open_image(p, ANY_SIZE) for p in files[i:i+bs]])]
+            for f in look([open_image(p, ANY_SIZE, model.depth) for p in files[i:i+bs]])]
 
 def only_classes(dicts:Sequence[dict], keep:Sequence[int]) -> list[dict]:
     "The boxes of some classes"
@@ -148,7 +150,7 @@ def _largest_change(a:DenseNet, b:DenseNet, model:Model, files:Sequence[Path]) -
     worst = 0.
     with torch.inference_mode():
         for p in files[:32]:
-            x = image_tensor(open_image(p, ANY_SIZE), **model.reading)[None].to(model.device)
+            x = image_tensor(open_image(p, ANY_SIZE, model.depth), **model.reading)[None].to(model.device)
             worst = max(worst, float((a(x)['cls_logits'] - b(x)['cls_logits'][..., :a.n_classes]).abs().max()))
     return worst
 

@@ -125,11 +125,11 @@ class _Frame:
     fps:float=0.
     opened:float=0.
 
-def _frames(scenes:Iterable[Path], max_pixels:int=MAX_PIXELS) -> Iterator[_Frame]:
+def _frames(scenes:Iterable[Path], max_pixels:int=MAX_PIXELS, depth:int=16) -> Iterator[_Frame]:
     "Pictures and frames, one after another"
     for p in scenes:
         try:
-            if p.suffix.lower() not in VIDEOS: yield _Frame(p, str(p), open_image(p, max_pixels)); continue
+            if p.suffix.lower() not in VIDEOS: yield _Frame(p, str(p), open_image(p, max_pixels, depth)); continue
             n, start, v = 0, time.perf_counter(), VideoReader(p)
             for n,im in enumerate(v, 1): yield _Frame(p, f'{p}#{n - 1}', im, v.fps, start)
             if not n: yield _Frame(p, str(p), f'`{p}` has no frame that can be read.')
@@ -178,6 +178,7 @@ def predict_boxes(
     drawings:dict[Path, Path]|None=None, # Of `drawing_paths`
     tell:Callable[[str], None]=lambda text: None, # Gets a line about each video
     max_pixels:int=MAX_PIXELS,      # Largest width × height of a picture
+    depth:int=16,                   # Bits that pictures of 16 bits use
 ) -> Iterator[BoxPrediction]:
     """A `BoxPrediction` per picture and frame, in order, with a progress bar on stderr; unreadable files give one with
     `error`"""
@@ -185,7 +186,7 @@ def predict_boxes(
     scenes = [*scenes]
     n = None if any(p.suffix.lower() in VIDEOS for p in scenes) else len(scenes)
     drawer = _Drawer(drawings or {}, classes, tell)
-    stream = iter(progress(_frames(scenes, max_pixels), 'predicting', n))
+    stream = iter(progress(_frames(scenes, max_pixels, depth), 'predicting', n))
     try:
         while batch := [*islice(stream, bs)]:
             good = [f.image for f in batch if not isinstance(f.image, str)]

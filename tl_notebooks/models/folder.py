@@ -406,7 +406,8 @@ def predict(
     check_request(threshold, bs, slice)
     look = picture_detector(self.net, score=threshold, **self.reading)
     sliced = (lambda images: [predict_sliced(look, im, slice) for im in images]) if slice else look
-    return predict_boxes(sliced, [*map(Path, inputs)], self.classes, threshold, bs, max_pixels=self.max_pixels, **boxes)
+    return predict_boxes(sliced, [*map(Path, inputs)], self.classes, threshold, bs, max_pixels=self.max_pixels,
+                         depth=self.depth, **boxes)
 
 @patch
 def _predict_each(self:Model, inputs:Iterable, bs:int) -> Iterator[Prediction]:
