@@ -84,6 +84,7 @@ def test_threshold_draw_and_what_cannot_be_read(model, scenes, tmp_path, capsys)
     a.save(tmp_path/'in'/'a.png'); b.save(tmp_path/'in'/'deep'/'b.bmp'); (tmp_path/'in'/'c.jpg').write_bytes(b'nothing')
     code, out, err = said(capsys, model, tmp_path/'in', '--draw', tmp_path/'out')
     assert code == 1 and 'c.jpg' in err and '1 of 3 files could not be read' in err
+    assert [r['path'].endswith('c.jpg') for r in csv.DictReader(io.StringIO(out)) if r['error']] == [True]
     assert sorted(str(p.relative_to(tmp_path/'out')) for p in (tmp_path/'out').rglob('*.*')) == ['a.png', 'deep/b.png']
     rows = [r for r in csv.DictReader(io.StringIO(out)) if r['path'].endswith('a.png')]
     changed = ImageChops.difference(Image.open(tmp_path/'out'/'a.png').convert('RGB'), a.convert('RGB')).convert('L')
@@ -92,7 +93,7 @@ def test_threshold_draw_and_what_cannot_be_read(model, scenes, tmp_path, capsys)
     # the left side of the tallest is drawn
     assert y2 - y1 > 4 and changed.crop((int(x1), int(y1), int(x1) + 3, int(y2))).getbbox()
     high = said(capsys, model, tmp_path/'in'/'a.png', '--threshold', '0.99')
-    assert high[:2] == (0, 'path,label,score,x1,y1,x2,y2\n')
+    assert high[:2] == (0, 'path,label,score,x1,y1,x2,y2,error\n')
     code, out, err = said(capsys, model, tmp_path/'in', '--draw', tmp_path/'out')
     assert (code, out) == (2, '') and 'exists already' in err
 

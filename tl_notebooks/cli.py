@@ -89,56 +89,56 @@ def cmd_predict(args) -> int:
                              f"none.")
     if args.max_pixels: model.max_pixels = args.max_pixels
     inputs = model.find(args.input, args.text_column or '')
-    out, failed, waiting = _Rows(args.format, model.classes), [], []
+    rows = _Rows(args.format, ['path', 'label', 'probability', *model.classes])
     for p in model.predict(inputs, args.bs):
-        if p.error: failed.append(p); print(f"tl predict: {p.error}", file=sys.stderr)
-        waiting.append(p)
-        if len(failed) == len(waiting): continue # nothing is written before one can be read
-        for w in waiting: out.add(w)
-        waiting, failed = [], out.failed
-    if not out.done:
-        raise InputError(f"none of {len(inputs):,} input{'s'*(len(inputs) != 1)} can be read. "
-                         f"{' '.join(p.error for p in failed[:3])}")
-    out.end()
-    if out.failed:
-        print(f"tl predict: {len(out.failed)} of {len(inputs)} inputs could not be read; the others are done",
-              file=sys.stderr)
-    return 1 if out.failed else 0
+        figures = [p.label, '' if p.error else f'{p.probability:.6f}', *(f'{v:.6f}' for v in p.probabilities.values())]
+        rows.add(p, [[p.path, *figures]])
+    return rows.end(len(inputs), [vars(p) for p in rows.done])
 
 class _Rows:
-    "Predictions as CSV, row by row, or as JSON at the end; what could not be read has a row with the reason"
-    def __init__(self, form:str, classes:list[str]):
-        self.form, self.classes, self.done, self.failed = form, classes, [], []
+    """Predictions as CSV, row by row, or as JSON at the end. What could not be read has a row with the reason; where
+    that is all, there are none"""
+    def __init__(self, form:str, columns:list[str]):
+        self.form, self.columns, self.done, self.failed, self.waiting = form, columns, [], [], []
         self.table = csv.writer(sys.stdout, lineterminator='\n')
-    def add(self, p) -> None:
-        if self.form == 'csv' and not self.done:
-            self.table.writerow(['path', 'label', 'probability', *self.classes, 'error'])
+
+    def add(self, p, cells:list[list]) -> None:
+        "A prediction and its rows, which appear once there is one that was read"
+        if p.error: self.failed.append(p); print(f"tl predict: {p.error}", file=sys.stderr)
+        if self.form == 'csv' and len(self.done) == len(self.failed) - bool(p.error) and not p.error:
+            self.table.writerow([*self.columns, 'error'])
         self.done.append(p)
-        if p.error: self.failed.append(p)
-        if self.form != 'csv': return
-        figures = [f'{v:.6f}' for v in p.probabilities.values()] or ['']*len(self.classes)
-        self.table.writerow([p.path, p.label, '' if p.error else f'{p.probability:.6f}', *figures, p.error or ''])
-    def end(self) -> None:
-        if self.form == 'json': print(json.dumps([dict(path=p.path, label=p.label, probability=p.probability,
-                                                       probabilities=p.probabilities, error=p.error)
-                                                  for p in self.done], ensure_ascii=False))
+        if p.error: cells = [[p.path, *['']*(len(self.columns) - 1), p.error]]
+        self.waiting += [[*c, *['']*(len(self.columns) + 1 - len(c))] for c in cells]
+        if len(self.failed) < len(self.done):
+            if self.form == 'csv': self.table.writerows(self.waiting)
+            self.waiting = []
+
+    def end(self, n:int, results:list) -> int:
+        "The count of what could not be read, and the exit code"
+        if not self.done and self.form == 'csv': self.table.writerow([*self.columns, 'error'])
+        if self.failed and len(self.failed) == len(self.done):
+            raise InputError(f"none of {n:,} file{'s'*(n != 1)} can be read. {self.failed[0].error}" if n > 1 else
+                             f"nothing can be read. {self.failed[0].error}")
+        if self.form == 'json': print(json.dumps(results, ensure_ascii=False))
+        if self.failed:
+            print(f"tl predict: {len(self.failed)} of {n} files could not be read; the others are done", file=sys.stderr)
+        return 1 if self.failed else 0
 
 # %% ../nbs/90_cli.ipynb #8ddc02a5
 def _predict_boxes(args, model) -> int:
     from tl_notebooks.learn.box_predict import COLUMNS, box_rows, coco_results, drawing_paths
     def say(text): print(f'tl predict: {text}', file=sys.stderr)
-    scenes, failed, results = model.find(args.input), 0, []
+    if args.max_pixels or args.text_column:
+        raise InputError(f"--{'max-pixels' if args.max_pixels else 'text-column'} is not for detectors. Accepted: none.")
+    scenes, results = model.find(args.input), []
     drawings = drawing_paths(scenes, args.draw) if args.draw else None
     found = model.predict(scenes, args.bs, args.threshold, slice=args.slice or 0, drawings=drawings, tell=say)
-    table = csv.writer(sys.stdout, lineterminator='\n')
-    if args.format == 'csv': table.writerow(COLUMNS)
+    rows = _Rows(args.format, COLUMNS)
     for n,p in enumerate(found, 1):
-        if p.error: failed += 1; say(p.error); continue
-        if args.format == 'csv': table.writerows(box_rows(p, model.classes))
-        else: results += coco_results(p, n, model.classes)
-    if args.format == 'json': print(json.dumps(results, ensure_ascii=False))
-    if failed: say(f"{failed} of {len(scenes)} files could not be read; the others are done")
-    return 1 if failed else 0
+        rows.add(p, [] if p.error else box_rows(p, model.classes))
+        if not p.error: results += coco_results(p, n, model.classes)
+    return rows.end(len(scenes), results)
 
 # %% ../nbs/90_cli.ipynb #d523d092
 def _say(text:str) -> None: print(f"tl expand: {text}", file=sys.stderr)

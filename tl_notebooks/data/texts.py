@@ -205,6 +205,8 @@ def _typed(lack:list[str], free:list[str], values:dict[str, list[str]]) -> str:
     for role in lack:
         rest = [c for c in free if c not in out.values()]
         if not rest: return "The first line must name the columns."
+        if any(len(c) > 60 or len(c.split()) > 5 for c in free):
+            return "The first line looks like a row. Put a line that names the columns above it: text,label."
         long = lambda c: sum(map(len, values.get(c, ())))
         kinds = lambda c: (len({*values.get(c, ())}) < 2, len({*values.get(c, ())}))
         out[role] = max(rest, key=long) if role == 'text' else min(rest, key=kinds)
@@ -542,13 +544,14 @@ def list_texts(
     for given in map(str, inputs):
         p = Path(given).expanduser()
         if given == '-': out += [(f'line {n}', line.rstrip('\n')) for n,line in enumerate(sys.stdin, 1) if line.strip()]
-        elif _exists(p): rows, problems = _named_rows(p, columns or {}, text); out += rows; bad += problems
+        elif _exists(p):
+            rows, problems = _named_rows(p, columns or {}, text)
+            out += rows + [(b.path, Unread(b.detail)) for b in problems]*unread; bad += problems
         elif _like_a_path(given): bad.append(f'`{given}` does not exist (a text that looks like a path can be given by '
                                              f'standard input, with - in its place)')
         else: out.append((given, given))
     if bad and (not unread or not all(isinstance(b, Problem) for b in bad)):
         raise InputError(f"input {'; '.join(map(str, bad[:20]))}.")
-    out += [(b.path, Unread(b.detail)) for b in bad]
     if not out:
         raise InputError(f"no texts in {', '.join(f'`{i}`' for i in inputs)}; accepted: texts, .txt, .eml and .mbox "
                          f"files, folders of them, tables, - for standard input.")
