@@ -419,7 +419,7 @@ def _list_csv(file:Path, root:Path|None=None, asked:Asked=Asked(), split:str='')
     left = [c for c in free if c not in used]
     notes = table.notes + [note]*bool(note) + unused(left) + below.notes()
     return rows, [Problem('bad row', '', f'line {n} {what}') for n,what in table.bad] + bad + name_splits(
-        rows, SPLIT_WORDS) + split_problems(rows), notes
+        rows, SPLIT_WORDS) + (split_problems(rows) if not split else []), notes
 
 # %% ../../nbs/data/20_listing.ipynb #6eb21873
 def unused(columns:list[str]) -> list[str]:
@@ -496,7 +496,7 @@ def list_labelled(path:str|Path, asked:Asked=Asked()) -> tuple[Path, list[dict],
 
 def _metadata(root:Path) -> list[tuple[Path, str]]:
     "(table, split) of a folder as Hugging Face lays it out: metadata.csv or metadata.jsonl, in it or in each split's"
-    def of(folder): return next((folder/n for n in ('metadata.csv', 'metadata.jsonl') if (folder/n).is_file()), None)
+    def of(folder): return next((folder/n for n in ('metadata.csv', 'metadata.jsonl') if os.path.isfile(folder/n)), None)
     if found := of(root): return [(found, '')]
     splits, _ = _top_splits(_ls(root, root)[0])
     return [(t, s) for d,s in splits.items() if d and (t := of(root/d))]

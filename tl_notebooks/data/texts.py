@@ -227,7 +227,7 @@ def _found_rows(file:Path, place:str, given:dict, need:Sequence[str]=('text', 'l
                 soft:dict[str, str]|None=None) -> Found:
     "What a table holds, as it stands there; `soft`: columns that are read where the table has them"
     table = read_table(file)
-    soft = {r: c for r,c in (soft or {}).items() if c in (*table.header, 'none') and c not in given.values()}
+    soft = {r: c for r,c in (soft or {}).items() if c == 'none' or c in table.header and c not in given.values()}
     given = soft | {r: c for r,c in given.items() if c}
     bad = [Problem('bad row', f'{place}:{n}', what) for n,what in table.bad]
     values = {c: [r[j] for _,r in table.rows] for j,c in enumerate(table.header)}
