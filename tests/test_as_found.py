@@ -64,7 +64,8 @@ FORMS = { # name: (file, content, parameters)
     'utf-16': ('d.csv', rows().encode('utf-16'), {}),
     'utf-16 big-endian': ('d.csv', codecs.BOM_UTF16_BE + rows().encode('utf-16-be'), {}),
     'utf-16 without a mark': ('d.csv', rows().encode('utf-16-le'), {}),
-    'latin-1': ('d.csv', rows(head='path,label,note', make=lambda p: f'{p},{p.split("/")[0]},Größe').encode('latin-1'), {}),
+    'latin-1': ('d.csv', rows(head='path,label,note', make=lambda p: f'{p},{p.split("/")[0]},Größe').encode('latin-1'),
+                {}),
     "Excel's own first line": ('d.csv', 'sep=;\r\n' + rows().replace(',', ';').replace('\n', '\r\n'), {}),
     'lines of an old Mac': ('d.csv', rows().replace('\n', '\r').encode(), {}),
     'commas at the end': ('d.csv', rows().replace('\n', ',,,\n'), {}),
@@ -211,14 +212,16 @@ def test_several_labels_in_one_are_refused(sep, tmp_path):
     assert 'several labels (4)' in text and 'One label an item is what is supported' in text
     assert len(images(tmp_path/'d.csv', on_bad='skip').items) == 8
 
+def in_turn(labels): return 'path,label\n' + ''.join(f'{p},{labels[i % 3]}\n' for i,p in enumerate(GOOD))
+
 def test_several_labels_where_none_stands_alone(tmp_path):
     labels = ['road;clear', 'clear;rain', 'road']
-    (tree(tmp_path, GOOD)/'d.csv').write_text('path,label\n' + ''.join(f'{p},{labels[i % 3]}\n' for i,p in enumerate(GOOD)))
+    (tree(tmp_path, GOOD)/'d.csv').write_text(in_turn(labels))
     assert 'several labels (8)' in refusal(images, tmp_path/'d.csv')
 
 def test_names_with_blanks_are_names(tmp_path):
     labels = ['large nut', 'small nut', 'M8/M10']
-    (tree(tmp_path, GOOD)/'d.csv').write_text('path,label\n' + ''.join(f'{p},{labels[i % 3]}\n' for i,p in enumerate(GOOD)))
+    (tree(tmp_path, GOOD)/'d.csv').write_text(in_turn(labels))
     assert images(tmp_path/'d.csv').classes == ['large nut', 'M8/M10', 'small nut']
 
 @pytest.mark.parametrize('write', ['json lines', 'csv'])
@@ -298,8 +301,8 @@ def deep(path, seed, bits, label, colour=False):
     import cv2
     cv2.imwrite(str(path), a.astype('uint16')[..., ::-1])
 
-@pytest.mark.parametrize('bits, ext, colour', [(12, 'png', False), (12, 'tif', False), (8, 'png', False), (10, 'png', True),
-                                               (12, 'tif', True), (16, 'png', False)])
+@pytest.mark.parametrize('bits, ext, colour', [(12, 'png', False), (12, 'tif', False), (8, 'png', False),
+                                               (10, 'png', True), (12, 'tif', True), (16, 'png', False)])
 def test_narrow_images_of_16_bits_are_seen(bits, ext, colour, tmp_path):
     "The range is found over all, said, and the same for each; none is black or a copy of another"
     for k,c in enumerate(('left', 'right')):
@@ -402,7 +405,8 @@ def test_an_open_quote_names_the_line_where_it_opens(tmp_path):
     assert 'line 12: a quote opens here and closes in the middle of line 22' in refusal(read_texts, tmp_path/'d.csv')
 
 def test_texts_of_many_lines_are_no_lost_rows(tmp_path):
-    letters = [(f'Dear {n},\nthank you, all,\n"good", as ever\n\nyours, Bob', c) for c in ('good', 'poor') for n in 'abcdefgh']
+    letters = [(f'Dear {n},\nthank you, all,\n"good", as ever\n\nyours, Bob', c) for c in ('good', 'poor')
+               for n in 'abcdefgh']
     f = io.StringIO(); csv.writer(f).writerows([('text', 'label'), *((f'{t} {l}', l) for t,l in letters)])
     (tmp_path/'d.csv').write_text(f.getvalue(), newline='')
     assert len(read_texts(tmp_path/'d.csv').items) == 16
@@ -428,12 +432,13 @@ def test_a_column_that_nobody_named_does_not_leak(column, values, tmp_path):
     (tmp_path/'d.csv').write_text(f.getvalue())
     data = read_texts(tmp_path/'d.csv')
     assert sorted(data.items.text) == sorted(f'item {i} arrived' for i in range(20))
-    assert f"columns not used: '{column}'" in data.notes and data.columns == dict(text='text', subject='none', sender='none')
+    assert f"columns not used: '{column}'" in data.notes
+    assert data.columns == dict(text='text', subject='none', sender='none')
 
 def test_columns_of_mails_are_said_and_can_be_left_out(tmp_path):
     f = io.StringIO()
-    csv.writer(f).writerows([('body', 'label', 'from', 'subject'), *((f'item {i}', 'ab'[i % 2], f'{i}@b.org', f'news {i}')
-                                                                     for i in range(20))])
+    csv.writer(f).writerows([('body', 'label', 'from', 'subject'),
+                             *((f'item {i}', 'ab'[i % 2], f'{i}@b.org', f'news {i}') for i in range(20))])
     (tmp_path/'d.csv').write_text(f.getvalue())
     data = read_texts(tmp_path/'d.csv')
     assert 'From: 3@b.org\nSubject: news 3\n\nitem 3' in {*data.items.text}
@@ -448,7 +453,8 @@ def test_what_a_model_remembers_is_read_where_it_is(tmp_path):
     assert list_texts([tmp_path/'d.csv'], dict(text='v2', subject='none', sender='none')) == [
         (f'{tmp_path}/d.csv:2', 'see you')]
     assert list_texts([tmp_path/'d.csv'], dict(text='gone'), text='v1')[0][1].endswith('ham')
-    assert '`--text-column v2` of `tl expand` and `tl predict`' in refusal(list_texts, [tmp_path/'d.csv'], dict(text='gone'))
+    text = refusal(list_texts, [tmp_path/'d.csv'], dict(text='gone'))
+    assert '`--text-column v2` of `tl expand` and `tl predict`' in text
 
 
 # ---- mails
@@ -459,7 +465,8 @@ def mail(k, good, subject=True, html=False):
     m['From'], m['To'] = f'{"anna" if good else "promo"}{k}@example.org', 'me@example.org'
     if subject: m['Subject'] = f'hello {k}'
     body = f'{"minutes of the meeting" if good else "you won a prize"} number {k}'
-    m.set_content(f'<p>{body}</p>' if html else body + '\nFrom here on: 10:00 sharp.\n', subtype='html' if html else 'plain')
+    m.set_content(f'<p>{body}</p>' if html else body + '\nFrom here on: 10:00 sharp.\n',
+                  subtype='html' if html else 'plain')
     return m
 
 def boxes(root, n=8):
@@ -486,7 +493,7 @@ def test_mails_in_every_keeping_are_the_same_mails(tmp_path):
     assert texts(read_texts(boxes(tmp_path/'mbox'))) == want
     assert texts(read_texts(singles(tmp_path/'line', start=LINE))) == want
     assert texts(read_texts(singles(tmp_path/'maildir', 'cur/17040672{:02d}.M1P1.host:2,S'))) == want
-    assert texts(read_texts(singles(tmp_path/'new', 'new/17040672{:02d}.M1P1.host'))) == want # together with an empty cur
+    assert texts(read_texts(singles(tmp_path/'new', 'new/17040672{:02d}.M1P1.host'))) == want
     assert texts(read_texts(singles(tmp_path/'hash', '{:05d}.7c53336b37003a9286aba55d2945844c'))) == want
     assert texts(read_texts(singles(tmp_path/'number', '103{:02d}'))) == want
     for c,good in (('ham', 1), ('spam', 0)): # four mails a file
@@ -514,10 +521,11 @@ def test_odd_bodies(tmp_path):
     (root/'spam'/'subject.eml').write_bytes(b'From: x@y.org\r\nSubject: You won the prize\r\n\r\n')
     (root/'spam'/'stub.eml').write_bytes(
         b'From: x@y.org\r\nSubject: alt\r\nContent-Type: multipart/alternative; boundary=B\r\n\r\n--B\r\nContent-Type: '
-        b'text/plain\r\n\r\nHTML only.\r\n--B\r\nContent-Type: text/html\r\n\r\n<p>casino bonus and loans for all who read '
-        b'this</p>\r\n--B--\r\n')
+        b'text/plain\r\n\r\nHTML only.\r\n--B\r\nContent-Type: text/html\r\n\r\n<p>casino bonus and loans for all who '
+        b'read this</p>\r\n--B--\r\n')
     (root/'ham'/'html.eml').write_bytes(bytes(mail(50, 1, html=True)))
-    (root/'ham'/'wrong.eml').write_bytes('Content-Type: text/plain; charset=us-ascii\r\n\r\nGrüße, café\r\n'.encode('cp1252'))
+    wrong = 'Content-Type: text/plain; charset=us-ascii\r\n\r\nGrüße, café\r\n'
+    (root/'ham'/'wrong.eml').write_bytes(wrong.encode('cp1252'))
     (root/'ham'/'apple.emlx').write_bytes(b'%d\n' % len(m := bytes(mail(51, 1))) + m + b'<plist></plist>')
     items = read_texts(root).items
     found = dict(zip(items.path, items.text))
@@ -534,7 +542,8 @@ def test_outlook_is_told_what_to_export(tmp_path):
 
 def test_folders_of_texts_without_a_label(tmp_path):
     "aclImdb: train/pos, train/neg, train/unsup, and files that are none of them"
-    spec = {f'{s}/{c}/{k}.txt': f'{s} {c} {k} words' for s in ('train', 'test') for c in ('pos', 'neg') for k in range(5)}
+    spec = {f'{s}/{c}/{k}.txt': f'{s} {c} {k} words' for s in ('train', 'test') for c in ('pos', 'neg')
+            for k in range(5)}
     spec |= {f'train/unsup/{k}.txt': f'unsup {k}' for k in range(5)} | {'train/labeledBow.feat': '9 0:9', 'README': 'x'}
     text = refusal(read_texts, tree(tmp_path, spec))
     assert "train/labeledBow.feat: suffix '.feat'" in text and '1 problem in' in text
@@ -545,24 +554,28 @@ def test_images_are_no_texts(tmp_path):
     assert 'holds 12 images and no texts' in refusal(read_texts, tree(tmp_path, GOOD))
 
 def test_a_table_without_a_header_says_so(tmp_path):
-    (tmp_path/'d.csv').write_text(''.join(f'"the {w} room {i} of the old house",{w}\n' for i in range(9) for w in ('good', 'bad')))
+    (tmp_path/'d.csv').write_text(''.join(f'"the {w} room {i} of the old house",{w}\n' for i in range(9)
+                                          for w in ('good', 'bad')))
     assert 'The first line looks like a row' in refusal(read_texts, tmp_path/'d.csv')
 
 
 # ---- what is predicted
 # -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('given', ['no/such.eml', 'mails/foo bar.eml', 'my mails/inbox 2024.eml', 'new mails.csv',
-                                   './note', '~/mails/1', 'C:\\mails\\1', 'mails/ham', 'letter.docx', 'box.mbox', '0.MSG'])
+@pytest.mark.parametrize('given', [
+    'no/such.eml', 'mails/foo bar.eml', 'my mails/inbox 2024.eml', 'new mails.csv', './note', '~/mails/1',
+    'C:\\mails\\1', 'mails/ham', 'letter.docx', 'box.mbox', '0.MSG'])
 def test_what_looks_like_a_path_and_is_not_there_is_no_text(given):
     assert 'does not exist' in refusal(list_texts, [given])
 
-@pytest.mark.parametrize('given', ['good and/or cheap, 24/7', 'works well', 'see https://example.org', '3/4 of it is fine',
-                                   'great.', 'The price/quality ratio is fine, and it arrived on time', 'nice and/\nor so'])
+@pytest.mark.parametrize('given', [
+    'good and/or cheap, 24/7', 'works well', 'see https://example.org', '3/4 of it is fine', 'great.',
+    'The price/quality ratio is fine, and it arrived on time', 'nice and/\nor so'])
 def test_a_text_is_a_text(given): assert list_texts([given]) == [(given, given)]
 
 def test_one_text_that_cannot_be_read_stops_no_other(tmp_path):
-    spec = {'a.txt': 'fine', 'b.txt': b'Gr\xfc\xdfe', 'c.pdf': b'%PDF', 'd.msg': b'x', 'e': 'no suffix', 'd.csv': 'text\nx\n'}
+    spec = {'a.txt': 'fine', 'b.txt': b'Gr\xfc\xdfe', 'c.pdf': b'%PDF', 'd.msg': b'x', 'e': 'no suffix',
+            'd.csv': 'text\nx\n'}
     got = dict((n.rpartition('/')[2], t) for n,t in list_texts([tree(tmp_path, spec)], unread=True))
     assert got['a.txt'] == 'fine' and got['e'] == 'no suffix' and len(got) == 6
     assert 'not UTF-8' in got['b.txt'] and 'suffix' in got['c.pdf'] and '.eml' in got['d.msg']
@@ -570,8 +583,8 @@ def test_one_text_that_cannot_be_read_stops_no_other(tmp_path):
     assert 'not UTF-8' in refusal(list_texts, [tmp_path])
 
 def test_all_files_of_a_folder_are_answered_for(tmp_path):
-    spec = {'a.png': 1, 'b.txt': 'x', 'c.pdf': b'%PDF', '__MACOSX/._a.png': b'x', '@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg': b'x',
-            'README.md': 'x', '.hidden.png': b'x'}
+    spec = {'a.png': 1, 'b.txt': 'x', 'c.pdf': b'%PDF', '__MACOSX/._a.png': b'x',
+            '@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg': b'x', 'README.md': 'x', '.hidden.png': b'x'}
     root = tree(tmp_path, spec)
     assert [*map(str, list_inputs([root], others=True).values())] == ['a.png', 'b.txt', 'c.pdf']
     assert [*map(str, list_inputs([root]).values())] == ['a.png']

@@ -596,7 +596,8 @@ def test_damaged_html_keeps_what_came_before(rest): assert html_text('<p>kept</p
 def test_columns_are_found_by_name(names, given, want): assert find_columns(names.split(), 'x', given) == want
 
 @pytest.mark.parametrize('names, given, parts', [
-    ('a label', {}, ['which column is the text?', "'a', 'label'", 'sentence', '`-p text=a` of `tl run`', '`--text-column a`']),
+    ('a label', {}, ['which column is the text?', "'a', 'label'", 'sentence', '`-p text=a` of `tl run`',
+                         '`--text-column a`']),
     ('text b', {}, ['which column is the label?', 'sentiment', '`-p label=b` of `tl run`']),
     ('a b', {}, ['which column is the text and which the label?', '-p text=', '-p label=']),
     ('text b', dict(text='b', label='b'), ["column 'b' is given for `text` and for `label`"]),
@@ -650,7 +651,8 @@ BAD = {
                    dict(group='who'),
         ['d.csv:2: in train; same group as `d.csv:20` in test'], 'leak'),
     'typo': ({'d.csv': table(*MANY, ('new', 'postive'))}, 'd.csv', {},
-             ["label 'postive' (1 of 121) looks like 'positive'", '`-p check_typos=false`', '--check-typos false'], 'typo'),
+             ["label 'postive' (1 of 121) looks like 'positive'", '`-p check_typos=false`', '--check-typos false'],
+             'typo'),
     'case': (plain(('new', 'Good')), 'd.csv', {}, ["'Good', 'good' differ only in case or blanks"], 'spelling'),
     'blanks': (plain(('new', 'so so'), ('new 2', 'so  so')), 'd.csv', {},
                ["'so  so', 'so so' differ only in case or blanks"], 'spelling'),

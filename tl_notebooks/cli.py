@@ -122,7 +122,8 @@ class _Rows:
                              f"nothing can be read. {self.failed[0].error}")
         if self.form == 'json': print(json.dumps(results, ensure_ascii=False))
         if self.failed:
-            print(f"tl predict: {len(self.failed)} of {n} files could not be read; the others are done", file=sys.stderr)
+            print(f"tl predict: {len(self.failed)} of {n} files could not be read; the others are done",
+                  file=sys.stderr)
         return 1 if self.failed else 0
 
 # %% ../nbs/90_cli.ipynb #8ddc02a5
@@ -130,7 +131,8 @@ def _predict_boxes(args, model) -> int:
     from tl_notebooks.learn.box_predict import COLUMNS, box_rows, coco_results, drawing_paths
     def say(text): print(f'tl predict: {text}', file=sys.stderr)
     if args.max_pixels or args.text_column:
-        raise InputError(f"--{'max-pixels' if args.max_pixels else 'text-column'} is not for detectors. Accepted: none.")
+        raise InputError(f"--{'max-pixels' if args.max_pixels else 'text-column'} is not for detectors. Accepted: "
+                         f"none.")
     scenes, results = model.find(args.input), []
     drawings = drawing_paths(scenes, args.draw) if args.draw else None
     found = model.predict(scenes, args.bs, args.threshold, slice=args.slice or 0, drawings=drawings, tell=say)
@@ -165,7 +167,8 @@ def _columns(args) -> dict:
     "How a person says that tables and files are to be read; only what was said"
     from tl_notebooks.data.texts import parse_names
     said = dict(names=parse_names(args.names or ''), suffix=args.suffix, folder=args.folder, max_pixels=args.max_pixels,
-                check_typos=None if args.check_typos is None else args.check_typos == 'true', path_column=args.path_column)
+                check_typos=None if args.check_typos is None else args.check_typos == 'true',
+                path_column=args.path_column)
     said |= {n: getattr(args, f'{n}_column') for n in ('text', 'label', 'group', 'split', 'subject', 'sender')}
     return {k: v for k,v in said.items() if v not in ('', None, {})}
 
@@ -440,7 +443,8 @@ def _add_tuning(expand) -> None:
         expand.add_argument(f'--{name}', type=kind, default=default, metavar='N',
                             help=f'fine-tune: {what} (default: {default})')
     for name,what in (('text', 'texts'), ('label', 'labels'), ('group', 'groups that stay in one split'),
-                      ('split', 'splits; none: there is none'), ('subject', 'subjects, before the texts; none: left out'),
+                      ('split', 'splits; none: there is none'),
+                      ('subject', 'subjects, before the texts; none: left out'),
                       ('sender', 'senders, before the texts; none: left out'), ('path', 'paths of images')):
         expand.add_argument(f'--{name}-column', metavar='NAME',
                             help=f'column of a table with the {what} (default: found by its name)')

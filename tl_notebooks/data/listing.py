@@ -50,8 +50,8 @@ def _circular(path:Path, root:Path) -> bool:
 def _rel(path:Path, root:Path) -> str: return path.relative_to(root).as_posix()
 
 # %% ../../nbs/data/20_listing.ipynb #2faba77b
-LITTER = frozenset(['thumbs.db', 'ehthumbs.db', 'desktop.ini', 'picasa.ini', '__macosx', '@eadir', '#recycle', '@recycle',
-                    '$recycle.bin', 'system volume information', 'lost+found', '_thumb', '_thumbs'])
+LITTER = frozenset(['thumbs.db', 'ehthumbs.db', 'desktop.ini', 'picasa.ini', '__macosx', '@eadir', '#recycle',
+                    '@recycle', '$recycle.bin', 'system volume information', 'lost+found', '_thumb', '_thumbs'])
 
 def is_litter(name:str) -> bool:
     "Whether a file or folder is of an operating system or a network drive, and nobody's data"
@@ -91,7 +91,7 @@ class ItemKind:
     def has(self, name:str, folder:str='') -> bool:
         "Whether a file of that name, in a folder of that name, is an item"
         if has_suffix(name, self.suffixes): return True
-        if not self.bare or re.fullmatch(r'(README|LICEN[CS]E|COPYING|Makefile|cmds|PROVENANCE)', name, re.I): return False
+        if not self.bare or re.fullmatch('README|LICEN[CS]E|COPYING|Makefile|cmds|PROVENANCE', name, re.I): return False
         return folder in ('cur', 'new') or not re.fullmatch(r'\.[a-z][a-z0-9]{0,9}', Path(name).suffix, re.I)
 
 IMAGES = ItemKind('image', SUFFIXES)
@@ -131,9 +131,9 @@ def _list_class(folder:Path, root:Path, split:str, kind:ItemKind=IMAGES) -> tupl
     if not rows: bad.append(Problem('empty class', _rel(folder, root), f'no {kind.name} in it'))
     return rows, (sub, direct), bad, small
 
-OTHER_WAYS = {'.csv': 'to use this list, give its own path', '.msg': "Outlook's own format; save it as .eml, or drag it "
-              'into Thunderbird and export it from there', '.pst': "Outlook's own format; import it into Thunderbird "
-              'and export its folders as .mbox'}
+OTHER_WAYS = {'.csv': 'to use this list, give its own path',
+              '.msg': "Outlook's own format; save it as .eml, or drag it into Thunderbird and export it from there",
+              '.pst': "Outlook's own format; import it into Thunderbird and export its folders as .mbox"}
 OTHER_WAYS |= {'.ost': OTHER_WAYS['.pst'], '.olm': OTHER_WAYS['.pst'], '.oft': OTHER_WAYS['.msg']}
 
 def _strangers(folder:Path, root:Path, files:Iterable[str], kind:ItemKind) -> list[Problem]:
@@ -274,7 +274,8 @@ def _roles(file:Path, table:Table, asked:Asked) -> dict[str, str]:
     header, out = table.header, {r: getattr(asked, r) for r in ('path', 'label', 'group') if getattr(asked, r)}
     say = f"CSV `{file}`: its columns are {', '.join(map(repr, header))}"
     if absent := [(r, c) for r,c in out.items() if c not in header]:
-        raise InputError(f"{say}; there is no {absent[0][1]!r} for `{absent[0][0]}`. {did_you_mean(absent[0][1], header)}")
+        raise InputError(f"{say}; there is no {absent[0][1]!r} for `{absent[0][0]}`. "
+                         + did_you_mean(absent[0][1], header))
     low = {c.lower(): c for c in reversed(header) if c not in out.values()}
     for role,names in dict(path=('path', 'file_name'), label=('label',), group=('group',)).items():
         exact = next((low[n] for n in names if n in low and (role != 'group' or low[n] == n)), '')
@@ -316,7 +317,8 @@ def _fold(path:str) -> str: return unicodedata.normalize('NFC', path).casefold()
 class _Below:
     "The files below a folder, found by what a table calls them"
     def __init__(self, root:Path, asked:Asked=Asked()):
-        self.root, self.folder, self.counts, self.example = root, asked.folder.replace('\\', '/').strip('/'), Counter(), {}
+        self.root, self.counts, self.example = root, Counter(), {}
+        self.folder = asked.folder.replace('\\', '/').strip('/')
         self.suffix = asked.suffix and '.' + asked.suffix.removeprefix('.')
         if self.folder and not (root/self.folder).is_dir():
             raise InputError(f"`folder` is {asked.folder!r}, which is no folder in `{root}`. "
@@ -407,7 +409,8 @@ def _list_csv(file:Path, root:Path|None=None, asked:Asked=Asked(), split:str='')
     roles = _roles(file, table, asked)
     free = {c: [r[j] for _,r in table.rows] for j,c in enumerate(table.header) if c not in roles.values()}
     if asked.split and asked.split not in ('none', *free):
-        raise InputError(f"CSV `{file}`: there is no column {asked.split!r} for `split`. {did_you_mean(asked.split, free)}")
+        raise InputError(f"CSV `{file}`: there is no column {asked.split!r} for `split`. "
+                         + did_you_mean(asked.split, free))
     says, used, note = find_splits(free, 'none' if split else asked.split)
     _near_names(file, table.header, {*roles.values(), *used})
     cells = [{r: row[table.header.index(c)] for r,c in roles.items()} | {'split': says[k] if says else split}
@@ -488,7 +491,8 @@ def list_labelled(path:str|Path, asked:Asked=Asked()) -> tuple[Path, list[dict],
         if has_suffix(p.name, LISTS): return p.parent.resolve(), *_list_csv(p, asked=asked)
         raise InputError(f"`{path}` is a file, but not a CSV. Accepted: {LAYOUTS}.")
     root = p.resolve()
-    if tables := _metadata(root) or [(t, '') for t in [_only_csv(root)] if t]: return root, *_list_tables(root, tables, asked)
+    if tables := _metadata(root) or [(t, '') for t in [_only_csv(root)] if t]:
+        return root, *_list_tables(root, tables, asked)
     if asked.said():
         raise InputError(f"`{path}` is a folder without a table, so there is nothing that {' and '.join(asked.said())} "
                          f"could name. Accepted there: no names of columns. Or give a table that has them.")
@@ -496,7 +500,8 @@ def list_labelled(path:str|Path, asked:Asked=Asked()) -> tuple[Path, list[dict],
 
 def _metadata(root:Path) -> list[tuple[Path, str]]:
     "(table, split) of a folder as Hugging Face lays it out: metadata.csv or metadata.jsonl, in it or in each split's"
-    def of(folder): return next((folder/n for n in ('metadata.csv', 'metadata.jsonl') if os.path.isfile(folder/n)), None)
+    def of(folder):
+        return next((folder/n for n in ('metadata.csv', 'metadata.jsonl') if os.path.isfile(folder/n)), None)
     if found := of(root): return [(found, '')]
     splits, _ = _top_splits(_ls(root, root)[0])
     return [(t, s) for d,s in splits.items() if d and (t := of(root/d))]

@@ -259,9 +259,9 @@ def find_splits(
     elif flags: return _flag_splits(flags), [*flags], f"splits are those of {_names(flags)}"
     elif not (column := next(iter(other), None)): return None, [], ''
     meant = {v.strip(): w for v,w in zip(columns[column], words[column]) if v.strip() and w != v.strip()}
-    return words[column], [column], '' if _plain(column) == 'split' and not meant else (
-        f"splits are those of column {column!r}" + f" ({', '.join(f'{v}: {w}' for v,w in sorted(meant.items())[:6])})"*bool(
-                meant))
+    how = f" ({', '.join(f'{v}: {w}' for v,w in sorted(meant.items())[:6])})"*bool(meant)
+    note = '' if _plain(column) == 'split' and not meant else f"splits are those of column {column!r}{how}"
+    return words[column], [column], note
 
 def _names(columns) -> str: return f"column{'s'*(len(columns) > 1)} {' and '.join(map(repr, columns))}"
 

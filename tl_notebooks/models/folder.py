@@ -383,7 +383,7 @@ def find(self:Model, inputs:Iterable[str|Path], text_column:str='') -> list|dict
     """What `predict` takes for the files, folders and (for a text model) tables and texts that a person names; files
     that cannot be read or are of another kind are among them, so that `predict` says so of each"""
     if self.is_text: return list_texts(inputs, self.manifest['preprocessing'].get('columns'), text_column, unread=True)
-    if text_column: raise InputError(f"`{self.manifest['folder']}` is a model for images; accepted: no column of texts.")
+    if text_column: raise InputError(f"`{self.manifest['folder']}` is a model for images; accepted: no text column.")
     if self.is_boxes: return list_inputs(inputs, SUFFIXES | VIDEOS, 'images or videos')
     return [*list_inputs(inputs, others=True)]
 
