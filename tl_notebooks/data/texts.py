@@ -481,7 +481,8 @@ def _in_order(r:dict) -> tuple: return r['text'], r['label'], r['split'], r['gro
 def _text_data(root:Path, path, found:Found, items:pd.DataFrame, classes:list[str], problems:list[Problem],
                made:list[str], loose:list[str]) -> TextData:
     notes = found.notes + data_notes(items, classes, 'text') + _uneven(items)
-    items, source = items.drop(columns=['content', 'unit']), 'given' if any(r['split'] for r in found.rows if r['label'] and r['body'].strip()) else 'made'
+    items = items.drop(columns=['content', 'unit'])
+    source = 'given' if any(r['split'] for r in found.rows if r['label'] and r['body'].strip()) else 'made'
     return TextData(root, items, classes, problems, _print(items, loose), source, made, notes, str(path), loose,
                     _remember(found.columns))
 
