@@ -150,7 +150,7 @@ def test_a_table_of_texts_is_no_table_of_images(tmp_path):
 
 SPLIT_COLUMNS = { # header: (value for train, valid, test); None: no such rows
     'is_valid': ('False', 'True', None), 'is_valid ': ('0', '1', None), 'IsValid': ('no', 'YES', None),
-    'is_test': ('false', None, 'true'), 'is_train': ('1', None, '0'),
+    'is_test': ('false', None, 'true'), 'validation': ('0', '1', None), 'is_train': ('1', None, '0'),
     'set': ('TRAIN', 'Val', 'Test'), 'subset': ('training', 'validation', 'testing'),
     'partition': ('train', 'dev', 'test'), 'fold': ('train', 'valid', 'test'), 'Fold': ('Train', None, 'Test'),
     'Usage': ('Training', 'PublicTest', 'PrivateTest'), 'usage': ('train', 'Public', 'Private'),
@@ -193,6 +193,23 @@ def test_splits_can_be_named_and_left_out(tmp_path):
     (tmp_path/'d.csv').write_text('\n'.join(['path,label,subset', *lines]) + '\n')
     assert "have the split 'holdout'" in refusal(images, tmp_path/'d.csv')
 
+def test_a_flag_that_is_not_always_one_is_refused(tmp_path):
+    "Else validation rows would be trained on"
+    says = ['True', 'False', 'False']*4
+    (tree(tmp_path, GOOD)/'d.csv').write_text('path,label,is_valid\n' + ''.join(
+        f'{p},{WANT[p]},{"maybe" if i == 5 else says[i]}\n' for i,p in enumerate(GOOD)))
+    assert "1 rows have the split 'maybe'" in refusal(images, tmp_path/'d.csv')
+    (tmp_path/'d.csv').write_text('path,label,Usage\n' + ''.join(
+        f'{p},{WANT[p]},{("Public", "Private")[i % 2]}\n' for i,p in enumerate(GOOD)))
+    assert "no row has the split 'train' by 'Usage'; `-p split=none`" in refusal(images, tmp_path/'d.csv')
+
+def test_a_column_for_each_label_and_a_table_without_a_header_are_named(tmp_path):
+    (tree(tmp_path, GOOD)/'d.csv').write_text('path,bolt,nut\n' + ''.join(
+        f'{p},{int(l == "bolt")},{int(l == "nut")}\n' for p,l in WANT.items()))
+    assert "'bolt', 'nut' look like a column for each label" in refusal(images, tmp_path/'d.csv')
+    (tmp_path/'d.csv').write_text(rows().split('\n', 1)[1])
+    assert 'The first line looks like a row' in refusal(images, tmp_path/'d.csv')
+
 def test_folders_called_training_and_testing(tmp_path):
     spec = {f'{s}/{p}': n + 1000*k for k,s in enumerate(('Training', 'Testing')) for p,n in GOOD.items()}
     data = images(tree(tmp_path, spec))
@@ -218,6 +235,11 @@ def test_several_labels_where_none_stands_alone(tmp_path):
     labels = ['road;clear', 'clear;rain', 'road']
     (tree(tmp_path, GOOD)/'d.csv').write_text(in_turn(labels))
     assert 'several labels (8)' in refusal(images, tmp_path/'d.csv')
+
+def test_a_comma_between_labels_of_which_one_stands_alone(tmp_path):
+    rows = [('path', 'label'), *((p, ('road', 'road,clear')[i % 2]) for i,p in enumerate(GOOD))]
+    with open(tree(tmp_path, GOOD)/'d.csv', 'w', newline='') as f: csv.writer(f).writerows(rows)
+    assert 'several labels (6)' in refusal(images, tmp_path/'d.csv')
 
 def test_names_with_blanks_are_names(tmp_path):
     labels = ['large nut', 'small nut', 'M8/M10']

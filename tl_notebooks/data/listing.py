@@ -303,6 +303,11 @@ def _which(table:Table, lack:list[str], have:dict[str, str]) -> str:
                                                  len({*free[c]})))
     rest = {c: len({*v}) for c,v in free.items() if c not in found.values()}
     if 'label' in lack and rest: found['label'] = min(rest, key=lambda c: (rest[c] < 2, rest[c]))
+    if any(has_suffix(c, SUFFIXES) for c in table.header):
+        return "The first line looks like a row. Put a line that names the columns above it: path,label."
+    if 'label' in lack and len(ones := [c for c in rest if {*free[c]} <= {'0', '1', '0.0', '1.0'}]) > 1:
+        return (f"{name_some(ones)} look like a column for each label. Accepted: one column with the label of each "
+                f"image.")
     typed = lambda way: ' '.join(way.format(r, quoted(c)) for r,c in found.items())
     return ' '.join(near + [f"Name what is meant: `{typed('-p {}={}')}` of `tl run`, `{typed('--{}-column {}')}` of "
                             f"`tl expand`."]*bool(found))
@@ -422,7 +427,7 @@ def _list_csv(file:Path, root:Path|None=None, asked:Asked=Asked(), split:str='')
     left = [c for c in free if c not in used]
     notes = table.notes + [note]*bool(note) + unused(left) + below.notes()
     return rows, [Problem('bad row', '', f'line {n} {what}') for n,what in table.bad] + bad + name_splits(
-        rows, SPLIT_WORDS) + (split_problems(rows) if not split else []), notes
+        rows, SPLIT_WORDS) + (split_problems(rows, column=used) if not split else []), notes
 
 # %% ../../nbs/data/20_listing.ipynb #6eb21873
 def unused(columns:list[str]) -> list[str]:
@@ -471,14 +476,16 @@ def name_splits(rows:list[dict], names:dict[str, str]=SPLIT_NAMES, place:str='')
     return [Problem('split', '', f"{n} rows{where} have the split {name!r}. {did_you_mean(name, SPLIT_NAMES)}{other}")
             for name,n in unknown.items()]
 
-def split_problems(rows:list[dict], unit:str='row') -> list[Problem]:
+def split_problems(rows:list[dict], unit:str='row', column:Iterable[str]=()) -> list[Problem]:
     "Splits that only some rows name, or none of them train"
     given, lack, out = {r['split'] for r in rows} - {''}, [r['path'] for r in rows if not r['split']], []
     if given and lack:
         out.append(Problem('split', '',
                            f"{len(lack):,} of {len(rows):,} {unit}s have no split; fill in all or none (first "
                            f"`{lack[0]}`)"))
-    if given and 'train' not in given: out.append(Problem('split', '', f"no {unit} has the split 'train'"))
+    if given and 'train' not in given:
+        where = f" by {name_some(column)}; `-p split=none` if that is about something else" if column else ''
+        out.append(Problem('split', '', f"no {unit} has the split 'train'{where}"))
     return out
 
 # %% ../../nbs/data/20_listing.ipynb #de958873

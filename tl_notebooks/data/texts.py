@@ -224,6 +224,7 @@ class Found:
     bad:list[Problem] = field(default_factory=list)
     notes:list[str] = field(default_factory=list)
     columns:dict[str, str] = field(default_factory=dict)
+    splits:list[str] = field(default_factory=list) # The columns that say which split a row is in
 
 def _found_rows(file:Path, place:str, given:dict, need:Sequence[str]=('text', 'label'),
                 soft:dict[str, str]|None=None) -> Found:
@@ -247,7 +248,8 @@ def _found_rows(file:Path, place:str, given:dict, need:Sequence[str]=('text', 'l
         rows.append(dict(path=f'{place}:{n}', text=mail_text(v['sender'], v['subject'], v['text']), body=v['text'],
                          label=v['label'].strip(), split=says[k] if says else '', group=v['group'].strip()))
     left = [c for c in table.header if c not in used and c not in cols.values()]
-    return Found(rows, bad, table.notes + [note]*bool(note) + _heads(cols, given) + unused(left), cols)
+    return Found(rows, bad, table.notes + [note]*bool(note) + _heads(cols, given) + unused(left), cols,
+                 used)
 
 def _splits_of(table:Table, place:str, values:dict, cols:dict[str, str], given:str) -> tuple[list[str]|None, list[str],
         str]:
@@ -347,7 +349,8 @@ def _list_texts(path:str|Path, given:dict, soft:dict[str, str]|None=None) -> tup
     if tables:
         all_found = [_table_rows(t, root, given, s, soft) for t,s in tables]
         return root, Found([r for f in all_found for r in f.rows], [b for f in all_found for b in f.bad],
-                           [*dict.fromkeys(n for f in all_found for n in f.notes)], all_found[0].columns)
+                           [*dict.fromkeys(n for f in all_found for n in f.notes)], all_found[0].columns,
+                           all_found[0].splits)
     # subjects of mails need no column
     if asked := [f'`{r}`' for r,name in given.items() if name and name != 'none']:
         raise InputError(f"`{path}` is a folder without a table, so there is no column for {' and '.join(asked)}. "
@@ -464,7 +467,7 @@ def read_texts(
     plain = [r for r in rows if r['body'].strip()]
     named = [r for r in plain if r['label']]
     classes, made = sorted({r['label'] for r in named}, key=natural_key), missing_splits(named, valid_pct, test_pct)
-    problems = bad + _empty(rows) + ([] if addition else split_problems(named)) + spelling_problems(classes)
+    problems = bad + _empty(rows) + ([] if addition else split_problems(named, column=found.splits)) + spelling_problems(classes)
     if check_typos: problems += label_typos(r['label'] for r in named)
     if max_items: plain = sample_rows(sorted(plain, key=_in_order), max_items, seed)
     items, checked = check_items(_items_of([r for r in plain if r['label']]), classes,
