@@ -85,6 +85,7 @@ def test_threshold_draw_and_what_cannot_be_read(model, scenes, tmp_path, capsys)
     a.save(tmp_path/'in'/'a.png'); b.save(tmp_path/'in'/'deep'/'b.bmp'); (tmp_path/'in'/'c.jpg').write_bytes(b'nothing')
     code, out, err = said(capsys, model, tmp_path/'in', '--draw', tmp_path/'out')
     assert code == 1 and 'c.jpg' in err and '1 of 3 files could not be read' in err
+    assert [r['path'].endswith('c.jpg') for r in csv.DictReader(io.StringIO(out)) if r['error']] == [True]
     assert sorted(str(p.relative_to(tmp_path/'out')) for p in (tmp_path/'out').rglob('*.*')) == ['a.png', 'deep/b.png']
     rows = [r for r in csv.DictReader(io.StringIO(out)) if r['path'].endswith('a.png')]
     changed = ImageChops.difference(Image.open(tmp_path/'out'/'a.png').convert('RGB'), a.convert('RGB')).convert('L')

@@ -167,8 +167,10 @@ def read_manifest(folder:str|Path) -> dict:
 def _models_near(folder:Path) -> str:
     "The model folders beside one that is not there, or where such are found"
     if not folder.parent.is_dir(): return f"Nor is `{folder.parent}`. A run keeps its model in RUN/model."
-    near = sorted(p.name for p in folder.parent.iterdir()
-                  if (p/'manifest.json').is_file() or (p/'model'/'manifest.json').is_file())
+    def below(d, *ways): return sorted({p.parent if p.parent.name != 'model' else p.parent.parent
+                                        for w in ways for p in d.glob(f'{w}/manifest.json')})
+    near = [p.relative_to(folder.parent) for p in below(folder.parent, '*', '*/model', '*/*', '*/*/model')]
+    near = near or below(Path('outputs'), '*/*/model', '*/*')
     return did_you_mean(folder.name, near) if near else (
         f"There is no model folder in `{folder.parent}` either. A run keeps its model in RUN/model.")
 
@@ -326,7 +328,7 @@ def read_batches(self:Model, inputs:Sequence, bs:int, desc:str) -> Iterator[tupl
     for i in progress(range(0, len(inputs), bs), desc, -(-len(inputs)//bs)):
         read = [self._read(p) for p in inputs[i:i+bs]]
         good = [t for t in read if not isinstance(t, str)]
-        if self.is_text: good = [t for t, in PadTokens()([(t,) for t in good])]
+        if self.is_text and good: good = [t for t, in PadTokens()([(t,) for t in good])]
         yield inputs[i:i+bs], read, torch.stack(good) if good else None
 
 @patch
@@ -381,7 +383,7 @@ def find(self:Model, inputs:Iterable[str|Path], text_column:str='') -> list|dict
     """What `predict` takes for the files, folders and (for a text model) tables and texts that a person names; files
     that cannot be read or are of another kind are among them, so that `predict` says so of each"""
     if self.is_text: return list_texts(inputs, self.manifest['preprocessing'].get('columns'), text_column, unread=True)
-    if text_column: raise InputError(f"`{self.manifest['folder']}` is a model for images; accepted: no column of texts.")
+    if text_column: raise InputError(f"`{self.manifest['folder']}` is a model for images; accepted: no text column.")
     if self.is_boxes: return list_inputs(inputs, SUFFIXES | VIDEOS, 'images or videos', others=True)
     return [*list_inputs(inputs, others=True)]
 
