@@ -16,7 +16,7 @@ QUICK = ['-p', 'size=96', '-p', 'bs=16', '-p', 'precision=fp32']
 
 
 # `pytest -m fast`: no network trains in these, and no kernel starts.
-FAST = 'box_layouts box_scores data evidence house texts boxes samples'.split()
+FAST = 'as_found box_layouts box_scores data evidence house texts boxes samples'.split()
 
 
 def pytest_collection_modifyitems(items):

@@ -1,4 +1,6 @@
 "What a user can get wrong on the command line: one message that names the place, exit 2, and nothing written."
+import csv
+import io
 import shutil
 from pathlib import Path
 
@@ -89,9 +91,39 @@ def test_predict_does_the_rest_when_files_are_bad(first_run, pictures, tmp_path)
     (tmp_path/'empty.png').touch(); (tmp_path/'text.jpg').write_text('hello')
     data = (tmp_path/'zcut.png').read_bytes(); (tmp_path/'zcut.png').write_bytes(data[:len(data)//2])
     done = tl('predict', first_run[1], tmp_path, cwd=tmp_path)
-    lines = done.stdout.splitlines()
-    assert done.returncode == 1 and len(lines) == 2 and lines[1].startswith(str(tmp_path/'good.png'))
+    rows = {Path(r['path']).name: r for r in csv.DictReader(io.StringIO(done.stdout))}
+    assert done.returncode == 1 and [n for n,r in rows.items() if r['label']] == ['good.png']
+    assert not rows['good.png']['error']
+    assert 'zero bytes' in rows['empty.png']['error'] and 'not an image' in rows['text.jpg']['error']
+    assert 'truncated' in rows['zcut.png']['error'] and rows['zcut.png']['probability'] == ''
     assert all(n in done.stderr for n in ('empty.png', 'text.jpg', 'zcut.png', '3 of 4 files'))
+
+
+def test_predict_where_nothing_can_be_read_is_a_wrong_request(first_run, tmp_path):
+    (tmp_path/'in').mkdir()
+    (tmp_path/'in'/'empty.png').touch(); (tmp_path/'in'/'text.jpg').write_text('hello')
+    for form in ('csv', 'json'):
+        done = tl('predict', first_run[1], tmp_path/'in', '--format', form, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, '') and 'none of 2 files can be read' in done.stderr
+
+
+def test_a_model_that_is_not_there_is_looked_for_among_models(first_run, tmp_path):
+    "Not among files, and not among folders that hold none"
+    shutil.copytree(first_run[1]/'model', tmp_path/'m'/'nuts')
+    (tmp_path/'m'/'other').mkdir(); (tmp_path/'m'/'x.csv').touch()
+    for command in (['predict', 'm/ntus', 'x.png'], ['show', 'm/ntus'], ['expand', 'm/ntus', '--data', 'm']):
+        done = tl(*command, cwd=tmp_path)
+        assert done.returncode == 2 and "Did you mean 'nuts'?" in done.stderr, done.stderr
+        done = tl(command[0], 'm/zzz', *command[2:], cwd=tmp_path)
+        assert 'Accepted: nuts.' in done.stderr and 'other' not in done.stderr and 'x.csv' not in done.stderr
+
+
+def test_texts_for_a_model_of_images(first_run, tmp_path):
+    (tmp_path/'d.csv').write_text('text,label\nso good,a\nso bad,b\n')
+    done = tl('expand', first_run[1], '--data', 'd.csv', cwd=tmp_path)
+    assert done.returncode == 2 and 'This looks like a table of texts' in done.stderr
+    done = tl('expand', first_run[1], '--data', 'd.csv', '--text-column', 'text', cwd=tmp_path)
+    assert done.returncode == 2 and '`text` is about tables of texts' in done.stderr
 
 
 def test_predict_inputs_that_do_not_exist(first_run, tmp_path):

@@ -444,6 +444,26 @@ def test_tracks_of_cvat_are_refused_and_other_shapes_are_told(tmp_path):
     with pytest.raises(InputError, match='CVAT for video. Export the task as CVAT for images, COCO or YOLO'): read(root)
 
 
+def test_a_box_without_a_class_is_a_problem(tmp_path):
+    root = cvat(tmp_path/'c'); f = root/'annotations.xml'
+    f.write_text(f.read_text().replace('<box label="car"', '<box label=""', 1))
+    with pytest.raises(InputError, match='0.png: `annotations.xml` image id 0 box 1 has no name of a class'): read(root)
+    root = voc(tmp_path/'v'); f = root/'Annotations/1.xml'
+    f.write_text(f.read_text().replace('<name>car</name>', '', 1))
+    with pytest.raises(InputError, match='1.png: `Annotations/1.xml` object 1 has no name of a class'): read(root)
+
+
+def test_boxes_that_are_turned_are_their_extent(tmp_path):
+    root = cvat(tmp_path); f = root/'annotations.xml'
+    _, x1, y1, x2, y2 = objects(1)[0]
+    box = f'xtl="{x1}" ytl="{y1}" xbr="{x2}" ybr="{y2}"'
+    assert box in f.read_text()
+    mx, my, w, h = (x1 + x2)/2, (y1 + y2)/2, x2 - x1, y2 - y1 # the same extent, before a quarter of a turn
+    f.write_text(f.read_text().replace(box, f'xtl="{mx - h/2}" ytl="{my - w/2}" xbr="{mx + h/2}" ybr="{my + w/2}" '
+                                            'rotation="90"', 1))
+    painted(read(root))
+
+
 def test_tasks_that_nobody_finished_or_two_did(tmp_path):
     root = studio(tmp_path); f = root/'export.json'; tasks = json.loads(f.read_text())
     tasks[1]['annotations'] = []; tasks[2]['annotations'][0]['was_cancelled'] = True
@@ -466,3 +486,72 @@ def test_two_formats_are_told_apart_by_format(tmp_path):
     labels(tmp_path/'JPEGImages'); (tmp_path/'JPEGImages/classes.txt').write_text('\n'.join(NAMES))
     with pytest.raises(InputError, match='`-p format=voc` or `-p format=yolo`'): read(tmp_path)
     for kind in ('voc', 'yolo'): painted(read(tmp_path, format=kind))
+
+
+def test_links_are_followed(tmp_path):
+    "What DVC leaves: files, or folders, that are links to places elsewhere"
+    root, cache, data = yolo(tmp_path/'all'), tmp_path/'cache', tmp_path/'data'
+    cache.mkdir()
+    for k, f in enumerate(sorted(f for f in root.rglob('*') if f.is_file())):
+        f.rename(cache/str(k)); to = data/f.relative_to(root)
+        to.parent.mkdir(parents=True, exist_ok=True); to.symlink_to(cache/str(k))
+    assert len(painted(read(data)).items) == N == len(painted(read(data/'data.yaml')).items)
+    (tmp_path/'linked').symlink_to(data)
+    assert len(painted(read(tmp_path/'linked')).items) == N
+    coco(tmp_path/'c'); (tmp_path/'d').mkdir()
+    for n in ('images', 'labels.json'): (tmp_path/'d'/n).symlink_to(tmp_path/'c'/n)
+    assert len(painted(read(tmp_path/'d')).items) == N == len(painted(read(tmp_path/'d/labels.json')).items)
+
+
+def test_thumbnails_are_no_backgrounds(tmp_path):
+    root = yolo(tmp_path)
+    for i in range(3):
+        with Image.open(root/f'images/{i}.png') as im: im.resize((24, 16)).save(root/f'images/{i}_thumb.png')
+    assert len(painted(read(root)).items) == N
+
+
+ODD = [[1], [[1], 2], {'id': 1}, None, True, 'x', '', 1e400, -1, 0, 10**400]
+
+@pytest.mark.parametrize('odd', ODD, ids=range(len(ODD)))
+@pytest.mark.parametrize('short', [False, True])
+def test_odd_values_in_label_studio_are_a_problem_and_no_crash(odd, short, tmp_path):
+    root = studio(tmp_path, short); f = root/'export.json'
+    def places(v, way=()):
+        if way: yield way
+        for k, w in (v.items() if isinstance(v, dict) else enumerate(v) if isinstance(v, list) else ()):
+            yield from places(w, (*way, k))
+    for way in places(json.loads(f.read_text())[1:2], ()):
+        tasks = json.loads(f.read_text())
+        at = tasks[1:2]; part = at
+        for k in way[:-1]: part = part[k]
+        part[way[-1]] = odd
+        (root/'odd.json').write_text(json.dumps([tasks[0], *at, *tasks[2:]]))
+        try: d = read(root, annotations='odd.json')
+        except InputError: continue
+        assert np.isfinite(d.boxes[['x1', 'y1', 'x2', 'y2']].to_numpy(float)).all(), way
+
+
+@pytest.mark.parametrize('odd', ['', 'x', 'nan', '-5', '1e999', '1,2;;3'])
+def test_odd_values_in_cvat_are_a_problem_and_no_crash(odd, tmp_path):
+    root = cvat(tmp_path); text = (root/'annotations.xml').read_text()
+    for attribute in ('id', 'name', 'width', 'label', 'xtl', 'ybr', 'points'):
+        good = text.split(f' {attribute}="')
+        (root/'annotations.xml').write_text(f' {attribute}="'.join([good[0], odd + '"' + good[1].split('"', 1)[1],
+                                                                    *good[2:]]))
+        try: d = read(root)
+        except InputError: continue
+        assert np.isfinite(d.boxes[['x1', 'y1', 'x2', 'y2']].to_numpy(float)).all(), attribute
+
+
+def test_images_of_few_bits_are_not_black(tmp_path):
+    "A camera of 12 bits stores them in 16: what the network gets is what 8 bits of the same scene give"
+    from tl_notebooks.learn.detection import BoxSet
+    for name, scale in (('eight', 1), ('twelve', 16)):
+        root = coco(tmp_path/name)
+        for f in (root/'images').iterdir():
+            grey = np.asarray(Image.open(f).convert('L'))
+            Image.fromarray(grey.astype('uint16')*scale if scale > 1 else grey).save(f)
+    a, b = (read(tmp_path/n) for n in ('eight', 'twelve'))
+    assert (a.depth, b.depth) == (0, 12) and any('use 12 of them' in n for n in b.notes)
+    for one, other in zip(BoxSet(a, 'train', 64), BoxSet(b, 'train', 64)): assert (one[0] == other[0]).all()
+    assert BoxSet(a, 'train', 64)[0][0].max() > 50

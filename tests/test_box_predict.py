@@ -2,6 +2,7 @@
 import csv
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -84,6 +85,7 @@ def test_threshold_draw_and_what_cannot_be_read(model, scenes, tmp_path, capsys)
     a.save(tmp_path/'in'/'a.png'); b.save(tmp_path/'in'/'deep'/'b.bmp'); (tmp_path/'in'/'c.jpg').write_bytes(b'nothing')
     code, out, err = said(capsys, model, tmp_path/'in', '--draw', tmp_path/'out')
     assert code == 1 and 'c.jpg' in err and '1 of 3 files could not be read' in err
+    assert [r['path'].endswith('c.jpg') for r in csv.DictReader(io.StringIO(out)) if r['error']] == [True]
     assert sorted(str(p.relative_to(tmp_path/'out')) for p in (tmp_path/'out').rglob('*.*')) == ['a.png', 'deep/b.png']
     rows = [r for r in csv.DictReader(io.StringIO(out)) if r['path'].endswith('a.png')]
     changed = ImageChops.difference(Image.open(tmp_path/'out'/'a.png').convert('RGB'), a.convert('RGB')).convert('L')
@@ -95,6 +97,26 @@ def test_threshold_draw_and_what_cannot_be_read(model, scenes, tmp_path, capsys)
     assert high[:2] == (0, 'path,label,score,x1,y1,x2,y2\n')
     code, out, err = said(capsys, model, tmp_path/'in', '--draw', tmp_path/'out')
     assert (code, out) == (2, '') and 'exists already' in err
+
+
+def test_each_file_has_a_row_or_a_reason(model, scenes, tmp_path, capsys):
+    home = tmp_path/'in'; home.mkdir()
+    shutil.copy(scenes.files('test')[0], home/f"a{scenes.files('test')[0].suffix}")
+    (home/'a.txt').write_text('no picture'); (home/'b.jpg').write_bytes(b'nothing'); (home/'.hidden').write_text('x')
+    code, out, err = said(capsys, model, home, '--draw', tmp_path/'out')
+    rows = list(csv.DictReader(io.StringIO(out)))
+    why = {r['path'].split('/')[-1]: r['error'] for r in rows if r['error']}
+    assert code == 1 and why.keys() == {'a.txt', 'b.jpg'}
+    assert all('cannot be read as an image' in v for v in why.values())
+    assert any(r['score'] and not r['error'] for r in rows) and '2 of 3 files could not be read' in err
+    code, out, err = said(capsys, model, home, '--format', 'json')
+    assert code == 1 and json.loads(out) and 'a.txt' in err # COCO has no place for reasons
+    code, out, err = said(capsys, model, home/'b.jpg')
+    assert (code, out) == (2, '') and 'none of 1 input can be read' in err
+    code, out, err = said(capsys, model, home/'none.jpg')
+    assert (code, out) == (2, '') and 'does not exist' in err
+    code, out, err = said(capsys, model, *scenes.files('test')[:1], '--max-pixels', '100')
+    assert code == 2 and 'pixels; accepted: 100' in err
 
 
 def test_slices_find_in_parts_what_is_found_in_pictures_of_their_size(model, scenes, tmp_path, capsys):

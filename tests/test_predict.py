@@ -89,3 +89,87 @@ def test_an_untouched_copy_is_accepted_elsewhere(first_run, tmp_path):
     "The damage tests can fail: the same call on an undamaged copy works"
     from tl_notebooks.models.folder import Model
     assert len(Model(shutil.copytree(first_run[1]/'model', tmp_path/'elsewhere')).classes) == 4
+
+
+def said(capsys, *args):
+    "Exit code, output and messages of a command in this process"
+    from tl_notebooks.cli import main
+    capsys.readouterr()
+    code = main([*map(str, args)])
+    return code, *capsys.readouterr()
+
+
+HAM, SPAM = 'we meet for lunch in the garden with the kids', 'you are the winner of a casino prize click now'
+
+@pytest.fixture(scope='module')
+def mail_model(tmp_path_factory):
+    "A model of a table whose columns nobody could guess: label v1, text v2"
+    from tl_notebooks.data.texts import read_texts
+    from tl_notebooks.learn.text import text_learner
+    from tl_notebooks.models import save  # noqa: F401  gives learners `save_model`
+    root = tmp_path_factory.mktemp('mails')
+    rows = [(c, f'{w} {i}') for i in range(8) for c,w in (('ham', HAM), ('spam', SPAM))]
+    with open(root/'d.csv', 'w', newline='') as f:
+        csv.writer(f).writerows([('v1', 'v2', 'from'), *((*r, 'de') for r in rows)])
+    learn = text_learner(read_texts(root/'d.csv', 'v2', 'v1', subject='none', sender='none'), max_tokens=32,
+                         precision='fp32', cache=False)
+    with learn.no_bar(): learn.probe(); learn.calibrate()
+    learn.save_model(root/'model')
+    return root/'model'
+
+
+def test_a_model_remembers_the_columns_that_it_was_made_from(mail_model, tmp_path, capsys):
+    assert json.loads((mail_model/'manifest.json').read_text())['preprocessing']['columns'] == {
+        'text': 'v2', 'subject': 'none', 'sender': 'none'}
+    (tmp_path/'new.csv').write_text(f'v2,from,other\n{SPAM},a@b.org,x\n{HAM},c@d.org,y\n')
+    code, out, _ = said(capsys, 'predict', mail_model, tmp_path/'new.csv')
+    assert code == 0 and [r['label'] for r in csv.DictReader(io.StringIO(out))] == ['spam', 'ham']
+    (tmp_path/'other.csv').write_text(f'body,from\n{SPAM},a@b.org\n')
+    code, other, _ = said(capsys, 'predict', mail_model, tmp_path/'other.csv')
+    first = lambda out: [float(r['spam']) for r in csv.DictReader(io.StringIO(out))][0]
+    assert code == 0 and first(other) == pytest.approx(first(out), abs=1e-4) # the sender is in neither
+    (tmp_path/'odd.csv').write_text(f'q,r\n{SPAM},1\n')
+    code, _, err = said(capsys, 'predict', mail_model, tmp_path/'odd.csv')
+    assert code == 2 and '`--text-column q`' in err
+    code, odd, _ = said(capsys, 'predict', mail_model, tmp_path/'odd.csv', '--text-column', 'q')
+    assert code == 0 and first(odd) == pytest.approx(first(out), abs=1e-4)
+
+
+def test_texts_that_cannot_be_read_have_a_row(mail_model, tmp_path, capsys):
+    (tmp_path/'in').mkdir()
+    (tmp_path/'in'/'a.txt').write_text(HAM); (tmp_path/'in'/'b.txt').write_bytes(b'\xff\xfe\xff')
+    (tmp_path/'in'/'c.pdf').write_bytes(b'%PDF')
+    code, out, err = said(capsys, 'predict', mail_model, tmp_path/'in')
+    rows = {r['path'][-5:]: r for r in csv.DictReader(io.StringIO(out))}
+    assert code == 1 and rows['a.txt']['label'] == 'ham' and '2 of 3 files could not be read' in err
+    assert rows['b.txt']['error'] and "suffix '.pdf'" in rows['c.pdf']['error']
+    code, out, err = said(capsys, 'predict', mail_model, tmp_path/'in'/'b.txt')
+    assert (code, out) == (2, '') and 'b.txt' in err
+    code, out, err = said(capsys, 'predict', mail_model, 'my mails/inbox 2024.eml')
+    assert (code, out) == (2, '') and 'does not exist' in err
+
+
+def test_a_model_of_images_of_12_bits_answers_for_such(tmp_path, capsys):
+    "The range is in the manifest, and predictions are those of the same images saved with all 16 bits of range"
+    from tl_notebooks.data.images import read_images
+    from tl_notebooks.learn.vision import image_learner
+    from tl_notebooks.models import save  # noqa: F401
+    from tl_notebooks.models.folder import Model
+    from PIL import Image
+    def put(path, seed, bright, bits=12):
+        a = np.random.default_rng(seed).integers(0, 4096, (64, 64) if bright else (64, 1)) + np.zeros((64, 64), int)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((a << (bits - 12)).astype('uint16')).save(path)
+    for c in (0, 1):
+        for i in range(6): put(tmp_path/'d'/'ab'[c]/f'{i}.png', 10*c + i, c)
+    data = read_images(tmp_path/'d', progress=False)
+    learn = image_learner(data, size=64, augment=False, precision='fp32', cache=False, seed=0)
+    with learn.no_bar(): learn.probe()
+    learn.save_model(tmp_path/'model')
+    model = Model(tmp_path/'model')
+    assert model.manifest['preprocessing']['depth'] == 12
+    for c in (0, 1): put(tmp_path/f'{c}.png', 90 + c, c)
+    assert [p.label for p in model.predict([tmp_path/'0.png', tmp_path/'1.png'])] == ['a', 'b']
+    put(tmp_path/'full.png', 90, 0, bits=16)
+    code, out, err = said(capsys, 'predict', tmp_path/'model', tmp_path/'full.png')
+    assert code == 2 and 'those that this model learned from have 12 bits' in err

@@ -89,55 +89,65 @@ def cmd_predict(args) -> int:
                              f"none.")
     if args.max_pixels: model.task.options(dict(max_pixels=args.max_pixels))
     inputs = model.find(args.input, args.text_column or '')
-    out, failed, waiting = _Rows(args.format, model.classes), [], []
+    rows = _Rows(args.format, ['path', 'label', 'probability', *model.classes])
     for p in model.predict(inputs, args.bs):
-        if p.error: failed.append(p); print(f"tl predict: {p.error}", file=sys.stderr)
-        waiting.append(p)
-        if len(failed) == len(waiting): continue # nothing is written before one can be read
-        for w in waiting: out.add(w)
-        waiting, failed = [], out.failed
-    if not out.done:
-        raise InputError(f"none of {len(inputs):,} input{'s'*(len(inputs) != 1)} can be read. "
-                         f"{' '.join(p.error for p in failed[:3])}")
-    out.end()
-    if out.failed:
-        print(f"tl predict: {len(out.failed)} of {len(inputs)} inputs could not be read; the others are done",
-              file=sys.stderr)
-    return 1 if out.failed else 0
+        figures = [p.label, '' if p.error else f'{p.probability:.6f}', *(f'{v:.6f}' for v in p.probabilities.values())]
+        rows.add(p, [[p.path, *figures]])
+    return rows.end(len(inputs), [vars(p) for p in rows.done])
 
 class _Rows:
-    "Predictions as CSV, row by row, or as JSON at the end; what could not be read has a row with the reason"
-    def __init__(self, form:str, classes:list[str]):
-        self.form, self.classes, self.done, self.failed = form, classes, [], []
+    """Predictions as CSV, row by row, or as JSON at the end. What could not be read has a row with the reason; where
+    that is all, there are none"""
+    def __init__(self, form:str, columns:list[str]):
+        self.form, self.columns, self.done, self.failed, self.waiting = form, columns, [], [], []
         self.table = csv.writer(sys.stdout, lineterminator='\n')
-    def add(self, p) -> None:
-        if self.form == 'csv' and not self.done:
-            self.table.writerow(['path', 'label', 'probability', *self.classes, 'error'])
+
+    def add(self, p, cells:list[list]) -> None:
+        "A prediction and its rows, which appear once there is one that was read"
+        if p.error: self.failed.append(p); print(f"tl predict: {p.error}", file=sys.stderr)
+        if self.form == 'csv' and len(self.done) == len(self.failed) - bool(p.error) and not p.error:
+            self.table.writerow([*self.columns, 'error'])
         self.done.append(p)
-        if p.error: self.failed.append(p)
-        if self.form != 'csv': return
-        figures = [f'{v:.6f}' for v in p.probabilities.values()] or ['']*len(self.classes)
-        self.table.writerow([p.path, p.label, '' if p.error else f'{p.probability:.6f}', *figures, p.error or ''])
-    def end(self) -> None:
-        if self.form == 'json': print(json.dumps([dict(path=p.path, label=p.label, probability=p.probability,
-                                                       probabilities=p.probabilities, error=p.error)
-                                                  for p in self.done], ensure_ascii=False))
+        if p.error: cells = [[p.path, *['']*(len(self.columns) - 1), p.error]]
+        self.waiting += [[*c, *['']*(len(self.columns) + 1 - len(c))] for c in cells]
+        if len(self.failed) < len(self.done):
+            if self.form == 'csv': self.table.writerows(self.waiting)
+            self.waiting = []
+
+    def end(self, n:int, results:list) -> int:
+        "The count of what could not be read, and the exit code"
+        if not self.done and self.form == 'csv': self.table.writerow([*self.columns, 'error'])
+        if self.failed and len(self.failed) == len(self.done):
+            raise InputError(f"none of {n:,} file{'s'*(n != 1)} can be read. {self.failed[0].error}" if n > 1 else
+                             f"nothing can be read. {self.failed[0].error}")
+        if self.form == 'json': print(json.dumps(results, ensure_ascii=False))
+        if self.failed:
+            print(f"tl predict: {len(self.failed)} of {n} files could not be read; the others are done",
+                  file=sys.stderr)
+        return 1 if self.failed else 0
 
 # %% ../nbs/90_cli.ipynb #8ddc02a5
 def _predict_boxes(args, model) -> int:
     from tl_notebooks.learn.box_predict import COLUMNS, box_rows, coco_results, drawing_paths
     def say(text): print(f'tl predict: {text}', file=sys.stderr)
-    scenes, failed, results = model.find(args.input), 0, []
+    if args.max_pixels: model.max_pixels = args.max_pixels
+    scenes, failed, rows, results, read = model.find(args.input, args.text_column or ''), {}, [], [], 0
     drawings = drawing_paths(scenes, args.draw) if args.draw else None
     found = model.predict(scenes, args.bs, args.threshold, slice=args.slice or 0, drawings=drawings, tell=say)
-    table = csv.writer(sys.stdout, lineterminator='\n')
-    if args.format == 'csv': table.writerow(COLUMNS)
     for n,p in enumerate(found, 1):
-        if p.error: failed += 1; say(p.error); continue
-        if args.format == 'csv': table.writerows(box_rows(p, model.classes))
-        else: results += coco_results(p, n, model.classes)
+        if p.error: failed[p.path] = p.error; say(p.error); rows.append([p.path, *['']*(len(COLUMNS) - 1)]); continue
+        read += 1
+        rows += box_rows(p, model.classes)
+        if args.format == 'json': results += coco_results(p, n, model.classes)
+    if not read:
+        some = ' '.join([*failed.values()][:3])
+        raise InputError(f"none of {len(scenes):,} input{'s'*(len(scenes) != 1)} can be read. {some}")
+    if args.format == 'csv': # the reasons have a column where there are any
+        table = csv.writer(sys.stdout, lineterminator='\n')
+        table.writerow(COLUMNS + ['error']*bool(failed))
+        table.writerows([*r, failed.get(r[0], '')] if failed else r for r in rows)
     if args.format == 'json': print(json.dumps(results, ensure_ascii=False))
-    if failed: say(f"{failed} of {len(scenes)} files could not be read; the others are done")
+    if failed: say(f"{len(failed)} of {len(scenes)} files could not be read; the others are done")
     return 1 if failed else 0
 
 # %% ../nbs/90_cli.ipynb #d523d092
@@ -165,7 +175,8 @@ def _columns(args) -> dict:
     "How a person says that tables and files are to be read; only what was said"
     from tl_notebooks.data.texts import parse_names
     said = dict(names=parse_names(args.names or ''), suffix=args.suffix, folder=args.folder, max_pixels=args.max_pixels,
-                check_typos=None if args.check_typos is None else args.check_typos == 'true', path_column=args.path_column)
+                check_typos=None if args.check_typos is None else args.check_typos == 'true',
+                path_column=args.path_column)
     said |= {n: getattr(args, f'{n}_column') for n in ('text', 'label', 'group', 'split', 'subject', 'sender')}
     return {k: v for k,v in said.items() if v not in ('', None, {})}
 
@@ -285,11 +296,12 @@ def _expand_words(args) -> int:
 # %% ../nbs/90_cli.ipynb #08d5510e
 def _expand_boxes(args) -> int:
     from tl_notebooks.judge.certificate import Limits
+    from tl_notebooks.data.decode import MAX_PIXELS
     from tl_notebooks.expand.boxes import BoxTuning, expand_boxes
     from tl_notebooks.runs.record import figure_text
     for name in ('remove', 'join', 'rename', 'correct', 'replay', 'memory', 'text_column', 'label_column',
                  'group_column', 'split_column', 'subject_column', 'sender_column', 'path_column', 'names', 'suffix',
-                 'folder', 'max_pixels', 'check_typos'):
+                 'folder', 'check_typos'):
         if getattr(args, name):
             raise InputError(f"--{name.replace('_', '-')} is not for detectors, which only get new classes; accepted: "
                              f"none.")
@@ -299,7 +311,7 @@ def _expand_boxes(args) -> int:
                         args.test_pct, args.seed, args.on_bad,
                         BoxTuning(1 if args.thaw is None else args.thaw, args.epochs, args.lr, args.distil),
                         dict(format=args.format or 'auto', annotations=args.annotations or '', clip=args.clip,
-                             exif=args.exif or 'auto'))
+                             exif=args.exif or 'auto', max_pixels=args.max_pixels or MAX_PIXELS))
     c = done.certificate
     if 'old_difference' in c:
         _say(f"old classes: AP50 {figure_text(c['old_accuracy_before'])} before, "
@@ -444,7 +456,8 @@ def _add_tuning(expand) -> None:
         expand.add_argument(f'--{name}', type=kind, default=default, metavar='N',
                             help=f'fine-tune: {what} (default: {default})')
     for name,what in (('text', 'texts'), ('label', 'labels'), ('group', 'groups that stay in one split'),
-                      ('split', 'splits; none: there is none'), ('subject', 'subjects, before the texts; none: left out'),
+                      ('split', 'splits; none: there is none'),
+                      ('subject', 'subjects, before the texts; none: left out'),
                       ('sender', 'senders, before the texts; none: left out'), ('path', 'paths of images')):
         expand.add_argument(f'--{name}-column', metavar='NAME',
                             help=f'column of a table with the {what} (default: found by its name)')

@@ -27,8 +27,9 @@ from fastcore.basics import patch
 from PIL import Image
 from ..core import InputError, did_you_mean, write_json
 from .decode import MAX_PIXELS, SUFFIXES
-from .images import check_args, read_pictures
-from .listing import SPLITS, SPLIT_NAMES, list_files, name_some, natural_key, read_utf8, split_problems
+from .images import _depth_note, check_args, read_pictures
+from .listing import (SPLITS, SPLIT_NAMES, _thumbnails, list_files, name_some, natural_key, read_utf8,
+                                       split_problems)
 from .problems import Problem, data_path, refuse
 from .splits import (LabelledData, fingerprint, join_groups, leak_problems, make_splits,
                                       missing_splits, near_families,
@@ -454,7 +455,7 @@ class _Classes:
         for f in t.files:
             if f.lower().endswith(('.yaml', '.yml')):
                 # a file that was named is chosen among its like
-                if p.is_file() and p.resolve() != t.root/f: continue
+                if p.is_file() and p.parent.resolve()/p.name != t.root/f: continue
                 names, more = _yaml_classes(t, f)
                 if not names: bare.append(f)
             elif _is_class_list(f): names, more = dict(enumerate(read_utf8(t.root/f).rstrip().splitlines())), {}
@@ -610,11 +611,13 @@ def _read_yolo(t:_Tree, files:list[str], place) -> _Found:
     return out
 
 def _backgrounds(t:_Tree, out:_Found) -> None:
-    "Take in pictures without a file of labels"
+    "Take in pictures without a file of labels, unless they are thumbnails of others"
     homes = {posixpath.dirname(f) for f in out.pictures}
-    for f in t.images:
-        beside = posixpath.dirname(f) in homes or 'images' in f.lower().split('/')[:-1]
-        if f not in out.pictures and beside: out.pictures[f] = dict(split='', width=0, height=0, at='')
+    for home in t.dirs:
+        if home not in homes and 'images' not in home.lower().split('/'): continue
+        here = [posixpath.basename(f) for f in t.images if posixpath.dirname(f) == home]
+        for f in (posixpath.join(home, n) for n in {*here} - {*_thumbnails(here)}):
+            if f not in out.pictures: out.pictures[f] = dict(split='', width=0, height=0, at='')
 
 # %% ../../nbs/data/65_boxes.ipynb #c4694540
 def _yaml_splits(t:_Tree, file:str, more:dict, out:_Found) -> None:
@@ -655,7 +658,7 @@ def _read_kitti(t:_Tree, files:list[str], place) -> _Found:
 # %% ../../nbs/data/65_boxes.ipynb #55ac0d63
 def _turned(x:float, y:float, w:float, h:float, degrees:float, cx:float, cy:float) -> list[float]:
     "The extent of a box that is turned around a point"
-    if math.isnan(degrees): degrees = 0
+    if not math.isfinite(degrees): return [math.nan]*4
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     corners = [(a - cx, b - cy) for a in (x, x + w) for b in (y, y + h)]
     return _extent([v for a,b in corners for v in (cx + a*c - b*s, cy + a*s + b*c)])
@@ -705,14 +708,15 @@ def _studio_picture(task:dict) -> str:
     return next((v for v in data.values() if isinstance(v, str)
                  and PurePosixPath(v.split('?')[0] if '?d=' not in v else v).suffix.lower() in SUFFIXES), '')
 
+def _objects(v) -> list[dict]: return [d for d in v if isinstance(d, dict)] if isinstance(v, list) else []
+
 def _studio_results(task:dict) -> list[list[dict]]: # of each annotation that is finished
     "Regions that were drawn, whole export or JSON-MIN"
     if 'annotations' in task or 'completions' in task:
-        done = [a for a in task.get('annotations', task.get('completions')) or [] if isinstance(a, dict)
-                and not a.get('was_cancelled')]
-        return [[{**r, **r['value']} for r in a.get('result') or [] if isinstance(r, dict)
-                 and isinstance(r.get('value'), dict)] for a in done]
-    return [[r for v in task.values() if isinstance(v, list) for r in v if isinstance(r, dict)]]
+        done = _objects(task.get('annotations', task.get('completions')))
+        return [[{**r, **r['value']} for r in _objects(a.get('result')) if isinstance(r.get('value'), dict)]
+                for a in done if not a.get('was_cancelled')]
+    return [[r for v in task.values() for r in _objects(v)]]
 
 def _studio_corners(r:dict) -> list[float]: # shares; NaN for what is neither box nor outline
     "The box of a region of Label Studio"
@@ -727,7 +731,7 @@ def _studio_corners(r:dict) -> list[float]: # shares; NaN for what is neither bo
         if r.get('rotation'): # around its corner, in pixels
             wide, high = (_number(r.get(f'original_{k}'))/100 for k in ('width', 'height'))
             a = _turned(x*wide, y*high, w*wide, h*high, _number(r['rotation']), x*wide, y*high)
-            xy = [v/s for v,s in zip(a, (wide, high)*2)]
+            xy = [v/s if s else math.nan for v,s in zip(a, (wide, high)*2)]
     return [v/100 for v in xy]
 
 def _studio_label(r:dict) -> list[str]:
@@ -738,7 +742,7 @@ def _read_studio(t:_Tree, files:list[str], place) -> _Found:
     out, none = _Found(shares=True), 0
     for f in files:
         tasks = _json(t.root, f, 'of Label Studio')
-        tasks = [v for v in (tasks if isinstance(tasks, list) else [tasks]) if isinstance(v, dict)]
+        tasks = _objects(tasks if isinstance(tasks, list) else [tasks])
         base = _base(t, f, [*map(_studio_picture, tasks)])
         for n,task in enumerate(tasks, 1):
             at, results = f"`{f}` task {task.get('id', n)}", _studio_results(task)
@@ -940,6 +944,7 @@ class BoxData(LabelledData):
     """
     boxes:pd.DataFrame = field(default_factory=pd.DataFrame)
     near:dict = field(default_factory=dict) # See `data.near_summary`
+    depth:int = 0 # Bits that pictures of 16 bits use; 0: there are none
 
     def targets(self, split:str, crowd:bool=True) -> list[dict[str, np.ndarray]]:
         "Per picture of a split: boxes (n, 4) float64, labels (n,) int64, crowd and difficult (n,) bool"
@@ -969,7 +974,8 @@ class BoxData(LabelledData):
         return summarise(self,
                          f'{len(self.items):,} pictures with {len(self.boxes):,} boxes of {len(self.classes)} '
                          f'classes{size}, fingerprint {self.fingerprint[:12]}')
-    def as_json(self) -> dict: return super().as_json() | {'n_boxes': len(self.boxes), 'near_copies': self.near}
+    def as_json(self) -> dict: return super().as_json() | {'n_boxes': len(self.boxes), 'near_copies': self.near} | (
+            {'depth': self.depth} if self.depth else {})
 
 # %% ../../nbs/data/65_boxes.ipynb #ba22443f
 @patch
@@ -1037,9 +1043,11 @@ def _list_boxes(path, format:str, annotations:str, group:str, classes) -> tuple[
     if suffix in ('.yaml', '.yml'): kind, files = 'yolo', _text_labels(t)
     elif suffix == '.json':
         kind = 'labelstudio' if _json_kind(_head(p.parent, p.name, -1)) == 'labelstudio' else 'coco'
-        files = [p.resolve().relative_to(root).as_posix()]
+        files = [(p.parent.resolve()/p.name).relative_to(root).as_posix()]
     else: kind, files = _choose(t, path, 'cvat' if suffix else format, p.name if suffix else annotations)
     found = _READERS[kind](t, files, path)
+    found.bad += [Problem('no class', b[0], f'{b[-1]} has no name of a class') for b in found.boxes if not b[1].strip()]
+    found.boxes = [b for b in found.boxes if b[1].strip()]
     _listed_splits(t, found)
     found.bad = t.bad + found.bad
     some = {posixpath.dirname(f) for f in found.pictures} if p.is_file() or annotations else t.dirs
@@ -1054,10 +1062,12 @@ def _list_boxes(path, format:str, annotations:str, group:str, classes) -> tuple[
     return t, found, rows, boxes, classes
 
 # %% ../../nbs/data/65_boxes.ipynb #dfbca322
-# boxes, problems, notes
-def _measure(items:pd.DataFrame, found:_Found, boxes:pd.DataFrame, clip:bool, exif:str) -> tuple[pd.DataFrame,
-        list[Problem], list[str]]:
+# items with `turn`, boxes, problems, notes
+def _measure(root:Path, items:pd.DataFrame, found:_Found, boxes:pd.DataFrame, clip:bool, exif:str) -> tuple[
+        pd.DataFrame, pd.DataFrame, list[Problem], list[str]]:
     "Boxes in pixels of the pictures that could be read, checked"
+    have = {*boxes.path}
+    items = items.assign(turn=[_exif_turn(root/p) if p in have else 1 for p in items.path])
     boxes = boxes.merge(items[['path', 'width', 'height', 'turn']], on='path', how='inner')
     drawn = items[items.path.isin(boxes.path)]
     turned = _exif_problems(drawn, found) if exif == 'auto' else []
@@ -1069,7 +1079,7 @@ def _measure(items:pd.DataFrame, found:_Found, boxes:pd.DataFrame, clip:bool, ex
     boxes, bad, notes = _check_boxes(boxes, clip)
     if n := int((drawn.turn > 1).sum()) if exif != 'auto' else 0:
         notes.append(f'images that EXIF turns, with boxes of the {exif} image: {n:,}')
-    return boxes, turned + _stated_sizes(items[~items.path.isin(unsure)], found, exif) + bad, notes
+    return items, boxes, turned + _stated_sizes(items[~items.path.isin(unsure)], found, exif) + bad, notes
 
 def _near(items:pd.DataFrame) -> pd.DataFrame:
     "`items` with `near` (the same for copies that only looking finds), and `unit`: what must stay together"
@@ -1133,9 +1143,7 @@ def read_boxes(
     source = 'given' if any(r['split'] for r in rows) else 'made'
     if max_items: rows = sample_rows(rows, max_items, seed)
     items, unread = read_pictures(t.root, rows, max_pixels, progress)
-    drawn = {*boxes.path}
-    items = items.assign(turn=[_exif_turn(t.root/p) if p in drawn else 1 for p in items.path])
-    boxes, odd, notes = _measure(items, found, boxes, clip, exif)
+    items, boxes, odd, notes = _measure(t.root, items, found, boxes, clip, exif)
     problems = found.bad + split_problems(rows, 'image') + spelling_problems(names) + unread + odd
     here = {r['path'] for r in rows}
     if max_items: problems = [p for p in problems if p.path in here or p.path not in found.pictures]
@@ -1145,10 +1153,10 @@ def read_boxes(
     refuse(problems, path, n, on_bad == 'skip', unit='images', todo=_TODO)
     items['split'] = make_splits(items.assign(split=items.split.replace('', 'train')), made, seed)
     refuse(_class_problems(items, boxes, names, 1), path, n, on_bad == 'skip', unit='images', todo=_TODO)
-    notes, tables = found.notes + notes + _notes(items, boxes, names), _final(items, boxes)
-    notes += near_notes(near := _summary(items))
+    notes = found.notes + notes + _depth_note(items) + _notes(items, boxes, names) + near_notes(near := _summary(items))
+    tables, depth = _final(items, boxes), int(items.bits.max() or 0)
     return BoxData(t.root, tables[0], names, problems, box_fingerprint(*tables), source, [*made], notes, str(path),
-                   tables[1], near)
+                   tables[1], near, depth)
 
 # %% ../../nbs/data/65_boxes.ipynb #26ddf246
 MIN_TEST = 10

@@ -117,7 +117,8 @@ def _diagnose(e:Exception, data:bytes) -> BadImage:
     if name: return BadImage('unreadable', f'begins like {name}, but what follows is damaged or cut off ({n})')
     return BadImage('unreadable', f'not an image in a format that is read ({n})')
 
-def decode_image(data:bytes, max_pixels:int, depth:int|None=16) -> tuple[Image.Image, str]: # RGB picture, mode as stored
+# RGB picture, mode as stored
+def decode_image(data:bytes, max_pixels:int, depth:int|None=16) -> tuple[Image.Image, str]:
     """Decode a file's bytes; whatever is wrong with them is raised as `BadImage`. `depth`: see `_high_bits`; what a
     picture of 16 bits needs is in `info['bits']`"""
     if not data: raise BadImage('zero bytes', 'the file has zero bytes')

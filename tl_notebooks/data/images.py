@@ -35,7 +35,8 @@ class ImageData(LabelledData):
     "Images: `items` also holds width, height (pixels, upright) and mode (as stored), and is sorted by path"
     near:dict = field(default_factory=dict) # See `near_summary`
     depth:int = 0 # Bits that pictures of 16 bits use; 0: there are none
-    def as_json(self) -> dict: return super().as_json() | {'near_copies': self.near} | ({'depth': self.depth} if self.depth else {})
+    def as_json(self) -> dict:
+        return super().as_json() | {'near_copies': self.near} | ({'depth': self.depth} if self.depth else {})
     def describe(self) -> str: return _describe(self)
 
 # %% ../../nbs/data/50_images.ipynb #ff55a0ca

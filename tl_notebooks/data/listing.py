@@ -50,8 +50,8 @@ def _circular(path:Path, root:Path) -> bool:
 def _rel(path:Path, root:Path) -> str: return path.relative_to(root).as_posix()
 
 # %% ../../nbs/data/20_listing.ipynb #2faba77b
-LITTER = frozenset(['thumbs.db', 'ehthumbs.db', 'desktop.ini', 'picasa.ini', '__macosx', '@eadir', '#recycle', '@recycle',
-                    '$recycle.bin', 'system volume information', 'lost+found', '_thumb', '_thumbs'])
+LITTER = frozenset(['thumbs.db', 'ehthumbs.db', 'desktop.ini', 'picasa.ini', '__macosx', '@eadir', '#recycle',
+                    '@recycle', '$recycle.bin', 'system volume information', 'lost+found', '_thumb', '_thumbs'])
 
 def is_litter(name:str) -> bool:
     "Whether a file or folder is of an operating system or a network drive, and nobody's data"
@@ -91,7 +91,7 @@ class ItemKind:
     def has(self, name:str, folder:str='') -> bool:
         "Whether a file of that name, in a folder of that name, is an item"
         if has_suffix(name, self.suffixes): return True
-        if not self.bare or re.fullmatch(r'(README|LICEN[CS]E|COPYING|Makefile|cmds|PROVENANCE)', name, re.I): return False
+        if not self.bare or re.fullmatch('README|LICEN[CS]E|COPYING|Makefile|cmds|PROVENANCE', name, re.I): return False
         return folder in ('cur', 'new') or not re.fullmatch(r'\.[a-z][a-z0-9]{0,9}', Path(name).suffix, re.I)
 
 IMAGES = ItemKind('image', SUFFIXES)
@@ -131,9 +131,9 @@ def _list_class(folder:Path, root:Path, split:str, kind:ItemKind=IMAGES) -> tupl
     if not rows: bad.append(Problem('empty class', _rel(folder, root), f'no {kind.name} in it'))
     return rows, (sub, direct), bad, small
 
-OTHER_WAYS = {'.csv': 'to use this list, give its own path', '.msg': "Outlook's own format; save it as .eml, or drag it "
-              'into Thunderbird and export it from there', '.pst': "Outlook's own format; import it into Thunderbird "
-              'and export its folders as .mbox'}
+OTHER_WAYS = {'.csv': 'to use this list, give its own path',
+              '.msg': "Outlook's own format; save it as .eml, or drag it into Thunderbird and export it from there",
+              '.pst': "Outlook's own format; import it into Thunderbird and export its folders as .mbox"}
 OTHER_WAYS |= {'.ost': OTHER_WAYS['.pst'], '.olm': OTHER_WAYS['.pst'], '.oft': OTHER_WAYS['.msg']}
 
 def _strangers(folder:Path, root:Path, files:Iterable[str], kind:ItemKind) -> list[Problem]:
@@ -274,7 +274,8 @@ def _roles(file:Path, table:Table, asked:Asked) -> dict[str, str]:
     header, out = table.header, {r: getattr(asked, r) for r in ('path', 'label', 'group') if getattr(asked, r)}
     say = f"CSV `{file}`: its columns are {', '.join(map(repr, header))}"
     if absent := [(r, c) for r,c in out.items() if c not in header]:
-        raise InputError(f"{say}; there is no {absent[0][1]!r} for `{absent[0][0]}`. {did_you_mean(absent[0][1], header)}")
+        raise InputError(f"{say}; there is no {absent[0][1]!r} for `{absent[0][0]}`. "
+                         + did_you_mean(absent[0][1], header))
     low = {c.lower(): c for c in reversed(header) if c not in out.values()}
     for role,names in dict(path=('path', 'file_name'), label=('label',), group=('group',)).items():
         exact = next((low[n] for n in names if n in low and (role != 'group' or low[n] == n)), '')
@@ -302,6 +303,11 @@ def _which(table:Table, lack:list[str], have:dict[str, str]) -> str:
                                                  len({*free[c]})))
     rest = {c: len({*v}) for c,v in free.items() if c not in found.values()}
     if 'label' in lack and rest: found['label'] = min(rest, key=lambda c: (rest[c] < 2, rest[c]))
+    if any(has_suffix(c, SUFFIXES) for c in table.header):
+        return "The first line looks like a row. Put a line that names the columns above it: path,label."
+    if 'label' in lack and len(ones := [c for c in rest if {*free[c]} <= {'0', '1', '0.0', '1.0'}]) > 1:
+        return (f"{name_some(ones)} look like a column for each label. Accepted: one column with the label of each "
+                f"image.")
     typed = lambda way: ' '.join(way.format(r, quoted(c)) for r,c in found.items())
     return ' '.join(near + [f"Name what is meant: `{typed('-p {}={}')}` of `tl run`, `{typed('--{}-column {}')}` of "
                             f"`tl expand`."]*bool(found))
@@ -316,7 +322,8 @@ def _fold(path:str) -> str: return unicodedata.normalize('NFC', path).casefold()
 class _Below:
     "The files below a folder, found by what a table calls them"
     def __init__(self, root:Path, asked:Asked=Asked()):
-        self.root, self.folder, self.counts, self.example = root, asked.folder.replace('\\', '/').strip('/'), Counter(), {}
+        self.root, self.counts, self.example = root, Counter(), {}
+        self.folder = asked.folder.replace('\\', '/').strip('/')
         self.suffix = asked.suffix and '.' + asked.suffix.removeprefix('.')
         if self.folder and not (root/self.folder).is_dir():
             raise InputError(f"`folder` is {asked.folder!r}, which is no folder in `{root}`. "
@@ -407,7 +414,8 @@ def _list_csv(file:Path, root:Path|None=None, asked:Asked=Asked(), split:str='')
     roles = _roles(file, table, asked)
     free = {c: [r[j] for _,r in table.rows] for j,c in enumerate(table.header) if c not in roles.values()}
     if asked.split and asked.split not in ('none', *free):
-        raise InputError(f"CSV `{file}`: there is no column {asked.split!r} for `split`. {did_you_mean(asked.split, free)}")
+        raise InputError(f"CSV `{file}`: there is no column {asked.split!r} for `split`. "
+                         + did_you_mean(asked.split, free))
     says, used, note = find_splits(free, 'none' if split else asked.split)
     _near_names(file, table.header, {*roles.values(), *used})
     cells = [{r: row[table.header.index(c)] for r,c in roles.items()} | {'split': says[k] if says else split}
@@ -419,7 +427,7 @@ def _list_csv(file:Path, root:Path|None=None, asked:Asked=Asked(), split:str='')
     left = [c for c in free if c not in used]
     notes = table.notes + [note]*bool(note) + unused(left) + below.notes()
     return rows, [Problem('bad row', '', f'line {n} {what}') for n,what in table.bad] + bad + name_splits(
-        rows, SPLIT_WORDS) + split_problems(rows), notes
+        rows, SPLIT_WORDS) + (split_problems(rows, column=used) if not split else []), notes
 
 # %% ../../nbs/data/20_listing.ipynb #6eb21873
 def unused(columns:list[str]) -> list[str]:
@@ -468,14 +476,16 @@ def name_splits(rows:list[dict], names:dict[str, str]=SPLIT_NAMES, place:str='')
     return [Problem('split', '', f"{n} rows{where} have the split {name!r}. {did_you_mean(name, SPLIT_NAMES)}{other}")
             for name,n in unknown.items()]
 
-def split_problems(rows:list[dict], unit:str='row') -> list[Problem]:
+def split_problems(rows:list[dict], unit:str='row', column:Iterable[str]=()) -> list[Problem]:
     "Splits that only some rows name, or none of them train"
     given, lack, out = {r['split'] for r in rows} - {''}, [r['path'] for r in rows if not r['split']], []
     if given and lack:
         out.append(Problem('split', '',
                            f"{len(lack):,} of {len(rows):,} {unit}s have no split; fill in all or none (first "
                            f"`{lack[0]}`)"))
-    if given and 'train' not in given: out.append(Problem('split', '', f"no {unit} has the split 'train'"))
+    if given and 'train' not in given:
+        where = f" by {name_some(column)}; `-p split=none` if that is about something else" if column else ''
+        out.append(Problem('split', '', f"no {unit} has the split 'train'{where}"))
     return out
 
 # %% ../../nbs/data/20_listing.ipynb #de958873
@@ -488,7 +498,8 @@ def list_labelled(path:str|Path, asked:Asked=Asked()) -> tuple[Path, list[dict],
         if has_suffix(p.name, LISTS): return p.parent.resolve(), *_list_csv(p, asked=asked)
         raise InputError(f"`{path}` is a file, but not a CSV. Accepted: {LAYOUTS}.")
     root = p.resolve()
-    if tables := _metadata(root) or [(t, '') for t in [_only_csv(root)] if t]: return root, *_list_tables(root, tables, asked)
+    if tables := _metadata(root) or [(t, '') for t in [_only_csv(root)] if t]:
+        return root, *_list_tables(root, tables, asked)
     if asked.said():
         raise InputError(f"`{path}` is a folder without a table, so there is nothing that {' and '.join(asked.said())} "
                          f"could name. Accepted there: no names of columns. Or give a table that has them.")
@@ -496,7 +507,8 @@ def list_labelled(path:str|Path, asked:Asked=Asked()) -> tuple[Path, list[dict],
 
 def _metadata(root:Path) -> list[tuple[Path, str]]:
     "(table, split) of a folder as Hugging Face lays it out: metadata.csv or metadata.jsonl, in it or in each split's"
-    def of(folder): return next((folder/n for n in ('metadata.csv', 'metadata.jsonl') if (folder/n).is_file()), None)
+    def of(folder):
+        return next((folder/n for n in ('metadata.csv', 'metadata.jsonl') if os.path.isfile(folder/n)), None)
     if found := of(root): return [(found, '')]
     splits, _ = _top_splits(_ls(root, root)[0])
     return [(t, s) for d,s in splits.items() if d and (t := of(root/d))]

@@ -19,8 +19,8 @@ KINDS = { # kind: (can be left out, what to do about it)
     'zero bytes':   (True,  "Copy these files again, or remove them."),
     'truncated':    (True,  "The file ends before its picture does. Copy it again, or remove it."),
     'unreadable':   (True,  "Replace or remove these files."),
-    'too large':    (True,  "Save a smaller version, or raise the limit: `-p max_pixels=…` of `tl run`, `--max-pixels …` "
-                     "of `tl expand`."),
+    'too large':    (True,  "Save a smaller version, or raise the limit: `-p max_pixels=…` of `tl run`, `--max-pixels "
+                     "…` of `tl expand`."),
     'not a text':   (True,  "Accepted: .txt and .eml (also .emlx, .mbox and names without a suffix). Move other files "
                     "elsewhere."),
     'empty text':   (True,  "There is nothing to learn from these; remove them."),

@@ -223,6 +223,7 @@ SPLIT_WORDS = {'train': 'train', 'training': 'train', 'trn': 'train', 'valid': '
                'tst': 'test', 'public': 'valid', 'publictest': 'valid', 'private': 'test', 'privatetest': 'test'}
 _SPLIT_COLUMNS = 'split set subset partition fold usage datasplit datasetsplit phase'.split()
 _FLAGS = {f'is{w}': s for w,s in SPLIT_WORDS.items() if 'p' not in w}
+_BARE = {w: s for w,s in SPLIT_WORDS.items() if w in ('train', 'training', 'val', 'validation', 'test', 'testing')}
 _YES_NO = dict.fromkeys(('true', '1', '1.0', 'yes', 'y', 't'), True) | dict.fromkeys(
         ('false', '0', '0.0', 'no', 'n', 'f', ''), False)
 
@@ -230,11 +231,16 @@ def _plain(name:str) -> str: return re.sub(r'[\s_-]', '', name.lower())
 
 def _word(value:str) -> str: return SPLIT_WORDS.get(_plain(value), value.strip().lower())
 
+def _is_flag(name:str, values:list[str]) -> bool:
+    "Whether a column says yes or no to a split, most of the time; `valid` alone may mean anything"
+    yes = sum(v.strip().lower() in _YES_NO for v in values)
+    return 2*yes >= len(values) > 0 if _plain(name) in _FLAGS else _plain(name) in _BARE and yes == len(values) > 0
+
 def _flag_splits(columns:dict[str, list[str]]) -> list[str]:
     "The split of each row by columns such as is_valid"
     out = []
     for row in zip(*columns.values()):
-        says = {_FLAGS[_plain(c)]: _YES_NO.get(v.strip().lower(), v) for c,v in zip(columns, row)}
+        says = {(_FLAGS | _BARE)[_plain(c)]: _YES_NO.get(v.strip().lower(), v) for c,v in zip(columns, row)}
         yes = [s for s,v in says.items() if v is True]
         odd = [v for v in says.values() if not isinstance(v, bool)]
         # not of train, and nothing else said: what must never be trained on
@@ -249,8 +255,7 @@ def find_splits(
 ) -> tuple[list[str]|None, list[str], str]: # The split of each row, the columns that say it, a note
     "What a table says about splits, whatever the column is called"
     if given == 'none': return None, [], ''
-    flags = {c: v for c,v in columns.items() if _plain(c) in _FLAGS and (not given or c == given)
-             and {x.strip().lower() for x in v} <= {*_YES_NO}}
+    flags = {c: v for c,v in columns.items() if (not given or c == given) and _is_flag(c, v)}
     words = {c: [*map(_word, v)] for c,v in columns.items() if not given or c == given}
     def says(c): return any(w in SPLIT_WORDS.values() for w in words[c])
     named = [c for k in _SPLIT_COLUMNS for c in words if _plain(c) == k and (says(c) or k == 'split' or given)]
@@ -259,9 +264,9 @@ def find_splits(
     elif flags: return _flag_splits(flags), [*flags], f"splits are those of {_names(flags)}"
     elif not (column := next(iter(other), None)): return None, [], ''
     meant = {v.strip(): w for v,w in zip(columns[column], words[column]) if v.strip() and w != v.strip()}
-    return words[column], [column], '' if _plain(column) == 'split' and not meant else (
-        f"splits are those of column {column!r}" + f" ({', '.join(f'{v}: {w}' for v,w in sorted(meant.items())[:6])})"*bool(
-                meant))
+    how = f" ({', '.join(f'{v}: {w}' for v,w in sorted(meant.items())[:6])})"*bool(meant)
+    note = '' if _plain(column) == 'split' and not meant else f"splits are those of column {column!r}{how}"
+    return words[column], [column], note
 
 def _names(columns) -> str: return f"column{'s'*(len(columns) > 1)} {' and '.join(map(repr, columns))}"
 
@@ -282,7 +287,7 @@ def several_labels(labels:Sequence[str]) -> dict[str, list[str]]: # label → it
         for sep in (';', r'\|', ',', r'/', r'\+', r'\s'):
             parts = [p.strip() for p in re.split(sep, l) if p.strip()]
             if len(parts) > 1: parts_of[l, sep] = parts
-            if len(parts) > 1 and {*parts} <= have: out[l] = parts
+            if len(parts) > 1 and ({*parts} <= have or sep == ',' and {*parts} & have): out[l] = parts
     for (l,sep),parts in parts_of.items(): # 'a;b' and 'b;c', where none stands alone
         if sep in (';', r'\|') and (any(p in have for p in parts) or any(
                 {*parts} & {*q} for (m,s),q in parts_of.items() if s == sep and m != l)): out[l] = parts

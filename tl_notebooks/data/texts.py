@@ -101,7 +101,8 @@ def read_mail(
     message = email.message_from_bytes(data, policy=_AnyHeader())
     parts = [*_parts(message)]
     plain, html = ([p for p in parts if p.get_content_type() == t] for t in ('text/plain', 'text/html'))
-    text, pages = ('\n'.join(f(_decoded(p)).strip() for p in some).strip() for f,some in ((str, plain), (html_text, html)))
+    text, pages = ('\n'.join(f(_decoded(p)).strip() for p in some).strip()
+                   for f,some in ((str, plain), (html_text, html)))
     if 4*len(text) < len(pages): text = pages # "This mail needs a viewer of HTML."
     return {'from': _header(message, 'from'), 'subject': _header(message, 'subject'), 'text': text.strip()}
 
@@ -136,7 +137,8 @@ TEXT_SUFFIXES = frozenset(('.txt', *MAILS))
 TEXTS = ItemKind('text', TEXT_SUFFIXES, bare=True)
 ACCEPTED = ("a table (.csv, .tsv, .jsonl, .json or .parquet) with a column of texts and one of labels, a folder of "
             "such tables named "
-            "after their splits (train, valid, test), or a folder with one subfolder of .txt, .eml or .mbox files, or a maildir, per class")
+            "after their splits (train, valid, test), or a folder with one subfolder of .txt, .eml or .mbox files, or "
+            "a maildir, per class")
 
 # %% ../../nbs/data/60_texts.ipynb #1949dd2f
 def _parquet_rows(file:Path) -> list[tuple[int, dict]]:
@@ -205,12 +207,14 @@ def _typed(lack:list[str], free:list[str], values:dict[str, list[str]]) -> str:
     for role in lack:
         rest = [c for c in free if c not in out.values()]
         if not rest: return "The first line must name the columns."
+        if any(len(c) > 60 or len(c.split()) > 5 for c in free):
+            return "The first line looks like a row. Put a line that names the columns above it: text,label."
         long = lambda c: sum(map(len, values.get(c, ())))
         kinds = lambda c: (len({*values.get(c, ())}) < 2, len({*values.get(c, ())}))
         out[role] = max(rest, key=long) if role == 'text' else min(rest, key=kinds)
     way = lambda f: ' '.join(f.format(r, quoted(c)) for r,c in out.items())
     return f"Name it, for example: `{way('-p {}={}')}` of `tl run`, `{way('--{}-column {}')}` of `tl expand`" + (
-        f" and `tl predict`." if lack == ['text'] else ".")
+        " and `tl predict`." if lack == ['text'] else ".")
 
 # %% ../../nbs/data/60_texts.ipynb #bb789086
 @dataclass
@@ -220,12 +224,13 @@ class Found:
     bad:list[Problem] = field(default_factory=list)
     notes:list[str] = field(default_factory=list)
     columns:dict[str, str] = field(default_factory=dict)
+    splits:list[str] = field(default_factory=list) # The columns that say which split a row is in
 
 def _found_rows(file:Path, place:str, given:dict, need:Sequence[str]=('text', 'label'),
                 soft:dict[str, str]|None=None) -> Found:
     "What a table holds, as it stands there; `soft`: columns that are read where the table has them"
     table = read_table(file)
-    soft = {r: c for r,c in (soft or {}).items() if c in (*table.header, 'none') and c not in given.values()}
+    soft = {r: c for r,c in (soft or {}).items() if c == 'none' or c in table.header and c not in given.values()}
     given = soft | {r: c for r,c in given.items() if c}
     bad = [Problem('bad row', f'{place}:{n}', what) for n,what in table.bad]
     values = {c: [r[j] for _,r in table.rows] for j,c in enumerate(table.header)}
@@ -243,7 +248,8 @@ def _found_rows(file:Path, place:str, given:dict, need:Sequence[str]=('text', 'l
         rows.append(dict(path=f'{place}:{n}', text=mail_text(v['sender'], v['subject'], v['text']), body=v['text'],
                          label=v['label'].strip(), split=says[k] if says else '', group=v['group'].strip()))
     left = [c for c in table.header if c not in used and c not in cols.values()]
-    return Found(rows, bad, table.notes + [note]*bool(note) + _heads(cols, given) + unused(left), cols)
+    return Found(rows, bad, table.notes + [note]*bool(note) + _heads(cols, given) + unused(left), cols,
+                 used)
 
 def _splits_of(table:Table, place:str, values:dict, cols:dict[str, str], given:str) -> tuple[list[str]|None, list[str],
         str]:
@@ -256,8 +262,9 @@ def _splits_of(table:Table, place:str, values:dict, cols:dict[str, str], given:s
 def _heads(cols:dict[str, str], given:dict[str, str]) -> list[str]:
     "A note that names columns which stand before the text although nobody named them"
     auto = [r for r in ('sender', 'subject') if r in cols and not given.get(r)]
+    if not auto: return []
     return [f"{' and '.join(auto)} stand before the text: column{'s'*(len(auto) > 1)} "
-            f"{' and '.join(repr(cols[r]) for r in auto)}; {' '.join(f'`-p {r}=none`' for r in auto)} leaves that out"] if auto else []
+            f"{' and '.join(repr(cols[r]) for r in auto)}; {' '.join(f'`-p {r}=none`' for r in auto)} leaves that out"]
 
 def _table_rows(file:Path, root:Path, given:dict, split:str, soft:dict[str, str]|None=None) -> Found:
     "What a table holds; `split` is that of the whole table, if any"
@@ -291,7 +298,8 @@ def _file_texts(data:bytes, path:str) -> list[dict]:
     if suffix in MAILS or (len(mails) > 1 or suffix != '.txt') and looks_like_mail(mails[0]):
         return [*map(_mail_row, mails)]
     if data[:8] == b'\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1': raise ValueError(OTHER_WAYS['.msg'])
-    if b'\0' in data[:4096] and data[:2] not in (b'\xff\xfe', b'\xfe\xff'): raise ValueError('zero bytes, as in no text')
+    if b'\0' in data[:4096] and data[:2] not in (b'\xff\xfe', b'\xfe\xff'):
+        raise ValueError('zero bytes, as in no text')
     text = data.decode('utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8').removeprefix('\ufeff')
     return [dict(text=text.strip(), body=text)]
 
@@ -310,7 +318,8 @@ def _folder_tables(root:Path) -> list[tuple[Path, str]]:
     "(table, split) of a folder; none where it holds no table"
     try:
         inside = sorted(p for p in root.iterdir() if not p.name.startswith('.'))
-        tables = [p for p in inside if p.suffix.lower() in TABLES and p.name != 'samples.json' and not is_litter(p.name)]
+        tables = [p for p in inside if p.suffix.lower() in TABLES and p.name != 'samples.json'
+                  and not is_litter(p.name)]
         folders = [p.name for p in inside if tables and p not in tables and p.is_dir()
                    and any(f.suffix.lower() in TEXT_SUFFIXES for f in p.rglob('*'))]
     except OSError as e: raise InputError(f"`{root}` cannot be opened ({e.strerror or e}).") from None
@@ -340,7 +349,8 @@ def _list_texts(path:str|Path, given:dict, soft:dict[str, str]|None=None) -> tup
     if tables:
         all_found = [_table_rows(t, root, given, s, soft) for t,s in tables]
         return root, Found([r for f in all_found for r in f.rows], [b for f in all_found for b in f.bad],
-                           [*dict.fromkeys(n for f in all_found for n in f.notes)], all_found[0].columns)
+                           [*dict.fromkeys(n for f in all_found for n in f.notes)], all_found[0].columns,
+                           all_found[0].splits)
     # subjects of mails need no column
     if asked := [f'`{r}`' for r,name in given.items() if name and name != 'none']:
         raise InputError(f"`{path}` is a folder without a table, so there is no column for {' and '.join(asked)}. "
@@ -451,30 +461,34 @@ def read_texts(
 ) -> TextData:
     "Read, check, split and fingerprint texts; everything that is wrong is in one `InputError`"
     check_args(valid_pct, test_pct, seed, on_bad, min_per_class, max_items)
-    root, found = _list_texts(path, dict(text=text, label=label, group=group, split=split, subject=subject,
-                                         sender=sender), remembered)
-    rows, bad, listing = found.rows, found.bad, found
-    if names: _rename(rows, names, path)
-    rows, bad = _one_label(rows, bad)
+    asked = dict(text=text, label=label, group=group, split=split, subject=subject, sender=sender)
+    root, found = _list_texts(path, asked, remembered)
+    rows, bad = _one_label(_rename(found.rows, names or {}, path), found.bad)
     plain = [r for r in rows if r['body'].strip()]
     named = [r for r in plain if r['label']]
     classes, made = sorted({r['label'] for r in named}, key=natural_key), missing_splits(named, valid_pct, test_pct)
-    problems = bad + _empty(rows) + ([] if addition else split_problems(named)) + spelling_problems(classes)
+    problems = bad + _empty(rows) + ([] if addition else split_problems(named, column=found.splits))
+    problems += spelling_problems(classes)
     if check_typos: problems += label_typos(r['label'] for r in named)
-    if max_items:
-        plain = sample_rows(sorted(plain, key=lambda r: (r['text'], r['label'], r['split'], r['group'])), max_items,
-                            seed)
-    items, found = check_items(_items_of([r for r in plain if r['label']]), classes,
+    if max_items: plain = sample_rows(sorted(plain, key=_in_order), max_items, seed)
+    items, checked = check_items(_items_of([r for r in plain if r['label']]), classes,
                                0 if addition else max(2, 1 + len(made), min_per_class or 0), 'text')
-    refuse(problems := problems + found, path, len(rows), on_bad == 'skip', unit='texts', todo=_TODO)
+    refuse(problems := problems + checked, path, len(rows), on_bad == 'skip', unit='texts', todo=_TODO)
     items['split'] = make_splits(items, made, seed)
     refuse([] if addition else short_classes(items, classes, [*made], 'text'), path, len(rows), unit='texts',
            todo=_TODO)
     loose = _unlabelled([r for r in plain if not r['label']], items)
-    notes, items = listing.notes + data_notes(items, classes, 'text') + _uneven(items), items.drop(columns=['content', 'unit'])
-    source = 'given' if any(r['split'] for r in named) else 'made'
-    return TextData(root, items, classes, problems, _print(items, loose), source, [*made], notes, str(path), loose,
-                    _remember(listing.columns))
+    return _text_data(root, path, found, items, classes, problems, [*made], loose)
+
+def _in_order(r:dict) -> tuple: return r['text'], r['label'], r['split'], r['group']
+
+def _text_data(root:Path, path, found:Found, items:pd.DataFrame, classes:list[str], problems:list[Problem],
+               made:list[str], loose:list[str]) -> TextData:
+    notes = found.notes + data_notes(items, classes, 'text') + _uneven(items)
+    items = items.drop(columns=['content', 'unit'])
+    source = 'given' if any(r['split'] for r in found.rows if r['label'] and r['body'].strip()) else 'made'
+    return TextData(root, items, classes, problems, _print(items, loose), source, made, notes, str(path), loose,
+                    _remember(found.columns))
 
 def _remember(columns:dict[str, str]) -> dict[str, str]:
     "What a model keeps of the columns it was made from; nothing where there was no table"
@@ -490,12 +504,13 @@ def _one_label(rows:list[dict], bad:list[Problem]) -> tuple[list[dict], list[Pro
 # %% ../../nbs/data/60_texts.ipynb #fbc8ac60
 _TODO = {'layout': "Rearrange the folders, or put the texts and their labels into a table with the columns text,label."}
 
-def _rename(rows:list[dict], names:dict[str, str], path) -> None:
+def _rename(rows:list[dict], names:dict[str, str], path) -> list[dict]:
     "Give labels the names that were asked for, in place"
     have = {r['label'] for r in rows} - {''}
     if lack := [n for n in names if n not in have]:
         raise InputError(f"`names`: `{path}` has no label {lack[0]!r}. {did_you_mean(lack[0], have)}")
     for r in rows: r['label'] = names.get(r['label'], r['label'])
+    return rows
 
 # %% ../../nbs/data/60_texts.ipynb #b43aecec
 def parse_names(text:str) -> dict[str, str]:
@@ -542,20 +557,21 @@ def list_texts(
     for given in map(str, inputs):
         p = Path(given).expanduser()
         if given == '-': out += [(f'line {n}', line.rstrip('\n')) for n,line in enumerate(sys.stdin, 1) if line.strip()]
-        elif _exists(p): rows, problems = _named_rows(p, columns or {}, text); out += rows; bad += problems
+        elif _exists(p):
+            rows, problems = _named_rows(p, columns or {}, text)
+            out += rows + [(b.path, Unread(b.detail)) for b in problems]*unread; bad += problems
         elif _like_a_path(given): bad.append(f'`{given}` does not exist (a text that looks like a path can be given by '
                                              f'standard input, with - in its place)')
         else: out.append((given, given))
     if bad and (not unread or not all(isinstance(b, Problem) for b in bad)):
         raise InputError(f"input {'; '.join(map(str, bad[:20]))}.")
-    out += [(b.path, Unread(b.detail)) for b in bad]
     if not out:
         raise InputError(f"no texts in {', '.join(f'`{i}`' for i in inputs)}; accepted: texts, .txt, .eml and .mbox "
                          f"files, folders of them, tables, - for standard input.")
     return out
 
-_FILE = re.compile(r'\.(txt|eml|emlx|mbox|mbx|msg|csv|tsv|tab|jsonl?|ndjson|parquet|pst|ost|pdf|docx?|odt|rtf|xlsx?|html?'
-                   r'|md|log|zip|gz|tar|png|jpe?g)\s*$', re.I)
+_FILE = re.compile(r'\.(txt|eml|emlx|mbox|mbx|msg|csv|tsv|tab|jsonl?|ndjson|parquet|pst|ost|pdf|docx?|odt|rtf|xlsx?'
+                   r'|html?|md|log|zip|gz|tar|png|jpe?g)\s*$', re.I)
 
 def _like_a_path(given:str) -> bool:
     "Whether what is no file looks like one: a suffix that files have, or a separator in what is no sentence"
@@ -578,8 +594,9 @@ def _named_rows(p:Path, columns:dict[str, str], text:str) -> tuple[list[tuple[st
     rows, bad = read_files(Path(), [{'path': str(f)} for f in taken])
     other = lambda f: OTHER_WAYS.get(f.suffix.lower(), '') or (
         'a table in a folder; give its own path' if f.suffix.lower() in TABLES else f'not a text (suffix {f.suffix!r})')
-    return [(r['path'], r['text']) for r in rows], bad + [Problem('unreadable', str(f), other(f))
-                                                          for f in files if f not in taken] if taken or p.is_file() else []
+    if not taken and p.is_dir(): return [], []
+    bad += [Problem('unreadable', str(f), other(f)) for f in files if f not in taken]
+    return [(r['path'], r['text']) for r in rows], bad
 
 def _table_texts(p:Path, columns:dict[str, str], text:str) -> tuple[list[tuple[str, str]], list]:
     "(name, text) of a table, from the columns that a model remembers where the table has them"

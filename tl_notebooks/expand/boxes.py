@@ -25,7 +25,7 @@ from ..judge.certificate import (Expansion, Limits, begin_certificate, certifica
 from ..core import InputError, naming, progress, seeded
 from ..data.decode import open_image
 from ..learn.detection import BoxLearner, DenseNet, box_dls, box_net, picture_detector
-from ..learn.vision import image_tensor
+from ..learn.vision import ANY_SIZE, image_tensor
 from ..learn.learner import FitProgress
 from ..learn.replay import Distil
 from .labels import class_places, class_rows, warm_start
@@ -99,7 +99,9 @@ def tuned_boxes(model:Model, net:DenseNet, data:BoxData, classes:Sequence[str], 
     rest = [i for i in range(len(model.classes)) if i not in drawn]
     head = net.head.head.classification_head.cls_logits
     with seeded(seed):
-        dls = box_dls(numbered(data, classes), bs=tuning.bs, views=tuning.views, seed=seed, **model.task.reading)
+        data = numbered(data, classes)
+        data.depth = model.task.depth # white is what the model takes for it
+        dls = box_dls(data, bs=tuning.bs, views=tuning.views, seed=seed, **model.task.reading)
         learn = BoxLearner(dls, net, ema=.99 if mode == 'fine-tune' else 0, info=model.manifest['backbone'] | pre,
                             wd=0. if mode == 'keep-scores' else .02, path=Path('.'))
         learn.loss_func = lambda out, boxes, labels: drawn_loss(net, out, boxes, labels, drawn)
@@ -137,7 +139,7 @@ def found_in(model:Model, net:DenseNet, files:Sequence[Path], score:float=.02, b
     "What a detector with the preprocessing of `model` finds in pictures"
     look = picture_detector(net, score=score, **model.task.reading)
     return [f for i in progress(range(0, len(files), bs), 'judging', -(-len(files)//bs))
-            for f in look([open_image(p) for p in files[i:i+bs]])]
+            for f in look([open_image(p, ANY_SIZE, model.task.depth) for p in files[i:i+bs]])]
 
 def only_classes(dicts:Sequence[dict], keep:Sequence[int]) -> list[dict]:
     "The boxes of some classes"
@@ -148,7 +150,7 @@ def _largest_change(a:DenseNet, b:DenseNet, model:Model, files:Sequence[Path]) -
     worst = 0.
     with torch.inference_mode():
         for p in files[:32]:
-            x = image_tensor(open_image(p), **model.task.reading)[None].to(model.device)
+            x = image_tensor(open_image(p, ANY_SIZE, model.task.depth), **model.task.reading)[None].to(model.device)
             worst = max(worst, float((a(x)['cls_logits'] - b(x)['cls_logits'][..., :a.n_classes]).abs().max()))
     return worst
 
@@ -214,7 +216,7 @@ def expand_boxes(
     if model.manifest['task'] != 'boxes': raise InputError(f"`{parent}` is no detector.")
     d, judge = _read(data, test_pct, seed, on_bad, **(reading or {})), None
     if isinstance(old, BoxData) or old:
-        both = {k: v for k,v in (reading or {}).items() if k in ('clip', 'exif')}
+        both = {k: v for k,v in (reading or {}).items() if k in ('clip', 'exif', 'max_pixels')}
         with naming('old'): judge = _read(old, 0., seed, on_bad, **both)
     classes = _check(model, d, judge, mode)
     net = grown_net(model, classes, seed)

@@ -130,7 +130,8 @@ def train_growth(
     texts = sorted({*texts}); random.Random(seed).shuffle(texts)
     n = min(200, max(1, len(texts)//10))
     params = [p for group in groups[len(groups) - thaw:] for p in group]
-    g.training = train_words(g.model.net.body.model, before.task.reader.tok, g.model.task.reader.tok, texts[n:], texts[:n],
+    g.training = train_words(g.model.net.body.model, before.task.reader.tok, g.model.task.reader.tok, texts[n:],
+                             texts[:n],
                              g.rows, params, steps, steps,
                              max_tokens=min(128, before.task.reader.max_tokens), seed=seed)
     g.model.net.eval()
@@ -151,7 +152,8 @@ def solve_again(g:Growth, texts:Sequence[str], y) -> tuple[ClassStatistics, dict
 def unchanged_texts(before:Model, g:Growth, texts:Sequence[str], most:int=300) -> dict:
     "What became of texts without new words: how many were compared, the greatest change of a feature and of a logit"
     texts = [t for t in dict.fromkeys(texts) if t.strip()]
-    texts = [t for t,same in zip(texts, same_tokens(before.task.reader.tok, g.model.task.reader.tok, texts)) if same][:most]
+    same = same_tokens(before.task.reader.tok, g.model.task.reader.tok, texts)
+    texts = [t for t,as_before in zip(texts, same) if as_before][:most]
     if not texts: return dict(texts=0)
     x, z = (m.features(texts, desc='texts without new words').to(m.device) for m in (before, g.model))
     with torch.inference_mode(): a, b = before.net.head(x), g.model.net.head(z)

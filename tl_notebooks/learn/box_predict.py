@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..core import InputError, install_hint, progress
-from ..data.decode import open_image
+from ..data.decode import MAX_PIXELS, SUFFIXES, open_image
 from ..data.draw import BOX_COLORS, shorten
 
 # %% ../../nbs/learn/75_box_predict.ipynb #8be626eb
@@ -90,6 +90,7 @@ def drawing_paths(scenes:dict[Path, Path], folder:str|Path) -> dict[Path, Path]:
     if folder.is_dir() and any(folder.iterdir()) or folder.exists() and not folder.is_dir():
         raise InputError(f"`{folder}` exists already. Choose another folder for the drawings, or empty it.")
     for p,name in scenes.items():
+        if name.suffix and name.suffix.lower() not in SUFFIXES | VIDEOS: continue # not a picture, as will be said of it
         to = folder/name.with_suffix('.mp4' if name.suffix.lower() in VIDEOS else name.suffix.lower()
                                      if name.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp') else '.png')
         if to in (taken := {v: k for k,v in out.items()}):
@@ -124,11 +125,11 @@ class _Frame:
     fps:float=0.
     opened:float=0.
 
-def _frames(scenes:Iterable[Path]) -> Iterator[_Frame]:
+def _frames(scenes:Iterable[Path], max_pixels:int=MAX_PIXELS, depth:int=16) -> Iterator[_Frame]:
     "Pictures and frames, one after another"
     for p in scenes:
         try:
-            if p.suffix.lower() not in VIDEOS: yield _Frame(p, str(p), open_image(p)); continue
+            if p.suffix.lower() not in VIDEOS: yield _Frame(p, str(p), open_image(p, max_pixels, depth)); continue
             n, start, v = 0, time.perf_counter(), VideoReader(p)
             for n,im in enumerate(v, 1): yield _Frame(p, f'{p}#{n - 1}', im, v.fps, start)
             if not n: yield _Frame(p, str(p), f'`{p}` has no frame that can be read.')
@@ -176,12 +177,16 @@ def predict_boxes(
     bs:int=8,                       # Pictures at a time
     drawings:dict[Path, Path]|None=None, # Of `drawing_paths`
     tell:Callable[[str], None]=lambda text: None, # Gets a line about each video
+    max_pixels:int=MAX_PIXELS,      # Largest width × height of a picture
+    depth:int=16,                   # Bits that pictures of 16 bits use
 ) -> Iterator[BoxPrediction]:
     """A `BoxPrediction` per picture and frame, in order, with a progress bar on stderr; unreadable files give one with
     `error`"""
     check_request(threshold, bs)
-    drawer, stream = _Drawer(drawings or {}, classes, tell), iter(progress(_frames(scenes := [*scenes]), 'predicting',
-            None if any(p.suffix.lower() in VIDEOS for p in scenes) else len(scenes)))
+    scenes = [*scenes]
+    n = None if any(p.suffix.lower() in VIDEOS for p in scenes) else len(scenes)
+    drawer = _Drawer(drawings or {}, classes, tell)
+    stream = iter(progress(_frames(scenes, max_pixels, depth), 'predicting', n))
     try:
         while batch := [*islice(stream, bs)]:
             good = [f.image for f in batch if not isinstance(f.image, str)]

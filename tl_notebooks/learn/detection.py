@@ -36,7 +36,7 @@ from .precision import begin_learner, settle
 from ..data.draw import plot_box_grid
 from .backbones import find_entry, load_box_model, load_image_model
 from .prefix import FrozenPrefix
-from .vision import GREY, image_tensor, placing
+from .vision import ANY_SIZE, GREY, image_tensor, placing
 from fastai.callback.core import Callback
 from fastai.callback.schedule import lr_find # noqa: F401  adds fit_one_cycle, fine_tune and lr_find to Learner
 from fastai.data.core import DataLoaders
@@ -101,7 +101,7 @@ class BoxSet:
     def __init__(self, data:BoxData, split:str, size:int, resize:str='squish', tfms=None, views:int=0, seed:int=0,
                  keep:int=2**30, interpolation:str='bicubic'):
         if resize == 'crop': raise InputError("`resize` is 'crop'; accepted: squish, pad, which cut off no boxes.")
-        self.interpolation = interpolation
+        self.interpolation, self.depth = interpolation, data.depth or 16
         items = data.subset(split)
         self.root, self.classes, self.size, self.resize, self.tfms, self.views, self.seed = data.root, list(
                 data.classes), size, resize, tfms, views, seed
@@ -121,7 +121,8 @@ class BoxSet:
 
     def picture(self, i:int) -> torch.Tensor:
         if i in self.kept: return self.kept[i]
-        t = image_tensor(open_image(self.root/self.paths[i]), self.size, self.resize, self.interpolation)
+        t = open_image(self.root/self.paths[i], ANY_SIZE, self.depth)
+        t = image_tensor(t, self.size, self.resize, self.interpolation)
         if hash_file(self.root/self.paths[i]) != self.names[i]:
             raise InputError(f"`{self.paths[i]}` has changed since the data was checked. Read the data again.")
         if self.left >= t.numel(): self.left -= t.numel(); self.kept[i] = t
@@ -224,6 +225,7 @@ def fingerprint(self:BoxSet) -> str:
     try: tfms = describe(self.tfms)
     except CannotCache: tfms = re.sub(r' at 0x[0-9a-f]+', '', repr(self.tfms))
     made = self.classes, self.size, self.resize, self.interpolation, tfms, self.views, self.seed
+    if self.depth != 16: made += self.depth,
     return hash_json([self.names, self.hash_targets(), *made])
 
 # %% ../../nbs/learn/65_detection.ipynb #663785e3
@@ -501,7 +503,8 @@ class BoxItems(Items):
     def targets_at(self, at, views) -> tuple: return pad_boxes([self.ds.boxes(i, v) for i,v in zip(at, views)])
     def transform(self, split_idx:int) -> list:
         ds = self.ds
-        return [ds.size, ds.resize, ds.interpolation, *([] if split_idx else [describe(ds.tfms), ds.seed])]
+        deep = [ds.depth]*(ds.depth != 16)
+        return [ds.size, ds.resize, ds.interpolation, *deep, *([] if split_idx else [describe(ds.tfms), ds.seed])]
 
 # %% ../../nbs/learn/65_detection.ipynb #60f4097f
 class FrozenPyramid(FrozenPrefix):
@@ -685,6 +688,7 @@ def detection_learner(
     mean, std = (t.flatten().tolist() for t in (net.mean, net.std))
     info = {'channels': channels, 'convs': convs, **info, 'arch': net.arch, 'mean': mean, 'std': std, 'size': size,
             'resize': resize, 'interpolation': dls.train.dataset.interpolation, 'precision': net.precision}
+    if data.depth: info['depth'] = data.depth
     learn = BoxLearner(dls, net, info=info, **kwargs)
     learn.data = data
     return learn

@@ -118,7 +118,7 @@ class ImageTask(Task):
         return (batch.to(self.device).float()/255 - self.mean)/self.std
     def find(self, given:Iterable[str|Path], column:str='') -> dict[Path, Path]:
         if column:
-            raise InputError(f"`{self.manifest['folder']}` is a model for {self.what}; accepted: no column of texts.")
+            raise InputError(f"`{self.manifest['folder']}` is a model for {self.what}; accepted: no text column.")
         return list_inputs(given, self.suffixes, self.what, others=True)
     def options(self, said:dict|None) -> dict:
         self.max_pixels = (found := super().options(said)).get('max_pixels', self.max_pixels)
@@ -181,7 +181,5 @@ class BoxTask(ImageTask):
     def net(self) -> nn.Module:
         return box_net(self.manifest['backbone'], self.pre, len(self.manifest['classes']), self.manifest['folder'])
     def normal(self, batch:torch.Tensor) -> torch.Tensor: return batch.to(self.device)
-    def find(self, given:Iterable[str|Path], column:str='') -> dict[Path, Path]:
-        return list_inputs(given, self.suffixes, self.what)
 
 TASKS = {t.name: t for t in (ImageTask, TextTask, BoxTask)} # a new kind of data is one more

@@ -160,8 +160,10 @@ def read_manifest(folder:str|Path) -> dict:
 def _models_near(folder:Path) -> str:
     "The model folders beside one that is not there, or where such are found"
     if not folder.parent.is_dir(): return f"Nor is `{folder.parent}`. A run keeps its model in RUN/model."
-    near = sorted(p.name for p in folder.parent.iterdir()
-                  if (p/'manifest.json').is_file() or (p/'model'/'manifest.json').is_file())
+    def below(d, *ways): return sorted({p.parent if p.parent.name != 'model' else p.parent.parent
+                                        for w in ways for p in d.glob(f'{w}/manifest.json')})
+    near = [p.relative_to(folder.parent) for p in below(folder.parent, '*', '*/model', '*/*', '*/*/model')]
+    near = near or below(Path('outputs'), '*/*/model', '*/*')
     return did_you_mean(folder.name, near) if near else (
         f"There is no model folder in `{folder.parent}` either. A run keeps its model in RUN/model.")
 
@@ -355,7 +357,8 @@ def predict(
     check_request(threshold, bs, slice)
     look = picture_detector(self.net, score=threshold, **self.task.reading)
     sliced = (lambda images: [predict_sliced(look, im, slice) for im in images]) if slice else look
-    return predict_boxes(sliced, [*map(Path, inputs)], self.classes, threshold, bs, **boxes)
+    return predict_boxes(sliced, [*map(Path, inputs)], self.classes, threshold, bs, max_pixels=self.max_pixels,
+                         depth=self.task.depth, **boxes)
 
 @patch
 def _predict_each(self:Model, inputs:Iterable, bs:int) -> Iterator[Prediction]:
@@ -454,6 +457,7 @@ def save_child(
     return save_model(out, net, self.info, classes, metrics,
                       m['data'] if data is None else {k: data[k] for k in ('fingerprint', 'counts') if k in data},
                       parent=m['sha256'], statistics=statistics and statistics_state(statistics),
-                      tok=tok or self.task.parts().get('tok'), head=head, lineage=[*m.get('lineage', []), entry], extra=extra, memory=memory,
+                      tok=tok or self.task.parts().get('tok'), head=head,
+                      lineage=[*m.get('lineage', []), entry], extra=extra, memory=memory,
                       learned=self.learned() + (learned if isinstance(learned, Learned)
                                                 else Learned.of(looks_of(learned))))

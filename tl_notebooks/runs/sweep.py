@@ -81,7 +81,8 @@ def parse_values(
     if given.lstrip().startswith('['):
         with contextlib.suppress(ValueError): return json.loads(given)
     quote, values = '"', [v.strip() for v in next(csv.reader([given], skipinitialspace=True), [])] or ['']
-    if p and len(values) > 1 and (p.type, p.choices) == ('str', ()) and '"' not in given and any(map(_PAIR.match, values)):
+    if p and len(values) > 1 and p.type == 'str' and not p.choices and quote not in given and any(
+            map(_PAIR.match, values)):
         raise InputError(f"parameter `{p.name}`: {given!r} is one value with commas of its own, or several. Accepted: "
                          f"each value in quotes; if it is one, -p {shlex.quote(f'{p.name}={quote}{given}{quote}')}.")
     return values
