@@ -456,7 +456,7 @@ def test_a_column_that_nobody_named_does_not_leak(column, values, tmp_path):
     data = read_texts(tmp_path/'d.csv')
     assert sorted(data.items.text) == sorted(f'item {i} arrived' for i in range(20))
     assert f"columns not used: '{column}'" in data.notes
-    assert data.columns == dict(text='text', subject='none', sender='none')
+    assert data.columns == dict(text='text', label='label', subject='none', sender='none')
 
 def test_columns_of_mails_are_said_and_can_be_left_out(tmp_path):
     f = io.StringIO()
@@ -619,3 +619,5 @@ def test_all_files_of_a_folder_are_answered_for(tmp_path):
     root = tree(tmp_path, spec)
     assert [*map(str, list_inputs([root], others=True).values())] == ['a.png', 'b.txt', 'c.pdf']
     assert [*map(str, list_inputs([root]).values())] == ['a.png']
+    (root/'gone.png').symlink_to('nowhere.png')
+    assert 'gone.png' in [*map(str, list_inputs([root], others=True).values())]
