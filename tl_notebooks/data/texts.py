@@ -468,7 +468,8 @@ def read_texts(
     plain = [r for r in rows if r['body'].strip()]
     named = [r for r in plain if r['label']]
     classes, made = sorted({r['label'] for r in named}, key=natural_key), missing_splits(named, valid_pct, test_pct)
-    problems = bad + _empty(rows) + ([] if addition else split_problems(named, column=found.splits)) + spelling_problems(classes)
+    given = [] if addition else split_problems(named, column=found.splits)
+    problems = bad + _empty(rows) + given + spelling_problems(classes)
     if check_typos: problems += label_typos(r['label'] for r in named)
     if max_items: plain = sample_rows(sorted(plain, key=_in_order), max_items, seed)
     items, checked = check_items(_items_of([r for r in plain if r['label']]), classes,
