@@ -17,6 +17,7 @@ from tl_notebooks.core import InputError
 from tl_notebooks.data.decode import open_image
 from tl_notebooks.data.images import read_images
 from tl_notebooks.data.listing import list_inputs
+from tl_notebooks.data.splits import compare_files, list_items, list_sources
 from tl_notebooks.data.tables import read_csv
 from tl_notebooks.data.texts import Unread, list_texts, read_texts
 
@@ -455,7 +456,7 @@ def test_a_column_that_nobody_named_does_not_leak(column, values, tmp_path):
     data = read_texts(tmp_path/'d.csv')
     assert sorted(data.items.text) == sorted(f'item {i} arrived' for i in range(20))
     assert f"columns not used: '{column}'" in data.notes
-    assert data.columns == dict(text='text', subject='none', sender='none')
+    assert data.columns == dict(text='text', label='label', subject='none', sender='none')
 
 def test_columns_of_mails_are_said_and_can_be_left_out(tmp_path):
     f = io.StringIO()
@@ -523,6 +524,14 @@ def test_mails_in_every_keeping_are_the_same_mails(tmp_path):
         for j in range(2): (tmp_path/'several'/c/f'{j}.eml').write_bytes(b''.join(
             LINE + bytes(mail(4*j + k, good)) .replace(b'\nFrom here', b'\n>From here') + b'\n' for k in range(4)))
     assert texts(read_texts(tmp_path/'several')) == want
+
+def test_mails_without_a_suffix_are_among_what_a_record_compares(tmp_path):
+    root = singles(tmp_path, '103{:02d}')
+    data = read_texts(root)
+    items, sources = list_items(data), list_sources(data)
+    assert len(sources) == 16 and compare_files(root, items, sources)['changed'] == []
+    (root/'ham'/'10303').write_bytes(b'Subject: x\n\nother')
+    assert [c[0] for c in compare_files(root, items, sources)['changed']] == ['ham/10303']
 
 def test_a_maildir_is_read_from_cur_and_new_not_from_tmp(tmp_path):
     root = singles(tmp_path, 'cur/{}:2,S'); (root/'ham'/'new').mkdir(); (root/'spam'/'new').mkdir()
@@ -610,3 +619,5 @@ def test_all_files_of_a_folder_are_answered_for(tmp_path):
     root = tree(tmp_path, spec)
     assert [*map(str, list_inputs([root], others=True).values())] == ['a.png', 'b.txt', 'c.pdf']
     assert [*map(str, list_inputs([root]).values())] == ['a.png']
+    (root/'gone.png').symlink_to('nowhere.png')
+    assert 'gone.png' in [*map(str, list_inputs([root], others=True).values())]

@@ -120,7 +120,7 @@ def mail_model(tmp_path_factory):
 
 def test_a_model_remembers_the_columns_that_it_was_made_from(mail_model, tmp_path, capsys):
     assert json.loads((mail_model/'manifest.json').read_text())['preprocessing']['columns'] == {
-        'text': 'v2', 'subject': 'none', 'sender': 'none'}
+        'text': 'v2', 'label': 'v1', 'subject': 'none', 'sender': 'none'}
     (tmp_path/'new.csv').write_text(f'v2,from,other\n{SPAM},a@b.org,x\n{HAM},c@d.org,y\n')
     code, out, _ = said(capsys, 'predict', mail_model, tmp_path/'new.csv')
     assert code == 0 and [r['label'] for r in csv.DictReader(io.StringIO(out))] == ['spam', 'ham']
@@ -133,6 +133,15 @@ def test_a_model_remembers_the_columns_that_it_was_made_from(mail_model, tmp_pat
     assert code == 2 and '`--text-column q`' in err
     code, odd, _ = said(capsys, 'predict', mail_model, tmp_path/'odd.csv', '--text-column', 'q')
     assert code == 0 and first(odd) == pytest.approx(first(out), abs=1e-4)
+
+
+def test_an_expansion_reads_the_columns_that_the_model_was_made_from(mail_model, tmp_path):
+    from tl_notebooks.expand.classes import read_new, reading_of
+    from tl_notebooks.models.folder import Model
+    (tmp_path/'new.csv').write_text('v1,v2,from\n' + ''.join(f'news,the paper of day {i},a@b.org\n' for i in range(6)))
+    model = Model(mail_model)
+    new = read_new(model, tmp_path/'new.csv', **reading_of(model, {}))
+    assert new.data.classes == ['news'] and sorted(new.train + new.test) == [f'the paper of day {i}' for i in range(6)]
 
 
 def test_texts_that_cannot_be_read_have_a_row(mail_model, tmp_path, capsys):

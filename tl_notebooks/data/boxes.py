@@ -293,7 +293,7 @@ def _base(t:_Tree, file:str, names:Sequence) -> str:
     best = max(map(fits, bases))
     if best[1] and len(same := [b for b in bases if fits(b) == best]) > 1:
         raise InputError(f"`{file}`: its pictures could be those in any of {len(same)} folders: {name_some(same)}. "
-                         f"Move it into the folder of its pictures, or write the folder into each file_name.")
+                         f"Move it into the folder of its pictures, or write the folder into each name.")
     return next(b for b in bases if fits(b) == best)
 
 def _twice(values:Iterable) -> set:
@@ -400,7 +400,8 @@ def _voc_picture(f:str, tree, t:_Tree) -> tuple[str|None, Problem|None]: # pictu
     named = _pair(f, t, name) if name else None
     if named and own and named != own:
         return own, Problem('used twice', own, f'`{f}` is called like this image, but its <filename> is {name!r}, '
-                            f'which is `{named}`: which of the two do its boxes belong to?')
+                            f'which is `{named}`: which of the two do its boxes belong to? Correct the name '
+                            'that is wrong')
     inside = _inside('', name, f'`{f}`') if name else ''
     if isinstance(inside, Problem) and not named: # what leads elsewhere and is not here either
         return own, replace(inside, path=own or name, detail=f'{name!r} {inside.detail}')

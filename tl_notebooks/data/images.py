@@ -35,6 +35,7 @@ class ImageData(LabelledData):
     "Images: `items` also holds width, height (pixels, upright) and mode (as stored), and is sorted by path"
     near:dict = field(default_factory=dict) # See `near_summary`
     depth:int = 0 # Bits that pictures of 16 bits use; 0: there are none
+    how_read:list[str] = field(default_factory=list) # Of `notes`: what was read how, and what was not used
     def as_json(self) -> dict:
         return super().as_json() | {'near_copies': self.near} | ({'depth': self.depth} if self.depth else {})
     def describe(self) -> str: return _describe(self)
@@ -153,8 +154,10 @@ def read_images(
     items = items.assign(near=_families(items))
     items['split'], divided = split_families(items, made, seed, classes)
     refuse([] if addition else short_classes(items, classes, [*made]), path, len(rows))
+    how = notes + _depth_note(items)
     source = 'given' if any(r['split'] for r in rows) else 'made'
-    notes += _depth_note(items) + data_notes(items, classes)
+    notes = how + data_notes(items, classes)
     notes += near_notes(near := near_summary(items), divided, source == 'given')
     depth, items = int(items.bits.max() or 0), items.drop(columns=['content','unit','look','near','bits'])
-    return ImageData(root, items, classes, problems, fingerprint(items), source, [*made], notes, str(path), near, depth)
+    return ImageData(root, items, classes, problems, fingerprint(items), source, [*made], notes, str(path), near, depth,
+                     how)

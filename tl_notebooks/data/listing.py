@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPLITS', 'SPLIT_NAMES', 'FOLDER_SPLITS', 'LITTER', 'IMAGES', 'UNLABELLED', 'OTHER_WAYS', 'SIDE_FILES', 'CSV_HEADER',
            'LISTS', 'natural_key', 'is_litter', 'has_suffix', 'ItemKind', 'name_some', 'list_folder', 'list_files',
-           'files_below', 'list_inputs', 'read_utf8', 'Asked', 'quoted', 'unused', 'name_splits', 'split_problems',
-           'list_labelled']
+           'files_below', 'odd_below', 'list_inputs', 'read_utf8', 'Asked', 'quoted', 'unused', 'name_splits',
+           'split_problems', 'list_labelled']
 
 # %% ../../nbs/data/20_listing.ipynb #544c78c4
 import functools
@@ -227,6 +227,10 @@ def files_below(folder:Path, suffixes:Iterable[str]|None=None) -> list[Path]:
     found = [folder/f for f in list_files(folder.resolve())[0] if suffixes is None or has_suffix(f, suffixes)]
     return sorted(f for f in found if not (f.parent.name == 'tmp' and (f.parent.parent/'cur').is_dir()))
 
+def odd_below(folder:Path) -> list[Problem]:
+    "What cannot be followed or opened at any depth; links to folders of the same data are read where they lead"
+    return [p for p in list_files(folder.resolve())[1] if p.kind != 'layout']
+
 def list_inputs(
     inputs:Iterable[str|Path],  # Files and folders
     suffixes:frozenset=SUFFIXES,
@@ -240,6 +244,7 @@ def list_inputs(
     for p in inputs:
         if p.is_file(): check_archive(p)
         found = [f for f in files_below(p) if not SIDE_FILES.fullmatch(f.name)] if p.is_dir() else [p]
+        found += [p/b.path for b in (odd_below(p) if others and p.is_dir() else [])]
         some = any(has_suffix(f.name, suffixes) or not f.suffix for f in found)
         for f in found:
             if p.is_file() or has_suffix(f.name, suffixes) or others and some:

@@ -179,7 +179,8 @@ def _as_json(d:LabelledData) -> dict:
 
 # %% ../../nbs/data/40_splits.ipynb #cb4cfe93
 # beside pictures, what data is made of
-SOURCES = frozenset('.csv .tsv .json .jsonl .ndjson .parquet .txt .eml .xml .yaml .yml'.split())
+SOURCES = frozenset(['.csv', '.tsv', '.tab', '.json', '.jsonl', '.ndjson', '.parquet', '.txt', '.eml', '.emlx', '.mbox',
+                     '.mbx', '.xml', '.yaml', '.yml'])
 
 def list_items(d:LabelledData) -> pd.DataFrame:
     """One row per item: path, label, split, the beginning of its content's sha256, and for pictures with boxes that of
@@ -197,7 +198,9 @@ def list_sources(d:LabelledData) -> pd.DataFrame:
     "path and sha256 of the tables, annotations and texts that the items come from"
     given = Path(d.given).expanduser()
     found = [given.name] if given.is_file() else list_files(d.root)[0] if given.is_dir() else []
-    found = [f for f in found if Path(f).suffix.lower() in SOURCES and not SIDE_FILES.fullmatch(f)]
+    # texts may have no suffix, and a file of mails several texts
+    named = {n for p in d.items.path if not has_suffix(p, SUFFIXES) for n in (p, p.rpartition(':')[0])}
+    found = [f for f in found if (Path(f).suffix.lower() in SOURCES or f in named) and not SIDE_FILES.fullmatch(f)]
     return pd.DataFrame(dict(path=found, sha256=[_hash16(d.root/f) for f in found]), dtype=object)
 
 def _hash16(path:Path) -> str:
@@ -321,7 +324,7 @@ def near_families(items:pd.DataFrame) -> list[str]:
     """The same text for images that are copies of one another, up to size, format, brightness, a crop or a mirror; ''
     for those without"""
     key = hash_bytes(*(s.encode() for s in items.sha256))
-    with KnownFacts('copies 1') as known:
+    with KnownFacts('copies 2') as known:
         if (pairs := known.get(key)) is None:
             pairs = near_pairs(unpack_thumbnails(items.look), items[['width', 'height']].min(axis=1)).tolist()
             if len(items) > 200: known.new[key] = pairs

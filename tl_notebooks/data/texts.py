@@ -28,7 +28,7 @@ from ..core import InputError, did_you_mean, hash_bytes, install_hint
 from .decode import SUFFIXES
 from .images import check_args, check_whole
 from .listing import (OTHER_WAYS, SIDE_FILES, ItemKind, files_below, is_litter, list_folder,
-                                       name_some, name_splits, natural_key, quoted, split_problems, unused)
+                                       name_some, name_splits, natural_key, odd_below, quoted, split_problems, unused)
 from .problems import Problem, check_archive, data_path, refuse
 from .splits import (LabelledData, check_items, data_notes, fingerprint, make_splits, missing_splits,
                                       sample_rows,
@@ -392,7 +392,8 @@ class TextData(LabelledData):
     `path` is a file of the folder, or table:line. The fingerprint does not depend on the order of the rows.
     """
     unlabelled:list[str] = field(default_factory=list)
-    columns:dict[str, str] = field(default_factory=dict) # What was read from a table: text, subject, sender → column
+    columns:dict[str, str] = field(default_factory=dict) # What was read from a table: text, label, subject, sender
+    how_read:list[str] = field(default_factory=list) # Of `notes`: what was read how, and what was not used
 
     def texts(self, split:str) -> list[str]:
         "The texts of one split, in the order of `subset` and `labels`"
@@ -467,8 +468,8 @@ def read_texts(
     plain = [r for r in rows if r['body'].strip()]
     named = [r for r in plain if r['label']]
     classes, made = sorted({r['label'] for r in named}, key=natural_key), missing_splits(named, valid_pct, test_pct)
-    problems = bad + _empty(rows) + ([] if addition else split_problems(named, column=found.splits))
-    problems += spelling_problems(classes)
+    given = [] if addition else split_problems(named, column=found.splits)
+    problems = bad + _empty(rows) + given + spelling_problems(classes)
     if check_typos: problems += label_typos(r['label'] for r in named)
     if max_items: plain = sample_rows(sorted(plain, key=_in_order), max_items, seed)
     items, checked = check_items(_items_of([r for r in plain if r['label']]), classes,
@@ -488,11 +489,13 @@ def _text_data(root:Path, path, found:Found, items:pd.DataFrame, classes:list[st
     items = items.drop(columns=['content', 'unit'])
     source = 'given' if any(r['split'] for r in found.rows if r['label'] and r['body'].strip()) else 'made'
     return TextData(root, items, classes, problems, _print(items, loose), source, made, notes, str(path), loose,
-                    _remember(found.columns))
+                    _remember(found.columns), found.notes)
 
 def _remember(columns:dict[str, str]) -> dict[str, str]:
     "What a model keeps of the columns it was made from; nothing where there was no table"
-    return {r: columns.get(r, 'none') for r in ('text', 'subject', 'sender')} if columns else {}
+    if not columns: return {}
+    return {r: columns[r] for r in ('text', 'label') if r in columns} | {r: columns.get(r, 'none')
+                                                                         for r in ('subject', 'sender')}
 
 def _one_label(rows:list[dict], bad:list[Problem]) -> tuple[list[dict], list[Problem]]:
     "Rows of one label, and the problems with those of several"
@@ -592,6 +595,7 @@ def _named_rows(p:Path, columns:dict[str, str], text:str) -> tuple[list[tuple[st
     files = [f for f in files_below(p) if not SIDE_FILES.fullmatch(f.name)] if p.is_dir() else [p]
     taken = [f for f in files if p.is_file() and f.suffix.lower() not in OTHER_WAYS or TEXTS.has(f.name, f.parent.name)]
     rows, bad = read_files(Path(), [{'path': str(f)} for f in taken])
+    bad += [Problem(b.kind, str(p/b.path), b.detail) for b in (odd_below(p) if p.is_dir() else [])]
     other = lambda f: OTHER_WAYS.get(f.suffix.lower(), '') or (
         'a table in a folder; give its own path' if f.suffix.lower() in TABLES else f'not a text (suffix {f.suffix!r})')
     if not taken and p.is_dir(): return [], []

@@ -627,7 +627,7 @@ def _notes(job:_Job, items, mode:str, head:dict) -> list[str]:
     if not items and not any(job.judging.reasons[0]) and job.rows_change:
         out.append("no items of old classes to judge by; give some with `--old FOLDER` (in Python `old=`).")
     if not job.same: out.append("classes were removed or joined: old scores cannot be compared one by one.")
-    return out
+    return out + [f"new data: {n}." for n in getattr(job.new and job.new.data, 'how_read', [])]
 
 def _latencies(model:Model, net:TransferNet, items:Sequence) -> dict|None:
     if not items: return None
