@@ -40,13 +40,18 @@ class Param:
 def read_params(
     source:str, # Source of a `parameters` cell
 ) -> dict[str, Param]:
-    "The parameters that a cell declares, in order"
-    comments = {t.start[0]: t.string.lstrip('# ') for t in tokenize.generate_tokens(io.StringIO(source).readline)
-                if t.type == tokenize.COMMENT}
+    "The parameters that a cell declares, in order; what is said of each stands behind it, or in the lines above it"
+    comments, above = {}, {}
+    for t in tokenize.generate_tokens(io.StringIO(source).readline):
+        if t.type == tokenize.COMMENT: (comments if t.line[:t.start[1]].strip() else above)[t.start[0]] = t.string[1:].strip()
+    def said(node):
+        first = node.lineno
+        while first - 1 in above: first -= 1
+        return ' '.join(above[n] for n in range(first, node.lineno))
     out = {}
     for node in ast.parse(source).body:
         if not isinstance(node, ast.AnnAssign): continue
-        name, kind, text = node.target.id, ast.unparse(node.annotation), comments.get(node.end_lineno, '')
+        name, kind, text = node.target.id, ast.unparse(node.annotation), comments.get(node.end_lineno) or said(node)
         p = Param(name, kind, ast.literal_eval(node.value), re.sub(r'\s*\{[^}]*\}\s*$', '', text))
         if m := re.search(r'\{(\S+)\.\.(\S+)\}\s*$', text): p.low, p.high = float(m[1]), float(m[2])
         elif m := re.search(r'\{([^}]*\|[^}]*)\}\s*$', text): p.choices = tuple(m[1].split('|'))
