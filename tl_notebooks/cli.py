@@ -22,7 +22,7 @@ def cmd_run(args) -> int:
     from tl_notebooks.runs.run import run_usecase
     if args.list:
         for p in usecase_params(find_usecase(args.usecase)).values():
-            print(f"{p.name}={p.default!s:<22} {p.help} ({p.accepts()})")
+            print(f"{f'{p.name}={p.default}':<26} {p.help} ({p.accepts()})")
         return 0
     given = _beside(_assigned('-p', args.p, 'name=value', 'epochs=5'), args, 'data', 'seed')
     # after Ctrl-C, tracebacks of an event loop that nobody waits for

@@ -43,7 +43,8 @@ def read_params(
     "The parameters that a cell declares, in order; what is said of each stands behind it, or in the lines above it"
     comments, above = {}, {}
     for t in tokenize.generate_tokens(io.StringIO(source).readline):
-        if t.type == tokenize.COMMENT: (comments if t.line[:t.start[1]].strip() else above)[t.start[0]] = t.string[1:].strip()
+        if t.type != tokenize.COMMENT: continue
+        (comments if t.line[:t.start[1]].strip() else above)[t.start[0]] = t.string[1:].strip()
     def said(node):
         first = node.lineno
         while first - 1 in above: first -= 1
