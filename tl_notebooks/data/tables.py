@@ -288,7 +288,8 @@ def several_labels(labels:Sequence[str]) -> dict[str, list[str]]: # label → it
             parts = [p.strip() for p in re.split(sep, l) if p.strip()]
             if len(parts) > 1: parts_of[l, sep] = parts
             if len(parts) > 1 and ({*parts} <= have or sep == ',' and {*parts} & have): out[l] = parts
-    for (l,sep),parts in parts_of.items(): # 'a;b' and 'b;c', where none stands alone
-        if sep in (';', r'\|') and (any(p in have for p in parts) or any(
-                {*parts} & {*q} for (m,s),q in parts_of.items() if s == sep and m != l)): out[l] = parts
+    # 'a;b' and 'b;c', where none stands alone
+    often = Counter((sep, p) for (_,sep),parts in parts_of.items() for p in {*parts})
+    for (l,sep),parts in parts_of.items():
+        if sep in (';', r'\|') and any(p in have or often[sep, p] > 1 for p in parts): out[l] = parts
     return out

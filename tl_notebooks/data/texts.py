@@ -214,7 +214,7 @@ def _typed(lack:list[str], free:list[str], values:dict[str, list[str]]) -> str:
         out[role] = max(rest, key=long) if role == 'text' else min(rest, key=kinds)
     way = lambda f: ' '.join(f.format(r, quoted(c)) for r,c in out.items())
     return f"Name it, for example: `{way('-p {}={}')}` of `tl run`, `{way('--{}-column {}')}` of `tl expand`" + (
-        f" and `tl predict`." if lack == ['text'] else ".")
+        " and `tl predict`." if lack == ['text'] else ".")
 
 # %% ../../nbs/data/60_texts.ipynb #bb789086
 @dataclass
