@@ -441,6 +441,15 @@ def test_texts_of_many_lines_are_no_lost_rows(tmp_path):
     (tmp_path/'d.csv').write_text(f.getvalue(), newline='')
     assert len(read_texts(tmp_path/'d.csv').items) == 16
 
+@pytest.mark.parametrize('head, text', [('text,label', 'Dear all,\nmilk,1\nbread,0\nBob {}'),
+                                        ('label,text', 'Dear all,\n1, we meet\n0, we eat\nBob {}')])
+def test_lists_in_a_text_are_no_lost_rows(head, text, tmp_path):
+    f = io.StringIO()
+    order = head.split(',')
+    csv.writer(f).writerows([order, *([dict(text=text.format(i), label=i % 2)[c] for c in order] for i in range(20))])
+    (tmp_path/'d.csv').write_text(f.getvalue(), newline='')
+    assert len(read_texts(tmp_path/'d.csv').items) == 20
+
 def test_quotes_in_a_tsv_may_be_letters(tmp_path):
     lines = [f'"room {i} was fine\tgood' if i % 7 == 0 else f'room {i} was "poor"\tbad' for i in range(40)]
     (tmp_path/'d.tsv').write_text('\n'.join(['text\tlabel', *lines]) + '\n')
