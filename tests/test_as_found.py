@@ -20,6 +20,7 @@ from tl_notebooks.data.listing import list_inputs
 from tl_notebooks.data.splits import compare_files, list_items, list_sources
 from tl_notebooks.data.tables import read_csv
 from tl_notebooks.data.texts import Unread, list_texts, read_texts
+from tl_notebooks.runs.params import Param, check_params
 
 
 # ---- what is read, written by other programs
@@ -360,6 +361,12 @@ def test_avif_and_heic(tmp_path):
     os.rename(tmp_path/'nut'/'b.avif', tmp_path/'nut'/'b.jpg') # as browsers save them
     assert len(images(tmp_path).items) == 14
 
+def test_heic_is_read_where_its_package_is(tmp_path):
+    heif = pytest.importorskip('pillow_heif', reason='the extra heif is not installed')
+    heif.from_pillow(picture(5)).save(tmp_path/'a.HEIC', quality=95)
+    im = open_image(tmp_path/'a.HEIC')
+    assert im.mode == 'RGB' and np.abs(np.asarray(im).astype(int) - np.asarray(picture(5))).mean() < 20
+
 def test_large_comments_in_a_png_are_no_damage(tmp_path):
     info = PngImagePlugin.PngInfo()
     info.add_text('workflow', 'x'*3_000_000, zip=True); info.add_itxt('prompt', 'y'*2_000_000)
@@ -433,6 +440,15 @@ def test_texts_of_many_lines_are_no_lost_rows(tmp_path):
     f = io.StringIO(); csv.writer(f).writerows([('text', 'label'), *((f'{t} {l}', l) for t,l in letters)])
     (tmp_path/'d.csv').write_text(f.getvalue(), newline='')
     assert len(read_texts(tmp_path/'d.csv').items) == 16
+
+@pytest.mark.parametrize('head, text', [('text,label', 'Dear all,\nmilk,1\nbread,0\nBob {}'),
+                                        ('label,text', 'Dear all,\n1, we meet\n0, we eat\nBob {}')])
+def test_lists_in_a_text_are_no_lost_rows(head, text, tmp_path):
+    f = io.StringIO()
+    order = head.split(',')
+    csv.writer(f).writerows([order, *([dict(text=text.format(i), label=i % 2)[c] for c in order] for i in range(20))])
+    (tmp_path/'d.csv').write_text(f.getvalue(), newline='')
+    assert len(read_texts(tmp_path/'d.csv').items) == 20
 
 def test_quotes_in_a_tsv_may_be_letters(tmp_path):
     lines = [f'"room {i} was fine\tgood' if i % 7 == 0 else f'room {i} was "poor"\tbad' for i in range(40)]
@@ -621,3 +637,7 @@ def test_all_files_of_a_folder_are_answered_for(tmp_path):
     assert [*map(str, list_inputs([root]).values())] == ['a.png']
     (root/'gone.png').symlink_to('nowhere.png')
     assert 'gone.png' in [*map(str, list_inputs([root], others=True).values())]
+
+def test_a_number_that_papermill_made_of_a_name_is_explained():
+    text = refusal(check_params, {'data': Param('data', 'str', '')}, {'data': 2024})
+    assert 'found 2024; accepted: text. With papermill: `-r data 2024`' in text

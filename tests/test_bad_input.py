@@ -41,6 +41,8 @@ WRONG = {
     'model missing': (['predict', 'modle', 'x.png'], 'is not a folder'),
     'model is a file': (['predict', 'a-file', 'x.png'], 'model `a-file` is not a folder'),
     'model folder without manifest': (['predict', 'pictures', 'x.png'], 'manifest.json` does not exist'),
+    'half a value in a sweep': (['sweep', 'reviews', '-p', 'names=0:negative,1:positive'],
+                                "if it is one, -p 'names=\"0:negative,1:positive\"'"),
     'unknown format': (['predict', 'm', 'x.png', '--format', 'xml'], "invalid choice: 'xml'"),
 }
 

@@ -110,6 +110,7 @@ def _diagnose(e:Exception, data:bytes) -> BadImage:
     "What to tell a person about the exception that decoding `data` ended in"
     if isinstance(e, BadImage): return e
     name, n = next((v for k,v in _MAGIC.items() if data.startswith(k)), None), f'{len(data):,} bytes'
+    if data[4:8] == b'ftyp' and data[8:12] in (*_HEIC, b'avif', b'avis'): name = 'HEIC or AVIF'
     short = name == 'WebP' and len(data) < 8 + int.from_bytes(data[4:8], 'little') # WebP states its length
     if short or re.search('truncated|not (large )?enough', str(e), re.I):
         return BadImage('truncated', f'truncated after {n}')

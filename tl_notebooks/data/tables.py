@@ -83,14 +83,18 @@ def _records(file:Path, lines:list[str], delimiter:str, skipped:int, **how) -> l
     return out
 
 def _lost_rows(lines:list[str], delimiter:str, cells:list[str], known:list[set[str]]) -> bool:
-    "Whether the lines of one row look like several; `known`: per column whose values repeat, these"
+    """Whether the lines of one row look like several: where a row would end and begin stand values of the columns
+    beside the text. `known`: per column whose values repeat, these"""
     n, at = len(known), next((i for i,c in enumerate(cells) if re.search('[\r\n]', c)), len(known))
-    for i,line in enumerate(lines):
+    def seen(line:str, columns:range, end:bool) -> bool:
         parts = [p.strip('"') for p in line.rstrip('\r\n').split(delimiter)]
-        if len(parts) < n: continue
-        after = i < len(lines) - 1 and any(parts[j - n] in known[j] for j in range(at + 1, n))
-        if after or i and any(parts[j] in known[j] for j in range(min(at, n))): return True
-    return False
+        return len(parts) >= n and any(parts[j - n if end else j] in known[j] for j in columns)
+    before, after = range(min(at, n)), range(at + 1, n)
+    inside = [l for l in lines[1:-1] if l.strip()]
+    first, last = any(known[j] for j in after), any(known[j] for j in before)
+    like = sum(first and seen(l, after, True) or last and seen(l, before, False) for l in inside)
+    return (first or last) and 2*like >= len(inside) and (not first or seen(lines[0], after, True)) and (
+        not last or seen(lines[-1], before, False))
 
 # %% ../../nbs/data/15_tables.ipynb #b491b5c2
 def _known_values(records:list[tuple[int, int, list[str]]], n:int) -> list[set[str]]:
@@ -288,7 +292,8 @@ def several_labels(labels:Sequence[str]) -> dict[str, list[str]]: # label → it
             parts = [p.strip() for p in re.split(sep, l) if p.strip()]
             if len(parts) > 1: parts_of[l, sep] = parts
             if len(parts) > 1 and ({*parts} <= have or sep == ',' and {*parts} & have): out[l] = parts
-    for (l,sep),parts in parts_of.items(): # 'a;b' and 'b;c', where none stands alone
-        if sep in (';', r'\|') and (any(p in have for p in parts) or any(
-                {*parts} & {*q} for (m,s),q in parts_of.items() if s == sep and m != l)): out[l] = parts
+    # 'a;b' and 'b;c', where none stands alone
+    often = Counter((sep, p) for (_,sep),parts in parts_of.items() for p in {*parts})
+    for (l,sep),parts in parts_of.items():
+        if sep in (';', r'\|') and any(p in have or often[sep, p] > 1 for p in parts): out[l] = parts
     return out
