@@ -29,7 +29,6 @@ from ..heads.statistics import ClassStatistics, fit_into, solve_statistics
 from ..data.learned import why_learned
 from ..learn.text import TokenReader, text_groups
 from ..data.texts import MAILS, TABLES, TEXT_SUFFIXES, TextData, list_texts, read_texts
-from .classes import reading_of
 from .tokens import (INITS, WordTraining, add_words, check_words, fit_rows,
                                         grow_embeddings, new_ids, propose_words, same_tokens, token_figures,
                                         train_words)
