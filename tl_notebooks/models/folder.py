@@ -160,10 +160,9 @@ def read_manifest(folder:str|Path) -> dict:
 def _models_near(folder:Path) -> str:
     "The model folders beside one that is not there, or where such are found"
     if not folder.parent.is_dir(): return f"Nor is `{folder.parent}`. A run keeps its model in RUN/model."
-    def below(d, *ways): return sorted({p.parent if p.parent.name != 'model' else p.parent.parent
-                                        for w in ways for p in d.glob(f'{w}/manifest.json')})
-    near = [p.relative_to(folder.parent) for p in below(folder.parent, '*', '*/model', '*/*', '*/*/model')]
-    near = near or below(Path('outputs'), '*/*/model', '*/*')
+    def below(d, *ways): return {p.parents[w.endswith('/model')] for w in ways for p in d.glob(f'{w}/manifest.json')}
+    near = sorted(p.relative_to(folder.parent) for p in below(folder.parent, '*', '*/model', '*/*/model'))
+    near = near or sorted(below(Path('outputs'), '*/*/model'))
     return did_you_mean(folder.name, near) if near else (
         f"There is no model folder in `{folder.parent}` either. A run keeps its model in RUN/model.")
 
