@@ -356,7 +356,7 @@ def predict(
     check_request(threshold, bs, slice)
     look = picture_detector(self.net, score=threshold, **self.task.reading)
     sliced = (lambda images: [predict_sliced(look, im, slice) for im in images]) if slice else look
-    return predict_boxes(sliced, [*map(Path, inputs)], self.classes, threshold, bs, max_pixels=self.max_pixels,
+    return predict_boxes(sliced, [*map(Path, inputs)], self.classes, threshold, bs, max_pixels=self.task.max_pixels,
                          depth=self.task.depth, **boxes)
 
 @patch
