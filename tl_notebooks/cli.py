@@ -130,7 +130,7 @@ class _Rows:
 def _predict_boxes(args, model) -> int:
     from tl_notebooks.learn.box_predict import COLUMNS, box_rows, coco_results, drawing_paths
     def say(text): print(f'tl predict: {text}', file=sys.stderr)
-    if args.max_pixels: model.max_pixels = args.max_pixels
+    if args.max_pixels: model.task.options(dict(max_pixels=args.max_pixels))
     scenes, failed, rows, results, read = model.find(args.input, args.text_column or ''), {}, [], [], 0
     drawings = drawing_paths(scenes, args.draw) if args.draw else None
     found = model.predict(scenes, args.bs, args.threshold, slice=args.slice or 0, drawings=drawings, tell=say)
