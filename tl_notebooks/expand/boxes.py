@@ -170,8 +170,8 @@ def old_box_figures(model:Model, net:DenseNet, old:BoxData, split:str, classes:S
                 old_before={k: v.as_json() for k,v in a.metrics.items()},
                 old_after={k: v.as_json() for k,v in b.metrics.items()},
                 greatest_change_of_an_old_logit=change, old_logits_bit_identical=change == 0.,
-                taken_for_new=sum(found[i]['labels'][j] >= len(model.classes) for i,c in enumerate(taken) for _,
-                                  j in c.confused), old_boxes=int(sum(len(t['labels']) for t in truth)))
+                taken_for_new=int(sum(found[i]['labels'][j] >= len(model.classes) for i,c in enumerate(taken) for _,
+                                  j in c.confused)), old_boxes=int(sum(len(t['labels']) for t in truth)))
 
 # %% ../../nbs/expand/20_boxes.ipynb #1e53e5bc
 def _read(path, test_pct:float, seed:int, on_bad:str, **reading) -> BoxData:

@@ -24,6 +24,7 @@ from torch import nn
 
 from ..models.folder import Model, free_folder
 from ..judge.certificate import (Expansion, Judged, Limits, begin_certificate, certificate_page,
+                                            check_limits_given,
                                             end_certificate, judged_by, latency, new_figures, old_figures)
 from ..core import InputError, did_you_mean, hash_bytes, hash_state, naming, seeded
 from ..data.splits import LabelledData
@@ -100,6 +101,8 @@ def edit_classes(s:ClassStatistics, classes:list[str], remove:Sequence[str]=(), 
     for what,names in (('remove', remove), ('join', [*join, *join.values()]), ('rename', rename)):
         if bad := [n for n in names if n not in classes]:
             raise InputError(f"`{what}`: the model has no class {bad[0]!r}. {did_you_mean(bad[0], classes)}")
+    if gone := [c for c in rename if c in remove or c in join]:
+        raise InputError(f"`rename`: {gone[0]!r} is removed or joined in the same request; accepted: classes that stay.")
     for a,b in join.items():
         if a == b: raise InputError(f"`join`: {a!r} with itself.")
         if b not in classes:
@@ -370,8 +373,10 @@ class _Job:
     @property
     def added(self) -> list[str]: return [c for c in self.classes if c not in self.known]
 
-def _check_request(mode:str, anything:bool, changes:bool) -> None:
+def _check_request(mode:str, anything:bool, changes:bool, limits:Limits, tuning:Tuning) -> None:
     if mode not in MODES: raise InputError(f"`mode` is {mode!r}. {did_you_mean(mode, MODES)}")
+    check_limits_given(limits)
+    if tuning.epochs < 1: raise InputError(f"`epochs` is {tuning.epochs}; accepted: a whole number from 1.")
     if not anything:
         raise InputError("nothing to do: accepted are new data, or classes to remove, join or rename, or labels to "
                          "correct.")
@@ -413,8 +418,10 @@ def expand_model(
     columns:dict|None=None,      # For `read_texts` or `read_images`, with `data` and `old`: text, label, group, …
 ) -> Expansion:
     "A larger model and its certificate, from a model with statistics; a wrong request is an `InputError`"
-    _check_request(mode, bool(_asked(data) or remove or join or rename or correct), bool(remove or join or correct))
-    out, model, tuning = free_folder(out), Model(parent), tuning or Tuning()
+    tuning, limits = tuning or Tuning(), limits or Limits()
+    _check_request(mode, bool(_asked(data) or remove or join or rename or correct), bool(remove or join or correct),
+                   limits, tuning)
+    out, model = free_folder(out), Model(parent)
     if memory is not None: take_exemplars([], [], memory) # whether it is a number that can be meant
     columns = model.task.options(columns)
     fixes = read_corrections(model, correct) if correct else []
@@ -425,7 +432,7 @@ def expand_model(
     kept = model.exemplars().renamed({c: None for c in remove} | (join or {})).renamed(rename or {})
     more = replay.everything() if replay else Exemplars([], [])
     job = _Job(model, s, known, class_places(known, new.data.classes if new else [])[0], new, judge,
-               Exemplars(more.items + kept.items, more.labels + kept.labels), not (remove or join), limits or Limits(),
+               Exemplars(more.items + kept.items, more.labels + kept.labels), not (remove or join), limits,
                tuning, seed, len(kept), bool(remove or join or fixes or new and new.train),
                fixed=[Path(i) if model.task.column == 'path' else i for i,*_ in fixes])
     _check_job(job, mode, test_pct)
@@ -624,6 +631,8 @@ def _notes(job:_Job, items, mode:str, head:dict) -> list[str]:
     if (job.statistics is not None and job.statistics.prior is not None
             and job.grown is not None and job.grown.prior is None):
         out.append("a new class has a name without letters, so the names of the others no longer help either.")
+    if not job.rows_change:
+        out.append("the network is the same to the bit, under other names: no answer can have changed.")
     if not items and not any(job.judging.reasons[0]) and job.rows_change:
         out.append("no items of old classes to judge by; give some with `--old FOLDER` (in Python `old=`).")
     if not job.same: out.append("classes were removed or joined: old scores cannot be compared one by one.")
@@ -671,6 +680,7 @@ def merge_models(
     if shared and (p is None or p.manifest['sha256'] != shared[-1]):
         raise InputError(f"both models come from {shared[-1][:16]}…, whose rows would count twice; accepted: `common` "
                          f"with the folder of that model.")
+    _check_merge(a, b, p)
     classes, places = class_places(a.classes, b.classes)
     s = _add_once(s, t, places, [] if p is None else [(a.classes.index(c), b.classes.index(c), i) for i,
                                                       c in enumerate(p.classes) if c in a.classes and c in b.classes],
@@ -684,6 +694,19 @@ def merge_models(
                         merged_with=b.manifest['sha256'])
 
 # %% ../../nbs/expand/10_classes.ipynb #3e91c878
+def _check_merge(a:Model, b:Model, common:Model|None) -> None:
+    "An `InputError` where items would count twice, or where a change of classes would be undone"
+    before = common.learned().keys if common else set()
+    if twice := (a.learned().keys & b.learned().keys) - before:
+        raise InputError(f"both models learned from the same items ({len(twice)} hashes agree), which would count "
+                         f"twice; accepted: models that grew from different items. Expand one with the other's "
+                         f"new items.")
+    for m in (a, b) if common else ():
+        if gone := [c for c in common.classes if c not in m.classes]:
+            raise InputError(f"`{m.manifest['folder']}` no longer has class {gone[0]!r} of `common`: it was removed, "
+                             f"joined or renamed, and merging would bring it back. Accepted: merge first, and change "
+                             f"the classes of the outcome.")
+
 def _both(a:Exemplars, b:Exemplars) -> Exemplars:
     "As many of each class as the one that keeps more"
     most = max((e.labels.count(c) for e in (a, b) for c in set(e.labels)), default=0)

@@ -9,6 +9,7 @@ __all__ = ['LEAST', 'Evaluation', 'BoxEvaluation']
 from dataclasses import dataclass
 import numpy as np
 from fastcore.basics import patch
+from ..core import InputError, did_you_mean
 from .box_scores import BoxScores, box_scores, choose_threshold
 from .evidence import Interval, class_metrics
 from ..learn.detection import BoxLearner, boxes_dl
@@ -45,9 +46,14 @@ def evaluate(
     positive:str='',    # A class that is to be found among the others; see `class_metrics`
 ) -> Evaluation:        # Also kept as `evaluated`
     "Figures on one split, for images and texts alike"
+    if positive and positive not in self.data.classes:
+        raise InputError(f"`positive` is {positive!r}. {did_you_mean(positive, self.data.classes)}")
+    if split == 'valid' and self.refitted and self.still('solved'):
+        raise InputError("the head was solved from the validation items too; accepted: evaluate('valid') before "
+                         "`calibrate`, or another split.")
     probs, y = (t.numpy() for t in self.get_preds(dl=self.split_dl(split)))
     found = Evaluation(split, list(self.data.classes), probs, y, class_metrics(y, probs, self.data.classes, positive))
-    if split == 'test': self.evaluated = found
+    if split == 'test': self.evaluated = found; self.mark('evaluated')
     return found
 
 # %% ../../nbs/judge/40_evaluate.ipynb #0c664da4
@@ -78,7 +84,7 @@ def evaluate( # noqa: F811  of another learner
     classes = list(self.data.classes)
     scores = box_scores(truth, found, classes, seed=seed, groups=self.data.families(split))
     out = BoxEvaluation(split, classes, found, truth, scores)
-    if split == 'test': self.evaluated = out
+    if split == 'test': self.evaluated = out; self.mark('evaluated')
     return out
 
 @patch
@@ -87,4 +93,5 @@ def calibrate(self:BoxLearner) -> dict: # How the head came to be: kind and thre
     on_valid = self.evaluate('valid')
     threshold = choose_threshold(on_valid.truth, on_valid.found, on_valid.classes, least=LEAST)
     self.head_info = dict(kind='trained', threshold=threshold)
+    self.mark('head_info')
     return self.head_info

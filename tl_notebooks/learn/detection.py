@@ -640,9 +640,10 @@ def picture_detector(
     interpolation:str='bicubic', # See `image_tensor`
 ) -> Callable[[Sequence], list[dict]]:
     "PIL pictures → boxes (n, 4) in pixels of each, scores (n,), labels (n,)"
-    net.score_thresh, device = score, next(net.parameters()).device
+    device = next(net.parameters()).device
     def predict(images):
         if not len(images): return []
+        net.score_thresh = score # each time: another detector of the same network may have another
         x = torch.stack([image_tensor(im, size, resize, interpolation) for im in images])
         with torch.inference_mode():
             found = [f for part in x.split(net.step or len(x)) for f in net.detect(net(part.to(device)))]

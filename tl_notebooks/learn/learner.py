@@ -22,7 +22,7 @@ from fastai.metrics import accuracy
 from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn
-from ..core import InputError, progress
+from ..core import InputError, hash_state, progress
 from ..frozen.cut import CannotCache
 from ..frozen.loader import CachedDL
 from ..frozen.store import hash_prefix
@@ -72,7 +72,7 @@ class FrozenLearner(Learner):
     def __init__(self, dls, model:nn.Module, frozen:FrozenPrefix, norm:str='eval', cbs=None, info:dict|None=None,
                  **kwargs):
         if norm not in ('eval', 'train'): raise InputError(f"`norm` is {norm!r}; accepted: 'eval' or 'train'.")
-        self.norm, self.probed, self.info = norm, False, info or {}
+        self.norm, self.probed, self.info, self.as_of = norm, False, info or {}, {}
         cbs = [*L(cbs), *([NormEval()] if norm == 'eval' else []), frozen]
         kwargs = {'train_bn': norm == 'train'} | kwargs
         super().__init__(dls, model, cbs=cbs, splitter=lambda m: m.param_groups(), **kwargs)
@@ -82,6 +82,13 @@ class FrozenLearner(Learner):
         try: return super().fit(*args, **kwargs)
         # also after an error or Ctrl-C
         finally: self.frozen_prefix.__dict__.update(fitting=False, fit_dls={}, live=None)
+
+    def mark(self, *names:str) -> None:
+        "Remember that what these attributes say is of the network as it is now"
+        self.as_of |= dict.fromkeys(names, hash_state(self.model.state_dict()))
+    def still(self, name:str) -> bool:
+        "Whether the network is as it was when `name` was marked"
+        return name in self.as_of and self.as_of[name] == hash_state(self.model.state_dict())
 
 class TransferLearner(FrozenLearner):
     "A `FrozenLearner` on a `TransferNet`, with probing;  cache, views, cache_dtype, fold, fixed : see `FrozenPrefix`"
@@ -209,6 +216,7 @@ def probe(
     self.probe_result = Probe(float(found.alpha), float(found.loo_accuracy),
                               (logits.argmax(1) == vy).float().mean().item(),
                               nn.functional.cross_entropy(logits, vy).item(), time.perf_counter()-start, len(y))
+    self.mark('solved', 'statistics')
     return self.probe_result
 
 # %% ../../nbs/learn/30_learner.ipynb #88728c63
@@ -232,6 +240,7 @@ def refit(self:TransferLearner, **kwargs) -> RidgeHead:
     self.opt, self.statistics = None, ClassStatistics.from_features(x[:n], y[:n], len(found.weight),
             kwargs.get('prior'))
     self.refitted = True
+    self.mark('solved', 'statistics')
     return found
 
 # %% ../../nbs/learn/30_learner.ipynb #df62198b
@@ -258,6 +267,7 @@ def take_statistics(self:TransferLearner) -> tuple[ClassStatistics, float|None]:
     head = solve_statistics(ClassStatistics.from_features(x, y, k))
     found = (vx.double().numpy() @ head.weight.T + head.bias).argmax(1) if len(vy) else None
     self.statistics = ClassStatistics.from_features(torch.cat([x, vx]), torch.cat([y, vy]), k)
+    self.mark('statistics')
     return self.statistics, float((found == vy.numpy()).mean()) if len(vy) else None
 
 # %% ../../nbs/learn/30_learner.ipynb #147380f6
@@ -293,11 +303,12 @@ def calibrate(self:TransferLearner) -> dict: # How the head came to be: kind ('s
     """Give the head a confidence that can be believed; no decision of a trained head changes.
 
     A probe's head is solved once more, with the validation items, and its leave-one-out scores set its confidence.
-    A fine-tuned network gets a temperature that is fitted on the validation items.
+    A network that was trained since, in whatever way, gets a temperature that is fitted on the validation items.
     The result is kept as `head_info`, for a model's manifest.
     """
-    if self.kept != 'fine-tuned':
+    if self.kept != 'fine-tuned' and self.still('solved'):
         head = self.refit()
+        self.mark('solved', 'statistics', 'head_info')
         self.head_info = dict(kind='solved', alpha=head.alpha, scale=head.scale) | self.labels_used()
         self.calibrated = (f"head solved from {self.statistics.n} items; ridge strength {head.alpha:.3g}; "
                            f"accuracy on these, each left out: {head.loo_accuracy:.3f}")
@@ -307,6 +318,7 @@ def calibrate(self:TransferLearner) -> dict: # How the head came to be: kind ('s
     scale_logits(self.model, temperature)
     _, solved = self.take_statistics()
     self.head_info = dict(kind='trained', trained_accuracy=self.validate()[1], solved_accuracy=solved)
+    self.mark('head_info')
     self.calibrated = (f"fine-tuned head kept: trained on {self.dls.train.n} training items, the others chose; "
                        f"temperature {temperature:.2f}")
     return self.head_info

@@ -397,6 +397,7 @@ def probe(
     self.statistics = ClassStatistics.from_features(x, y, len(found.weight), self.prior)
     self.opt, self.kept, self.kept_by, self.guessed = None, 'probe', None, None
     self.probe_result = self._result(found, vx, vy, y, time.perf_counter() - start)
+    self.mark('solved', 'statistics')
     return self.probe_result
 
 # %% ../../nbs/learn/60_text.ipynb #2b39916e
@@ -646,6 +647,7 @@ def _keep_contrast(self:TextLearner, tail:_Tail, some, y, words, steps, lr, seed
     self.layer_means, self.probe_features, self.opt, self.kept = means, (x, y, vx, vy), None, 'contrast'
     self.prior, self.own_scale = prior, scale
     self.statistics = ClassStatistics.from_features(x, y, len(found.weight), self.prior)
+    self.mark('solved', 'statistics')
     self.probe_result = self._result(found, vx, vy, y, 0.)
 
 # %% ../../nbs/learn/60_text.ipynb #3c643ce1
@@ -722,6 +724,7 @@ def _keep_self_trained(self:TextLearner, loose:torch.Tensor, held:np.ndarray) ->
     self.guessed, self.own_scores = (rows[len(y):], of[len(y):]), held
     self.opt, self.kept, self.own_scale = None, 'self-trained', scale
     self.statistics = ClassStatistics.from_features(x, y, k, self.prior)
+    self.mark('solved', 'statistics')
     self.probe_result = self._result(self._of_labelled(found, y, vy[:0]), vx, vy, y, 0.)
 
 @patch

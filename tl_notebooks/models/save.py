@@ -8,6 +8,7 @@ __all__ = ['load_model']
 # %% ../../nbs/models/10_save.ipynb #63e743ed
 from pathlib import Path
 from fastcore.basics import patch
+from ..core import InputError
 from ..heads.statistics import statistics_state
 from ..learn.learner import FrozenLearner
 from .folder import Model, memory_of, save_model as write_model
@@ -22,13 +23,16 @@ def save_model(
     seed:int=0,           # Of the choice of these
 ) -> Path:                # The folder
     "Write a model folder, whole or not at all; `load_model` reads it, `expand` makes it larger"
-    evaluated = getattr(self, 'evaluated', None)
-    if metrics is None: metrics = evaluated.as_json() if evaluated else {}
-    statistics = getattr(self, 'statistics', None)
+    parent = Path(folder).absolute().parent
+    if not parent.is_dir(): raise InputError(f"`{parent}` is no folder; make it first, or choose another place.")
+    now = lambda name: getattr(self, name, None) if self.still(name) else None # what is of an earlier network is not kept
+    if metrics is None: metrics = e.as_json() if (e := now('evaluated')) else {}
+    statistics = now('statistics')
+    if statistics is None and hasattr(self, 'take_statistics'): statistics = self.take_statistics()[0]
     return write_model(folder, self.model, self.info, self.data.classes, metrics,
                        {k: v for k,v in self.data.as_json().items() if k in ('fingerprint', 'counts')},
                        statistics=statistics_state(statistics) if statistics else None,
-                       head=getattr(self, 'head_info', None) or dict(kind='trained'), tok=getattr(self, 'tok', None),
+                       head=now('head_info') or dict(kind='trained'), tok=getattr(self, 'tok', None),
                        memory=memory_of(self, memory, seed), learned=self.data)
 
 # %% ../../nbs/models/10_save.ipynb #96f4ebe1
