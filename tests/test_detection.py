@@ -228,7 +228,7 @@ def test_a_model_folder_gives_the_same_answers(scenes, tmp_path, arch):
 
 def test_a_detector_learns_evaluates_and_is_saved_as_other_learners_do(scenes, tmp_path):
     "Its figure is that of COCO's evaluator, and the folder keeps it and the threshold"
-    from tl_notebooks.all import box_learner, load_model
+    from tl_notebooks.all import box_learner, expand, load_model
     learn = box_learner(scenes, size=64, bs=4, views=2, channels=32, convs=1)
     with learn.no_bar(), learn.no_logging():
         learn.fine_tune(1, base_lr=1e-3)
@@ -241,6 +241,12 @@ def test_a_detector_learns_evaluates_and_is_saved_as_other_learners_do(scenes, t
     for p,f in zip(model.predict(scenes.files('test'), threshold=.02), found.found): # double boxes of one thing go
         assert np.abs(p.found['scores'][:, None] - f['scores']).min(1).max(initial=0) < 1e-4
     assert model.learned().count(looks_of(scenes.files('train'))).all()
+    alone, other = ([len(p.found['scores']) for p in model.predict(scenes.files('test')*2, bs=2, threshold=t)]
+                    for t in (.02, .3))
+    both = zip(*(model.predict(scenes.files('test')*2, bs=2, threshold=t) for t in (.02, .3)))
+    assert [(len(a.found['scores']), len(b.found['scores'])) for a,b in both] == [*zip(alone, other)]
+    with pytest.raises(InputError, match='`rename` is not for'):
+        expand(tmp_path/'m', out=tmp_path/'x', rename={'car': 'a'})
 
 
 def coco_ap50(truths, preds, classes):

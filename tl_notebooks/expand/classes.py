@@ -48,6 +48,7 @@ class NewData:
     test:list
     test_labels:list[str]
     known:list = field(default_factory=list) # items that the model had learned from already, and that are left out
+    alike:int = 0 # items to learn from that look like near copies of such
     def everything(self) -> Exemplars:
         return Exemplars([*self.train, *self.test], [*self.train_labels, *self.test_labels])
 
@@ -68,8 +69,9 @@ def leave_out_learned(new:NewData, model:Model, classes:Sequence[str]) -> NewDat
         raise InputError(f"`{new.data.given}`: the model learned from all {len(again)} items already, so there is "
                          f"nothing to add. Accepted: items that it has not seen; labels are moved by `--correct`.")
     part = lambda these, keep: [i for i,a in zip(these, again) if bool(a) != keep]
+    alike = int(model.learned().know(looks_of(part(new.train, True))).sum()) if len(again) - again.sum() else 0
     return replace(new, train=part(new.train, True), train_labels=part(new.train_labels, True),
-                   known=part(new.train, False))
+                   known=part(new.train, False), alike=alike)
 
 # %% ../../nbs/expand/10_classes.ipynb #361e38c7
 def need_statistics(model:Model) -> ClassStatistics:
@@ -102,7 +104,8 @@ def edit_classes(s:ClassStatistics, classes:list[str], remove:Sequence[str]=(), 
         if bad := [n for n in names if n not in classes]:
             raise InputError(f"`{what}`: the model has no class {bad[0]!r}. {did_you_mean(bad[0], classes)}")
     if gone := [c for c in rename if c in remove or c in join]:
-        raise InputError(f"`rename`: {gone[0]!r} is removed or joined in the same request; accepted: classes that stay.")
+        raise InputError(f"`rename`: {gone[0]!r} is removed or joined in the same request; accepted: classes that "
+                         f"stay.")
     for a,b in join.items():
         if a == b: raise InputError(f"`join`: {a!r} with itself.")
         if b not in classes:
@@ -625,6 +628,9 @@ def _notes(job:_Job, items, mode:str, head:dict) -> list[str]:
     if job.new:
         few = [c for c in dict.fromkeys(job.new.train_labels) if job.new.train_labels.count(c) == 1]
         if few: out.append(f"one item only to learn {', '.join(map(repr, few))} from.")
+        if n := job.new.alike:
+            out.append(f"{n} of {len(job.new.train)} new items look like near copies of what the model has learned "
+                       f"from; they count as new ones.")
         if n := len(job.new.known):
             out.append(f"{n} of {n + len(job.new.train)} items to learn from are left out: the model has learned from "
                        f"these already, and they would count twice. `--correct` moves their labels.")

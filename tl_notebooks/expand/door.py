@@ -6,7 +6,9 @@
 __all__ = ['expand']
 
 # %% ../../nbs/expand/50_door.ipynb #452242fc
+import inspect
 from pathlib import Path
+from ..core import InputError, did_you_mean
 from .boxes import expand_boxes
 from .classes import expand_model
 from .words import expand_words
@@ -26,5 +28,8 @@ def expand(
 ) -> Expansion:
     "A larger model with its certificate; `folder` says where"
     if words or corpus: return expand_words(model, out, words, corpus, learn=data, **options)
-    if not TASKS[read_manifest(model)['task']].classifies: return expand_boxes(model, data, out, **options)
-    return expand_model(model, data, out, **options)
+    way = expand_model if TASKS[read_manifest(model)['task']].classifies else expand_boxes
+    if wrong := [k for k in options if k not in inspect.signature(way).parameters]:
+        raise InputError(f"`{wrong[0]}` is not for a model of this kind. "
+                         f"{did_you_mean(wrong[0], [*inspect.signature(way).parameters][3:])}")
+    return way(model, data, out, **options)

@@ -275,6 +275,7 @@ def _features(self:Model) -> Callable:
 @patch
 def read_batches(self:Model, inputs:Sequence, bs:int, desc:str) -> Iterator[tuple[list, list, torch.Tensor|None]]:
     "Inputs by the batch, what each is to the network (or why it cannot be read), and the good ones together"
+    if bs < 1: raise InputError(f"`bs` is {bs}; accepted: a whole number from 1.")
     self.task.preload(inputs)
     for i in progress(range(0, len(inputs), bs), desc, -(-len(inputs)//bs)):
         read = [*map(self.task.take, inputs[i:i+bs])]

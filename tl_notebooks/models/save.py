@@ -25,7 +25,7 @@ def save_model(
     "Write a model folder, whole or not at all; `load_model` reads it, `expand` makes it larger"
     parent = Path(folder).absolute().parent
     if not parent.is_dir(): raise InputError(f"`{parent}` is no folder; make it first, or choose another place.")
-    now = lambda name: getattr(self, name, None) if self.still(name) else None # what is of an earlier network is not kept
+    now = lambda name: getattr(self, name, None) if self.still(name) else None # nothing of an earlier network
     if metrics is None: metrics = e.as_json() if (e := now('evaluated')) else {}
     statistics = now('statistics')
     if statistics is None and hasattr(self, 'take_statistics'): statistics = self.take_statistics()[0]

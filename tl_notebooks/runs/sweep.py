@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from tqdm import tqdm
-from ..core import (InputError, atomic_write, hash_file, hash_json, install_hint, locked, read_json,
+from ..core import (InputError, atomic_write, did_you_mean, hash_file, hash_json, install_hint, locked, read_json,
                                write_json)
 from ..data.problems import data_path
 from ..judge.evidence import mean_interval
@@ -503,7 +503,10 @@ def figure(self:Sweep):
 @patch
 def verdict(self:Sweep) -> str:
     "The best combination in a line, and what it was chosen by"
-    if not (b := self.best()): return 'no run has ended well'
+    if not (b := self.best()):
+        names = {n for r in self.runs.values() if (rec := self.record(r)) for n in rec['metrics'] | rec['valid']}
+        return (f"no run has a figure called {self.data['metric']!r}. {did_you_mean(self.data['metric'], names)}"
+                if names and self.data['metric'] else 'no run has ended well')
     show = lambda i: f"{i['value']:.4g} ({i['low']:.4g} … {i['high']:.4g})"
     words = lambda r: ' '.join(f'{k}={v}' for k,v in r['params'].items()) or 'defaults'
     equal = [r for r in self.rows() if r['value'] == b['value']]
