@@ -27,7 +27,8 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from tqdm import tqdm
-from ..core import (InputError, atomic_write, did_you_mean, hash_file, hash_json, install_hint, locked, read_json,
+from ..core import (InputError, atomic_write, did_you_mean, hash_file, hash_json, install_hint, locked,
+                               read_json,
                                write_json)
 from ..data.problems import data_path
 from ..judge.evidence import mean_interval
