@@ -629,6 +629,18 @@ def test_one_text_that_cannot_be_read_stops_no_other(tmp_path):
     assert sorted(k for k,t in got.items() if isinstance(t, Unread)) == ['b.txt', 'c.pdf', 'd.csv', 'd.msg']
     assert 'not UTF-8' in refusal(list_texts, [tmp_path])
 
+def test_what_only_begins_like_a_readme_is_an_item(tmp_path):
+    "README.md and the like say what data is; license_plate_0.jpg is data, to learn from and to predict"
+    aside = {'README.md': 'x', 'LICENSE': 'x', 'licence.txt': 'x', 'PROVENANCE.md': 'x', 'README.roboflow.txt': 'x'}
+    some = ['license_plate_0.jpg', 'readme.jpg', 'Licence.png', 'README_en.png', 'provenance-1.png']
+    tree(tmp_path/'a', {n: i for i,n in enumerate(some)} | aside)
+    assert sorted(n.name for n in list_inputs([tmp_path/'a']).values()) == sorted(some)
+    mails = ['License renewal.eml', 'readme please.txt']
+    tree(tmp_path/'m', {n: f'Subject: {n}\n\nHello' for n in mails} | aside)
+    assert sorted(n.split('/')[-1] for n,_ in list_texts([tmp_path/'m'])) == sorted(mails)
+    assert len(images(tree(tmp_path/'t', GOOD | aside)).items) == len(GOOD)
+    assert 'license_plate_0.png: lies in no class' in refusal(images, tree(tmp_path/'t', {'license_plate_0.png': 9}))
+
 def test_all_files_of_a_folder_are_answered_for(tmp_path):
     spec = {'a.png': 1, 'b.txt': 'x', 'c.pdf': b'%PDF', '__MACOSX/._a.png': b'x',
             '@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg': b'x', 'README.md': 'x', '.hidden.png': b'x'}

@@ -181,7 +181,8 @@ def _top_splits(dirs:list[str]) -> tuple[dict[str,str], list[Problem]]:
 
 # %% ../../nbs/data/20_listing.ipynb #db566fbd
 # silently accepted in the data's own folder
-SIDE_FILES = re.compile(r'(PROVENANCE|README|LICEN[CS]E).*|samples\.json', re.I)
+SIDE_FILES = re.compile(r'(PROVENANCE|README([._-][a-z]{2}|\.dataset|\.roboflow)?|LICEN[CS]E(-MIT|-APACHE|-BSD)?)'
+                        r'(\.(md|markdown|rst|adoc|txt|rtf|html?|pdf))?|samples\.json', re.I)
 
 def _loose(folder:Path, root:Path, dirs:list[str], files:list[str], kind:ItemKind) -> list[Problem]:
     "Problems for files beside the class folders `dirs`"
