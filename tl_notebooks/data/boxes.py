@@ -623,7 +623,7 @@ def _backgrounds(t:_Tree, out:_Found) -> None:
     for home in t.dirs:
         if home not in homes and 'images' not in home.lower().split('/'): continue
         here = [posixpath.basename(f) for f in t.images if posixpath.dirname(f) == home]
-        for f in (posixpath.join(home, n) for n in {*here} - {*_thumbnails(here)}):
+        for f in (posixpath.join(home, n) for n in {*here} - {*_thumbnails(t.root/home, here)}):
             if f not in out.pictures: out.pictures[f] = dict(split='', width=0, height=0, at='')
 
 # %% ../../nbs/data/65_boxes.ipynb #c4694540
