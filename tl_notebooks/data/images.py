@@ -125,8 +125,8 @@ def _depth_note(items:pd.DataFrame) -> list[str]:
     wide = deep.path[deep.bits > most + 3].tolist()
     if not wide: return out
     return out + [f"most of {len(deep):,} images of 16 bits use {most} of them (up to {(1 << most) - 1:,}), but "
-                  f"{len(wide):,} use up to {bits}, such as {wide[0]}: beside these, the others are dark or black here, and for the "
-                  f"model; check whether they belong together"]
+                  f"{len(wide):,} use up to {bits}, such as {wide[0]}: beside these, the others are dark or black "
+                  f"here, and for the model; check whether they belong together"]
 
 # %% ../../nbs/data/50_images.ipynb #46a9ddf5
 def read_images(

@@ -125,15 +125,12 @@ def _thumbnails(folder:Path, files:list[str], above:Iterable[str]=()) -> list[st
 # %% ../../nbs/data/20_listing.ipynb #2ce28cab
 UNLABELLED = ('unsup', 'unsupervised', 'unlabeled', 'unlabelled') # folders of texts without a label
 
-def _nfc(name:str) -> str: # a Mac takes letters and their accents apart
-    return unicodedata.normalize('NFC', name)
-
 def _list_class(folder:Path, root:Path, split:str, kind:ItemKind=IMAGES) -> tuple[list[dict], tuple[set,bool],
         list[Problem], list[str]]:
     """Rows of one class folder at any depth, (names of folders directly in it, whether it holds items directly),
     problems, thumbnails that were left out"""
     rows, bad, todo, sub, direct, small = [], [], [(folder, ())], set(), False, []
-    label = '' if kind.name == 'text' and folder.name.lower() in UNLABELLED else _nfc(folder.name)
+    label = '' if kind.name == 'text' and folder.name.lower() in UNLABELLED else folder.name
     while todo:
         here, above = todo.pop()
         dirs, files, odd = _ls(here, root)
@@ -212,6 +209,9 @@ def _loose(folder:Path, root:Path, dirs:list[str], files:list[str], kind:ItemKin
             Problem('layout', _rel(folder, root),
                     f"{len(items):,} {kind.name}s, but no folders that say what they show")]
 
+def _nfc(name:str) -> str: # a Mac takes letters and their accents apart
+    return unicodedata.normalize('NFC', name)
+
 def _copies_beside(root:Path, folder:str, rows:list[dict]) -> list[str]:
     "The images of a folder of thumbnails, if each is a small copy of one in the folders beside it"
     up, mine = folder.rpartition('/')[0], [r['path'] for r in rows if r['path'].startswith(f'{folder}/')]
@@ -231,6 +231,8 @@ def list_folder(root:Path, kind:ItemKind=IMAGES) -> tuple[list[dict], list[Probl
         bad += odd + (_loose(root/s, root, dirs, files, kind) if s else [])
         for d in dirs:
             r, classes[_rel(root/s/d, root)], odd, gone = _list_class(root/s/d, root, split, kind)
+            if Counter(map(_nfc, dirs))[_nfc(d)] == 1: # two such folders side by side are told by their spelling
+                for x in r: x['label'] = _nfc(x['label'])
             rows += r; bad += odd; small += gone
     if kind is IMAGES:
         for d in [d for d in classes if _THUMB_FOLDER.fullmatch(d.rsplit('/', 1)[-1])]:
@@ -404,8 +406,9 @@ class _Below:
         for i in range(1, len(parts)):
             if not path.startswith('/') and splits(parts[:i]): return '' # train/7.jpg is not test/7.jpg
             tail = '/'.join(parts[i:])
-            if (found := self.find(tail)) and (i < len(parts) - 1 or len(
-                    self.names[_fold(posixpath.basename(found))]) == 1): return self._note('their last parts', path, found)
+            found = self.find(tail)
+            if found and (i < len(parts) - 1 or len(self.names[_fold(posixpath.basename(found))]) == 1):
+                return self._note('their last parts', path, found)
         only = self.names.get(_fold(parts[-1]), [])
         if len(only) != 1 or not splits(parts[:-1]) <= splits(only[0].split('/')): return ''
         return self._note('their last parts', path, only[0])
