@@ -110,6 +110,54 @@ def test_hugging_face_folders(name, tmp_path):
     data = images(tree(tmp_path/'two', spec))
     assert data.counts()['test'] == {'bolt': 6, 'nut': 6} and data.made == ['valid']
 
+def in_splits(*splits):
+    "`GOOD` in each of these folders, with other contents: files, and a table of them"
+    made = {f'{s}/{p.replace("/", "_")}': 1000*k + n for k,s in enumerate(splits) for p,n in GOOD.items()}
+    return made, ''.join(f'{p},{p.split("/")[-1].split("_")[0]}\n' for p in made)
+
+@pytest.mark.parametrize('name, splits', [('metadata.csv', ('train', 'test')), ('d.csv', ('img/Train', 'img/val')),
+                                          ('metadata.csv', ('a/train', 'b/validation', 'a/test'))])
+def test_folders_of_splits_in_the_paths_of_a_table(name, splits, tmp_path):
+    made, table = in_splits(*splits)
+    tree(tmp_path, {**made, name: 'file_name,label\n' + table, splits[0] + '/more.png': 7777})
+    data = images(tmp_path)
+    given = {'val': 'valid', 'test': 'test'}
+    last = data.items[data.items.path.str.startswith(splits[-1])]
+    assert {*last.split} == {given[splits[-1].split('/')[-1]]} and len(last) == 12
+    assert any('splits are those of the folders' in n and '`-p split=none`' in n for n in data.notes)
+    assert any(f'images that the table does not list, left out: 1, such as {splits[0]}/more' in n for n in data.notes)
+    assert not any('of the folders' in n for n in images(tmp_path, split='none').notes)
+
+def test_folders_that_are_no_splits_for_all_paths_are_said(tmp_path):
+    made, table = in_splits('train', 'test', 'extra')
+    data = images(tree(tmp_path, {**made, 'metadata.csv': 'file_name,label\n' + table}))
+    assert data.made == ['valid', 'test'] and any("as 'extra' stand beside" in n for n in data.notes)
+
+@pytest.mark.parametrize('prefix', ['dataset/', 'dataset/images/', 'https://example.org/a%20b/', '/home/x/', 'C:\\x\\',
+                                    './data/', 's3://bucket/'])
+def test_paths_from_where_the_table_was_made(prefix, tmp_path):
+    "By their last parts, if those name one file"
+    flat = {p.replace('/', '_'): n for p,n in GOOD.items()}
+    tree(tmp_path, {f'images/{p}': n for p,n in flat.items()})
+    (tmp_path/'d.csv').write_text('path,label\n' + ''.join(f'{prefix}{p},{p.split("_")[0]}\n' for p in flat))
+    data = images(tmp_path/'d.csv')
+    assert len(data.items) == 12 and data.items.path.str.startswith('images/').all()
+    assert any('found by their last parts' in n for n in data.notes)
+
+def test_a_path_in_a_folder_that_is_there_is_not_sought_elsewhere(tmp_path):
+    tree(tmp_path, {**GOOD, 'bolt/99.png': 99, 'test/77.png': 77, 'd.csv': rows('nut/99.png,nut', 'train/77.png,nut')})
+    text = refusal(images, tmp_path/'d.csv')
+    assert 'nut/99.png: no such file' in text and 'train/77.png: no such file' in text
+
+def test_a_class_is_one_however_its_accents_are_written(tmp_path):
+    nfd, nfc = (unicodedata.normalize(f, 'Grün') for f in ('NFD', 'NFC'))
+    tree(tmp_path/'d', {f'{s}/{c}/{i}.png': 100*k + 10*j + i for k,s in enumerate(('train', 'valid'))
+                        for j,c in enumerate((nfd if k else nfc, 'rot')) for i in range(6)})
+    assert images(tmp_path/'d').classes == [nfc, 'rot']
+    tree(tmp_path/'t', {**GOOD, 'd.csv': 'path,label\n' + ''.join(
+        f'{p},{p[:1] if p[0] == "b" else (nfc, nfd)[i % 2]}\n' for i,p in enumerate(GOOD))})
+    assert images(tmp_path/'t'/'d.csv').classes == [nfc, 'b'] or images(tmp_path/'t'/'d.csv').classes == ['b', nfc]
+
 def test_a_folder_beside_the_table(tmp_path):
     "Kaggle: train.csv with ids, and a folder train"
     spec = {f'train/{p.replace("/", "_")}': n for p,n in GOOD.items()}
@@ -273,13 +321,27 @@ def test_copies_by_tools_are_left_out(tmp_path):
              'nut/.thumbnails/4.png': 504}
     litter = {'__MACOSX/bolt/._0.png': b'x', '__MACOSX/nut/._0.png': b'x', 'Thumbs.db': b'x', 'nut/.DS_Store': b'x',
               'nut/desktop.ini': 'x', '$RECYCLE.BIN/x.png': b''}
-    data = images(tree(tmp_path, {**GOOD, **small, **named, **litter}))
+    tree(tmp_path, {**GOOD, **small, **named, **litter})
+    for p in named: picture(len(p), 8).save(tmp_path/p)
+    data = images(tmp_path)
     assert pairs(data) == WANT and not data.problems
     assert 'thumbnails of other images, left out: 4, such as bolt/0_thumb.png' in data.notes
 
 def test_a_file_that_is_called_a_thumbnail_and_has_no_original_is_an_image(tmp_path):
     data = images(tree(tmp_path, {**GOOD, 'nut/9_thumb.png': 900, 'nut/view-640x480.png': 901}))
     assert len(data.items) == 14
+
+def test_a_file_that_is_called_a_thumbnail_and_is_as_large_is_an_image(tmp_path):
+    data = images(tree(tmp_path, {**GOOD, 'nut/0_10x20.png': 900, 'nut/tn_1.png': 901, 'bolt/thumbs/2.png': 902}))
+    assert len(data.items) == 15
+
+def test_a_folder_of_thumbnails_beside_the_classes_is_none(tmp_path):
+    tree(tmp_path, {**GOOD, 'thumbs/x.png': 1}); (tmp_path/'thumbs'/'x.png').unlink()
+    for i in range(5): picture(i, 8).save(tmp_path/'thumbs'/('tn_0.png' if i == 4 else f'{i}.png'))
+    data = images(tmp_path)
+    assert pairs(data) == WANT and any('thumbnails of other images, left out: 5' in n for n in data.notes)
+    for i in range(6): picture(50 + i, 64).save(tmp_path/'thumbs'/f'{i}.png') # larger than those: of thumbs
+    assert images(tmp_path).classes == ['bolt', 'nut', 'thumbs']
 
 @pytest.mark.parametrize('seed', range(3))
 def test_versions_of_roboflow_stay_in_one_split(seed, tmp_path):
@@ -348,6 +410,13 @@ def test_a_dark_image_stays_dark_among_others(tmp_path):
     Image.fromarray(np.full((32, 32), 300, 'uint16')).save(tmp_path/'left'/'dark.png')
     data = images(tmp_path)
     assert data.depth == 12 and np.asarray(open_image(tmp_path/'left'/'dark.png', depth=12)).max() == 300 >> 4
+
+def test_a_few_images_that_use_far_more_bits_are_named(tmp_path):
+    for k,c in enumerate(('left', 'right')):
+        for i in range(5): deep(tmp_path/c/f'{i}.png', 10*k + i, 8, k)
+    deep(tmp_path/'left'/'wide.png', 99, 16, 0)
+    assert any('most of 11 images of 16 bits use 8 of them (up to 255), but 1 use up to 16, such as left/wide.png' in n
+               for n in images(tmp_path).notes)
 
 def test_avif_and_heic(tmp_path):
     tree(tmp_path, GOOD)
@@ -628,6 +697,18 @@ def test_one_text_that_cannot_be_read_stops_no_other(tmp_path):
     assert 'not UTF-8' in got['b.txt'] and 'suffix' in got['c.pdf'] and '.eml' in got['d.msg']
     assert sorted(k for k,t in got.items() if isinstance(t, Unread)) == ['b.txt', 'c.pdf', 'd.csv', 'd.msg']
     assert 'not UTF-8' in refusal(list_texts, [tmp_path])
+
+def test_what_only_begins_like_a_readme_is_an_item(tmp_path):
+    "README.md and the like say what data is; license_plate_0.jpg is data, to learn from and to predict"
+    aside = {'README.md': 'x', 'LICENSE': 'x', 'licence.txt': 'x', 'PROVENANCE.md': 'x', 'README.roboflow.txt': 'x'}
+    some = ['license_plate_0.jpg', 'readme.jpg', 'Licence.png', 'README_en.png', 'provenance-1.png']
+    tree(tmp_path/'a', {n: i for i,n in enumerate(some)} | aside)
+    assert sorted(n.name for n in list_inputs([tmp_path/'a']).values()) == sorted(some)
+    mails = ['License renewal.eml', 'readme please.txt']
+    tree(tmp_path/'m', {n: f'Subject: {n}\n\nHello' for n in mails} | aside)
+    assert sorted(n.split('/')[-1] for n,_ in list_texts([tmp_path/'m'])) == sorted(mails)
+    assert len(images(tree(tmp_path/'t', GOOD | aside)).items) == len(GOOD)
+    assert 'license_plate_0.png: lies in no class' in refusal(images, tree(tmp_path/'t', {'license_plate_0.png': 9}))
 
 def test_all_files_of_a_folder_are_answered_for(tmp_path):
     spec = {'a.png': 1, 'b.txt': 'x', 'c.pdf': b'%PDF', '__MACOSX/._a.png': b'x',

@@ -243,6 +243,13 @@ DOUBTFUL = { # what stays open: lines, what data.yaml may say about it
     'confidence first': lambda k, *xy: f'{k} 0.55 {share(*xy)}', 'track first': lambda k, *xy: f'{k} 3 {share(*xy)}',
     'angle': lambda k, *xy: f'{k} {share(*xy)} 1.57', 'outline and confidence': lambda k, *xy: (
             f'{k} {points(*corners(*xy))} 0.9'),
+    'key points and confidences, 17 × 3': lambda k, x, y, *xy: f'{k} {share(x, y, *xy)}' + f' {points(x, y)} 0.8'*17
+            + ' 0.91',
+    'key points with confidences, 4 × 3': lambda k, x, y, *xy: f'{k} {share(x, y, *xy)}' + f' {points(*xy)} 0.77'*4,
+    'key points beyond the box, 4 × 2': lambda k, *xy: f'{k} {share(*xy)} {points(*corners(5, 5, 90, 60))}',
+    'key points beside plain boxes': lambda k, *xy: f'{k} {share(*xy)}' + f' {points(*xy)} {points(9, 9, *xy)}'*k,
+    'faces without landmarks': lambda k, *xy: f'{k} {share(*xy)}' + (' -1'*10 if k else f' {points(*xy[:2])}'*5),
+    'two confidences': lambda k, *xy: f'{k} {share(*xy)} 0.8 0.93',
 }
 
 @pytest.mark.parametrize('name', DOUBTFUL)
@@ -250,7 +257,7 @@ def test_numbers_that_may_mean_two_things_are_refused(name, tmp_path):
     root = by_lines(DOUBTFUL[name])(tmp_path)
     for f in (root/'labels/0.txt', root/'images/0.png'): f.unlink() # fills its picture, as no second thing could
     with pytest.raises(InputError) as e: read(root)
-    assert 'numbers after the class' in str(e.value) and '`labels/1.txt` line 1' in str(e.value)
+    assert 'numbers after the class' in str(e.value) and '`labels/1.txt` line ' in str(e.value)
 
 
 @pytest.mark.parametrize('n', [3, 5, 12])
@@ -260,6 +267,18 @@ def test_outlines_of_any_length_are_their_extent(n, tmp_path):
                                                                (y1 + y2)/2 + (y2 - y1)/2*math.sin(a))]
         return f'{k} {points(x1, y1, x2, y2, *round_[:2*n - 4])}'
     painted(read(by_lines(line)(tmp_path)))
+
+
+def test_outlines_of_many_lengths_are_outlines_wherever_they_lie(tmp_path):
+    "All in the upper left, where two of their points could be a box"
+    root = yolo(tmp_path)
+    for i in range(N):
+        more = [(.2 + .01*j, .3 + .02*j) for j in range(i % 4)]
+        outline = [(.2, .2), (.3, .21), (.31, .3), *more]
+        (root/f'labels/{i}.txt').write_text('0 ' + ' '.join(f'{v:.4f}' for xy in outline for v in xy))
+    d = read(root)
+    assert any(f'outlines taken by their extent: {N}' in n for n in d.notes)
+    assert np.allclose(d.boxes[['x1', 'y1', 'x2']], [.2*W, .2*H, .31*W])
 
 
 def test_key_points_stated_obey_their_shape(tmp_path):
@@ -290,6 +309,16 @@ def test_a_voc_file_that_is_called_like_one_image_and_names_another(tmp_path):
     assert 'JPEGImages/3.png' not in {*d.items.path} and 'JPEGImages/5.png' in {*d.items.path}
     (root/'Annotations/5.xml').unlink() # now 5.png might have the boxes of 3.xml; it is no background
     assert not {'JPEGImages/3.png', 'JPEGImages/5.png'} & {*painted(read(root, on_bad='skip')).items.path}
+
+
+def test_a_voc_file_whose_own_name_two_images_have(tmp_path):
+    root = voc(tmp_path); shutil.copy(root/'JPEGImages/3.png', root/'JPEGImages/3.bmp')
+    d = read(root) # says 3.png
+    assert len(d.items) == N and 'JPEGImages/3.bmp' not in {*d.items.path}
+    f = root/'Annotations/3.xml'; text = f.read_text(); f.write_text(text.replace('>3.png<', '>5.png<'))
+    with pytest.raises(InputError, match=r"`Annotations/3.xml` .* `JPEGImages/5.png`: which of the"): read(root)
+    f.write_text(text.replace('>3.png<', '>3<'))
+    with pytest.raises(InputError, match=r"could be 'JPEGImages/3.bmp', 'JPEGImages/3.png'"): read(root)
 
 
 @pytest.mark.parametrize('name', ['{}.jpg', '{}', 'C:\\Users\\me\\{}.png', '/home/me/{}.png', '../{}.png',

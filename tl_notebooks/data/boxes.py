@@ -100,8 +100,8 @@ def _text_labels(t:_Tree) -> list[str]:
     return home or [f for f in txt if t.like(f)]
 
 # %% ../../nbs/data/65_boxes.ipynb #05cc937a
-def _pair(file:str, t:_Tree, name:str='') -> str|None: # `name`: what the label calls its picture
-    "The picture that a file of labels stands for, if one can be told"
+def _meant(file:str, t:_Tree, name:str='') -> list[str]: # `name`: what the label calls its picture
+    "The pictures that a file of labels may stand for"
     p, found, own = PurePosixPath(file), t.like(name or file), _same_folder(posixpath.dirname(file))
     low = [*map(_same_folder, p.parts[:-1])]
     homes = ['/'.join([*low[:i], other, *low[i+1:]]) for i in reversed(range(len(low)))
@@ -110,6 +110,11 @@ def _pair(file:str, t:_Tree, name:str='') -> str|None: # `name`: what the label 
     if home := [h for h in (*homes, own) if h in t.folders][:1]:
         found = [f for f in found if _same_folder(posixpath.dirname(f)) == home[0]]
     if name: found = [f for f in found if PurePosixPath(f).name == PurePosixPath(name).name] or found
+    return found
+
+def _pair(file:str, t:_Tree) -> str|None:
+    "The picture that a file of labels stands for, if one can be told"
+    found = _meant(file, t)
     return found[0] if len(found) == 1 else None
 
 # %% ../../nbs/data/65_boxes.ipynb #b64a7e6d
@@ -394,18 +399,24 @@ def _voc_box(o, at:str) -> tuple: # label, four numbers, difficult, place
 
 def _voc_picture(f:str, tree, t:_Tree) -> tuple[str|None, Problem|None]: # picture, what is wrong with it
     "The picture that a file is about, by the name in it and by its own"
-    own = _pair(f, t)
+    owns = _meant(f, t) # several, if 7.jpg and 7.png are there
+    own = owns[0] if len(owns) == 1 else None
     if isinstance(tree, Problem): return own, replace(tree, path=own or f, detail=f'`{f}` {tree.detail}')
     name = (tree.findtext('filename') or '').strip().replace('\\', '/')
-    named = _pair(f, t, name) if name else None
-    if named and own and named != own:
-        return own, Problem('used twice', own, f'`{f}` is called like this image, but its <filename> is {name!r}, '
-                            f'which is `{named}`: which of the two do its boxes belong to? Correct the name '
-                            'that is wrong')
+    names = _meant(f, t, name) if name else []
+    if names and owns and not {*names} & {*owns}:
+        return owns[0], Problem('used twice', owns[0], f'`{f}` is called like this image, but its <filename> is '
+                                f'{name!r}, which is `{names[0]}`: which of the two do its boxes belong to? Correct '
+                                'the name that is wrong')
+    both = [n for n in names if n in owns] or names
+    named = both[0] if len(both) == 1 else None
+    if len(both) > 1: return None, Problem('missing', name, f'could be {name_some(both)} (`{f}`); give its suffix')
     inside = _inside('', name, f'`{f}`') if name else ''
     if isinstance(inside, Problem) and not named: # what leads elsewhere and is not here either
         return own, replace(inside, path=own or name, detail=f'{name!r} {inside.detail}')
-    if not (named or own): return None, Problem('missing', name or f, f'no such picture (`{f}`)')
+    if not (named or own):
+        what = f'could be {name_some(owns)}; name one as its <filename>' if owns else 'no such picture'
+        return None, Problem('missing', name or f, f'{what} (`{f}`)')
     return named or own, None
 
 def _read_voc(t:_Tree, files:list[str], place) -> _Found:
@@ -496,14 +507,6 @@ def _is_share(box:Sequence[float]) -> bool:
     x, y, w, h = box
     return w > 0 and h > 0 and -.05 < min(x - w/2, y - h/2) and max(x + w/2, y + h/2) < 1.05
 
-def _has_points(v:Sequence[float]) -> bool:
-    "Whether a line could be a box and, in or near it, key points of two or three numbers"
-    (x, y, w, h), rest = v[:4], v[4:]
-    def near(a, b): return a == b == 0 or abs(a - x) <= w and abs(b - y) <= h
-    two = len(rest) % 2 == 0 and all(map(near, rest[::2], rest[1::2]))
-    three = len(rest) % 3 == 0 and {*rest[2::3]} <= {0, 1, 2} and all(map(near, rest[::3], rest[1::3]))
-    return _is_share([x, y, w, h]) and (two or three)
-
 def _adds_numbers(rows:list[list[float]]) -> bool:
     "Whether lines of five or six numbers are boxes with a confidence, a track or both at the end"
     def share(n): return all(0 <= r[n] <= 1 for r in rows)
@@ -515,12 +518,14 @@ def _adds_numbers(rows:list[list[float]]) -> bool:
 
 def _are_outlines(by:dict[int, list[list[float]]]) -> bool: # number of numbers → lines
     "Whether the longer lines of a data set are outlines, and nothing else"
-    rows = [r for v in by.values() for r in v]
-    if not any(n % 2 == 0 for n in by) or sum(max(map(abs, r)) > 1.5 for r in rows) > .1*len(rows): return False
-    if sum(n % 2 == 0 for n in by) > 1: return True # key points are always as many
+    rows, even = [r for v in by.values() for r in v], [len(v) for n,v in by.items() if n % 2 == 0]
+    if not even or sum(max(map(abs, r)) > 1.5 for r in rows) > .1*len(rows): return False
+    if len(even) > 2 and max(even) <= .9*sum(even): return True # key points are as many in each line
     def straight(r): # opposite corners of a rectangle, turned or not
         return all(abs(r[k] + r[k + 4] - r[k + 2] - r[k + 6]) < .005 for k in (0, 1))
-    return (min(by) >= 8 and all(map(straight, rows))) or sum(map(_has_points, rows)) < .9*len(rows)
+    # two points of an outline are rarely a box in the picture everywhere
+    return (min(by) >= 8 and all(map(straight, rows))) or sum(not _is_share(r[:4]) for r in rows) > max(
+        1, .1*len(rows))
 
 # number of numbers → box or outline
 def _line_forms(lines:Sequence[tuple[list[float], str]], place) -> dict[int, str]:
@@ -531,9 +536,10 @@ def _line_forms(lines:Sequence[tuple[list[float], str]], place) -> dict[int, str
         if all(map(math.isfinite, v)): by.setdefault(len(v), []).append(v)
     forms = {4: 'box'} | {n: 'box' for n in (5, 6) if n in by and _adds_numbers(by[n])}
     longer = {n: v for n,v in by.items() if n >= 6 and n not in forms}
-    # key points follow every box; so beside plain boxes there are outlines, and lines that are damaged
+    # beside plain boxes, an odd number of numbers is a damaged line
     damaged, more = sum(len(v) for n,v in longer.items() if n % 2), sum(map(len, longer.values()))
-    if longer and len(by.get(4, ())) > max(damaged, .05*more) or _are_outlines(longer):
+    if len(by.get(4, ())) > max(damaged, .05*more): longer = {n: v for n,v in longer.items() if n % 2 == 0}
+    if _are_outlines(longer):
         forms |= {n: 'outline' for n in longer if n % 2 == 0}
         longer = {}
     for n in sorted([*longer, *[5]*(5 in by and 5 not in forms)]):
@@ -543,7 +549,7 @@ def _line_forms(lines:Sequence[tuple[list[float], str]], place) -> dict[int, str
                              f"confidence from 0 to 1 or the number of a track. Remove what else was added.")
         raise InputError(f"{start}. Is each an outline, or a box and key points? Say so in data.yaml: "
                          f"`kpt_shape: [17, 3]` for 17 key points of three numbers, `task: segment` for outlines. "
-                         f"Or write boxes only.")
+                         f"Or write only the box, and after it at most a confidence and the number of a track.")
     return forms
 
 # %% ../../nbs/data/65_boxes.ipynb #e31b37c0
@@ -617,7 +623,7 @@ def _backgrounds(t:_Tree, out:_Found) -> None:
     for home in t.dirs:
         if home not in homes and 'images' not in home.lower().split('/'): continue
         here = [posixpath.basename(f) for f in t.images if posixpath.dirname(f) == home]
-        for f in (posixpath.join(home, n) for n in {*here} - {*_thumbnails(here)}):
+        for f in (posixpath.join(home, n) for n in {*here} - {*_thumbnails(t.root/home, here)}):
             if f not in out.pictures: out.pictures[f] = dict(split='', width=0, height=0, at='')
 
 # %% ../../nbs/data/65_boxes.ipynb #c4694540

@@ -116,11 +116,17 @@ def _families(items:pd.DataFrame) -> list[str]:
     return [f'copies {k}' if count[k] > 1 else '' for k in number]
 
 def _depth_note(items:pd.DataFrame) -> list[str]:
-    "What is said where pictures of 16 bits use fewer"
-    bits = int(items.bits.max() or 0) if len(items) else 0
-    n = int((items.bits > 0).sum())
-    return [f"{n:,} images of 16 bits use {bits} of them (up to {(1 << bits) - 1:,}); that is white here, and for the "
-            f"model"] if 0 < bits < 16 else []
+    "What is said where pictures of 16 bits use fewer, or most of them far fewer than the others"
+    deep = items[items.bits > 0]
+    if not len(deep): return []
+    bits, most = int(deep.bits.max()), int(deep.bits.quantile(.5, interpolation='lower'))
+    out = [f"{len(deep):,} images of 16 bits use {bits} of them (up to {(1 << bits) - 1:,}); that is white here, and "
+           f"for the model"] if bits < 16 else []
+    wide = deep.path[deep.bits > most + 3].tolist()
+    if not wide: return out
+    return out + [f"most of {len(deep):,} images of 16 bits use {most} of them (up to {(1 << most) - 1:,}), but "
+                  f"{len(wide):,} use up to {bits}, such as {wide[0]}: beside these, the others are dark or black "
+                  f"here, and for the model; check whether they belong together"]
 
 # %% ../../nbs/data/50_images.ipynb #46a9ddf5
 def read_images(

@@ -18,6 +18,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
+from urllib.parse import unquote, urlsplit
+from PIL import Image
 from ..core import InputError, did_you_mean
 from .decode import SUFFIXES
 from .problems import LAYOUTS, Problem, check_archive, data_path
@@ -98,14 +100,27 @@ IMAGES = ItemKind('image', SUFFIXES)
 
 _THUMB = re.compile(r'(?:thumb|thumbnail|tn)[_-](.+)|(.+?)(?:[_-](?:thumb|thumbnail|tn)|[_-]\d{2,4}x\d{2,4})', re.I)
 
-def _thumbnails(files:list[str], above:Iterable[str]=()) -> list[str]:
-    "Files that are called small copies of others, or, below a folder of thumbnails, as those in the folder above it"
-    stems = {Path(f).stem.lower() for f in files}
-    small = {f: m for f in files if (m := _THUMB.fullmatch(Path(f).stem))}
-    copies = [f for f,m in small.items() if (m[1] or m[2]).lower() in stems]
-    up = {Path(f).stem.lower() for f in above}
-    return copies + [f for f in files if f not in copies and (Path(f).stem.lower() in up or f in small and (
-        small[f][1] or small[f][2]).lower() in up)]
+_THUMB_FOLDER = re.compile('thumb(nail)?s?', re.I)
+
+def _is_smaller(path:Path, other:Path) -> bool:
+    "Whether an image has fewer pixels than another, or one of the two cannot be opened"
+    try:
+        with Image.open(path) as a, Image.open(other) as b: return a.width*a.height < b.width*b.height
+    except Exception: return True # any decoder may raise anything; what cannot be read is told elsewhere
+
+def _original(name:str, of:dict[str, Path]) -> Path|None: # `of`: stem → image
+    "The image that another is called a small copy of"
+    m = _THUMB.fullmatch(Path(name).stem)
+    return of.get((m[1] or m[2]).lower()) if m else None
+
+def _stems(folder:Path, files:Iterable[str]) -> dict[str, Path]: return {Path(f).stem.lower(): folder/f for f in files}
+
+def _thumbnails(folder:Path, files:list[str], above:Iterable[str]=()) -> list[str]:
+    """Files that are called small copies of others, or, below a folder of thumbnails, as those in the folder above it,
+    and are smaller"""
+    of, up = _stems(folder, files), _stems(folder.parent, above)
+    found = {f: _original(f, of) or up.get(Path(f).stem.lower()) or _original(f, up) for f in files}
+    return [f for f,o in found.items() if o and _is_smaller(folder/f, o)]
 
 # %% ../../nbs/data/20_listing.ipynb #2ce28cab
 UNLABELLED = ('unsup', 'unsupervised', 'unlabeled', 'unlabelled') # folders of texts without a label
@@ -122,7 +137,7 @@ def _list_class(folder:Path, root:Path, split:str, kind:ItemKind=IMAGES) -> tupl
         if kind.bare and {'cur', 'new'} <= {*dirs}: dirs = ['cur', 'new'] # a maildir
         items = [f for f in files if kind.has(f, here.name)]
         if kind is IMAGES:
-            gone = {*_thumbnails(items, above if re.fullmatch('thumb(nail)?s?', here.name, re.I) else ())}
+            gone = {*_thumbnails(here, items, above if _THUMB_FOLDER.fullmatch(here.name) else ())}
             items, small = [f for f in items if f not in gone], small + [_rel(here/f, root) for f in sorted(gone)]
         if here == folder: sub, direct = {*dirs} - {'cur', 'new'}, bool(items)
         todo += [(here/d, items) for d in reversed(dirs)]
@@ -181,7 +196,8 @@ def _top_splits(dirs:list[str]) -> tuple[dict[str,str], list[Problem]]:
 
 # %% ../../nbs/data/20_listing.ipynb #db566fbd
 # silently accepted in the data's own folder
-SIDE_FILES = re.compile(r'(PROVENANCE|README|LICEN[CS]E).*|samples\.json', re.I)
+SIDE_FILES = re.compile(r'(PROVENANCE|README([._-][a-z]{2}|\.dataset|\.roboflow)?|LICEN[CS]E(-MIT|-APACHE|-BSD)?)'
+                        r'(\.(md|markdown|rst|adoc|txt|rtf|html?|pdf))?|samples\.json', re.I)
 
 def _loose(folder:Path, root:Path, dirs:list[str], files:list[str], kind:ItemKind) -> list[Problem]:
     "Problems for files beside the class folders `dirs`"
@@ -192,6 +208,16 @@ def _loose(folder:Path, root:Path, dirs:list[str], files:list[str], kind:ItemKin
     return [*bad,
             Problem('layout', _rel(folder, root),
                     f"{len(items):,} {kind.name}s, but no folders that say what they show")]
+
+def _nfc(name:str) -> str: # a Mac takes letters and their accents apart
+    return unicodedata.normalize('NFC', name)
+
+def _copies_beside(root:Path, folder:str, rows:list[dict]) -> list[str]:
+    "The images of a folder of thumbnails, if each is a small copy of one in the folders beside it"
+    up, mine = folder.rpartition('/')[0], [r['path'] for r in rows if r['path'].startswith(f'{folder}/')]
+    others = _stems(root, (r['path'] for r in rows if r['path'].startswith(up) and r['path'] not in {*mine}))
+    found = [others.get(Path(f).stem.lower()) or _original(f, others) for f in mine]
+    return mine if all(o and _is_smaller(root/f, o) for f,o in zip(mine, found)) else []
 
 def list_folder(root:Path, kind:ItemKind=IMAGES) -> tuple[list[dict], list[Problem], list[str]]:
     """Rows path, label, split, group of a folder with one subfolder per class, below split folders or not; problems,
@@ -205,7 +231,14 @@ def list_folder(root:Path, kind:ItemKind=IMAGES) -> tuple[list[dict], list[Probl
         bad += odd + (_loose(root/s, root, dirs, files, kind) if s else [])
         for d in dirs:
             r, classes[_rel(root/s/d, root)], odd, gone = _list_class(root/s/d, root, split, kind)
+            if Counter(map(_nfc, dirs))[_nfc(d)] == 1: # two such folders side by side are told by their spelling
+                for x in r: x['label'] = _nfc(x['label'])
             rows += r; bad += odd; small += gone
+    if kind is IMAGES:
+        for d in [d for d in classes if _THUMB_FOLDER.fullmatch(d.rsplit('/', 1)[-1])]:
+            if gone := _copies_beside(root, d, rows):
+                rows, small = [r for r in rows if r['path'] not in gone], small + gone
+                del classes[d]
     notes = [f"thumbnails of other images, left out: {len(small):,}, such as {min(small)}"] if small else []
     return rows, bad + _nested(classes), notes
 
@@ -344,7 +377,16 @@ class _Below:
             for k in {_fold(f), *bare}: out.setdefault(k, []).append(f)
         return out
     @functools.cached_property
-    def names(self) -> Counter: return Counter(_fold(posixpath.basename(f)) for f in self.all)
+    def tops(self) -> set[str]:
+        "The folders in the one where paths begin, folded"
+        start = f'{posixpath.normpath(self.folder)}/' if self.folder else ''
+        return {_fold(f[len(start):].split('/')[0]) for f in self.all if f.startswith(start) and '/' in f[len(start):]}
+    @functools.cached_property
+    def names(self) -> dict[str, list[str]]:
+        "Folded name without folders → the files that have it"
+        out = {}
+        for f in self.all: out.setdefault(_fold(posixpath.basename(f)), []).append(f)
+        return out
 
     def find(self, path:str) -> str:
         "The file that is called `path`, as it is really written; '' where there is none"
@@ -358,13 +400,18 @@ class _Below:
         return ''
 
     def find_tail(self, path:str) -> str:
-        "The file that an absolute path of another machine means: by as many of its last parts as are there"
-        parts = path.split('/')
+        "The file that a path of another machine or place means: by as many of its last parts as are there"
+        parts, home = path.split('/'), {p.lower() for p in self.root.parts}
+        def splits(parts): return {p.lower() for p in parts} & {*FOLDER_SPLITS} - home
         for i in range(1, len(parts)):
+            if not path.startswith('/') and splits(parts[:i]): return '' # train/7.jpg is not test/7.jpg
             tail = '/'.join(parts[i:])
-            if (found := self.find(tail)) and (i < len(parts) - 1 or self.names[_fold(posixpath.basename(found))] == 1):
+            found = self.find(tail)
+            if found and (i < len(parts) - 1 or len(self.names[_fold(posixpath.basename(found))]) == 1):
                 return self._note('their last parts', path, found)
-        return ''
+        only = self.names.get(_fold(parts[-1]), [])
+        if len(only) != 1 or not splits(parts[:-1]) <= splits(only[0].split('/')): return ''
+        return self._note('their last parts', path, only[0])
 
     def _note(self, how:str, path:str, found:str) -> str:
         self.counts[how] += 1; self.example.setdefault(how, f'{path} is {found}')
@@ -387,16 +434,22 @@ def _csv_path(text:str, below:_Below) -> str|Problem:
         if os.path.exists(path) and (real := Path(path).resolve()).is_relative_to(root): return _rel(real, root)
         if not os.path.exists(path) and (found := below.find_tail(path)): return found
         return Problem('outside', path, "an absolute path; accepted: relative to the CSV's folder")
+    if re.match(r'[a-z][a-z0-9]+://', path, re.I):
+        found = below.find_tail(unquote(urlsplit(path).path)) or below.find_tail(path)
+        return found or Problem('missing', path, 'an address, and no file here ends like it')
     path = posixpath.normpath(path)
     if posixpath.normpath(posixpath.join(below.folder, path)).split('/')[0] == '..':
         return Problem('outside', path, "leads out of the CSV's folder")
-    found = below.find(path) or posixpath.normpath(posixpath.join(below.folder, path))
+    found = below.find(path)
+    # of a folder that is not here at all: where the table was made, it lay higher up
+    if not found and '/' in path and _fold(path.split('/')[0]) not in below.tops: found = below.find_tail(path)
+    found = found or posixpath.normpath(posixpath.join(below.folder, path))
     return _unreachable(root/found, root) or found
 
 # %% ../../nbs/data/20_listing.ipynb #f57abfec
 def _csv_row(n:int, cell:dict, below:_Below, seen:dict[str,tuple[int,str]]) -> dict|Problem:
     "The table's row for line `n` of a CSV, or what is wrong with it; `seen`: path → (line, label) of the lines before"
-    path, label = _csv_path(cell['path'], below), cell['label']
+    path, label = _csv_path(cell['path'], below), _nfc(cell['label'])
     if isinstance(path, Problem): return Problem(path.kind, path.path, f'{path.detail} (line {n})')
     if (several := listed(label)) is not None: label = '' if not several else several[0]
     if several and len(several) > 1:
@@ -407,6 +460,19 @@ def _csv_row(n:int, cell:dict, below:_Below, seen:dict[str,tuple[int,str]]) -> d
     if line != n: return Problem('bad row', path, f'line {n} repeats line {line}')
     return {'path': path, 'label': label, 'split': cell.get('split', '').strip(),
             'group': cell.get('group', '').strip()}
+
+def _path_splits(rows:list[dict]) -> str:
+    "Take splits from folders train, test and so on that all paths have at one depth; what is to be said of it"
+    folders = [r['path'].split('/')[:-1] for r in rows]
+    for k in range(min(map(len, folders), default=0)):
+        found = {f[k]: FOLDER_SPLITS.get(f[k].lower(), '') for f in folders}
+        if len({*found.values()} - {''}) < 2 or 'train' not in found.values(): continue
+        if '' in found.values():
+            other = name_some(d for d in found if not found[d])
+            return f"folders {name_some(d for d in found if found[d])} are no splits here, as {other} stand beside them"
+        for r,f in zip(rows, folders): r['split'] = found[f[k]]
+        return f"splits are those of the folders {name_some(found)} in the paths; `-p split=none` makes them anew"
+    return ''
 
 def _read_list(file:Path) -> Table:
     return read_csv(file, CSV_HEADER) if has_suffix(file.name, ('.csv', '.tsv', '.tab')) else json_table(file)
@@ -428,6 +494,7 @@ def _list_csv(file:Path, root:Path|None=None, asked:Asked=Asked(), split:str='')
     below, seen = _Below(root, asked), {}
     out = [_csv_row(n, c, below, seen) for (n,_),c in zip(table.rows, cells)]
     rows, bad = _usable(out)
+    if not (split or says or asked.split): note = _path_splits(rows)
     _elsewhere(file, rows, bad, below)
     left = [c for c in free if c not in used]
     notes = table.notes + [note]*bool(note) + unused(left) + below.notes()
@@ -526,6 +593,9 @@ def _list_tables(root:Path, tables:list[tuple[Path, str]], asked:Asked) -> tuple
         rows += [x | {'path': posixpath.join(below, x['path'])} for x in r]
         bad += [Problem(x.kind, posixpath.join(below, x.path), x.detail) if below else x for x in b]
         notes += n
+    named = {r['path'] for r in rows} | {b.path for b in bad}
+    rest = [f for f in list_files(root)[0] if has_suffix(f, SUFFIXES) and f not in named]
+    if rest: notes.append(f"images that the table does not list, left out: {len(rest):,}, such as {rest[0]}")
     return rows, bad, [*dict.fromkeys(notes)]
 
 # %% ../../nbs/data/20_listing.ipynb #ccba99f0
