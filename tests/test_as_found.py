@@ -156,6 +156,8 @@ SPLIT_COLUMNS = { # header: (value for train, valid, test); None: no such rows
     'set': ('TRAIN', 'Val', 'Test'), 'subset': ('training', 'validation', 'testing'),
     'partition': ('train', 'dev', 'test'), 'fold': ('train', 'valid', 'test'), 'Fold': ('Train', None, 'Test'),
     'Usage': ('Training', 'PublicTest', 'PrivateTest'), 'usage': ('train', 'Public', 'Private'),
+    'partition ': ('0', '1', '2'), 'set ': ('tr', 'va', 'te'), 'Data Split': ('Train set', None, 'Test set'),
+    'is_holdout': ('False', None, 'True'), 'phase': ('Training data', 'val_split', None),
     'data_split': ('train', 'val', None), 'Split': ('Train', 'Val', 'Test'), 'which': ('train', 'val', 'test'),
 }
 
@@ -178,12 +180,28 @@ def test_a_split_column(of, column, tmp_path):
 
 @pytest.mark.parametrize('values', ['0 1 2 3 4', 'red white blue', 'en de fr'])
 @pytest.mark.parametrize('column', ['fold', 'set', 'subset'])
-def test_what_is_no_split_is_named_and_left_out(column, values, tmp_path):
+def test_what_is_called_a_split_and_is_none_is_to_be_left_out(column, values, tmp_path):
     values = values.split()
     lines = [f'{p},{WANT[p]},{values[i % len(values)]}' for i,p in enumerate(GOOD)]
     (tree(tmp_path, GOOD)/'d.csv').write_text('\n'.join([f'path,label,{column}', *lines]) + '\n')
-    data = images(tmp_path/'d.csv')
+    text = refusal(images, tmp_path/'d.csv')
+    assert f"column '{column}'" in text and f"'{values[1]}'" in text and '`-p split=none` leaves it out' in text
+    data = images(tmp_path/'d.csv', split='none')
     assert data.split_source == 'made' and f"columns not used: '{column}'" in data.notes
+
+def test_a_column_of_many_values_is_no_split(tmp_path):
+    (tree(tmp_path, GOOD)/'d.csv').write_text('path,label,set\n' + ''.join(
+        f'{p},{WANT[p]},S{i}\n' for i,p in enumerate(GOOD)))
+    assert "columns not used: 'set'" in images(tmp_path/'d.csv').notes
+
+def test_a_column_called_valid_is_asked_about(tmp_path):
+    "Rows to validate on, or rows that are good"
+    (tree(tmp_path, GOOD)/'d.csv').write_text('path,label,valid\n' + ''.join(
+        f'{p},{WANT[p]},{int(i % 3 == 0)}\n' for i,p in enumerate(GOOD)))
+    assert '`-p split=valid`' in (text := refusal(images, tmp_path/'d.csv')) and '`-p split=none`' in text
+    assert images(tmp_path/'d.csv', split='none').split_source == 'made'
+    got = images(tmp_path/'d.csv', split='valid').items
+    assert {*got.path[got.split == 'valid']} == {p for i,p in enumerate(GOOD) if i % 3 == 0}
 
 def test_splits_can_be_named_and_left_out(tmp_path):
     lines = [f'{p},{WANT[p]},{("train", "test")[i % 2]},{("train", "val")[i % 2]}' for i,p in enumerate(GOOD)]
@@ -242,6 +260,61 @@ def test_a_comma_between_labels_of_which_one_stands_alone(tmp_path):
     rows = [('path', 'label'), *((p, ('road', 'road,clear')[i % 2]) for i,p in enumerate(GOOD))]
     with open(tree(tmp_path, GOOD)/'d.csv', 'w', newline='') as f: csv.writer(f).writerows(rows)
     assert 'several labels (6)' in refusal(images, tmp_path/'d.csv')
+
+def label_table(root, labels, head='label'):
+    with open(root/'d.csv', 'w', newline='') as f:
+        csv.writer(f).writerows([('text', head), *((f'sailing {i}', labels[i % len(labels)]) for i in range(24))])
+    return root/'d.csv'
+
+@pytest.mark.parametrize('sep', [',', ', ', '+', ' & '])
+def test_labels_that_recombine_are_several(sep, tmp_path):
+    labels = [f'praise{sep}urgent', f'question{sep}urgent', f'praise{sep}calm', f'question{sep}calm']
+    assert 'several labels (24)' in refusal(read_texts, label_table(tmp_path, labels))
+
+@pytest.mark.parametrize('labels', ['road+clear,road', 'road & clear,road', 'road+clear,road,rain'])
+def test_a_sum_beside_a_plain_label_is_several(labels, tmp_path):
+    assert "is 'clear', 'road'" in refusal(read_texts, label_table(tmp_path, labels.split(',')))
+
+def test_tags_in_a_row_are_several(tmp_path):
+    "Kaggle's Planet"
+    tags = ['haze primary', 'agriculture clear primary water', 'clear primary', 'clear primary water',
+            'agriculture clear primary', 'haze primary water', 'cloudy', 'haze agriculture primary']
+    assert 'several labels' in refusal(read_texts, label_table(tmp_path, tags, 'tags'), label='tags')
+    assert 'several labels' in refusal(read_texts, label_table(tmp_path, tags))
+
+@pytest.mark.parametrize('labels', [
+    ['Paris, France', 'Lyon, France', 'Bonn, Germany'], ['C', 'C++'], ['A', 'A+', 'B'], ['R&D', 'sales'],
+    ['large nut', 'small nut', 'large bolt', 'small bolt'], ['red wine', 'white wine', 'sweet red wine'],
+    ['tench, Tinca tinca', 'goldfish, Carassius auratus']])
+def test_names_of_more_than_one_word_are_names(labels, tmp_path):
+    assert {*read_texts(label_table(tmp_path, labels)).classes} == {*labels}
+
+ONE = ['["blue"]', "['blue']", '[["blue"]]', '{"name": "blue"}', '[{"label": "blue"}]', '{"choices": ["blue"]}',
+       '["blue", null]', '[blue]', '{blue}', '{"red": false, "blue": true}', '{"label": "blue", "score": 0.9}',
+       '{"id": 3, "name": "blue"}', "{'label': 'blue'}", '{name: blue}', "('blue',)"]
+SEVERAL = ['["blue", "red"]', "['blue' 'red']", '[blue, red]', '{"red": true, "blue": true}', '[["blue"], ["red"]]',
+           '{"choices": ["blue", "red"]}', '[{"label": "blue"}, {"label": "red"}]', '{"blue": 1, "red": 1}', '[1 0 1]',
+           '{blue,red}', '[[0, 4, "blue"]]', '{"blue": 0.3, "red": 0.7}', "['blue'\n 'red']"]
+
+@pytest.mark.parametrize('label', ONE)
+@pytest.mark.parametrize('write', ['as text', 'as an object'])
+def test_one_label_in_brackets_is_that_label(write, label, tmp_path):
+    if write == 'as text': return one_label(label_table(tmp_path, ['green', label]))
+    try: label = json.loads(label)
+    except ValueError: return
+    (tmp_path/'d.jsonl').write_text('\n'.join(
+        json.dumps(dict(text=f'sailing {i}', label=label if i % 2 else 'green')) for i in range(24)))
+    one_label(tmp_path/'d.jsonl')
+
+def one_label(table): assert read_texts(table).classes == ['blue', 'green']
+
+@pytest.mark.parametrize('label', SEVERAL)
+def test_several_labels_in_brackets_are_refused(label, tmp_path):
+    text = refusal(read_texts, label_table(tmp_path, ['green', label]))
+    assert 'several labels (12)' in text and 'One label an item is what is supported' in text
+
+def test_names_in_round_brackets_are_names(tmp_path):
+    assert read_texts(label_table(tmp_path, ['(nut)', 'bolt (M8)'])).classes == ['(nut)', 'bolt (M8)']
 
 def test_names_with_blanks_are_names(tmp_path):
     labels = ['large nut', 'small nut', 'M8/M10']

@@ -421,13 +421,13 @@ def _list_csv(file:Path, root:Path|None=None, asked:Asked=Asked(), split:str='')
     if asked.split and asked.split not in ('none', *free):
         raise InputError(f"CSV `{file}`: there is no column {asked.split!r} for `split`. "
                          + did_you_mean(asked.split, free))
-    says, used, note = find_splits(free, 'none' if split else asked.split)
+    says, used, note = find_splits(free, 'none' if split else asked.split, f'CSV `{file}`')
     _near_names(file, table.header, {*roles.values(), *used})
     cells = [{r: row[table.header.index(c)] for r,c in roles.items()} | {'split': says[k] if says else split}
              for k,(_,row) in enumerate(table.rows)]
     below, seen = _Below(root, asked), {}
     out = [_csv_row(n, c, below, seen) for (n,_),c in zip(table.rows, cells)]
-    rows, bad = _usable(out)
+    rows, bad = _usable(out, roles['label'])
     _elsewhere(file, rows, bad, below)
     left = [c for c in free if c not in used]
     notes = table.notes + [note]*bool(note) + unused(left) + below.notes()
@@ -447,12 +447,12 @@ def _near_names(file:Path, header:list[str], used:set[str]) -> None:
             raise InputError(f"CSV `{file}`: its columns are {', '.join(map(repr, header))}; {c!r} is not read. "
                              f"{did_you_mean(c, known)}")
 
-def _usable(found:list) -> tuple[list[dict], list[Problem]]:
+def _usable(found:list, column:str='') -> tuple[list[dict], list[Problem]]:
     "Rows that contradict no other, and the problems"
     bad = [r for r in found if isinstance(r, Problem)]
     twice = {p.path for p in bad if p.kind == 'two labels'}
     rows = [r for r in found if isinstance(r, dict) and r['path'] not in twice]
-    several = several_labels([r['label'] for r in rows])
+    several = several_labels([r['label'] for r in rows], column)
     bad += [Problem('several labels', r['path'], f"{r['label']!r} is {name_some(several[r['label']])}")
             for r in rows if r['label'] in several]
     return [r for r in rows if r['label'] not in several], bad

@@ -257,7 +257,7 @@ def _splits_of(table:Table, place:str, values:dict, cols:dict[str, str], given:s
     if given not in ('', 'none', *free):
         raise InputError(f"`{place}`: there is no column {given!r} for `split`. {did_you_mean(given, free)}")
     cols.pop('split', None)
-    return find_splits(free, given)
+    return find_splits(free, given, f'`{place}`')
 
 def _heads(cols:dict[str, str], given:dict[str, str]) -> list[str]:
     "A note that names columns which stand before the text although nobody named them"
@@ -464,7 +464,7 @@ def read_texts(
     check_args(valid_pct, test_pct, seed, on_bad, min_per_class, max_items)
     asked = dict(text=text, label=label, group=group, split=split, subject=subject, sender=sender)
     root, found = _list_texts(path, asked, remembered)
-    rows, bad = _one_label(_rename(found.rows, names or {}, path), found.bad)
+    rows, bad = _one_label(_rename(found.rows, names or {}, path), found.bad, found.columns.get('label', ''))
     plain = [r for r in rows if r['body'].strip()]
     named = [r for r in plain if r['label']]
     classes, made = sorted({r['label'] for r in named}, key=natural_key), missing_splits(named, valid_pct, test_pct)
@@ -497,9 +497,9 @@ def _remember(columns:dict[str, str]) -> dict[str, str]:
     return {r: columns[r] for r in ('text', 'label') if r in columns} | {r: columns.get(r, 'none')
                                                                          for r in ('subject', 'sender')}
 
-def _one_label(rows:list[dict], bad:list[Problem]) -> tuple[list[dict], list[Problem]]:
+def _one_label(rows:list[dict], bad:list[Problem], column:str='') -> tuple[list[dict], list[Problem]]:
     "Rows of one label, and the problems with those of several"
-    several = several_labels([r['label'] for r in rows if ':' in r['path']]) # of tables
+    several = several_labels([r['label'] for r in rows if ':' in r['path']], column) # of tables
     return [r for r in rows if r['label'] not in several], bad + [Problem(
         'several labels', r['path'], f"{r['label']!r} is {name_some(several[r['label']])}")
         for r in rows if r['label'] in several]
