@@ -614,6 +614,37 @@ def test_mails_in_every_keeping_are_the_same_mails(tmp_path):
             LINE + bytes(mail(4*j + k, good)) .replace(b'\nFrom here', b'\n>From here') + b'\n' for k in range(4)))
     assert texts(read_texts(tmp_path/'several')) == want
 
+FROM = {'dated': LINE, 'of a mailer': b'From MAILER-DAEMON Fri Jul  8 12:08:34 2011\n', 'without a date': b'From x@y.org\n',
+        'of a mailer without a date': b'From MAILER-DAEMON\n', 'a bar': b'From - Mon Jan  1 00:00:00 2024\n'}
+
+@pytest.mark.parametrize('line', FROM)
+@pytest.mark.parametrize('between', [b'', b'\n'])
+@pytest.mark.parametrize('start, end', [(b'', b'\n'), (codecs.BOM_UTF8, b'\n'), (b'', b'\r\n')])
+def test_an_mbox_of_other_programs(start, end, between, line, tmp_path):
+    "Without blank lines between mails, with a byte order mark, with other lines From"
+    mails = [bytes(mail(k, 1)).rstrip() + b'\n' for k in range(4)]
+    box = start + b''.join(FROM[line] + m + between for m in mails).replace(b'\n', end)
+    (tmp_path/'a.mbox').write_bytes(box)
+    assert [t.splitlines()[1] for _,t in list_texts([tmp_path/'a.mbox'])] == [f'Subject: hello {k}' for k in range(4)]
+
+def test_a_line_from_in_a_body_begins_no_mail(tmp_path):
+    body = b'Dear all,\nFrom here on: 10:00\nNote: bring a pen\n\nFrom Anna\nTo: me\n'
+    (tmp_path/'a.mbox').write_bytes(b''.join(LINE + b'From: x@y.org\nSubject: s\n\n' + body for _ in range(2)))
+    assert len(list_texts([tmp_path/'a.mbox'])) == 2
+
+@pytest.mark.parametrize('said', ['iso-8859-1', 'windows-1252', 'latin1', 'us-ascii', 'iso-8859-15', 'koi8-r', 'utf-8'])
+def test_utf_8_under_another_name_stays_utf_8(said, tmp_path):
+    head = f'From: x@y.org\nSubject: s\nContent-Type: text/plain; charset={said}\nContent-Transfer-Encoding: 8bit\n\n'
+    (tmp_path/'a.eml').write_bytes((head + 'Grüße, 5 € für café').encode())
+    assert list_texts([tmp_path/'a.eml'])[0][1].endswith('Grüße, 5 € für café')
+
+@pytest.mark.parametrize('said, text', [('iso-8859-1', 'Grüße, café'), ('windows-1252', '5 € “so”'), ('koi8-r', 'Привет'),
+                                        ('gb2312', '你好，世界'), ('shift_jis', 'こんにちは'), ('windows-1251', 'Привет')])
+def test_what_is_in_the_set_that_it_names_is_read_by_it(said, text, tmp_path):
+    head = f'From: x@y.org\nSubject: s\nContent-Type: text/plain; charset={said}\nContent-Transfer-Encoding: 8bit\n\n'
+    (tmp_path/'a.eml').write_bytes(head.encode() + text.encode(said))
+    assert list_texts([tmp_path/'a.eml'])[0][1].endswith(text)
+
 def test_mails_without_a_suffix_are_among_what_a_record_compares(tmp_path):
     root = singles(tmp_path, '103{:02d}')
     data = read_texts(root)
@@ -684,14 +715,30 @@ def test_a_table_without_a_header_says_so(tmp_path):
 
 @pytest.mark.parametrize('given', [
     'no/such.eml', 'mails/foo bar.eml', 'my mails/inbox 2024.eml', 'new mails.csv', './note', '~/mails/1',
-    'C:\\mails\\1', 'mails/ham', 'letter.docx', 'box.mbox', '0.MSG'])
+    'C:\\mails\\1', 'mails/ham', 'letter.docx', 'box.mbox', '0.MSG', 'mails/2024/01/inbox', 'data/2024/07/mails',
+    'inbox/2024/1', '2024/07/mails', 'folder/', 'my old folder/', 'my folder/with spaces/in the name/x', 'img.heic',
+    'a.xml', 'notes.yaml', 'data.jsonl.bz2', 'a.7z', 'mails\\2024\\inbox', 'a/b/'])
 def test_what_looks_like_a_path_and_is_not_there_is_no_text(given):
     assert 'does not exist' in refusal(list_texts, [given])
 
 @pytest.mark.parametrize('given', [
     'good and/or cheap, 24/7', 'works well', 'see https://example.org', '3/4 of it is fine', 'great.',
-    'The price/quality ratio is fine, and it arrived on time', 'nice and/\nor so'])
+    'The price/quality ratio is fine, and it arrived on time', 'nice and/\nor so',
+    'The score was 3/4 and/or better', '10/10', 'good 24/7', 'price/quality 10/10', 'on 12/05/2024 it broke',
+    'he/she said that his/her money came back', 'input/output, read/write and start/stop work', 'it costs 4.5/5'])
 def test_a_text_is_a_text(given): assert list_texts([given]) == [(given, given)]
+
+def test_what_is_empty_is_answered_by_its_reason(tmp_path):
+    "Of a folder, of a table and typed; a mail with a subject says something"
+    spec = {'a.txt': b'', 'b.txt': ' \n\t', 'c.txt': codecs.BOM_UTF8, 'd.eml': b'', 'e.eml': b'From: x@y.org\n\n\n',
+            'f.txt': 'fine', 'g.eml': b'From: x@y.org\nSubject: prize\n\n', 'h.txt': b'\xff\xfe\0', 'i.eml': b'\xff\xfe\0',
+            'j.eml': b'\xff\xfe', 'k.txt': '\u200b\n'}
+    got = {n.rpartition('/')[2]: t for n,t in list_texts([tree(tmp_path, spec)], unread=True)}
+    assert {*got} == {*spec} and sorted(n for n,t in got.items() if not isinstance(t, Unread)) == ['f.txt', 'g.eml']
+    (tmp_path/'d.csv').write_text('id,text\n1,fine\n2,\n3,"  "\n4,good\n')
+    got = [t for _,t in list_texts([tmp_path/'d.csv'], unread=True)]
+    assert [isinstance(t, Unread) for t in got] == [False, True, True, False] and 'empty' in got[1]
+    assert [isinstance(t, Unread) for _,t in list_texts(['', ' ', 'fine'], unread=True)] == [True, True, False]
 
 def test_one_text_that_cannot_be_read_stops_no_other(tmp_path):
     spec = {'a.txt': 'fine', 'b.txt': b'Gr\xfc\xdfe', 'c.pdf': b'%PDF', 'd.msg': b'x', 'e': 'no suffix',
