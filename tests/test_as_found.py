@@ -498,6 +498,33 @@ def test_quotes_that_swallow_rows_are_listed(order, tmp_path):
     data = read_texts(tmp_path/'d.csv', on_bad='skip')
     assert len(data.items) == 56 and data.classes == ['bad', 'good'] and not data.items.text.str.contains('\n').any()
 
+IDS = {'numbers': '{}', 'names of files': 'img_{:03d}.png', 'hexadecimal': '{:08x}-ab{:02x}', 'words': None,
+       'times': '2024-05-01 10:{:02d}'}
+
+@pytest.mark.parametrize('order', ['id,text', 'text,id'])
+@pytest.mark.parametrize('form', IDS)
+def test_quotes_that_swallow_rows_to_predict_are_listed(form, order, tmp_path):
+    "No column repeats: rows are seen by what is written like an id"
+    words = [a + b for a in ('oak', 'elm', 'fir', 'yew', 'ash', 'box', 'bay')
+             for b in ('moor', 'hill', 'dale', 'wood', 'ton', 'ham')]
+    made = [dict(id=IDS[form].format(i*7919 + 11, i) if form == 'hexadecimal' else IDS[form].format(i) if IDS[form]
+                 else words[i], text=f'the room of {words[i]} was seen') for i in range(40)]
+    made[4]['text'], made[14]['text'] = '"' + made[4]['text'], made[14]['text'] + '"'
+    names = order.split(',')
+    (tmp_path/'d.csv').write_text('\n'.join([order, *(','.join(r[n] for n in names) for r in made)]) + '\n')
+    got = list_texts([tmp_path/'d.csv'], unread=True)
+    bad = [t for _,t in got if isinstance(t, Unread)]
+    assert len(got) == 30 and len(bad) == 1 and 'opens in line 6' in bad[0] and 'line 16' in bad[0]
+
+@pytest.mark.parametrize('order', ['id,text', 'text,id'])
+def test_letters_to_predict_are_no_lost_rows(order, tmp_path):
+    f = io.StringIO()
+    text = 'Dear {0},\nthank you, all,\n1, milk\n2, bread {0}\n3, tea\n\nin 2024, yours, Bob'
+    csv.writer(f).writerows([order.split(','), *([dict(text=text.format(i), id=i)[c] for c in order.split(',')]
+                                                 for i in range(20))])
+    (tmp_path/'d.csv').write_text(f.getvalue(), newline='')
+    assert not any(isinstance(t, Unread) for _,t in list_texts([tmp_path/'d.csv'], unread=True))
+
 def test_an_open_quote_names_the_line_where_it_opens(tmp_path):
     lines = [f'the room {i} was fine,good' for i in range(40)]
     lines[10] = '"' + lines[10]
@@ -731,8 +758,8 @@ def test_a_text_is_a_text(given): assert list_texts([given]) == [(given, given)]
 def test_what_is_empty_is_answered_by_its_reason(tmp_path):
     "Of a folder, of a table and typed; a mail with a subject says something"
     spec = {'a.txt': b'', 'b.txt': ' \n\t', 'c.txt': codecs.BOM_UTF8, 'd.eml': b'', 'e.eml': b'From: x@y.org\n\n\n',
-            'f.txt': 'fine', 'g.eml': b'From: x@y.org\nSubject: prize\n\n', 'h.txt': b'\xff\xfe\0', 'i.eml': b'\xff\xfe\0',
-            'j.eml': b'\xff\xfe', 'k.txt': '\u200b\n'}
+            'f.txt': 'fine', 'g.eml': b'From: x@y.org\nSubject: prize\n\n', 'h.txt': b'\xff\xfe\0',
+            'i.eml': b'\xff\xfe\0', 'j.eml': b'\xff\xfe', 'k.txt': '\u200b\n'}
     got = {n.rpartition('/')[2]: t for n,t in list_texts([tree(tmp_path, spec)], unread=True)}
     assert {*got} == {*spec} and sorted(n for n,t in got.items() if not isinstance(t, Unread)) == ['f.txt', 'g.eml']
     (tmp_path/'d.csv').write_text('id,text\n1,fine\n2,\n3,"  "\n4,good\n')

@@ -83,9 +83,10 @@ def _records(file:Path, lines:list[str], delimiter:str, skipped:int, **how) -> l
                          + ". Remove it, or double it (\"\") where it is part of a text.") from None
     return out
 
-def _lost_rows(lines:list[str], delimiter:str, cells:list[str], known:list[set[str]]) -> bool:
+def _lost_rows(lines:list[str], delimiter:str, cells:list[str], known:list) -> bool:
     """Whether the lines of one row look like several: where a row would end and begin stand values of the columns
-    beside the text. `known`: per column whose values repeat, these"""
+    beside the text. `known`: per column whose values repeat, these; else what is written like its ids"""
+    if not any(known): return _of_many_fields(lines, delimiter, len(known))
     n, at = len(known), next((i for i,c in enumerate(cells) if re.search('[\r\n]', c)), len(known))
     def seen(line:str, columns:range, end:bool) -> bool:
         parts = [p.strip('"') for p in line.rstrip('\r\n').split(delimiter)]
@@ -98,9 +99,28 @@ def _lost_rows(lines:list[str], delimiter:str, cells:list[str], known:list[set[s
         not last or seen(lines[-1], before, False))
 
 # %% ../../nbs/data/15_tables.ipynb #b491b5c2
-def _known_values(records:list[tuple[int, int, list[str]]], n:int) -> list[set[str]]:
+class _Ids:
+    "What is written like the values of a column of which no two are alike, such as ids, and is none of them"
+    def __init__(self, values):
+        self.values, n = {*values}, Counter(map(_form, values))
+        self.forms = {f for f,k in n.items() if f and 2*k >= len(self.values) > 2}
+    def __bool__(self): return bool(self.forms)
+    def __contains__(self, v): return _form(v) in self.forms and v not in self.values
+
+def _form(value:str) -> str:
+    "The form of an id, a date or a file's name: '9' for n1 is n9; '' for what may be a text"
+    if not re.search(r'\d', value) or re.search(r'[^\W\d]', value) and re.search(r'\s', value): return ''
+    if re.fullmatch(r'(?=.*[a-f])[\da-f-]{8,}', value, re.I): return 'hexadecimal'
+    return re.sub(r'\d+', '9', re.sub(r'[^\W\d_]+', 'a', value))
+
+def _known_values(records:list[tuple[int, int, list[str]]], n:int) -> list:
     counts = [Counter(c[j] for *_,c in records if len(c) == n and c[j]) for j in range(n)]
-    return [{*c} if len(c) < c.total() else set() for c in counts] # a column of texts or ids has no two alike
+    return [{*c} if len(c) < c.total() else _Ids(c) for c in counts] # of texts or ids no two are alike
+
+def _of_many_fields(lines:list[str], delimiter:str, n:int) -> bool:
+    "Whether each of several lines inside one row has as many fields as the header"
+    fields = [l.count(delimiter) + 1 for l in lines if l.strip()]
+    return n > 1 and len(fields) > 4 and {*fields[1:-1]} == {n} and min(fields) >= n
 
 def _swallowed(lines:list[str], delimiter:str, records:list, skipped:int) -> dict[int, str]:
     "Last line of each row that seems to have swallowed others → what to say of it"

@@ -595,10 +595,12 @@ def list_texts(
                          f"files, folders of them, tables, - for standard input.")
     return out
 
-_SUFFIXES = """txt eml emlx mbox mbx msg oft pst ost olm vcf ics csv tsv tab json jsonl ndjson parquet feather
-    arrow avro orc sql sqlite db pkl npy npz h5 hdf5 pdf doc docx odt rtf xls xlsx xlsm ods ppt pptx odp tex epub html htm xhtml mht
-    mhtml md rst xml yaml yml toml ini cfg conf log srt vtt ipynb zip gz tgz tar bz2 tbz2 xz txz zst lz4 7z rar png jpg
-    jpeg jfif jp2 gif bmp tif tiff webp heic heif avif svg ico psd mp3 wav flac ogg m4a mp4 mov avi mkv webm"""
+_SUFFIXES = """
+    txt eml emlx mbox mbx msg oft pst ost olm vcf ics csv tsv tab json jsonl ndjson parquet feather arrow
+    avro orc sql sqlite db pkl npy npz h5 hdf5 pdf doc docx odt rtf xls xlsx xlsm ods ppt pptx odp tex epub
+    html htm xhtml mht mhtml md rst xml yaml yml toml ini cfg conf log srt vtt ipynb zip gz tgz tar bz2 tbz2
+    xz txz zst lz4 7z rar png jpg jpeg jfif jp2 gif bmp tif tiff webp heic heif avif svg ico psd mp3 wav flac
+    ogg m4a mp4 mov avi mkv webm"""
 _FILE = re.compile(rf'\.({"|".join(_SUFFIXES.split())})\s*$', re.I)
 _EITHER = re.compile(r'\b(and/or|either/or|yes/no|he/she|she/he|his/her|him/her|s/he|w/o|n/a)\b', re.I)
 
