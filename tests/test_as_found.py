@@ -21,6 +21,7 @@ from tl_notebooks.data.splits import compare_files, list_items, list_sources
 from tl_notebooks.data.tables import read_csv
 from tl_notebooks.data.texts import Unread, list_texts, read_texts
 from tl_notebooks.runs.params import Param, check_params
+from tl_notebooks.runs.sweep import parse_values
 
 
 # ---- what is read, written by other programs
@@ -641,8 +642,9 @@ def test_mails_in_every_keeping_are_the_same_mails(tmp_path):
             LINE + bytes(mail(4*j + k, good)) .replace(b'\nFrom here', b'\n>From here') + b'\n' for k in range(4)))
     assert texts(read_texts(tmp_path/'several')) == want
 
-FROM = {'dated': LINE, 'of a mailer': b'From MAILER-DAEMON Fri Jul  8 12:08:34 2011\n', 'without a date': b'From x@y.org\n',
-        'of a mailer without a date': b'From MAILER-DAEMON\n', 'a bar': b'From - Mon Jan  1 00:00:00 2024\n'}
+FROM = {'dated': LINE, 'of a mailer': b'From MAILER-DAEMON Fri Jul  8 12:08:34 2011\n',
+        'without a date': b'From x@y.org\n', 'of a mailer without a date': b'From MAILER-DAEMON\n',
+        'a bar': b'From - Mon Jan  1 00:00:00 2024\n'}
 
 @pytest.mark.parametrize('line', FROM)
 @pytest.mark.parametrize('between', [b'', b'\n'])
@@ -665,8 +667,9 @@ def test_utf_8_under_another_name_stays_utf_8(said, tmp_path):
     (tmp_path/'a.eml').write_bytes((head + 'Grüße, 5 € für café').encode())
     assert list_texts([tmp_path/'a.eml'])[0][1].endswith('Grüße, 5 € für café')
 
-@pytest.mark.parametrize('said, text', [('iso-8859-1', 'Grüße, café'), ('windows-1252', '5 € “so”'), ('koi8-r', 'Привет'),
-                                        ('gb2312', '你好，世界'), ('shift_jis', 'こんにちは'), ('windows-1251', 'Привет')])
+@pytest.mark.parametrize('said, text', [('iso-8859-1', 'Grüße, café'), ('windows-1252', '5 € “so”'),
+                                        ('koi8-r', 'Привет'), ('gb2312', '你好，世界'), ('shift_jis', 'こんにちは'),
+                                        ('windows-1251', 'Привет')])
 def test_what_is_in_the_set_that_it_names_is_read_by_it(said, text, tmp_path):
     head = f'From: x@y.org\nSubject: s\nContent-Type: text/plain; charset={said}\nContent-Transfer-Encoding: 8bit\n\n'
     (tmp_path/'a.eml').write_bytes(head.encode() + text.encode(said))
@@ -685,6 +688,17 @@ def test_a_maildir_is_read_from_cur_and_new_not_from_tmp(tmp_path):
     (root/'ham'/'tmp').mkdir(); (root/'ham'/'tmp'/'half').write_bytes(b'From: x')
     assert len(read_texts(root).items) == 16 and len(list_texts([root/'ham'])) == 8
     assert 'is a maildir, and so of one class only' in refusal(read_texts, root/'ham')
+
+def test_boxes_that_apple_mail_exports(tmp_path):
+    "A folder Inbox.mbox with the file mbox in it, and a table of contents"
+    want = texts(read_texts(boxes(tmp_path/'plain')))
+    for c in ('ham', 'spam'):
+        inside = tmp_path/'apple'/c/'Inbox.mbox'
+        inside.mkdir(parents=True)
+        (inside/'mbox').write_bytes((tmp_path/'plain'/c/f'{c}.mbox').read_bytes())
+        (inside/'table_of_contents').write_bytes(b'\0\1\2')
+    assert texts(read_texts(tmp_path/'apple')) == want
+    assert not any(isinstance(t, Unread) for _,t in list_texts([tmp_path/'apple'], unread=True))
 
 def test_an_mbox_alone_has_one_class(tmp_path):
     assert 'a file of mails, and so of one class only' in refusal(read_texts, boxes(tmp_path)/'ham'/'ham.mbox')
@@ -788,3 +802,13 @@ def test_all_files_of_a_folder_are_answered_for(tmp_path):
 def test_a_number_that_papermill_made_of_a_name_is_explained():
     text = refusal(check_params, {'data': Param('data', 'str', '')}, {'data': 2024})
     assert 'found 2024; accepted: text. With papermill: `-r data 2024`' in text
+
+@pytest.mark.parametrize('given, noted', [('car,bike', True), ('car, bike', True), ('"car,bike"', False),
+                                          ('car', False), ('["car", "bike"]', False)])
+def test_text_with_commas_is_several_values_and_that_is_said(given, noted, capsys):
+    parse_values(Param('classes', 'str', ''), given)
+    said = capsys.readouterr().err
+    assert bool(said) == noted
+    if noted: assert f"""{given!r} is 2 values of `classes`; if it is one, type -p 'classes="{given}"'""" in said
+    parse_values(Param('lr', 'float', .1), '0.1,0.2')
+    assert not capsys.readouterr().err

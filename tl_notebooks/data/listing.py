@@ -51,7 +51,8 @@ def _rel(path:Path, root:Path) -> str: return path.relative_to(root).as_posix()
 
 # %% ../../nbs/data/20_listing.ipynb #2faba77b
 LITTER = frozenset(['thumbs.db', 'ehthumbs.db', 'desktop.ini', 'picasa.ini', '__macosx', '@eadir', '#recycle',
-                    '@recycle', '$recycle.bin', 'system volume information', 'lost+found', '_thumb', '_thumbs'])
+                    '@recycle', '$recycle.bin', 'system volume information', 'lost+found', '_thumb', '_thumbs',
+                    'table_of_contents'])
 
 def is_litter(name:str) -> bool:
     "Whether a file or folder is of an operating system or a network drive, and nobody's data"
@@ -147,6 +148,8 @@ def _strangers(folder:Path, root:Path, files:Iterable[str], kind:ItemKind) -> li
 def _nested(classes:dict[str,tuple[set,bool]]) -> list[Problem]:
     "Class folders whose subfolders look like labels or splits; `classes`: path → (subfolders, holds images directly)"
     name = {p: p.rsplit('/', 1)[-1] for p in classes}
+    # Apple's Mail keeps a box of mails in a folder
+    classes = {p: ({s for s in sub if not s.lower().endswith('.mbox')}, direct) for p,(sub,direct) in classes.items()}
     if len(set(name.values())) == 1:
         subs = set().union(*(s for s,direct in classes.values() if not direct))
         return [Problem('layout', next(iter(classes)),
