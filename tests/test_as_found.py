@@ -286,7 +286,7 @@ def test_tags_in_a_row_are_several(tmp_path):
 @pytest.mark.parametrize('labels', [
     ['Paris, France', 'Lyon, France', 'Bonn, Germany'], ['C', 'C++'], ['A', 'A+', 'B'], ['R&D', 'sales'],
     ['large nut', 'small nut', 'large bolt', 'small bolt'], ['red wine', 'white wine', 'sweet red wine'],
-    ['tench, Tinca tinca', 'goldfish, Carassius auratus']])
+    ['tench, Tinca tinca', 'goldfish, Carassius auratus'], ['1,0', '1,5', '2,0', '2,5'], ['R&B', 'R&D']])
 def test_names_of_more_than_one_word_are_names(labels, tmp_path):
     assert {*read_texts(label_table(tmp_path, labels)).classes} == {*labels}
 
@@ -516,6 +516,13 @@ def test_quotes_that_swallow_rows_to_predict_are_listed(form, order, tmp_path):
     got = list_texts([tmp_path/'d.csv'], unread=True)
     bad = [t for _,t in got if isinstance(t, Unread)]
     assert len(got) == 30 and len(bad) == 1 and 'opens in line 6' in bad[0] and 'line 16' in bad[0]
+
+def test_swallowed_rows_are_seen_where_a_time_repeats_once(tmp_path):
+    made = [f'2024-05-{i % 28 + 1:02d} 10:{max(i, 1):02d},the room {i} was seen' for i in range(40)]
+    made[1] = made[0].replace('room 0', 'room 1')
+    made[4], made[14] = made[4].replace(',', ',"'), made[14] + '"'
+    (tmp_path/'d.csv').write_text('\n'.join(['when,text', *made]) + '\n')
+    assert sum(isinstance(t, Unread) for _,t in list_texts([tmp_path/'d.csv'], unread=True)) == 1
 
 @pytest.mark.parametrize('order', ['id,text', 'text,id'])
 def test_letters_to_predict_are_no_lost_rows(order, tmp_path):

@@ -88,6 +88,8 @@ def _lost_rows(lines:list[str], delimiter:str, cells:list[str], known:list) -> b
     beside the text. `known`: per column whose values repeat, these; else what is written like its ids"""
     if not any(known): return _of_many_fields(lines, delimiter, len(known))
     n, at = len(known), next((i for i,c in enumerate(cells) if re.search('[\r\n]', c)), len(known))
+    if any(k and isinstance(k, set) for k in known[:at] + known[at + 1:]): # surer than ids
+        known = [k if isinstance(k, set) else set() for k in known]
     def seen(line:str, columns:range, end:bool) -> bool:
         parts = [p.strip('"') for p in line.rstrip('\r\n').split(delimiter)]
         return len(parts) >= n and any(parts[j - n if end else j] in known[j] for j in columns)
@@ -115,7 +117,9 @@ def _form(value:str) -> str:
 
 def _known_values(records:list[tuple[int, int, list[str]]], n:int) -> list:
     counts = [Counter(c[j] for *_,c in records if len(c) == n and c[j]) for j in range(n)]
-    return [{*c} if len(c) < c.total() else _Ids(c) for c in counts] # of texts or ids no two are alike
+    def of(c): # of texts no two are alike, of ids hardly any
+        return {*c} if len(c) < c.total() and not ((ids := _Ids(c)) and 2*len(c) > c.total()) else _Ids(c)
+    return [*map(of, counts)]
 
 def _of_many_fields(lines:list[str], delimiter:str, n:int) -> bool:
     "Whether each of several lines inside one row has as many fields as the header"
@@ -384,6 +388,7 @@ def several_labels(
     for sep in _BETWEEN:
         parts_of = {l: p for l in have if len(p := [p.strip() for p in re.split(sep, l) if p.strip()]) > 1}
         loose, free = {l.strip() for l in have - {*parts_of}}, _recombined(parts_of)
+        if sep == ',' and _decimals(parts_of): free = set()
         tags = sep == r'\s' and free and (column.lower() in ('tags', 'keywords') or _like_tags(parts_of))
         often = Counter(p for parts in parts_of.values() for p in {*parts})
         for l,parts in parts_of.items():
@@ -392,6 +397,10 @@ def several_labels(
             elif sep in (';', r'\|') and any(p in have or often[p] > 1 for p in parts): out[l] = parts
             elif tags and l in free: out[l] = parts
     return out
+
+def _decimals(parts_of:dict[str, list[str]]) -> bool:
+    "Whether labels with commas are marks such as 1,0 and 1,5"
+    return all(re.fullmatch(r'\d+,\d+', l) for l in parts_of) and any(p[1] == '0' for p in parts_of.values())
 
 def _recombined(parts_of:dict[str, list[str]]) -> set[str]:
     "Labels of which two parts stand beside other parts elsewhere, or one in another place: 'a,b', 'a,c', 'b,c'"
