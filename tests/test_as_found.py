@@ -21,6 +21,7 @@ from tl_notebooks.data.splits import compare_files, list_items, list_sources
 from tl_notebooks.data.tables import read_csv
 from tl_notebooks.data.texts import Unread, list_texts, read_texts
 from tl_notebooks.runs.params import Param, check_params
+from tl_notebooks.runs.sweep import parse_values
 
 
 # ---- what is read, written by other programs
@@ -204,6 +205,8 @@ SPLIT_COLUMNS = { # header: (value for train, valid, test); None: no such rows
     'set': ('TRAIN', 'Val', 'Test'), 'subset': ('training', 'validation', 'testing'),
     'partition': ('train', 'dev', 'test'), 'fold': ('train', 'valid', 'test'), 'Fold': ('Train', None, 'Test'),
     'Usage': ('Training', 'PublicTest', 'PrivateTest'), 'usage': ('train', 'Public', 'Private'),
+    'partition ': ('0', '1', '2'), 'set ': ('tr', 'va', 'te'), 'Data Split': ('Train set', None, 'Test set'),
+    'is_holdout': ('False', None, 'True'), 'phase': ('Training data', 'val_split', None),
     'data_split': ('train', 'val', None), 'Split': ('Train', 'Val', 'Test'), 'which': ('train', 'val', 'test'),
 }
 
@@ -226,12 +229,28 @@ def test_a_split_column(of, column, tmp_path):
 
 @pytest.mark.parametrize('values', ['0 1 2 3 4', 'red white blue', 'en de fr'])
 @pytest.mark.parametrize('column', ['fold', 'set', 'subset'])
-def test_what_is_no_split_is_named_and_left_out(column, values, tmp_path):
+def test_what_is_called_a_split_and_is_none_is_to_be_left_out(column, values, tmp_path):
     values = values.split()
     lines = [f'{p},{WANT[p]},{values[i % len(values)]}' for i,p in enumerate(GOOD)]
     (tree(tmp_path, GOOD)/'d.csv').write_text('\n'.join([f'path,label,{column}', *lines]) + '\n')
-    data = images(tmp_path/'d.csv')
+    text = refusal(images, tmp_path/'d.csv')
+    assert f"column '{column}'" in text and f"'{values[1]}'" in text and '`-p split=none` leaves it out' in text
+    data = images(tmp_path/'d.csv', split='none')
     assert data.split_source == 'made' and f"columns not used: '{column}'" in data.notes
+
+def test_a_column_of_many_values_is_no_split(tmp_path):
+    (tree(tmp_path, GOOD)/'d.csv').write_text('path,label,set\n' + ''.join(
+        f'{p},{WANT[p]},S{i}\n' for i,p in enumerate(GOOD)))
+    assert "columns not used: 'set'" in images(tmp_path/'d.csv').notes
+
+def test_a_column_called_valid_is_asked_about(tmp_path):
+    "Rows to validate on, or rows that are good"
+    (tree(tmp_path, GOOD)/'d.csv').write_text('path,label,valid\n' + ''.join(
+        f'{p},{WANT[p]},{int(i % 3 == 0)}\n' for i,p in enumerate(GOOD)))
+    assert '`-p split=valid`' in (text := refusal(images, tmp_path/'d.csv')) and '`-p split=none`' in text
+    assert images(tmp_path/'d.csv', split='none').split_source == 'made'
+    got = images(tmp_path/'d.csv', split='valid').items
+    assert {*got.path[got.split == 'valid']} == {p for i,p in enumerate(GOOD) if i % 3 == 0}
 
 def test_splits_can_be_named_and_left_out(tmp_path):
     lines = [f'{p},{WANT[p]},{("train", "test")[i % 2]},{("train", "val")[i % 2]}' for i,p in enumerate(GOOD)]
@@ -290,6 +309,61 @@ def test_a_comma_between_labels_of_which_one_stands_alone(tmp_path):
     rows = [('path', 'label'), *((p, ('road', 'road,clear')[i % 2]) for i,p in enumerate(GOOD))]
     with open(tree(tmp_path, GOOD)/'d.csv', 'w', newline='') as f: csv.writer(f).writerows(rows)
     assert 'several labels (6)' in refusal(images, tmp_path/'d.csv')
+
+def label_table(root, labels, head='label'):
+    with open(root/'d.csv', 'w', newline='') as f:
+        csv.writer(f).writerows([('text', head), *((f'sailing {i}', labels[i % len(labels)]) for i in range(24))])
+    return root/'d.csv'
+
+@pytest.mark.parametrize('sep', [',', ', ', '+', ' & '])
+def test_labels_that_recombine_are_several(sep, tmp_path):
+    labels = [f'praise{sep}urgent', f'question{sep}urgent', f'praise{sep}calm', f'question{sep}calm']
+    assert 'several labels (24)' in refusal(read_texts, label_table(tmp_path, labels))
+
+@pytest.mark.parametrize('labels', ['road+clear,road', 'road & clear,road', 'road+clear,road,rain'])
+def test_a_sum_beside_a_plain_label_is_several(labels, tmp_path):
+    assert "is 'clear', 'road'" in refusal(read_texts, label_table(tmp_path, labels.split(',')))
+
+def test_tags_in_a_row_are_several(tmp_path):
+    "Kaggle's Planet"
+    tags = ['haze primary', 'agriculture clear primary water', 'clear primary', 'clear primary water',
+            'agriculture clear primary', 'haze primary water', 'cloudy', 'haze agriculture primary']
+    assert 'several labels' in refusal(read_texts, label_table(tmp_path, tags, 'tags'), label='tags')
+    assert 'several labels' in refusal(read_texts, label_table(tmp_path, tags))
+
+@pytest.mark.parametrize('labels', [
+    ['Paris, France', 'Lyon, France', 'Bonn, Germany'], ['C', 'C++'], ['A', 'A+', 'B'], ['R&D', 'sales'],
+    ['large nut', 'small nut', 'large bolt', 'small bolt'], ['red wine', 'white wine', 'sweet red wine'],
+    ['tench, Tinca tinca', 'goldfish, Carassius auratus'], ['1,0', '1,5', '2,0', '2,5'], ['R&B', 'R&D']])
+def test_names_of_more_than_one_word_are_names(labels, tmp_path):
+    assert {*read_texts(label_table(tmp_path, labels)).classes} == {*labels}
+
+ONE = ['["blue"]', "['blue']", '[["blue"]]', '{"name": "blue"}', '[{"label": "blue"}]', '{"choices": ["blue"]}',
+       '["blue", null]', '[blue]', '{blue}', '{"red": false, "blue": true}', '{"label": "blue", "score": 0.9}',
+       '{"id": 3, "name": "blue"}', "{'label': 'blue'}", '{name: blue}', "('blue',)"]
+SEVERAL = ['["blue", "red"]', "['blue' 'red']", '[blue, red]', '{"red": true, "blue": true}', '[["blue"], ["red"]]',
+           '{"choices": ["blue", "red"]}', '[{"label": "blue"}, {"label": "red"}]', '{"blue": 1, "red": 1}', '[1 0 1]',
+           '{blue,red}', '[[0, 4, "blue"]]', '{"blue": 0.3, "red": 0.7}', "['blue'\n 'red']"]
+
+@pytest.mark.parametrize('label', ONE)
+@pytest.mark.parametrize('write', ['as text', 'as an object'])
+def test_one_label_in_brackets_is_that_label(write, label, tmp_path):
+    if write == 'as text': return one_label(label_table(tmp_path, ['green', label]))
+    try: label = json.loads(label)
+    except ValueError: return
+    (tmp_path/'d.jsonl').write_text('\n'.join(
+        json.dumps(dict(text=f'sailing {i}', label=label if i % 2 else 'green')) for i in range(24)))
+    one_label(tmp_path/'d.jsonl')
+
+def one_label(table): assert read_texts(table).classes == ['blue', 'green']
+
+@pytest.mark.parametrize('label', SEVERAL)
+def test_several_labels_in_brackets_are_refused(label, tmp_path):
+    text = refusal(read_texts, label_table(tmp_path, ['green', label]))
+    assert 'several labels (12)' in text and 'One label an item is what is supported' in text
+
+def test_names_in_round_brackets_are_names(tmp_path):
+    assert read_texts(label_table(tmp_path, ['(nut)', 'bolt (M8)'])).classes == ['(nut)', 'bolt (M8)']
 
 def test_names_with_blanks_are_names(tmp_path):
     labels = ['large nut', 'small nut', 'M8/M10']
@@ -494,6 +568,40 @@ def test_quotes_that_swallow_rows_are_listed(order, tmp_path):
     data = read_texts(tmp_path/'d.csv', on_bad='skip')
     assert len(data.items) == 56 and data.classes == ['bad', 'good'] and not data.items.text.str.contains('\n').any()
 
+IDS = {'numbers': '{}', 'names of files': 'img_{:03d}.png', 'hexadecimal': '{:08x}-ab{:02x}', 'words': None,
+       'times': '2024-05-01 10:{:02d}'}
+
+@pytest.mark.parametrize('order', ['id,text', 'text,id'])
+@pytest.mark.parametrize('form', IDS)
+def test_quotes_that_swallow_rows_to_predict_are_listed(form, order, tmp_path):
+    "No column repeats: rows are seen by what is written like an id"
+    words = [a + b for a in ('oak', 'elm', 'fir', 'yew', 'ash', 'box', 'bay')
+             for b in ('moor', 'hill', 'dale', 'wood', 'ton', 'ham')]
+    made = [dict(id=IDS[form].format(i*7919 + 11, i) if form == 'hexadecimal' else IDS[form].format(i) if IDS[form]
+                 else words[i], text=f'the room of {words[i]} was seen') for i in range(40)]
+    made[4]['text'], made[14]['text'] = '"' + made[4]['text'], made[14]['text'] + '"'
+    names = order.split(',')
+    (tmp_path/'d.csv').write_text('\n'.join([order, *(','.join(r[n] for n in names) for r in made)]) + '\n')
+    got = list_texts([tmp_path/'d.csv'], unread=True)
+    bad = [t for _,t in got if isinstance(t, Unread)]
+    assert len(got) == 30 and len(bad) == 1 and 'opens in line 6' in bad[0] and 'line 16' in bad[0]
+
+def test_swallowed_rows_are_seen_where_a_time_repeats_once(tmp_path):
+    made = [f'2024-05-{i % 28 + 1:02d} 10:{max(i, 1):02d},the room {i} was seen' for i in range(40)]
+    made[1] = made[0].replace('room 0', 'room 1')
+    made[4], made[14] = made[4].replace(',', ',"'), made[14] + '"'
+    (tmp_path/'d.csv').write_text('\n'.join(['when,text', *made]) + '\n')
+    assert sum(isinstance(t, Unread) for _,t in list_texts([tmp_path/'d.csv'], unread=True)) == 1
+
+@pytest.mark.parametrize('order', ['id,text', 'text,id'])
+def test_letters_to_predict_are_no_lost_rows(order, tmp_path):
+    f = io.StringIO()
+    text = 'Dear {0},\nthank you, all,\n1, milk\n2, bread {0}\n3, tea\n\nin 2024, yours, Bob'
+    csv.writer(f).writerows([order.split(','), *([dict(text=text.format(i), id=i)[c] for c in order.split(',')]
+                                                 for i in range(20))])
+    (tmp_path/'d.csv').write_text(f.getvalue(), newline='')
+    assert not any(isinstance(t, Unread) for _,t in list_texts([tmp_path/'d.csv'], unread=True))
+
 def test_an_open_quote_names_the_line_where_it_opens(tmp_path):
     lines = [f'the room {i} was fine,good' for i in range(40)]
     lines[10] = '"' + lines[10]
@@ -610,6 +718,39 @@ def test_mails_in_every_keeping_are_the_same_mails(tmp_path):
             LINE + bytes(mail(4*j + k, good)) .replace(b'\nFrom here', b'\n>From here') + b'\n' for k in range(4)))
     assert texts(read_texts(tmp_path/'several')) == want
 
+FROM = {'dated': LINE, 'of a mailer': b'From MAILER-DAEMON Fri Jul  8 12:08:34 2011\n',
+        'without a date': b'From x@y.org\n', 'of a mailer without a date': b'From MAILER-DAEMON\n',
+        'a bar': b'From - Mon Jan  1 00:00:00 2024\n'}
+
+@pytest.mark.parametrize('line', FROM)
+@pytest.mark.parametrize('between', [b'', b'\n'])
+@pytest.mark.parametrize('start, end', [(b'', b'\n'), (codecs.BOM_UTF8, b'\n'), (b'', b'\r\n')])
+def test_an_mbox_of_other_programs(start, end, between, line, tmp_path):
+    "Without blank lines between mails, with a byte order mark, with other lines From"
+    mails = [bytes(mail(k, 1)).rstrip() + b'\n' for k in range(4)]
+    box = start + b''.join(FROM[line] + m + between for m in mails).replace(b'\n', end)
+    (tmp_path/'a.mbox').write_bytes(box)
+    assert [t.splitlines()[1] for _,t in list_texts([tmp_path/'a.mbox'])] == [f'Subject: hello {k}' for k in range(4)]
+
+def test_a_line_from_in_a_body_begins_no_mail(tmp_path):
+    body = b'Dear all,\nFrom here on: 10:00\nNote: bring a pen\n\nFrom Anna\nTo: me\n'
+    (tmp_path/'a.mbox').write_bytes(b''.join(LINE + b'From: x@y.org\nSubject: s\n\n' + body for _ in range(2)))
+    assert len(list_texts([tmp_path/'a.mbox'])) == 2
+
+@pytest.mark.parametrize('said', ['iso-8859-1', 'windows-1252', 'latin1', 'us-ascii', 'iso-8859-15', 'koi8-r', 'utf-8'])
+def test_utf_8_under_another_name_stays_utf_8(said, tmp_path):
+    head = f'From: x@y.org\nSubject: s\nContent-Type: text/plain; charset={said}\nContent-Transfer-Encoding: 8bit\n\n'
+    (tmp_path/'a.eml').write_bytes((head + 'Grüße, 5 € für café').encode())
+    assert list_texts([tmp_path/'a.eml'])[0][1].endswith('Grüße, 5 € für café')
+
+@pytest.mark.parametrize('said, text', [('iso-8859-1', 'Grüße, café'), ('windows-1252', '5 € “so”'),
+                                        ('koi8-r', 'Привет'), ('gb2312', '你好，世界'), ('shift_jis', 'こんにちは'),
+                                        ('windows-1251', 'Привет')])
+def test_what_is_in_the_set_that_it_names_is_read_by_it(said, text, tmp_path):
+    head = f'From: x@y.org\nSubject: s\nContent-Type: text/plain; charset={said}\nContent-Transfer-Encoding: 8bit\n\n'
+    (tmp_path/'a.eml').write_bytes(head.encode() + text.encode(said))
+    assert list_texts([tmp_path/'a.eml'])[0][1].endswith(text)
+
 def test_mails_without_a_suffix_are_among_what_a_record_compares(tmp_path):
     root = singles(tmp_path, '103{:02d}')
     data = read_texts(root)
@@ -623,6 +764,17 @@ def test_a_maildir_is_read_from_cur_and_new_not_from_tmp(tmp_path):
     (root/'ham'/'tmp').mkdir(); (root/'ham'/'tmp'/'half').write_bytes(b'From: x')
     assert len(read_texts(root).items) == 16 and len(list_texts([root/'ham'])) == 8
     assert 'is a maildir, and so of one class only' in refusal(read_texts, root/'ham')
+
+def test_boxes_that_apple_mail_exports(tmp_path):
+    "A folder Inbox.mbox with the file mbox in it, and a table of contents"
+    want = texts(read_texts(boxes(tmp_path/'plain')))
+    for c in ('ham', 'spam'):
+        inside = tmp_path/'apple'/c/'Inbox.mbox'
+        inside.mkdir(parents=True)
+        (inside/'mbox').write_bytes((tmp_path/'plain'/c/f'{c}.mbox').read_bytes())
+        (inside/'table_of_contents').write_bytes(b'\0\1\2')
+    assert texts(read_texts(tmp_path/'apple')) == want
+    assert not any(isinstance(t, Unread) for _,t in list_texts([tmp_path/'apple'], unread=True))
 
 def test_an_mbox_alone_has_one_class(tmp_path):
     assert 'a file of mails, and so of one class only' in refusal(read_texts, boxes(tmp_path)/'ham'/'ham.mbox')
@@ -680,14 +832,30 @@ def test_a_table_without_a_header_says_so(tmp_path):
 
 @pytest.mark.parametrize('given', [
     'no/such.eml', 'mails/foo bar.eml', 'my mails/inbox 2024.eml', 'new mails.csv', './note', '~/mails/1',
-    'C:\\mails\\1', 'mails/ham', 'letter.docx', 'box.mbox', '0.MSG'])
+    'C:\\mails\\1', 'mails/ham', 'letter.docx', 'box.mbox', '0.MSG', 'mails/2024/01/inbox', 'data/2024/07/mails',
+    'inbox/2024/1', '2024/07/mails', 'folder/', 'my old folder/', 'my folder/with spaces/in the name/x', 'img.heic',
+    'a.xml', 'notes.yaml', 'data.jsonl.bz2', 'a.7z', 'mails\\2024\\inbox', 'a/b/'])
 def test_what_looks_like_a_path_and_is_not_there_is_no_text(given):
     assert 'does not exist' in refusal(list_texts, [given])
 
 @pytest.mark.parametrize('given', [
     'good and/or cheap, 24/7', 'works well', 'see https://example.org', '3/4 of it is fine', 'great.',
-    'The price/quality ratio is fine, and it arrived on time', 'nice and/\nor so'])
+    'The price/quality ratio is fine, and it arrived on time', 'nice and/\nor so',
+    'The score was 3/4 and/or better', '10/10', 'good 24/7', 'price/quality 10/10', 'on 12/05/2024 it broke',
+    'he/she said that his/her money came back', 'input/output, read/write and start/stop work', 'it costs 4.5/5'])
 def test_a_text_is_a_text(given): assert list_texts([given]) == [(given, given)]
+
+def test_what_is_empty_is_answered_by_its_reason(tmp_path):
+    "Of a folder, of a table and typed; a mail with a subject says something"
+    spec = {'a.txt': b'', 'b.txt': ' \n\t', 'c.txt': codecs.BOM_UTF8, 'd.eml': b'', 'e.eml': b'From: x@y.org\n\n\n',
+            'f.txt': 'fine', 'g.eml': b'From: x@y.org\nSubject: prize\n\n', 'h.txt': b'\xff\xfe\0',
+            'i.eml': b'\xff\xfe\0', 'j.eml': b'\xff\xfe', 'k.txt': '\u200b\n'}
+    got = {n.rpartition('/')[2]: t for n,t in list_texts([tree(tmp_path, spec)], unread=True)}
+    assert {*got} == {*spec} and sorted(n for n,t in got.items() if not isinstance(t, Unread)) == ['f.txt', 'g.eml']
+    (tmp_path/'d.csv').write_text('id,text\n1,fine\n2,\n3,"  "\n4,good\n')
+    got = [t for _,t in list_texts([tmp_path/'d.csv'], unread=True)]
+    assert [isinstance(t, Unread) for t in got] == [False, True, True, False] and 'empty' in got[1]
+    assert [isinstance(t, Unread) for _,t in list_texts(['', ' ', 'fine'], unread=True)] == [True, True, False]
 
 def test_one_text_that_cannot_be_read_stops_no_other(tmp_path):
     spec = {'a.txt': 'fine', 'b.txt': b'Gr\xfc\xdfe', 'c.pdf': b'%PDF', 'd.msg': b'x', 'e': 'no suffix',
@@ -722,3 +890,13 @@ def test_all_files_of_a_folder_are_answered_for(tmp_path):
 def test_a_number_that_papermill_made_of_a_name_is_explained():
     text = refusal(check_params, {'data': Param('data', 'str', '')}, {'data': 2024})
     assert 'found 2024; accepted: text. With papermill: `-r data 2024`' in text
+
+@pytest.mark.parametrize('given, noted', [('car,bike', True), ('car, bike', True), ('"car,bike"', False),
+                                          ('car', False), ('["car", "bike"]', False)])
+def test_text_with_commas_is_several_values_and_that_is_said(given, noted, capsys):
+    parse_values(Param('classes', 'str', ''), given)
+    said = capsys.readouterr().err
+    assert bool(said) == noted
+    if noted: assert f"""{given!r} is 2 values of `classes`; if it is one, type -p 'classes="{given}"'""" in said
+    parse_values(Param('lr', 'float', .1), '0.1,0.2')
+    assert not capsys.readouterr().err

@@ -53,7 +53,8 @@ def _rel(path:Path, root:Path) -> str: return path.relative_to(root).as_posix()
 
 # %% ../../nbs/data/20_listing.ipynb #2faba77b
 LITTER = frozenset(['thumbs.db', 'ehthumbs.db', 'desktop.ini', 'picasa.ini', '__macosx', '@eadir', '#recycle',
-                    '@recycle', '$recycle.bin', 'system volume information', 'lost+found', '_thumb', '_thumbs'])
+                    '@recycle', '$recycle.bin', 'system volume information', 'lost+found', '_thumb', '_thumbs',
+                    'table_of_contents'])
 
 def is_litter(name:str) -> bool:
     "Whether a file or folder is of an operating system or a network drive, and nobody's data"
@@ -162,6 +163,8 @@ def _strangers(folder:Path, root:Path, files:Iterable[str], kind:ItemKind) -> li
 def _nested(classes:dict[str,tuple[set,bool]]) -> list[Problem]:
     "Class folders whose subfolders look like labels or splits; `classes`: path → (subfolders, holds images directly)"
     name = {p: p.rsplit('/', 1)[-1] for p in classes}
+    # Apple's Mail keeps a box of mails in a folder
+    classes = {p: ({s for s in sub if not s.lower().endswith('.mbox')}, direct) for p,(sub,direct) in classes.items()}
     if len(set(name.values())) == 1:
         subs = set().union(*(s for s,direct in classes.values() if not direct))
         return [Problem('layout', next(iter(classes)),
@@ -487,13 +490,13 @@ def _list_csv(file:Path, root:Path|None=None, asked:Asked=Asked(), split:str='')
     if asked.split and asked.split not in ('none', *free):
         raise InputError(f"CSV `{file}`: there is no column {asked.split!r} for `split`. "
                          + did_you_mean(asked.split, free))
-    says, used, note = find_splits(free, 'none' if split else asked.split)
+    says, used, note = find_splits(free, 'none' if split else asked.split, f'CSV `{file}`')
     _near_names(file, table.header, {*roles.values(), *used})
     cells = [{r: row[table.header.index(c)] for r,c in roles.items()} | {'split': says[k] if says else split}
              for k,(_,row) in enumerate(table.rows)]
     below, seen = _Below(root, asked), {}
     out = [_csv_row(n, c, below, seen) for (n,_),c in zip(table.rows, cells)]
-    rows, bad = _usable(out)
+    rows, bad = _usable(out, roles['label'])
     if not (split or says or asked.split): note = _path_splits(rows)
     _elsewhere(file, rows, bad, below)
     left = [c for c in free if c not in used]
@@ -514,12 +517,12 @@ def _near_names(file:Path, header:list[str], used:set[str]) -> None:
             raise InputError(f"CSV `{file}`: its columns are {', '.join(map(repr, header))}; {c!r} is not read. "
                              f"{did_you_mean(c, known)}")
 
-def _usable(found:list) -> tuple[list[dict], list[Problem]]:
+def _usable(found:list, column:str='') -> tuple[list[dict], list[Problem]]:
     "Rows that contradict no other, and the problems"
     bad = [r for r in found if isinstance(r, Problem)]
     twice = {p.path for p in bad if p.kind == 'two labels'}
     rows = [r for r in found if isinstance(r, dict) and r['path'] not in twice]
-    several = several_labels([r['label'] for r in rows])
+    several = several_labels([r['label'] for r in rows], column)
     bad += [Problem('several labels', r['path'], f"{r['label']!r} is {name_some(several[r['label']])}")
             for r in rows if r['label'] in several]
     return [r for r in rows if r['label'] not in several], bad

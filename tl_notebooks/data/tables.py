@@ -14,6 +14,7 @@ import csv
 import io
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -82,10 +83,13 @@ def _records(file:Path, lines:list[str], delimiter:str, skipped:int, **how) -> l
                          + ". Remove it, or double it (\"\") where it is part of a text.") from None
     return out
 
-def _lost_rows(lines:list[str], delimiter:str, cells:list[str], known:list[set[str]]) -> bool:
+def _lost_rows(lines:list[str], delimiter:str, cells:list[str], known:list) -> bool:
     """Whether the lines of one row look like several: where a row would end and begin stand values of the columns
-    beside the text. `known`: per column whose values repeat, these"""
+    beside the text. `known`: per column whose values repeat, these; else what is written like its ids"""
+    if not any(known): return _of_many_fields(lines, delimiter, len(known))
     n, at = len(known), next((i for i,c in enumerate(cells) if re.search('[\r\n]', c)), len(known))
+    if any(k and isinstance(k, set) for k in known[:at] + known[at + 1:]): # surer than ids
+        known = [k if isinstance(k, set) else set() for k in known]
     def seen(line:str, columns:range, end:bool) -> bool:
         parts = [p.strip('"') for p in line.rstrip('\r\n').split(delimiter)]
         return len(parts) >= n and any(parts[j - n if end else j] in known[j] for j in columns)
@@ -97,9 +101,30 @@ def _lost_rows(lines:list[str], delimiter:str, cells:list[str], known:list[set[s
         not last or seen(lines[-1], before, False))
 
 # %% ../../nbs/data/15_tables.ipynb #b491b5c2
-def _known_values(records:list[tuple[int, int, list[str]]], n:int) -> list[set[str]]:
+class _Ids:
+    "What is written like the values of a column of which no two are alike, such as ids, and is none of them"
+    def __init__(self, values):
+        self.values, n = {*values}, Counter(map(_form, values))
+        self.forms = {f for f,k in n.items() if f and 2*k >= len(self.values) > 2}
+    def __bool__(self): return bool(self.forms)
+    def __contains__(self, v): return _form(v) in self.forms and v not in self.values
+
+def _form(value:str) -> str:
+    "The form of an id, a date or a file's name: '9' for n1 is n9; '' for what may be a text"
+    if not re.search(r'\d', value) or re.search(r'[^\W\d]', value) and re.search(r'\s', value): return ''
+    if re.fullmatch(r'(?=.*[a-f])[\da-f-]{8,}', value, re.I): return 'hexadecimal'
+    return re.sub(r'\d+', '9', re.sub(r'[^\W\d_]+', 'a', value))
+
+def _known_values(records:list[tuple[int, int, list[str]]], n:int) -> list:
     counts = [Counter(c[j] for *_,c in records if len(c) == n and c[j]) for j in range(n)]
-    return [{*c} if len(c) < c.total() else set() for c in counts] # a column of texts or ids has no two alike
+    def of(c): # of texts no two are alike, of ids hardly any
+        return {*c} if len(c) < c.total() and not ((ids := _Ids(c)) and 2*len(c) > c.total()) else _Ids(c)
+    return [*map(of, counts)]
+
+def _of_many_fields(lines:list[str], delimiter:str, n:int) -> bool:
+    "Whether each of several lines inside one row has as many fields as the header"
+    fields = [l.count(delimiter) + 1 for l in lines if l.strip()]
+    return n > 1 and len(fields) > 4 and {*fields[1:-1]} == {n} and min(fields) >= n
 
 def _swallowed(lines:list[str], delimiter:str, records:list, skipped:int) -> dict[int, str]:
     "Last line of each row that seems to have swallowed others → what to say of it"
@@ -179,7 +204,13 @@ def cell_text(v) -> str:
     if v is None or isinstance(v, float) and v != v: return ''
     if isinstance(v, bool): return str(v).lower()
     if hasattr(v, 'tolist'): return cell_text(v.tolist())
+    if isinstance(v, (dict, list, tuple)): return str(_without_arrays(v)) # Parquet holds arrays in objects
     return str(int(v)) if isinstance(v, float) and v.is_integer() else str(v)
+
+def _without_arrays(v):
+    if hasattr(v, 'tolist'): v = v.tolist()
+    if isinstance(v, dict): return {k: _without_arrays(x) for k,x in v.items()}
+    return [*map(_without_arrays, v)] if isinstance(v, (list, tuple)) else v
 
 _JSON = "Accepted: one object per line in .jsonl, a list of objects in .json."
 
@@ -226,25 +257,42 @@ SPLIT_WORDS = {'train': 'train', 'training': 'train', 'trn': 'train', 'valid': '
                'validation': 'valid', 'validate': 'valid', 'dev': 'valid', 'test': 'test', 'testing': 'test',
                'tst': 'test', 'public': 'valid', 'publictest': 'valid', 'private': 'test', 'privatetest': 'test'}
 _SPLIT_COLUMNS = 'split set subset partition fold usage datasplit datasetsplit phase'.split()
-_FLAGS = {f'is{w}': s for w,s in SPLIT_WORDS.items() if 'p' not in w}
+_SHORT = dict(tr='train', trn='train', va='valid', vl='valid', vld='valid', te='test', ts='test', tst='test')
+_HELD_OUT = dict.fromkeys(('holdout', 'heldout'), 'test')
+_FLAGS = {f'is{w}': s for w,s in (SPLIT_WORDS | _HELD_OUT).items() if 'p' not in w}
 _BARE = {w: s for w,s in SPLIT_WORDS.items() if w in ('train', 'training', 'val', 'validation', 'test', 'testing')}
+_BARE |= _HELD_OUT
 _YES_NO = dict.fromkeys(('true', '1', '1.0', 'yes', 'y', 't'), True) | dict.fromkeys(
         ('false', '0', '0.0', 'no', 'n', 'f', ''), False)
 
 def _plain(name:str) -> str: return re.sub(r'[\s_-]', '', name.lower())
 
-def _word(value:str) -> str: return SPLIT_WORDS.get(_plain(value), value.strip().lower())
+def _word(value:str) -> str:
+    "A split's name in the words of others, such as 'Train set'"
+    bare = re.sub(r'(data)?(set|split|part)?$', '', _plain(value))
+    return SPLIT_WORDS.get(_plain(value)) or SPLIT_WORDS.get(bare) or value.strip().lower()
 
-def _is_flag(name:str, values:list[str]) -> bool:
+def _words(column:str, values:list[str]) -> list[str]:
+    "The splits that a column names: by words, by their first letters (tr, va, te), or by CelebA's numbers"
+    have = {_plain(v) for v in values} - {''}
+    if _plain(column) in _SPLIT_COLUMNS and len(have & {*_SHORT}) > 1 and have <= {*_SHORT, *SPLIT_WORDS}:
+        return [_SHORT.get(_plain(v)) or _word(v) for v in values]
+    n = Counter(v.strip() for v in values)
+    if _plain(column) in ('partition', 'evalpartition') and {*n} == {'0', '1', '2'} and n['0'] >= max(n['1'], n['2']):
+        return [('train', 'valid', 'test')[int(v)] for v in values]
+    return [*map(_word, values)]
+
+def _is_flag(name:str, values:list[str], given:bool=False) -> bool:
     "Whether a column says yes or no to a split, most of the time; `valid` alone may mean anything"
     yes = sum(v.strip().lower() in _YES_NO for v in values)
+    if given and _plain(name) == 'valid': return True
     return 2*yes >= len(values) > 0 if _plain(name) in _FLAGS else _plain(name) in _BARE and yes == len(values) > 0
 
 def _flag_splits(columns:dict[str, list[str]]) -> list[str]:
     "The split of each row by columns such as is_valid"
-    out = []
+    means, out = _FLAGS | _BARE | {'valid': 'valid'}, []
     for row in zip(*columns.values()):
-        says = {(_FLAGS | _BARE)[_plain(c)]: _YES_NO.get(v.strip().lower(), v) for c,v in zip(columns, row)}
+        says = {means[_plain(c)]: _YES_NO.get(v.strip().lower(), v) for c,v in zip(columns, row)}
         yes = [s for s,v in says.items() if v is True]
         odd = [v for v in says.values() if not isinstance(v, bool)]
         # not of train, and nothing else said: what must never be trained on
@@ -256,44 +304,115 @@ def _flag_splits(columns:dict[str, list[str]]) -> list[str]:
 def find_splits(
     columns:dict[str, list[str]], # The columns of a table that nothing else was read from, with their values
     given:str='',                 # The one that says it; '': by its name and values; 'none': there is none
+    place:str='the table',        # What a message calls it
 ) -> tuple[list[str]|None, list[str], str]: # The split of each row, the columns that say it, a note
     "What a table says about splits, whatever the column is called"
     if given == 'none': return None, [], ''
-    flags = {c: v for c,v in columns.items() if (not given or c == given) and _is_flag(c, v)}
-    words = {c: [*map(_word, v)] for c,v in columns.items() if not given or c == given}
+    flags = {c: v for c,v in columns.items() if (not given or c == given) and _is_flag(c, v, bool(given))}
+    words = {c: _words(c, v) for c,v in columns.items() if not given or c == given}
     def says(c): return any(w in SPLIT_WORDS.values() for w in words[c])
     named = [c for k in _SPLIT_COLUMNS for c in words if _plain(c) == k and (says(c) or k == 'split' or given)]
     other = [c for c in words if {'train'} < {*words[c]} <= {*SPLIT_WORDS.values()}]
     if column := next(iter((given,)*(bool(given) and given not in flags) + (*named,)), None): pass
     elif flags: return _flag_splits(flags), [*flags], f"splits are those of {_names(flags)}"
-    elif not (column := next(iter(other), None)): return None, [], ''
+    elif not (column := next(iter(other), None)): _refuse_unknown(columns, place); return None, [], ''
     meant = {v.strip(): w for v,w in zip(columns[column], words[column]) if v.strip() and w != v.strip()}
     how = f" ({', '.join(f'{v}: {w}' for v,w in sorted(meant.items())[:6])})"*bool(meant)
     note = '' if _plain(column) == 'split' and not meant else f"splits are those of column {column!r}{how}"
     return words[column], [column], note
 
+def _refuse_unknown(columns:dict[str, list[str]], place:str) -> None:
+    "An `InputError` where a column is called as one of splits is, and its few values are none"
+    for c,values in columns.items():
+        have = sorted({v.strip() for v in values} - {''})
+        if not 1 < len(have) < 12: continue
+        way = "if it is about something else, `-p split=none` leaves it out (`tl expand`: `--split-column none`)."
+        if _plain(c) == 'valid' and {v.lower() for v in have} <= {*_YES_NO}: raise InputError(
+            f"{place}: column {c!r} holds {_some(have)}: rows to validate on, or rows that are good? If the first, "
+            f"`-p split={shlex.quote(c)}`; {way}")
+        if _plain(c) in _SPLIT_COLUMNS[:6]: raise InputError(
+            f"{place}: column {c!r} is called as one that says which split a row is in, and holds {_some(have)}. "
+            f"Accepted: train, valid and test; {way}")
+
+def _some(values:list[str]) -> str: return ', '.join(map(repr, values[:6])) + ', …'*(len(values) > 6)
+
 def _names(columns) -> str: return f"column{'s'*(len(columns) > 1)} {' and '.join(map(repr, columns))}"
 
 # %% ../../nbs/data/15_tables.ipynb #4e470df2
 def listed(value) -> list[str]|None:
-    "The labels of a value that is a list, or is one written out; `None` where it is neither"
-    if isinstance(value, str):
-        if not re.fullmatch(r'\s*[\[({].*[\])}]\s*', value, re.S): return None
-        try: value = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError): return None
-    if hasattr(value, 'tolist'): value = value.tolist()
-    return [str(v) for v in value] if isinstance(value, (list, tuple, set)) else None
+    "The labels of a value that is a list or an object, or is one written out; `None` where it is neither"
+    value = _written(value.strip()) if isinstance(value, str) else value
+    return _leaves(value) if hasattr(value, 'tolist') or isinstance(value, (list, tuple, set, dict)) else None
 
-def several_labels(labels:Sequence[str]) -> dict[str, list[str]]: # label → its parts
-    "Labels that seem to be several: parts between ; | , / + or blanks which are labels of other items"
-    have, out, parts_of = {l for l in labels if l}, {}, {}
-    for l in have:
-        for sep in (';', r'\|', ',', r'/', r'\+', r'\s'):
-            parts = [p.strip() for p in re.split(sep, l) if p.strip()]
-            if len(parts) > 1: parts_of[l, sep] = parts
-            if len(parts) > 1 and ({*parts} <= have or sep == ',' and {*parts} & have): out[l] = parts
-    # 'a;b' and 'b;c', where none stands alone
-    often = Counter((sep, p) for (_,sep),parts in parts_of.items() for p in {*parts})
-    for (l,sep),parts in parts_of.items():
-        if sep in (';', r'\|') and any(p in have or often[sep, p] > 1 for p in parts): out[l] = parts
+def _written(text:str):
+    "What brackets hold that JSON, Python, numpy or a person wrote; `None` where they hold nothing of the kind"
+    if not re.fullmatch(r'[\[({].*[\])}]', text, re.S): return None
+    with contextlib.suppress(ValueError, RecursionError): return json.loads(text)
+    between = r"""(?<=['"])\s+(?=['"])""" # numpy writes no commas
+    with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+        return ast.literal_eval(re.sub(between, ', ', text))
+    if not re.fullmatch(r'\[[^\[\]{}]*\]|\{[^\[\]{}]*\}', text): return None
+    parts = [p.strip(' \'"\r\n') for p in text[1:-1].split(',')]
+    if len(parts) == 1 and re.fullmatch(r'[\d.]+(\s+[\d.]+)+', parts[0]): parts = parts[0].split()
+    if text[0] == '{' and all(':' in p for p in parts):
+        return {k.strip(' \'"'): v.strip(' \'"') for k,v in (p.split(':', 1) for p in parts)}
+    return [p for p in parts if p.lower() not in ('null', 'none', 'nan')]
+
+_LABEL_KEYS = ('label', 'labels', 'name', 'class', 'category', 'choice', 'choices', 'value', 'tag', 'tags')
+_BESIDE_LABELS = {'id', 'score', 'confidence', 'probability', 'supercategory', 'color', 'colour'}
+
+def _leaves(value) -> list[str]:
+    "The labels in lists and objects at any depth"
+    if hasattr(value, 'tolist'): value = value.tolist()
+    if isinstance(value, dict):
+        keys = [k for k in value if str(k).lower() in _LABEL_KEYS]
+        if len(keys) == 1 and {str(k).lower() for k in value} - {str(keys[0]).lower()} <= _BESIDE_LABELS:
+            return _leaves(value[keys[0]])
+        full = {k: v for k,v in value.items() if cell_text(v)}
+        if full and all(isinstance(v, bool) for v in full.values()) or len(full) > 1 and {*map(cell_text, full.values())
+                } <= {'0', '1'}: return [str(k) for k,v in full.items() if v not in (False, 0, '0')]
+        if any(isinstance(v, (int, float)) for v in full.values()): return [str(x) for kv in full.items() for x in kv]
+        return [l for v in full.values() for l in _leaves(v)]
+    if isinstance(value, (list, tuple, set)): return [l for v in value for l in _leaves(v)]
+    return [t] if (t := cell_text(value).strip()) else []
+
+# %% ../../nbs/data/15_tables.ipynb #8ac8ea2e
+_BETWEEN = (';', r'\|', ',', r'/', r'\+', '&', r'\s')
+
+def several_labels(
+    labels:Sequence[str],
+    column:str='', # Where they stand: a column of tags holds several words, not names with blanks
+) -> dict[str, list[str]]: # label → its parts
+    "Labels that seem to be several: parts between ; | , / + & or blanks which are, or are parts of, other labels"
+    have, out = {l for l in labels if l}, {}
+    for sep in _BETWEEN:
+        parts_of = {l: p for l in have if len(p := [p.strip() for p in re.split(sep, l) if p.strip()]) > 1}
+        loose, free = {l.strip() for l in have - {*parts_of}}, _recombined(parts_of)
+        if sep == ',' and _decimals(parts_of): free = set()
+        tags = sep == r'\s' and free and (column.lower() in ('tags', 'keywords') or _like_tags(parts_of))
+        often = Counter(p for parts in parts_of.values() for p in {*parts})
+        for l,parts in parts_of.items():
+            if {*parts} <= have: out[l] = parts
+            elif sep in (',', r'\+', '&') and ({*parts} & loose or l in free): out[l] = parts
+            elif sep in (';', r'\|') and any(p in have or often[p] > 1 for p in parts): out[l] = parts
+            elif tags and l in free: out[l] = parts
     return out
+
+def _decimals(parts_of:dict[str, list[str]]) -> bool:
+    "Whether labels with commas are marks such as 1,0 and 1,5"
+    return all(re.fullmatch(r'\d+,\d+', l) for l in parts_of) and any(p[1] == '0' for p in parts_of.values())
+
+def _recombined(parts_of:dict[str, list[str]]) -> set[str]:
+    "Labels of which two parts stand beside other parts elsewhere, or one in another place: 'a,b', 'a,c', 'b,c'"
+    often = Counter(p for parts in parts_of.values() for p in {*parts})
+    places = {}
+    for parts in parts_of.values():
+        for i,p in enumerate(parts): places.setdefault(p, set()).add((i, i - len(parts)))
+    moves = {p for p,at in places.items() if len({i for i,_ in at}) > 1 and len({j for _,j in at}) > 1}
+    return {l for l,parts in parts_of.items() if sum(often[p] > 1 for p in {*parts}) > 1 or moves & {*parts}}
+
+def _like_tags(parts_of:dict[str, list[str]]) -> bool:
+    "Whether labels with blanks are words in ever new combinations: more labels than words, of which some hold others"
+    sets = [{*p} for p in parts_of.values()]
+    if len(sets) <= len(set().union(*sets)): return False
+    return any(a < b for a in sets[:1000] for b in sets[:1000])

@@ -8,6 +8,7 @@ __all__ = ['TABLES', 'SPLITS_OF_TEXTS', 'MAILS', 'TEXT_SUFFIXES', 'TEXTS', 'ACCE
            'content_hash', 'label_typos', 'TextData', 'read_texts', 'parse_names', 'draw_labels', 'list_texts']
 
 # %% ../../nbs/data/60_texts.ipynb #cdf17717
+import codecs
 import contextlib
 import difflib
 import email
@@ -63,7 +64,9 @@ def html_text(html:str) -> str:
 
 # %% ../../nbs/data/60_texts.ipynb #f2e29448
 def _letters(data:bytes, charset:str|None=None) -> str:
-    "Bytes as text: by `charset` or as UTF-8 if all of it fits, then if most does, else as Windows-1252"
+    "Bytes as text: as UTF-8 or by `charset` if all of it fits, then if most does, else as Windows-1252"
+    if _single(charset or ''): # what is UTF-8 by chance is rarer than what is declared wrongly
+        with contextlib.suppress(ValueError): return data.decode()
     for errors in ('strict', 'replace'):
         for name in (charset or 'utf-8', 'utf-8'):
             with contextlib.suppress(LookupError, ValueError): # no such set, or the bytes are not in it
@@ -71,6 +74,11 @@ def _letters(data:bytes, charset:str|None=None) -> str:
                 text.encode() # utf-7, for one, may come out as half a character
                 if errors == 'strict' or 2*text.count('\ufffd') <= sum(c > '\x7f' for c in text): return text
     return data.decode('cp1252', errors='replace')
+def _single(charset:str) -> bool:
+    "Whether each byte is a letter of that set"
+    try: name = codecs.lookup(charset).name
+    except (LookupError, ValueError): return False
+    return bool(re.match(r'iso8859|cp(125\d|437|7\d\d|8\d\d)|latin|koi8|mac|ascii|tis', name))
 
 # %% ../../nbs/data/60_texts.ipynb #6fbd5c0b
 class _AnyHeader(email.policy.EmailPolicy):
@@ -112,12 +120,23 @@ def mail_text(sender:str, subject:str, text:str) -> str:
     return '\n'.join(head + ['']*bool(head) + [text.strip()]).strip()
 
 # %% ../../nbs/data/60_texts.ipynb #ea9f5565
-_FROM_LINE = re.compile(rb'(?:\A|(?<=\n\n)|(?<=\n\r\n))From [^\r\n]*\d:\d\d[^\r\n]*\r?\n(?=[!-9;-~]+:)')
+_DATED = rb'From [^\r\n]*\d:\d\d[^\r\n]*' # From anna@b.org Mon Jan  1 00:00:00 2024
+_SENT = rb'From (?:MAILER-DAEMON|-|[^\s@]+@[^\s@]+)(?:[ \t][^\r\n]*)?'
+_FROM_LINE = re.compile(rb'(?m)^(?:%b|%b)\r?\n(?=[!-9;-~]+:)' % (_DATED, _SENT))
+_AFTER_BLANK = re.compile(rb'(?:\A|(?<=\n\n)|(?<=\n\r\n))%b\r?\n' % _DATED)
+_LINES = re.compile(rb'(?:[!-9;-~]+:[^\n]*\n(?:[ \t][^\n]*\n)*)+')
+_KNOWN = re.compile(rb'(?im)^(from|to|subject|date|received|message-id|return-path|delivered-to|mime-version):')
+
+def _begins_mail(data:bytes, m:re.Match) -> bool:
+    "Whether a line From … begins a mail: after a blank line and with a date, or with headers of mails below it"
+    return bool(_AFTER_BLANK.match(data, m.start()) or (h := _LINES.match(data, m.end())) and _KNOWN.search(h[0]))
 
 def split_mails(data:bytes) -> list[bytes]:
     "The mails of a file: one, or those of an mbox"
+    if data[:2] in (b'\xff\xfe', b'\xfe\xff'): data = data.decode('utf-16').encode()
+    data = data.removeprefix(b'\xef\xbb\xbf')
     if m := re.match(rb'\s*(\d+)\s*\n(?=[!-9;-~]+:)', data[:200]): return [data[m.end():m.end() + int(m[1])]] # .emlx
-    at = [m for m in _FROM_LINE.finditer(data)]
+    at = [m for m in _FROM_LINE.finditer(data) if _begins_mail(data, m)]
     if not at or data[:at[0].start()].strip(): return [data]
     ends = [*(m.start() for m in at[1:]), len(data)]
     return [re.sub(rb'(?m)^>(>*From )', rb'\1', data[m.end():e]) for m,e in zip(at, ends)]
@@ -257,7 +276,7 @@ def _splits_of(table:Table, place:str, values:dict, cols:dict[str, str], given:s
     if given not in ('', 'none', *free):
         raise InputError(f"`{place}`: there is no column {given!r} for `split`. {did_you_mean(given, free)}")
     cols.pop('split', None)
-    return find_splits(free, given)
+    return find_splits(free, given, f'`{place}`')
 
 def _heads(cols:dict[str, str], given:dict[str, str]) -> list[str]:
     "A note that names columns which stand before the text although nobody named them"
@@ -464,7 +483,7 @@ def read_texts(
     check_args(valid_pct, test_pct, seed, on_bad, min_per_class, max_items)
     asked = dict(text=text, label=label, group=group, split=split, subject=subject, sender=sender)
     root, found = _list_texts(path, asked, remembered)
-    rows, bad = _one_label(_rename(found.rows, names or {}, path), found.bad)
+    rows, bad = _one_label(_rename(found.rows, names or {}, path), found.bad, found.columns.get('label', ''))
     plain = [r for r in rows if r['body'].strip()]
     named = [r for r in plain if r['label']]
     classes, made = sorted({r['label'] for r in named}, key=natural_key), missing_splits(named, valid_pct, test_pct)
@@ -497,9 +516,9 @@ def _remember(columns:dict[str, str]) -> dict[str, str]:
     return {r: columns[r] for r in ('text', 'label') if r in columns} | {r: columns.get(r, 'none')
                                                                          for r in ('subject', 'sender')}
 
-def _one_label(rows:list[dict], bad:list[Problem]) -> tuple[list[dict], list[Problem]]:
+def _one_label(rows:list[dict], bad:list[Problem], column:str='') -> tuple[list[dict], list[Problem]]:
     "Rows of one label, and the problems with those of several"
-    several = several_labels([r['label'] for r in rows if ':' in r['path']]) # of tables
+    several = several_labels([r['label'] for r in rows if ':' in r['path']], column) # of tables
     return [r for r in rows if r['label'] not in several], bad + [Problem(
         'several labels', r['path'], f"{r['label']!r} is {name_some(several[r['label']])}")
         for r in rows if r['label'] in several]
@@ -559,13 +578,16 @@ def list_texts(
     out, bad = [], []
     for given in map(str, inputs):
         p = Path(given).expanduser()
-        if given == '-': out += [(f'line {n}', line.rstrip('\n')) for n,line in enumerate(sys.stdin, 1) if line.strip()]
+        if not given.strip(): out.append((given, ''))
+        elif given == '-':
+            out += [(f'line {n}', line.rstrip('\n')) for n,line in enumerate(sys.stdin, 1) if line.strip()]
         elif _exists(p):
             rows, problems = _named_rows(p, columns or {}, text)
             out += rows + [(b.path, Unread(b.detail)) for b in problems]*unread; bad += problems
         elif _like_a_path(given): bad.append(f'`{given}` does not exist (a text that looks like a path can be given by '
                                              f'standard input, with - in its place)')
         else: out.append((given, given))
+    if unread: out = [(n, t if _says_something(t) else Unread('empty: there is nothing to answer')) for n,t in out]
     if bad and (not unread or not all(isinstance(b, Problem) for b in bad)):
         raise InputError(f"input {'; '.join(map(str, bad[:20]))}.")
     if not out:
@@ -573,15 +595,32 @@ def list_texts(
                          f"files, folders of them, tables, - for standard input.")
     return out
 
-_FILE = re.compile(r'\.(txt|eml|emlx|mbox|mbx|msg|csv|tsv|tab|jsonl?|ndjson|parquet|pst|ost|pdf|docx?|odt|rtf|xlsx?'
-                   r'|html?|md|log|zip|gz|tar|png|jpe?g)\s*$', re.I)
+_SUFFIXES = """
+    txt eml emlx mbox mbx msg oft pst ost olm vcf ics csv tsv tab json jsonl ndjson parquet feather arrow
+    avro orc sql sqlite db pkl npy npz h5 hdf5 pdf doc docx odt rtf xls xlsx xlsm ods ppt pptx odp tex epub
+    html htm xhtml mht mhtml md rst xml yaml yml toml ini cfg conf log srt vtt ipynb zip gz tgz tar bz2 tbz2
+    xz txz zst lz4 7z rar png jpg jpeg jfif jp2 gif bmp tif tiff webp heic heif avif svg ico psd mp3 wav flac
+    ogg m4a mp4 mov avi mkv webm"""
+_FILE = re.compile(rf'\.({"|".join(_SUFFIXES.split())})\s*$', re.I)
+_EITHER = re.compile(r'\b(and/or|either/or|yes/no|he/she|she/he|his/her|him/her|s/he|w/o|n/a)\b', re.I)
 
 def _like_a_path(given:str) -> bool:
-    "Whether what is no file looks like one: a suffix that files have, or a separator in what is no sentence"
+    "Whether what is no file looks like one: a suffix that files have, or separators in what is no sentence"
     if '\n' in given or len(given) > 400: return False
     if _FILE.search(given) or re.match(r'(\.{0,2}[/\\]|~[/\\]|[A-Za-z]:[/\\])', given): return True
-    if not re.search(r'\S[/\\]\S', given) or re.search(r'\d/\d|https?:', given): return False
-    return len(given.split()) < 4 or _exists(Path(re.split(r'[/\\]', given)[0]))
+    words, seps = given.split(), re.findall(r'(?<=\S)[/\\]+(?=\S)', given)
+    if re.search(r'\w+://', given) or any(map(_is_number, words)): return False # of the web; 3/4, 24/7, 12.5.2024/1
+    if re.search(r'\S[/\\]\s*$', given) and len(words) < 6: return True
+    if not seps: return False
+    if len(words) < 4 or _exists(Path(re.split(r'[/\\]', given)[0])): return True
+    return 1 < len(seps) and len(words) <= 2*len(seps) + 2 and not (
+        re.search(r'[.,;:!?](\s|$)', given) or _EITHER.search(given))
+
+def _is_number(word:str) -> bool:
+    "Whether a word is a fraction, a date or a mark: digits around its one stroke, or behind each of them"
+    parts = re.split(r'[/\\]', word)
+    return len(parts) > 1 and (all(re.match(r'\W*\d', p) for p in parts) or len(parts) == 2 and bool(
+        re.search(r'\d[/\\]\d', word)))
 
 def _exists(p:Path) -> bool:
     try: return p.exists()
@@ -600,9 +639,16 @@ def _named_rows(p:Path, columns:dict[str, str], text:str) -> tuple[list[tuple[st
         'a table in a folder; give its own path' if f.suffix.lower() in TABLES else f'not a text (suffix {f.suffix!r})')
     if not taken and p.is_dir(): return [], []
     bad += [Problem('unreadable', str(f), other(f)) for f in files if f not in taken]
-    return [(r['path'], r['text']) for r in rows], bad
+    return _bodies(rows), bad
+
+def _says_something(text:str) -> bool:
+    return any(not c.isspace() and unicodedata.category(c)[0] != 'C' for c in text)
+
+def _bodies(rows:list[dict]) -> list[tuple[str, str]]:
+    "(name, text), where the text is empty if nothing but a sender is known"
+    return [(r['path'], r['text'] if _says_something(r['body']) else '') for r in rows]
 
 def _table_texts(p:Path, columns:dict[str, str], text:str) -> tuple[list[tuple[str, str]], list]:
     "(name, text) of a table, from the columns that a model remembers where the table has them"
     found = _found_rows(p, str(p), {'text': text, 'split': 'none'}, ('text',), columns)
-    return [(r['path'], r['text']) for r in found.rows], found.bad
+    return _bodies(found.rows), found.bad

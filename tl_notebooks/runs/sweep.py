@@ -82,10 +82,12 @@ def parse_values(
     if given.lstrip().startswith('['):
         with contextlib.suppress(ValueError): return json.loads(given)
     quote, values = '"', [v.strip() for v in next(csv.reader([given], skipinitialspace=True), [])] or ['']
-    if p and len(values) > 1 and p.type == 'str' and not p.choices and quote not in given and any(
-            map(_PAIR.match, values)):
-        raise InputError(f"parameter `{p.name}`: {given!r} is one value with commas of its own, or several. Accepted: "
-                         f"each value in quotes; if it is one, -p {shlex.quote(f'{p.name}={quote}{given}{quote}')}.")
+    if p and len(values) > 1 and p.type == 'str' and not p.choices and quote not in given:
+        one = shlex.quote(f'{p.name}={quote}{given}{quote}')
+        if any(map(_PAIR.match, values)):
+            raise InputError(f"parameter `{p.name}`: {given!r} is one value with commas of its own, or several. "
+                             f"Accepted: each value in quotes; if it is one, -p {one}.")
+        print(f"sweep: {given!r} is {len(values)} values of `{p.name}`; if it is one, type -p {one}", file=sys.stderr)
     return values
 
 # auto:car, 0:negative, good=great; no drive of Windows
