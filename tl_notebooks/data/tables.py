@@ -118,7 +118,7 @@ def _form(value:str) -> str:
 def _known_values(records:list[tuple[int, int, list[str]]], n:int) -> list:
     counts = [Counter(c[j] for *_,c in records if len(c) == n and c[j]) for j in range(n)]
     def of(c): # of texts no two are alike, of ids hardly any
-        return {*c} if len(c) < c.total() and not ((ids := _Ids(c)) and 2*len(c) > c.total()) else _Ids(c)
+        return {*c} if len(c) < c.total() and not (_Ids(c) and 2*len(c) > c.total()) else _Ids(c)
     return [*map(of, counts)]
 
 def _of_many_fields(lines:list[str], delimiter:str, n:int) -> bool:
