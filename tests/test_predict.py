@@ -136,11 +136,11 @@ def test_a_model_remembers_the_columns_that_it_was_made_from(mail_model, tmp_pat
 
 
 def test_an_expansion_reads_the_columns_that_the_model_was_made_from(mail_model, tmp_path):
-    from tl_notebooks.expand.classes import read_new, reading_of
+    from tl_notebooks.expand.classes import read_new
     from tl_notebooks.models.folder import Model
     (tmp_path/'new.csv').write_text('v1,v2,from\n' + ''.join(f'news,the paper of day {i},a@b.org\n' for i in range(6)))
     model = Model(mail_model)
-    new = read_new(model, tmp_path/'new.csv', **reading_of(model, {}))
+    new = read_new(model, tmp_path/'new.csv', **model.task.options({}))
     assert new.data.classes == ['news'] and sorted(new.train + new.test) == [f'the paper of day {i}' for i in range(6)]
 
 
