@@ -88,9 +88,12 @@ def evaluate( # noqa: F811  of another learner
     return out
 
 @patch
-def calibrate(self:BoxLearner) -> dict: # How the head came to be: kind and threshold
+def calibrate(
+    self:BoxLearner,
+    on_valid:BoxEvaluation|None=None, # What `evaluate('valid')` gave, where it is there already
+) -> dict:                            # How the head came to be: kind and threshold
     "Choose the score from which a guess is taken, by validation images"
-    on_valid = self.evaluate('valid')
+    on_valid = on_valid or self.evaluate('valid')
     threshold = choose_threshold(on_valid.truth, on_valid.found, on_valid.classes, least=LEAST)
     self.head_info = dict(kind='trained', threshold=threshold)
     self.mark('head_info')
