@@ -125,7 +125,7 @@ def test_texts_for_a_model_of_images(first_run, tmp_path):
     done = tl('expand', first_run[1], '--data', 'd.csv', cwd=tmp_path)
     assert done.returncode == 2 and 'This looks like a table of texts' in done.stderr
     done = tl('expand', first_run[1], '--data', 'd.csv', '--text-column', 'text', cwd=tmp_path)
-    assert done.returncode == 2 and '`text` is about tables of texts' in done.stderr
+    assert done.returncode == 2 and '`text` is not about images' in done.stderr
 
 
 def test_predict_inputs_that_do_not_exist(first_run, tmp_path):
