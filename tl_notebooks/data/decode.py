@@ -50,12 +50,12 @@ DEPTHS = (8, 10, 12, 14, 16) # bits of cameras
 
 def bit_depth(top:int) -> int: return next((d for d in DEPTHS if top < 1 << d), 16)
 
-def _high_bits(a:np.ndarray, depth:int|None) -> tuple[np.ndarray, int]: # 8 bits, the depth that this picture needs
+def _high_bits(a:np.ndarray, depth:int|None) -> tuple[np.ndarray, int]: # 8 bits, the depth that this image needs
     "The upper 8 of `depth` bits of pixels that have up to 16"
     top = int(a.max())
     own = bit_depth(top)
     if depth is None and own < 16: raise BadImage('unreadable',
-        f'16-bit pixels up to {top:,}, and this model learned from pictures of 8 bits: what is white is unknown; save '
+        f'16-bit pixels up to {top:,}, and this model learned from images of 8 bits: what is white is unknown; save '
         f'it with 8 bits')
     use = own if depth == 0 else depth or 16
     if top >> use: raise BadImage('unreadable',
@@ -63,7 +63,7 @@ def _high_bits(a:np.ndarray, depth:int|None) -> tuple[np.ndarray, int]: # 8 bits
     return (a >> (use - 8)).astype('uint8'), own
 
 def _eight_bit(im:Image.Image, depth:int|None=16) -> Image.Image:
-    "Grey picture of more than 8 bits (modes I;16*, I, F) as mode L, by a scale that is the same for every picture"
+    "Grey image of more than 8 bits (modes I;16*, I, F) as mode L, by a scale that is the same for every image"
     a = np.asarray(im)
     top = 1 if im.mode == 'F' else 65535
     if not (a.min() >= 0 and a.max() <= top): raise BadImage('unreadable', # also NaN
@@ -77,7 +77,7 @@ def _eight_bit(im:Image.Image, depth:int|None=16) -> Image.Image:
     return out
 
 def _deep_colour(im:Image.Image, data:bytes, depth:int|None) -> Image.Image:
-    "A picture of 16 bits a colour, of which Pillow took the high byte, with the bits that it has"
+    "An image of 16 bits a colour, of which Pillow took the high byte, with the bits that it has"
     tiles = getattr(im, 'deep', ())
     if im.mode != 'RGB' or not any(';16' in str(t) for t in tiles): return im
     im.info['bits'] = 16
@@ -93,7 +93,7 @@ def _deep_colour(im:Image.Image, data:bytes, depth:int|None) -> Image.Image:
 # %% ../../nbs/data/00_decode.ipynb #7bf43fe6
 def _rgb(im:Image.Image, depth:int|None=16) -> Image.Image:
     "Any mode as RGB, over white where transparent, turned upright by its EXIF orientation"
-    # damaged EXIF does not damage the picture
+    # damaged EXIF does not damage the image
     with contextlib.suppress(Exception): ImageOps.exif_transpose(im, in_place=True)
     if im.mode == 'F' or im.mode.startswith('I'): im = _eight_bit(im, depth)
     if im.has_transparency_data:
@@ -118,14 +118,14 @@ def _diagnose(e:Exception, data:bytes) -> BadImage:
     if name: return BadImage('unreadable', f'begins like {name}, but what follows is damaged or cut off ({n})')
     return BadImage('unreadable', f'not an image in a format that is read ({n})')
 
-# RGB picture, mode as stored
+# RGB image, mode as stored
 def decode_image(data:bytes, max_pixels:int, depth:int|None=16) -> tuple[Image.Image, str]:
     """Decode a file's bytes; whatever is wrong with them is raised as `BadImage`. `depth`: see `_high_bits`; what a
-    picture of 16 bits needs is in `info['bits']`"""
+    image of 16 bits needs is in `info['bits']`"""
     if not data: raise BadImage('zero bytes', 'the file has zero bytes')
     try: return _decode(data, max_pixels, depth)
     except Exception as e:
-        # a limit of Pillow's on comments, which says nothing about the picture
+        # a limit of Pillow's on comments, which says nothing about the image
         if 'MAX_TEXT' in str(e):
             with contextlib.suppress(Exception): return _decode(_without_comments(data), max_pixels, depth)
         raise _diagnose(e, data) from None
@@ -181,9 +181,9 @@ def read_bytes(path:str|Path, max_pixels:int) -> bytes:
 def open_image(
     path:str|Path,             # File in one of `FORMATS`
     max_pixels:int=MAX_PIXELS, # Largest width × height that is decoded
-    depth:int|None=16,         # Bits that pictures of 16 bits use, such as 12; see `ImageData.depth`
+    depth:int|None=16,         # Bits that images of 16 bits use, such as 12; see `ImageData.depth`
 ) -> Image.Image:              # Mode RGB, upright; the first frame of several
-    """Read any ordinary picture as upright 8-bit RGB, whole or not at all.
+    """Read any ordinary image as upright 8-bit RGB, whole or not at all.
 
     Grey, palette, 1-bit and CMYK are converted; 16 bits keep the upper 8 of `depth`; transparency is shown on
     white.

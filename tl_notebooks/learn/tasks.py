@@ -24,7 +24,7 @@ from ..data.texts import Unread, list_texts, read_texts
 from .box_predict import VIDEOS
 from .detection import box_net
 from .learner import TransferLearner
-from .network import small_step
+from .network import micro_batch_for
 from .replay import content_of
 from .text import PadTokens, TextLearner, TokenReader, load_tokenizer, net_from_config, text_dls
 from .vision import INTERPOLATIONS, ImageReader, image_dls, image_net, image_tensor
@@ -76,7 +76,7 @@ class Task:
     def batch(self, taken:Sequence[torch.Tensor]) -> torch.Tensor: return torch.stack(list(taken))
     def normal(self, batch:torch.Tensor) -> torch.Tensor: return batch.to(self.device)
     def name_of(self, item) -> str: return str(item)
-    def step(self) -> int|None: "How many items go through the network at a time; `None`: as it says"
+    def micro_batch(self) -> int|None: "How many items go through the network at a time; `None`: as it says"
     def parts(self) -> dict: "What else `save_model` needs for a child of this model"; return {}
 
     def options(self, said:dict|None) -> dict:
@@ -123,7 +123,7 @@ class ImageTask(Task):
     def options(self, said:dict|None) -> dict:
         self.max_pixels = (found := super().options(said)).get('max_pixels', self.max_pixels)
         return found
-    def step(self) -> int|None: return small_step(torch.zeros(1, 3, *(self.pre['size'],)*2))
+    def micro_batch(self) -> int|None: return micro_batch_for(torch.zeros(1, 3, *(self.pre['size'],)*2))
     def loaders(self, rows:pd.DataFrame, classes:Sequence[str], bs:int, augment:bool) -> DataLoaders:
         kept = {f'memory {k}': i for k,i in enumerate(rows['item']) if isinstance(i, torch.Tensor)}
         paths = [f'memory {k}' if isinstance(i, torch.Tensor) else str(Path(i).absolute())

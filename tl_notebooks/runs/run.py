@@ -136,7 +136,7 @@ def _table(self:Run, name:str, table:pd.DataFrame) -> None:
 # %% ../../nbs/runs/30_run.ipynb #9beccde0
 @dataclass
 class Drawn:
-    "A figure as it was saved, shown by a notebook; its caption is for whom the picture does not reach"
+    "A figure as it was saved, shown by a notebook; its caption is for whom the image does not reach"
     data:bytes # PNG
     caption:str
     def _repr_png_(self): return self.data, dict(alt=self.caption)
@@ -155,7 +155,7 @@ def phase(self:Run, name:str):
 
 @patch
 def figure(self:Run, name:str, fig, caption:str='', lead:bool=False) -> Drawn:
-    """Save a figure as `figures/name.png` with its caption; gives that picture for the cell to show, so that it is
+    """Save a figure as `figures/name.png` with its caption; gives that image for the cell to show, so that it is
     drawn once. `lead`: the report's first"""
     # a third of the time of 6, 5 % more bytes
     drawn = io.BytesIO(); fig.savefig(drawn, dpi=110, pil_kwargs=dict(compress_level=4))
@@ -237,7 +237,7 @@ def _attach(run:Run) -> None:
     "Show figures in the notebook, and mark the record when a cell fails or is interrupted; nothing outside a notebook"
     shell = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)()
     if shell is None: return
-    shell.enable_matplotlib('inline') # an MPLBACKEND of the caller would leave the notebook without pictures
+    shell.enable_matplotlib('inline') # an MPLBACKEND of the caller would leave the notebook without images
     for old in [f for f in shell.events.callbacks['post_run_cell'] if getattr(f, 'tl_run', False)]:
         shell.events.unregister('post_run_cell', old)
     def after_cell(result):
