@@ -172,7 +172,7 @@ def test_the_last_blocks_as_features(pictures, tmp_path):
             seed_everything(0); learn.fit_one_cycle(1, 1e-3)
         found.append(learn)
     a, b = found
-    places = {c.place for c,_ in a.frozen_prefix.cuts.values()}
+    places = {c.place for c,_ in a.frozen_prefix.split_points.values()}
     assert '' in places and any(p and p < 'model.blocks.5' for p in places), places
     for p, q in zip(a.model.state_dict().values(), b.model.state_dict().values()):
         torch.testing.assert_close(p, q, rtol=1e-3, atol=2e-4)
