@@ -123,7 +123,8 @@ def _train(run, make, epochs, lr, judge, judged, positive, spent, fit) -> Contro
     epoch = len(learn.dls.train)
     full = epoch*epochs
     def decide():
-        n = batches_within(spent, batch_seconds(learn), epoch, epochs, -(-judged//learn.dls.bs) + epochs*len(learn.dls.valid))
+        passes = -(-judged//learn.dls.bs) + epochs*len(learn.dls.valid)
+        n = batches_within(spent, batch_seconds(learn), epoch, epochs, passes)
         return n, '' if n == full else f"{n} of {full} batches are trained in the {spent:.0f} s that the rest took"
     n = full if spent is None else make_choice('batches of the control', 'auto', decide)
     if not n: return None
