@@ -34,14 +34,13 @@ def whole_body(
     net:TransferNet,
     xb:torch.Tensor,   # Two or more inputs such as it will see
     precision:str,
-    convert:bool=True, # `False`: `NotConverted` where it is not on disk
 ) -> OpenVINOPrefix:   # Called with a batch it gives a list of one: (n, d) float32 features
     "The whole body by OpenVINO; `CannotConvert` says why not"
     end = SplitPoint('', 0, (), (), torch.float32, False)
     try: name = hash_prefix(net.body, end)
     except CannotCache as e: raise CannotConvert(str(e)) from None
     micro_batch = prefix_micro_batch(net, not xb.is_floating_point(), 'openvino')
-    return OpenVINOPrefix(net.body, [end], [xb[:2]], micro_batch, [name], precision, convert)
+    return OpenVINOPrefix(net.body, [end], [xb[:2]], micro_batch, [name], precision)
 
 # %% ../../nbs/learn/12_precision.ipynb #5a1af3c9
 TURNS, WIN = 9, .9 # WIN: share of the other's time that a candidate must stay below

@@ -27,7 +27,7 @@ from ..core import InputError, did_you_mean, hash_file, hash_state, progress, re
 from ..data.splits import LabelledData
 from ..learn.box_predict import BoxPrediction, check_request, predict_boxes
 from ..learn.detection import BoxNet, image_detector
-from ..frozen.openvino import CannotConvert, NotConverted
+from ..frozen.openvino import CannotConvert
 from ..heads.features import RandomFeatures
 from ..learn.learner import GrownHead, TransferLearner
 from ..learn.network import TransferNet
@@ -253,7 +253,7 @@ def _grown_head(state:dict, n_features:int) -> GrownHead:
     return GrownHead([TransferNet(nn.Identity(), n_features, k).head for k in rows])
 
 # %% ../../nbs/models/00_folder.ipynb #43066105
-FEW = 200 # inputs from which on converting pays
+FEW = 200 # inputs of a float32 network from which on OpenVINO is loaded
 
 def _mark(body:nn.Module) -> list[int]:
     "A number for each tensor of weights, another one for almost any other bits; quick"
@@ -262,11 +262,11 @@ def _mark(body:nn.Module) -> list[int]:
             if t.is_floating_point()]
 
 @patch
-def _fast_body(self:Model, n:int) -> Callable|None:
-    "The body by OpenVINO, where that pays for `n` inputs; None: by torch"
+def _fast_body(self:Model) -> Callable|None:
+    "The body by OpenVINO, if it is the engine of this model; None: by torch"
+    if self.net.engine != 'openvino': return None
     if self.fast[0] != (mark := _mark(self.net.body)):
-        try: self.fast = mark, whole_body(self.net, self.task.sample(self.net), self.net.precision, n >= FEW)
-        except NotConverted: return None
+        try: self.fast = mark, whole_body(self.net, self.task.sample(self.net), self.net.precision)
         except CannotConvert as e:
             tell_choice(f"`{self.manifest['folder']}`: {e}; torch computes it")
             self.net.engine = 'torch'
@@ -297,7 +297,7 @@ def _answers(self:Model, inputs:torch.Tensor, features:Callable) -> torch.Tensor
 def _features(self:Model, n:int) -> Callable: # n: inputs that will come
     "What gives a batch's features"
     if self.task.classifies:
-        fast = self._fast_body(n) if self.net.engine == 'openvino' else None
+        fast = self._fast_body() if n >= FEW or self.net.precision == 'bf16' else None
         return (lambda x: self.net.feature_map(fast(x)[0])) if fast else self.net.features
     if hasattr(self.net, 'pooled'): return self.net.pooled
     raise InputError(f"`{self.manifest['folder']}` is a detector of the kind {self.net.arch!r}, whose body gives no "
