@@ -98,7 +98,7 @@ class ImageTask(Task):
     "A class for each image"
     name, what = 'image_classification', 'images'
     preprocessing = ('size', 'mean', 'std', 'resize', 'precision')
-    may_hold = ('engine', 'interpolation', 'depth')
+    may_hold = ('engine', 'interpolation', 'depth', 'draft')
     read, reader, suffixes = staticmethod(read_images), ImageReader, SUFFIXES
     interpolation, depth = 'bicubic', None # where a manifest does not say
 
@@ -107,6 +107,7 @@ class ImageTask(Task):
         self.depth, self.max_pixels = self.pre.get('depth', self.depth), MAX_PIXELS
         self.reading = dict(interpolation=self.interpolation) | {k: self.pre[k] for k in ('size', 'resize',
                 'interpolation') if k in self.pre}
+        self.side = self.pre['size'] if self.pre.get('draft') else None # folders of before: every pixel is decoded
         self.mean, self.std = (torch.tensor(self.pre[k], device=device).view(1, 3, 1, 1) for k in ('mean', 'std'))
         if (how := self.reading['interpolation']) not in INTERPOLATIONS:
             raise InputError(f"`{manifest['folder']}/manifest.json`: `interpolation` is {how!r}; this version reads "
@@ -118,7 +119,7 @@ class ImageTask(Task):
                          features=b.get('features', 'last'))[0]
     def take(self, item) -> torch.Tensor|str:
         if isinstance(item, torch.Tensor): return item
-        try: return image_tensor(self.reader.open(item, self.max_pixels, self.depth), **self.reading)
+        try: return image_tensor(self.reader.open(item, self.max_pixels, self.depth, self.side), **self.reading)
         except (InputError, OSError) as e: return str(e)
     def normal(self, batch:torch.Tensor) -> torch.Tensor:
         return (batch.to(self.device).float()/255 - self.mean)/self.std
@@ -138,7 +139,7 @@ class ImageTask(Task):
         hashes = [hash_bytes(content_of(kept[p])) if p in kept else hash_file(p) for p in paths]
         data = SimpleNamespace(items=rows.assign(path=paths, sha256=hashes), root=Path('/'), classes=classes)
         dls = image_dls(data, mean=self.pre['mean'], std=self.pre['std'], bs=bs, augment=augment, depth=self.depth or 0,
-                        reader=self.reader, **self.reading)
+                        reader=self.reader, draft=bool(self.side), **self.reading)
         dls.train.dataset.tls[0].tfms.fs[0].kept |= kept
         return dls
 
