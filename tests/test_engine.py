@@ -50,7 +50,8 @@ def data(pictures): return read_images(pictures, progress=False)
 
 
 def learner(data, engine='openvino', size=64, **kwargs):
-    return image_learner(data, size=size, bs=16, engine=engine, seed=0, augment=False, **{'precision': 'fp32', **kwargs})
+    kwargs = dict(precision='fp32') | kwargs
+    return image_learner(data, size=size, bs=16, engine=engine, seed=0, augment=False, **kwargs)
 
 
 def quiet(learn, what):
@@ -163,7 +164,8 @@ def odd_learner(way, engine):
 
 @pytest.mark.parametrize('way', ['an operation that it lacks', 'a number that is not the same for all batches'])
 def test_what_cannot_be_converted_is_computed_by_torch_and_that_is_said_once(way, capsys):
-    with pytest.raises(CannotConvert): precision.whole_body(TransferNet(Odd(way), 8, 2).eval(), torch.randn(4, 6), 'fp32')
+    with pytest.raises(CannotConvert):
+        precision.whole_body(TransferNet(Odd(way), 8, 2).eval(), torch.randn(4, 6), 'fp32')
     _, own = odd_learner(way, 'torch')
     capsys.readouterr()
     try:
@@ -186,8 +188,9 @@ def test_a_transformer_whose_padding_spoils_its_numbers_is_found_out():
     import transformers
     seed_everything(0)
     model = transformers.AutoModel.from_config(transformers.ModernBertConfig(
-        vocab_size=60, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, pad_token_id=0,
-        bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2, global_attn_every_n_layers=2, local_attention=8))
+        vocab_size=60, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2, global_attn_every_n_layers=2,
+        local_attention=8))
     ids = torch.randint(3, 60, (2, 32))
     try: fast = precision.whole_body(TransferNet(TextBody(model).eval(), 32, 2), ids, 'fp32')
     except CannotConvert: return
@@ -238,7 +241,8 @@ def test_stores_know_their_engine(data):
     for engine in ('torch', 'openvino'): learner(data, engine).probe()
     stores = [json.loads((Path(os.environ['TL_NOTEBOOKS_CACHE'])/'activations'/s.key/'store.json').read_text())['spec']
               for s in list_stores()]
-    assert sorted(s['engine'] for s in stores) == ['openvino', 'torch'] and all(s['packages']['openvino'] for s in stores)
+    assert sorted(s['engine'] for s in stores) == ['openvino', 'torch']
+    assert all(s['packages']['openvino'] for s in stores)
 
 
 # The weights as they are now
@@ -352,12 +356,14 @@ def test_a_reproduction_takes_the_recorded_engine(pictures, tmp_path):
     folder = Path(done.stdout.split()[-1])
     was = record(folder)
     name, = [n for n in was['choices'] if n.startswith('engine')]
-    assert was['model']['engine'] == was['choices'][name]['took'] == 'torch' and 'too few' in was['choices'][name]['why']
+    assert was['model']['engine'] == was['choices'][name]['took'] == 'torch'
+    assert 'too few' in was['choices'][name]['why']
     was['choices'][name]['took'] = 'openvino'
     (folder/'record.json').write_text(json.dumps(was))
     done = tl('reproduce', folder, '--out', tmp_path/'b', cwd=tmp_path)
     new, = (tmp_path/'b'/'parts').iterdir()
-    assert record(new)['model']['engine'] == 'openvino' and record(new)['choices'] == was['choices'], done.stderr[-2000:]
+    assert record(new)['model']['engine'] == 'openvino', done.stderr[-2000:]
+    assert record(new)['choices'] == was['choices']
     assert record(new)['reproduces']['verdict'] == 'within tolerance'
 
 

@@ -142,8 +142,8 @@ def check_agreement(fast:Prefix, body:torch.nn.Module, xb:Sequence[torch.Tensor]
 
 # %% ../../nbs/frozen/15_openvino.ipynb #f50f32f8
 class OpenVINOPrefix(Prefix):
-    """A `Prefix` that OpenVINO computes: the same rows, to rounding. What is not on disk is converted, which takes about
-    a second.
+    """A `Prefix` that OpenVINO computes: the same rows, to rounding. What is not on disk is converted, which takes
+    about a second.
 
     hashes : for each split point, of all that its activations depend on;  precision : 'fp32' or 'bf16'
     Raises CannotConvert where OpenVINO is not there, cannot convert the network, or does not agree with torch.

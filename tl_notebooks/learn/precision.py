@@ -118,13 +118,13 @@ def _fastest(net:TransferNet, xb:torch.Tensor, name:str, precisions:Sequence[str
     if not _has_bf16(): precisions = ('fp32',)
     engines = [e for e in engines if not _missing(e)] or ['torch']
     if len(precisions) == len(engines) == 1: return engines[0], precisions[0], 'there is no other here'
-    key = hash_json(['turns of all', name, list(xb.shape[1:]), net.micro_batch, processor_name(), torch.get_num_threads(),
-                     list(precisions), list(engines), torch.__version__,
+    key = hash_json(['turns of all', name, list(xb.shape[1:]), net.micro_batch, processor_name(),
+                     torch.get_num_threads(), list(precisions), list(engines), torch.__version__,
                      importlib.metadata.version('openvino') if 'openvino' in engines else ''])[:16]
     path = cache_dir()/'precision'/f'{key}.json'
     with contextlib.suppress(OSError, ValueError, KeyError):
         kept = json.loads(path.read_text()); return *kept['choice'].split(), kept['why']
-    if few: return 'torch' if 'torch' in engines else engines[0], precisions[0], 'too few items to measure and convert for'
+    if few: return engines[0], precisions[0], 'too few items to measure and convert for'
     passes, missing = passes_of(net, xb, precisions, engines)
     if missing: tell_choice(f'{name}: {missing}; torch computes it')
     choice, clear, why = find_fastest(seconds := measure_twice(net, passes))

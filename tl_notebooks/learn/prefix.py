@@ -107,8 +107,8 @@ def _earlier_cut(self:FrozenPrefix, n:int, xb, ragged:bool) -> SplitPoint:
 # %% ../../nbs/learn/20_prefix.ipynb #40969050
 @patch
 def prefix_of(self:FrozenPrefix, ns:Sequence[int], items:Items) -> tuple[Callable, list[SplitPoint], list[str]]:
-    """What computes the activations at some cuts in one pass, the cuts, and the hash of each one's weights. `run.prefix`
-    makes it ready before its first batch"""
+    """What computes the activations at some cuts in one pass, the cuts, and the hash of each one's weights.
+    `run.prefix` makes it ready before its first batch"""
     net, found = self.learn.model, [self.split_at(n, items) for n in ns]
     split_points, hashes = [c for c,_ in found], [hash_prefix(net.body, c) for c,_ in found]
     if net.engine == 'openvino': # sums, which it keeps in float32
@@ -139,7 +139,8 @@ def _fall_back(self:FrozenPrefix, places:str, why:str) -> None:
     "From now on torch computes, and the record says so"
     info = getattr(self.learn, 'info', {})
     name = f"engine of {info.get('name', type(self.learn.model.body).__name__)} up to {places}"
-    make_choice(name, self.learn.model.engine, lambda: ('torch', f'{name}: {why}; torch computes it'), tell=self._say_once)
+    make_choice(name, self.learn.model.engine, lambda: ('torch', f'{name}: {why}; torch computes it'),
+                tell=self._say_once)
     self.learn.model.engine = 'torch'
     if 'engine' in info: info['engine'] = 'torch'
 

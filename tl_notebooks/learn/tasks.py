@@ -26,8 +26,8 @@ from .detection import box_net
 from .learner import TransferLearner
 from .network import micro_batch_for
 from .replay import content_of
-from .text import (PadTokens, TextLearner, TokenReader, load_tokenizer, net_from_config, sample_tokens,
-                                     text_dls)
+from .text import (PadTokens, TextLearner, TokenReader, load_tokenizer, net_from_config,
+                                     sample_tokens, text_dls)
 from .vision import (INTERPOLATIONS, ImageReader, image_dls, image_net, image_tensor,
                                        noise_images)
 

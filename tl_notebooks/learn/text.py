@@ -794,7 +794,7 @@ def text_learner(
     max_tokens:int|None=None,     # `None`: what the backbone was trained with, at most 256
     bs:int=32,
     precision:str='auto',         # 'auto': the faster one on this machine; 'fp32'; 'bf16'
-    engine:str='auto',            # What computes the frozen part on a CPU: 'auto': the fastest here; 'torch'; 'openvino'
+    engine:str='auto',            # Computes the frozen part on a CPU; 'auto': the fastest here; 'torch'; 'openvino'
     seed:int|None=None,           # `None`: leave the generators alone
     dls:DataLoaders|None=None,    # Batches to use again
     layers:Sequence[int]|None=None,

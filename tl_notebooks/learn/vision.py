@@ -311,7 +311,7 @@ def image_learner(
     resize:str='squish',          # See `image_tensor`
     augment:bool=True,
     precision:str='auto',         # 'auto': the faster one on this machine; 'fp32'; 'bf16'
-    engine:str='auto',            # What computes the frozen part on a CPU: 'auto': the fastest here; 'torch'; 'openvino'
+    engine:str='auto',            # Computes the frozen part on a CPU; 'auto': the fastest here; 'torch'; 'openvino'
     compile:bool|None=None,       # `torch.compile` the body for full passes; `None`: on a GPU
     features:str='last',          # See `image_net`
     norm:str='eval',              # 'train': fastai's BatchNorm default, for networks from scratch
