@@ -15,8 +15,8 @@ from scipy.stats import ttest_rel
 from tl_notebooks.learn import precision
 from tl_notebooks.core import InputError, hash_state, seed_everything
 from tl_notebooks.learn.learner import TransferLearner
-from tl_notebooks.learn.network import TransferNet
-from tl_notebooks.learn.precision import choose_precision
+from tl_notebooks.learn.network import TransferNet, micro_batch_for
+from tl_notebooks.learn.precision import settle
 from tl_notebooks.learn.stages import Stage
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -28,8 +28,8 @@ class Timed(nn.Module):
     "A network whose passes take what a clock says, and which counts the items that it is given"
     def __init__(self, seconds, noise):
         super().__init__()
-        self.seconds, self.noise, self.now, self.passes, self.items, self.step, self.precision = (seconds, noise, 0., 0,
-                [], 4, 'fp32')
+        self.seconds, self.noise, self.now, self.passes, self.items, self.micro_batch, self.precision = (
+            seconds, noise, 0., 0, [], 4, 'fp32')
     def features(self, xb):
         self.items.append(len(xb))
         self.now += self.seconds[self.precision]*self.noise(self.passes)
@@ -42,7 +42,7 @@ def chosen(monkeypatch, place, bf16, noise):
     net = Timed(dict(fp32=1., bf16=bf16), noise)
     with monkeypatch.context() as m:
         m.setattr(precision.time, 'perf_counter', lambda: net.now)
-        return choose_precision(net, torch.zeros(16, 3, 8, 8), 'timed'), net
+        return settle(net, torch.zeros(16, 3, 8, 8), 'auto', 'timed', torch.device('cpu')).precision, net
 
 
 def disturbed(seed):
@@ -63,7 +63,7 @@ def test_what_is_timed_is_the_micro_batch_that_runs_and_how_is_kept(monkeypatch,
     assert choice == 'bf16' and set(net.items) == {4}
     kept, = (tmp_path/'precision').glob('*.json')
     kept = json.loads(kept.read_text())
-    assert kept['clear'] and len(kept['seconds']['bf16']) == 9 and '0.50' in kept['why']
+    assert kept['clear'] and len(kept['seconds']['torch bf16']) == 9 and '0.50' in kept['why']
     assert chosen(monkeypatch, tmp_path, 2., lambda n: 1.)[1].passes == 0      # kept: not measured again
 
 
@@ -73,7 +73,8 @@ def test_an_unclear_measurement_is_longer_then_fp32_and_says_so(monkeypatch, tmp
     choice, net = chosen(monkeypatch, tmp_path, .85, slow)
     kept, = (tmp_path/'precision').glob('*.json')
     kept = json.loads(kept.read_text())
-    assert choice == 'fp32' and not kept['clear'] and 'not clear' in kept['why'] and len(kept['seconds']['fp32']) == 18
+    assert choice == 'fp32' and not kept['clear'] and 'not clear' in kept['why']
+    assert len(kept['seconds']['torch fp32']) == 18
 
 
 # The same in runs: a full disk, another precision, and what goes on or is reproduced afterwards
@@ -90,11 +91,21 @@ def cramped(pictures, tmp_path_factory):
     return done.stdout.strip().splitlines()[-1], done.stderr
 
 
-def flip_precision(cache):
-    "Another day, another measurement"
-    for p in (cache/'precision').glob('*.json'):
-        was = json.loads(p.read_text())
-        p.write_text(json.dumps(was | dict(choice=dict(fp32='bf16', bf16='fp32')[was['choice']])))
+def keep_other(cache, monkeypatch):
+    "Another day, a larger job: a measurement that a run without a record would follow"
+    from tl_notebooks.learn.vision import image_net, noise_images
+    net, threads = image_net('efficientnet_lite0', 4, size=96)[0], torch.get_num_threads()
+    net.micro_batch = micro_batch_for(noise_images(16, 96))
+    with monkeypatch.context() as m:
+        m.setenv('TL_NOTEBOOKS_CACHE', str(cache))
+        m.setattr(precision, 'passes_of', lambda *_: ({}, ''))
+        m.setattr(precision, 'measure_twice', lambda *_: {})
+        m.setattr(precision, 'find_fastest', lambda _: ('openvino fp32', True, 'written here'))
+        torch.set_num_threads(os.cpu_count())
+        try: settle(net, noise_images(16, 96), 'auto', 'efficientnet_lite0', torch.device('cpu'), 'auto')
+        finally: torch.set_num_threads(threads)
+    assert net.engine == 'openvino'
+    return cache
 
 
 def test_less_than_asked_is_told_and_recorded(cramped):
@@ -108,13 +119,9 @@ def test_less_than_asked_is_told_and_recorded(cramped):
     assert 'What this machine decided' in page and groups['why'] in page
 
 
-def test_a_reproduction_takes_the_recorded_choices_and_ends_with_the_same_bits(cramped, tmp_path):
+def test_a_reproduction_takes_the_recorded_choices_and_ends_with_the_same_bits(cramped, tmp_path, monkeypatch):
     folder, _ = cramped
-    cache = tmp_path/'cache'
-    (cache/'precision').mkdir(parents=True)
-    for p in (tmp_path.__class__(folder).parents[1]/'cache'/'precision').glob('*.json'):
-        (cache/'precision'/p.name).write_text(p.read_text())
-    flip_precision(cache)
+    cache = keep_other(tmp_path/'cache', monkeypatch)
     # ample room now
     done = tl('reproduce', folder, '--out', tmp_path, cwd=tmp_path, env={'TL_NOTEBOOKS_CACHE': str(cache)})
     new, = (tmp_path/'parts').iterdir()
@@ -130,7 +137,7 @@ def test_the_control_sees_the_same_versions_and_the_record_says_what_was_seen(cr
         assert fit['versions'] == 2 and .2 < fit['augmented'] < .8 and not fit['anew']
 
 
-def test_a_run_that_goes_on_takes_its_own_choices(pictures, tmp_path):
+def test_a_run_that_goes_on_takes_its_own_choices(pictures, tmp_path, monkeypatch):
     nb = nbformat.read(ROOT/'nbs'/'usecases'/'parts.ipynb', 4)
     at = next(i for i, c in enumerate(nb.cells) if 'found = test(run, learn)' in c.source)
     nb.cells.insert(at,
@@ -143,7 +150,7 @@ def test_a_run_that_goes_on_takes_its_own_choices(pictures, tmp_path):
     folder, = (tmp_path/'runs'/'parts').iterdir()
     was = record(folder)['choices']
     assert first.returncode == 1 and was
-    flip_precision(tmp_path/'cache'); (tmp_path/'on').touch()
+    keep_other(tmp_path/'cache', monkeypatch); (tmp_path/'on').touch()
     done = tl('resume', folder, cwd=tmp_path, env=env | {'TL_NOTEBOOKS_CACHE_LIMIT': '10GB'})
     assert done.returncode == 0, done.stderr[-2000:]
     now = record(folder)['choices']

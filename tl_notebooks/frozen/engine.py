@@ -104,6 +104,9 @@ class Prefix:
             self.got[len(self.split_points)-1] = out
         return [self.got[k] for k in range(len(self.split_points))]
 
+    def _rows(self, xb:Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [c.rows(h) for c,h in zip(self.split_points, self._run([*map(channels_last, xb)]))]
+
     def __call__(self, *xb:torch.Tensor) -> list[torch.Tensor]:
         n, parts, micro_batch = len(
                 xb[0]), [], self.micro_batch(xb[0]) if callable(self.micro_batch) else self.micro_batch
@@ -112,6 +115,6 @@ class Prefix:
                 part = [x[i:i+micro_batch] for x in xb]
                 if len(part[0]) < micro_batch:
                     part = [torch.cat([x, x[-1:].expand(micro_batch - len(x), *x.shape[1:])]) for x in part]
-                parts.append([c.rows(h) for c,h in zip(self.split_points, self._run([channels_last(x) for x in part]))])
+                parts.append(self._rows(part))
         # outside inference mode: ordinary tensors, which a loss may follow
         return [c.hidden(torch.cat(p)[:n]) for c,p in zip(self.split_points, zip(*parts))]

@@ -31,6 +31,7 @@ from torch import nn
 from ..core import (InputError, atomic_write, cache_dir, hash_bytes, hash_json, hash_state, locked,
                                take_lock, tl_hint, write_json)
 from .cut import CannotCache, SplitPoint
+from .openvino import clear_graphs
 
 # %% ../../nbs/frozen/20_store.ipynb #b78727e3
 KNOWN = set('''builtins collections enum fastai fastcore fasttransform functools math numpy pathlib PIL timm
@@ -330,6 +331,7 @@ def clear_stores(keys:Iterable[str]|None=None, days:float=0, root:Path|None=None
                 root):
             done.append(s.size)
     _sweep_gone(Path(root or activations_dir()))
+    if not keys and not days and root is None: clear_graphs() # what an engine made of networks
     return len(done), sum(done)
 
 # %% ../../nbs/frozen/20_store.ipynb #2c2a84c3

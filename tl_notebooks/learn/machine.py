@@ -19,7 +19,8 @@ from pathlib import Path
 from ..core import hash_bytes
 
 # %% ../../nbs/learn/00_machine.ipynb #5ca785fe
-PACKAGES = ('torch', 'torchvision', 'timm', 'transformers', 'fastai', 'numpy', 'papermill', 'safetensors', 'pillow')
+PACKAGES = ('torch', 'torchvision', 'timm', 'transformers', 'fastai', 'openvino', 'numpy', 'papermill', 'safetensors',
+            'pillow')
 
 def environment() -> dict: # JSON-ready
     "Versions, processor and threads of this process"

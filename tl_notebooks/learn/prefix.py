@@ -10,6 +10,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 import numpy as np
 import torch
 from fastai.callback.core import Callback, GatherPredsCallback
@@ -18,11 +19,13 @@ from fastcore.basics import patch
 from ..core import InputError
 from ..frozen.cut import CannotCache, SplitPoint, find_split_point
 from ..frozen.engine import Prefix, channels_last
+from ..frozen.openvino import CannotConvert, OpenVINOPrefix
 from ..frozen.loader import Activations, CachedDL, Items, ViewedDL, fill, row_name
 from ..frozen.store import (ActivationStore, DTYPES, activations_dir, cache_limit, format_bytes, free_disk,
                                        hash_prefix, make_room, room, say)
 from .machine import code_version, environment, make_choice
-from .network import NORMS, autocast, plain_tensor, micro_batch_for
+from .network import NORMS, autocast, plain_tensor
+from .precision import prefix_micro_batch
 
 # %% ../../nbs/learn/20_prefix.ipynb #ff591b26
 class FrozenPrefix(Callback):
@@ -104,17 +107,42 @@ def _earlier_cut(self:FrozenPrefix, n:int, xb, ragged:bool) -> SplitPoint:
 # %% ../../nbs/learn/20_prefix.ipynb #40969050
 @patch
 def prefix_of(self:FrozenPrefix, ns:Sequence[int], items:Items) -> tuple[Callable, list[SplitPoint], list[str]]:
-    "What computes the activations at some cuts in one pass, the cuts, and the hash of each one's weights"
+    """What computes the activations at some cuts in one pass, the cuts, and the hash of each one's weights.
+    `run.prefix` makes it ready before its first batch"""
     net, found = self.learn.model, [self.split_at(n, items) for n in ns]
     split_points, hashes = [c for c,_ in found], [hash_prefix(net.body, c) for c,_ in found]
-    key, device = (*ns, *hashes, net.precision, net.micro_batch), found[0][1][0].device
+    if net.engine == 'openvino': # sums, which it keeps in float32
+        split_points = [c if c.place else replace(c, dtype=torch.float32) for c in split_points]
+    key, device = (*ns, *hashes, net.precision, net.engine, net.micro_batch), found[0][1][0].device
+    def prefix():
+        if key not in self.prefixes: # only now: nothing may be missing; and one copy of the weights is enough
+            self.prefixes = {key: self._made(split_points, hashes, found[0][1], bool(items.lengths))}
+        return self.prefixes[key]
     def run(*xb):
-        with autocast(device, net.precision):
-            if key not in self.prefixes: # only now: nothing may be missing; and one copy of the weights is enough
-                micro_batch = (lambda x: micro_batch_for(x) or 64) if items.lengths else net.micro_batch or 64
-                self.prefixes = {key: Prefix(net.body, split_points, found[0][1], micro_batch, self.fold)}
-            return [c.rows(h) for c,h in zip(split_points, self.prefixes[key](*xb))]
+        with autocast(device, net.precision): return [c.rows(h) for c,h in zip(split_points, prefix()(*xb))]
+    run.prefix = prefix
     return run, split_points, hashes
+
+@patch
+def _made(self:FrozenPrefix, split_points:Sequence[SplitPoint], hashes:Sequence[str], xb, texts:bool) -> Prefix:
+    "By the engine of the network, or by torch where that one cannot"
+    net = self.learn.model
+    if net.engine == 'openvino':
+        try:
+            return OpenVINOPrefix(net.body, split_points, xb, prefix_micro_batch(net, texts), hashes, net.precision)
+        except CannotConvert as e: self._fall_back(' and '.join(c.place or 'the end' for c in split_points), str(e))
+    with autocast(xb[0].device, net.precision):
+        return Prefix(net.body, split_points, xb, prefix_micro_batch(net, texts), self.fold)
+
+@patch
+def _fall_back(self:FrozenPrefix, places:str, why:str) -> None:
+    "From now on torch computes, and the record says so"
+    info = getattr(self.learn, 'info', {})
+    name = f"engine of {info.get('name', type(self.learn.model.body).__name__)} up to {places}"
+    make_choice(name, self.learn.model.engine, lambda: ('torch', f'{name}: {why}; torch computes it'),
+                tell=self._say_once)
+    self.learn.model.engine = 'torch'
+    if 'engine' in info: info['engine'] = 'torch'
 
 @patch
 def computed(self:FrozenPrefix, run:Callable, split_points:Sequence[SplitPoint], items:Items, at:Sequence[int], view=0,
@@ -137,7 +165,7 @@ def store_for(self:FrozenPrefix, split_point:SplitPoint, weights:str, transform:
     net, env = self.learn.model, environment()
     native = next(k for k,t in DTYPES.items() if t == split_point.dtype)
     spec = dict(prefix=weights, split_point=split_point.place, transform=transform, precision=net.precision,
-                micro_batch=net.micro_batch,
+                micro_batch=net.micro_batch, engine=getattr(net, 'engine', 'torch'),
                 fold=self.fold, native=native,
                 channels_last=split_point.channels_last, code=code_version(), packages=env['packages'],
                 machine=[env['processor'], env['threads'], env['gpu'], str(next(net.parameters()).device.type)])
@@ -196,7 +224,10 @@ def opened(self:FrozenPrefix, dl, ns:Sequence[int], views:int=1) -> list[CachedD
             f"version{'s'*(views > 1)}")
     found = self.fitting_stores(wanted, tokens, what)
     if found is None: return None
-    stores, lacking = found
+    (stores, lacking), engine = found, getattr(self.learn.model, 'engine', 'torch')
+    if engine != 'torch' and any(lacking):
+        run.prefix()
+        if self.learn.model.engine != engine: return self.opened(dl, ns, views) # by torch: other stores
     try: self._fill(items, names, run, stores, lacking, split_points, views)
     except CannotCache as e: self._say_once(str(e)); return None
     def live(at, v, k=0): # as a kept row would be: rounded as in the store

@@ -27,8 +27,10 @@ from .detection import box_net
 from .learner import TransferLearner
 from .network import micro_batch_for
 from .replay import content_of
-from .text import PadTokens, TextLearner, TokenReader, load_tokenizer, net_from_config, text_dls
-from .vision import INTERPOLATIONS, ImageReader, Square, image_dls, image_net, image_tensor
+from .text import (PadTokens, TextLearner, TokenReader, load_tokenizer, net_from_config,
+                                     sample_tokens, text_dls)
+from .vision import (INTERPOLATIONS, ImageReader, Square, image_dls, image_net, image_tensor,
+                                       noise_images)
 
 # %% ../../nbs/learn/85_tasks.ipynb #b958bb5c
 class Task:
@@ -81,6 +83,9 @@ class Task:
     def normal(self, batch:torch.Tensor) -> torch.Tensor: return batch.to(self.device)
     def name_of(self, item) -> str: return str(item)
     def micro_batch(self) -> int|None: "How many items go through the network at a time; `None`: as it says"
+    def sample(self, net:nn.Module) -> torch.Tensor:
+        "Two inputs such as `net` gets, always the same: an engine is compared with torch on them"
+        raise NotImplementedError
     def parts(self) -> dict: "What else `save_model` needs for a child of this model"; return {}
 
     def options(self, said:dict|None) -> dict:
@@ -96,7 +101,8 @@ class Task:
 class ImageTask(Task):
     "A class for each image"
     name, what = 'image_classification', 'images'
-    preprocessing, may_hold = ('size', 'mean', 'std', 'resize', 'precision'), ('interpolation', 'depth', 'draft')
+    preprocessing = ('size', 'mean', 'std', 'resize', 'precision')
+    may_hold = ('engine', 'interpolation', 'depth', 'draft')
     read, reader, suffixes = staticmethod(read_images), ImageReader, SUFFIXES
     interpolation, depth = 'bicubic', None # where a manifest does not say
     readers = min(8, (os.cpu_count() or 2) + 1)
@@ -135,6 +141,7 @@ class ImageTask(Task):
         self.max_pixels = (found := super().options(said)).get('max_pixels', self.max_pixels)
         return found
     def micro_batch(self) -> int|None: return micro_batch_for(torch.zeros(1, 3, *(self.pre['size'],)*2))
+    def sample(self, net:nn.Module) -> torch.Tensor: return noise_images(2, self.pre['size'])
     def loaders(self, rows:pd.DataFrame, classes:Sequence[str], bs:int, augment:bool) -> DataLoaders:
         kept = {f'memory {k}': i for k,i in enumerate(rows['item']) if isinstance(i, torch.Tensor)}
         paths = [f'memory {k}' if isinstance(i, torch.Tensor) else str(Path(i).absolute())
@@ -150,7 +157,7 @@ class ImageTask(Task):
 class TextTask(Task):
     "A class for each text; an input is a text, or a pair of its name and itself"
     name, what, column = 'text_classification', 'texts', 'text'
-    preprocessing, may_hold = ('max_tokens', 'layers', 'precision'), ('columns',)
+    preprocessing, may_hold = ('max_tokens', 'layers', 'precision'), ('engine', 'columns')
     read, learner = staticmethod(read_texts), TextLearner
 
     @staticmethod
@@ -163,6 +170,7 @@ class TextTask(Task):
         self.reader = TokenReader(load_tokenizer(manifest['folder']), self.pre['max_tokens'])
     def net(self) -> nn.Module:
         return net_from_config(self.manifest['folder'], len(self.manifest['classes']), self.pre['layers'])
+    def sample(self, net:nn.Module) -> torch.Tensor: return sample_tokens(2, net)
     def name_of(self, item) -> str: return item[0] if isinstance(item, tuple) else str(item)
     def keep(self, item) -> str: return item[1] if isinstance(item, tuple) else str(item)
     def take(self, item) -> torch.Tensor|str:

@@ -6,8 +6,8 @@
 __all__ = ['PHRASES', 'SURE', 'FEW', 'padded_length', 'LabelledText', 'Tokens', 'TokenReader', 'PadTokens', 'text_dls', 'test_dl',
            'show_results', 'find_blocks', 'TextBody', 'text_groups', 'text_net', 'net_from_config', 'load_tokenizer',
            'name_texts', 'name_features', 'text_features', 'layer_sets', 'pick_layers', 'LayerChoice', 'choose_layers',
-           'TextLearner', 'keep_prior', 'contrastive_loss', 'Contrast', 'pseudo_labels', 'self_trained', 'text_learner',
-           'learning_curve', 'more_labels', 'word_effects', 'tfidf_baseline']
+           'TextLearner', 'keep_prior', 'contrastive_loss', 'Contrast', 'pseudo_labels', 'self_trained',
+           'sample_tokens', 'text_learner', 'learning_curve', 'more_labels', 'word_effects', 'tfidf_baseline']
 
 # %% ../../nbs/learn/60_text.ipynb #7e125cb9
 import contextlib
@@ -29,7 +29,7 @@ from .resume import resumable_steps
 from ..core import InputError, hash_bytes, progress
 from .learner import Probe, TransferLearner, scale_logits, solve_head, without_augmentation
 from .network import TransferNet
-from .precision import begin_learner, settle
+from .precision import FEW_TEXTS, begin_learner, settle
 from .stages import Stage, compare_losses
 from ..heads.ridge import RidgeHead, fit_scale, ridge_loo
 from ..heads.statistics import ClassStatistics
@@ -783,6 +783,10 @@ def _first_layer(self:TextLearner, stages:Sequence[Stage]) -> int:
     return max(1, min(first + 1, len(blocks)))
 
 # %% ../../nbs/learn/60_text.ipynb #ff9ddd4d
+def sample_tokens(n:int, net:TransferNet) -> torch.Tensor:
+    "(n, 64) token numbers, always the same: for measuring and comparing"
+    return torch.arange(n*64).view(n, 64) % 1000 % net.body.model.config.vocab_size
+
 def text_learner(
     data:TextData,                # From `texts.read_texts`
     backbone:str='minilm_l6',     # A name of the catalogue, or a checkpoint folder
@@ -790,21 +794,22 @@ def text_learner(
     max_tokens:int|None=None,     # `None`: what the backbone was trained with, at most 256
     bs:int=32,
     precision:str='auto',         # 'auto': the faster one on this machine; 'fp32'; 'bf16'
+    engine:str='auto',            # Computes the frozen part on a CPU; 'auto': the fastest here; 'torch'; 'openvino'
     seed:int|None=None,           # `None`: leave the generators alone
     dls:DataLoaders|None=None,    # Batches to use again
     layers:Sequence[int]|None=None,
     **kwargs,                     # For `TransferLearner` (cache, …), and so for fastai's `Learner`
 ) -> TextLearner:
     "A fastai `Learner` for the texts of `data` on a pretrained transformer"
-    begin_learner(precision, seed)
+    begin_learner(precision, seed, engine)
     net, tok, info = text_net(backbone, len(data.classes), weights, layers)
     longest = info['input_size'] if info['input_size'] and info['input_size'] > 0 else 10**6 # XLNet says -1: no limit
     max_tokens = max_tokens or min(longest, 256)
     if max_tokens > longest: raise InputError(f"`max_tokens` is {max_tokens}; {backbone} reads at most {longest}.")
     dls = dls or text_dls(data, tok, max_tokens, bs)
-    sample = torch.arange(32*64).view(32, 64) % 1000 % net.body.model.config.vocab_size
-    net = settle(net, sample, precision, backbone, dls.device)
-    info |= {'max_tokens': max_tokens, 'precision': net.precision, 'layers': list(net.body.layers)}
+    net = settle(net, sample_tokens(32, net), precision, backbone, dls.device, engine, len(data.items) < FEW_TEXTS)
+    info |= {'max_tokens': max_tokens, 'precision': net.precision, 'engine': net.engine,
+             'layers': list(net.body.layers)}
     if columns := getattr(data, 'columns', None): info['columns'] = columns
     learn = TextLearner(dls, net, info=info, **kwargs)
     learn.tok, learn.data = tok, data

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RESIZES', 'GREY', 'INTERPOLATIONS', 'ANY_SIZE', 'FEATURES', 'letterbox', 'image_tensor', 'Square', 'square_for',
            'ImageReader', 'image_dls', 'test_dl', 'ImageBody', 'timm_body', 'last_blocks', 'torchvision_body',
-           'image_net', 'image_learner']
+           'image_net', 'noise_images', 'image_learner']
 
 # %% ../../nbs/learn/50_vision.ipynb #6eb8d163
 import contextlib
@@ -26,7 +26,7 @@ from ..data.images import ImageData
 from . import stages as _stages # noqa: F401  gives learners `fine_tune` in stages
 from .learner import TransferLearner
 from .network import TransferNet, compile_body, merge_groups, micro_batch_for
-from .precision import begin_learner, settle
+from .precision import FEW_STEPS, begin_learner, settle
 from .backbones import find_entry, load_image_model
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize
@@ -298,6 +298,10 @@ def image_net(
     return net, {**info, 'size': size, 'n_features': n_features, 'features': features}
 
 # %% ../../nbs/learn/50_vision.ipynb #6d05c5f8
+def noise_images(n:int, size:int) -> torch.Tensor:
+    "(n, 3, size, size) float32, always the same: for measuring and comparing"
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(0))
+
 def image_learner(
     data:ImageData,               # From `images.read_images`
     backbone:str='efficientnet_lite0',
@@ -307,6 +311,7 @@ def image_learner(
     resize:str='squish',          # See `image_tensor`
     augment:bool=True,
     precision:str='auto',         # 'auto': the faster one on this machine; 'fp32'; 'bf16'
+    engine:str='auto',            # Computes the frozen part on a CPU; 'auto': the fastest here; 'torch'; 'openvino'
     compile:bool|None=None,       # `torch.compile` the body for full passes; `None`: on a GPU
     features:str='last',          # See `image_net`
     norm:str='eval',              # 'train': fastai's BatchNorm default, for networks from scratch
@@ -315,17 +320,19 @@ def image_learner(
     **kwargs,                     # For `TransferLearner` (cache, views, …), and so for fastai's `Learner`
 ) -> TransferLearner:
     "A fastai `Learner` for the images of `data` on a pretrained backbone"
-    begin_learner(precision, seed)
+    begin_learner(precision, seed, engine)
     net, info = image_net(backbone, len(data.classes), weights, size, features=features)
     dls = dls or image_dls(data, info['size'], info['mean'], info['std'], bs, resize, augment)
-    sample = torch.zeros(16, 3, info['size'], info['size'], device=dls.device)
+    sample = noise_images(16, info['size']).to(dls.device)
     net.micro_batch = micro_batch_for(sample)
-    net = settle(net, sample, precision, backbone, dls.device)
+    few = len(data.items) < FEW_STEPS*(net.micro_batch or 1)
+    net = settle(net, sample, precision, backbone, dls.device, engine, few)
     # TF32 for what is left of fp32
     if dls.device.type == 'cuda' and precision != 'fp32': torch.set_float32_matmul_precision('high')
     # hooks that come and go would be compiled again and again
     if compile or compile is None and dls.device.type == 'cuda' and not net.body.taps: compile_body(net)
-    info = {**info, 'resize': resize, 'interpolation': 'bicubic', 'draft': True, 'precision': net.precision}
+    info = {**info, 'resize': resize, 'interpolation': 'bicubic', 'draft': True, 'precision': net.precision,
+            'engine': net.engine}
     if getattr(data, 'depth', 0): info['depth'] = data.depth
     learn = TransferLearner(dls, net, norm=norm, info=info, **kwargs)
     learn.data = data

@@ -63,7 +63,7 @@ def some_texts(texts:TextData) -> pd.DataFrame:
 def load_learner(run:Run, texts:TextData, **kwargs) -> TextLearner:
     "A learner for these texts as the parameters ask for it; `kwargs` instead of those"
     p = run.p
-    asked = dict(weights=p.weights or None, precision=p.precision, cache=p.cache) | kwargs
+    asked = dict(weights=p.weights or None, precision=p.precision, engine=p.engine, cache=p.cache) | kwargs
     return text_learner(texts, p.backbone, max_tokens=p.max_tokens or None, bs=p.bs, model_dir=tempfile.gettempdir(),
                         **asked)
 
@@ -120,8 +120,8 @@ def count_words(run:Run, texts:TextData) -> np.ndarray: # (n, k) probabilities f
 def train_control(run:Run, learn:TextLearner) -> TextLearner:
     "The same network from random weights, all layers trained"
     with run.phase('control'):
-        scratch = load_learner(run, learn.data, weights='random', precision=learn.info['precision'], seed=run.p.seed,
-                               dls=learn.dls, cache=False)
+        scratch = load_learner(run, learn.data, weights='random', precision=learn.info['precision'], engine='torch',
+                               seed=run.p.seed, dls=learn.dls, cache=False)
         scratch.unfreeze()
         with scratch.no_bar(), scratch.no_logging():
             scratch.fit_one_cycle(run.p.epochs + 3, 5e-4, cbs=[FitProgress('control'), *run.track('control')])
