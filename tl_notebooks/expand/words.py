@@ -107,7 +107,7 @@ def grow_model(
     net.body.groups = text_groups(net.body)
     child = copy.copy(model)
     child.net, child.task = net.eval(), copy.copy(model.task)
-    child.task.reader = TokenReader(grown, model.task.reader.max_tokens)
+    child.task.reader = TokenReader(grown, model.task.reader.max_tokens, model.task.reader.prefix)
     fitted = fit_rows(net.body.model, tok, grown, texts, rows, net.body, fit_steps,
                       max_tokens=min(128, model.task.reader.max_tokens), seed=seed) if init == 'context' else None
     return Growth(child, rows, new_ids(tok, grown), fitted)

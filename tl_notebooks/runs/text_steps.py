@@ -129,7 +129,7 @@ def train_control(run:Run, learn:TextLearner) -> TextLearner:
 
 def show_accuracies(run:Run, found:Evaluation):
     "Beside what it must beat"
-    rows = {f'{run.p.backbone}, expanded': run.record['metrics']['accuracy'],
+    rows = {f"{run.record['model']['name']}, expanded": run.record['metrics']['accuracy'],
             'TF-IDF + logistic regression': run.record['baselines']['tfidf']['accuracy']}
     if run.p.control: rows['same network from scratch'] = run.record['control']['accuracy']
     figure = plots.plot_intervals(rows, 'test accuracy (95 % interval)', highlight=[*rows][1:])
