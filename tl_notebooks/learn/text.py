@@ -29,7 +29,7 @@ from ..frozen.loader import Activations
 from .resume import resumable_steps
 from ..core import InputError, hash_bytes, progress
 from .learner import Probe, TransferLearner, scale_logits, solve_head, without_augmentation
-from .network import TransferNet
+from .network import TransferNet, plain_tensor
 from .precision import begin_learner, settle
 from .stages import Stage, compare_losses, item_losses, smallest_gain
 from ..heads.ridge import RidgeHead, fit_scale, ridge_loo
@@ -285,7 +285,7 @@ def _run(learn:TransferLearner, what, texts:Sequence[str]) -> torch.Tensor:
         return torch.cat([what(part.to(learn.dls.device)).cpu() for part in batch.split(32)])
 
 # %% ../../nbs/learn/60_text.ipynb #df50a975
-SURE = 3 # standard errors by which a choice must be better than the default
+SURE = 5 # standard errors by which a choice must be better than the default
 
 def layer_sets(n_blocks:int) -> list[tuple[int, ...]]:
     "Candidates: the last four, the upper half, all, each alone"
@@ -377,6 +377,31 @@ def read_layers(self:TextLearner, thaw:int|None=None) -> tuple[torch.Tensor, ...
         out = [t for dl,desc in dls for t in self.features(dl, desc)]
     if len(out) == 2: out += [out[0][:0], out[1][:0]]
     return tuple(t.view(len(t), body.n_blocks, body.width) if t.ndim == 2 else t for t in out)
+
+# %% ../../nbs/learn/60_text.ipynb #68d86034
+@patch
+def layer_means_of(self:TextLearner, dl, desc:str='test texts') -> tuple[torch.Tensor, torch.Tensor]:
+    "(n, n_blocks, width) means of all layers but the first and (n,) labels, for the texts of `dl`, in its order"
+    body = self.model.body
+    with self.all_layers(): x, y = self.features(dl, desc)
+    return x.view(len(x), body.n_blocks, body.width), y
+
+@patch
+def get_preds(self:TextLearner, ds_idx:int=1, dl=None, act=None, **kwargs):
+    "As fastai's; from means of all layers that are kept on disk, where the head stands on them"
+    dl, net = self.dls[ds_idx] if dl is None else dl, self.model
+    plain = self.probed and self.kept != 'fine-tuned' and not kwargs and self.frozen_prefix.usable(dl)
+    with self.all_layers() if plain else contextlib.nullcontext(): kept = self.precompute([dl]) if plain else None
+    if not kept: return TransferLearner.get_preds(self, ds_idx, dl, act=act, **kwargs)
+    scores, ys, act = [], [], act or self.loss_func.activation
+    net.eval()
+    with torch.inference_mode():
+        for x,*y in kept[0]:
+            means = plain_tensor(x).float().view(len(x), net.body.n_blocks, net.body.width).to(self.dls.device)
+            scores.append(act(net.head(net.feature_map(pick_layers(means, net.body.layers)))).cpu())
+            ys += [plain_tensor(t).cpu() for t in y]
+    order = torch.tensor(dl.get_idxs()).argsort() # batches are of similar lengths
+    return torch.cat(scores)[order], torch.cat(ys)[order] if ys else None
 
 # %% ../../nbs/learn/60_text.ipynb #2a9b12c8
 @patch
@@ -746,7 +771,8 @@ def self_train(
     off = Contrast(False, len(texts), 0, *[float('nan')]*5, 0.)
     if self.kept != 'probe' or not len(texts) or fewest > FEW or fewest < 2: return off
     some = [texts[i] for i in np.random.default_rng(seed).permutation(len(texts))[:max_texts]]
-    unlabelled = self.features(self.dls.test_dl([LabelledText(t) for t in some]), 'texts without a label')[0]
+    means = self.layer_means_of(self.dls.test_dl([LabelledText(t) for t in some]), 'texts without a label')[0]
+    unlabelled = pick_layers(means, self.model.body.layers)
     base, held, folds = np.zeros((len(y), k)), np.zeros((len(y), k)), min(folds, fewest)
     for tr,te in _folds(y, folds, seed):
         base[te] = _held_out(x[tr], y[tr], x[te], self.prior)
@@ -904,13 +930,6 @@ def _one_draw(x, y, tx, ty, k:int, words) -> np.ndarray:
     found = ridge_loo(pick_layers(x, ls), y, k, prior=prior)
     scores = pick_layers(tx, ls).numpy() @ found.weight.T + found.bias
     return scores.argmax(1) == ty.numpy()
-
-@patch
-def layer_means_of(self:TextLearner, dl) -> tuple[torch.Tensor, torch.Tensor]:
-    "(n, n_blocks, width) means of all layers but the first and (n,) labels, for the texts of `dl`, in its order"
-    body = self.model.body
-    with self.all_layers(): x, y = self.features(dl, 'test texts')
-    return x.view(len(x), body.n_blocks, body.width), y
 
 # %% ../../nbs/learn/60_text.ipynb #71de2ee5
 def more_labels(curve:dict[int, Sequence], factor:int=2) -> tuple[int, float]: # labels per class, accuracy
