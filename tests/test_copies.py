@@ -233,7 +233,7 @@ def test_what_stays_shows_nothing_and_is_checked(with_copies):
                                  + d.files('valid'))).all() and not learned.know(looks_of(d.files('test'))).any()
     for k in state:
         # folders of before have no texts without a label apart
-        with pytest.raises(InputError, match='learned.safetensors') if k != 'loose' else nullcontext():
+        with pytest.raises(InputError, match='learned.safetensors') if k != 'unlabelled' else nullcontext():
             learned_from({a: b for a,b in state.items() if a != k})
         with pytest.raises(InputError, match='learned.safetensors'): learned_from(state | {k: torch.zeros(3, 5)})
     both = learned + Learned(complete=False)

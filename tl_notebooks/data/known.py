@@ -22,7 +22,7 @@ def known_images() -> Path:
 class KnownFacts:
     """What was found in images before; `new` is added at the end. A file that is damaged, locked or not writable
     knows nothing"""
-    def __init__(self, what:str='3'): self.how = f'{what} {Image.__version__}' # what is kept, and by which decoder
+    def __init__(self, what:str='4'): self.how = f'{what} {Image.__version__}' # what is kept, and by which decoder
     def __enter__(self):
         self.new, self.db, self.lock = {}, None, threading.Lock()
         with contextlib.suppress(OSError, sqlite3.Error):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Probe', 'FitProgress', 'FrozenLearner', 'TransferLearner', 'solve_head', 'put_head', 'raw_head', 'GrownHead',
-           'without_augmentation', 'measuring_norms', 'refresh_norms', 'scale_logits']
+           'without_augmentation', 'measuring_norms', 'scale_logits']
 
 # %% ../../nbs/learn/30_learner.ipynb #668d95ed
 import contextlib
@@ -12,6 +12,7 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 import numpy as np
 import torch
 from fastai.callback.core import Callback
@@ -286,10 +287,16 @@ def measuring_norms(model:nn.Module):
         for m,momentum in zip(norms, was): m.momentum = momentum
         model.eval()
 
-def refresh_norms(learn:TransferLearner) -> None:
+@patch
+def refresh_norms(
+    self:TransferLearner,
+    batches:int|None=None, # Take so many, in order; `None`: all
+) -> None:
     "Replace the running statistics of all BatchNorm layers by averages over the training items, without augmentation"
-    with measuring_norms(learn.model), without_augmentation(learn.dls[0]) as train:
-        for x,*_ in progress(train, 'statistics'): learn.model(plain_tensor(x))
+    if not any(isinstance(m, NORMS) for m in self.model.body.modules()): return
+    with measuring_norms(self.model), without_augmentation(self.dls[0]) as train:
+        n = min(len(train), batches or len(train))
+        for x,*_ in progress(islice(train, n), 'statistics', n): self.model(plain_tensor(x))
 
 # %% ../../nbs/learn/30_learner.ipynb #c6c3bca2
 def scale_logits(net:TransferNet, temperature:float) -> None:

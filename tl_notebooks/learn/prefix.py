@@ -47,7 +47,7 @@ class FrozenPrefix(Callback):
 
     # for `learn.export`
     def __getstate__(self):
-        return {**self.__dict__, 'cuts': {}, 'prefixes': {}, 'stores': {}, 'fit_dls': {}, 'live': None, 'warm': {}}
+        return {**self.__dict__, 'split_points': {}, 'prefixes': {}, 'stores': {}, 'fit_dls': {}, 'live': None, 'warm': {}}
 
     def _say_once(self, message:str) -> None:
         if message not in self.said: self.said.add(message); say(message)
@@ -232,7 +232,7 @@ def _fill(self:FrozenPrefix, items, names, run, stores, lacking, split_points, v
     if len(stores) > k and not self.full:
         fill([stores[k][0]], stores[k][1], lambda at: run(*items.inputs([where[a][0] for a in at],
         [where[a][1] for a in at], names))[:1], desc='augmented views', tell=refused)
-    self.report.append(dict(split_point=[c.place or 'pooled' for c in split_points], items=len(names), views=views,
+    self.report.append(dict(cut=[c.place or 'pooled' for c in split_points], items=len(names), views=views,
                             bytes=need,
                             # others may have computed the rest meanwhile
                             computed=sum(s.written for s,_ in stores) - before,
