@@ -157,7 +157,7 @@ class ImageTask(Task):
 class TextTask(Task):
     "A class for each text; an input is a text, or a pair of its name and itself"
     name, what, column = 'text_classification', 'texts', 'text'
-    preprocessing, may_hold = ('max_tokens', 'layers', 'precision'), ('engine', 'columns')
+    preprocessing, may_hold = ('max_tokens', 'layers', 'precision'), ('engine', 'columns', 'prefix')
     read, learner = staticmethod(read_texts), TextLearner
 
     @staticmethod
@@ -167,7 +167,8 @@ class TextTask(Task):
 
     def __init__(self, manifest:dict, device:torch.device):
         super().__init__(manifest, device)
-        self.reader = TokenReader(load_tokenizer(manifest['folder']), self.pre['max_tokens'])
+        self.reader = TokenReader(load_tokenizer(manifest['folder']), self.pre['max_tokens'],
+                                  self.pre.get('prefix', ''))
     def net(self) -> nn.Module:
         return net_from_config(self.manifest['folder'], len(self.manifest['classes']), self.pre['layers'])
     def sample(self, net:nn.Module) -> torch.Tensor: return sample_tokens(2, net)
@@ -186,7 +187,8 @@ class TextTask(Task):
         return super().options(said) | dict(remembered=self.pre.get('columns'))
     def loaders(self, rows:pd.DataFrame, classes:Sequence[str], bs:int, augment:bool) -> DataLoaders:
         rows = rows.assign(text=[*map(self.keep, rows['item'])])
-        return text_dls(SimpleNamespace(items=rows, classes=classes), self.reader.tok, self.pre['max_tokens'], bs)
+        return text_dls(SimpleNamespace(items=rows, classes=classes), self.reader.tok, self.pre['max_tokens'], bs,
+                        prefix=self.reader.prefix)
     def parts(self) -> dict: return dict(tok=self.reader.tok)
 
 # %% ../../nbs/learn/85_tasks.ipynb #99542789
