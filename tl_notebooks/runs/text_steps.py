@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Texts', 'read_labelled', 'some_texts', 'load_learner', 'layer_groups_to_thaw', 'probe', 'contrast', 'self_train',
-           'thaw', 'count_words', 'train_control', 'show_accuracies', 'show_words', 'other_languages']
+           'thaw', 'count_words', 'text_control', 'show_accuracies', 'show_words', 'other_languages']
 
 # %% ../../nbs/runs/36_text_steps.ipynb #172149ca
 import tempfile
@@ -16,10 +16,10 @@ from ..data.samples import LANGUAGES, sample_path
 from ..data.texts import TextData, draw_labels, parse_names, read_texts
 from ..judge import evidence, plots
 from ..judge.evaluate import Evaluation
-from ..learn.learner import FitProgress
 from ..learn.stages import Stage
 from ..learn.text import LabelledText, TextLearner, text_learner, tfidf_baseline, word_effects
 from .run import Run
+from .control import Control, run_control
 from .steps import fine_tune
 
 # %% ../../nbs/runs/36_text_steps.ipynb #37bcf984
@@ -124,21 +124,22 @@ def count_words(run:Run, texts:TextData) -> np.ndarray: # (n, k) probabilities f
     "TF-IDF and a logistic regression"
     with run.phase('TF-IDF'): return tfidf_baseline(texts.texts('train'), texts.labels('train'), texts.texts('test'))
 
-def train_control(run:Run, learn:TextLearner) -> TextLearner:
-    "The same network from random weights, all layers trained"
-    with run.phase('control'):
+def text_control(run:Run, learn:TextLearner, positive:str='') -> Control|None:
+    "The same network from random weights, all layers trained; see `run_control`"
+    def from_scratch():
         scratch = load_learner(run, learn.data, weights='random', precision=learn.info['precision'], engine='torch',
                                seed=run.p.seed, dls=learn.dls, cache=False)
         scratch.unfreeze()
-        with scratch.no_bar(), scratch.no_logging():
-            scratch.fit_one_cycle(run.p.epochs + 3, 5e-4, cbs=[FitProgress('control'), *run.track('control')])
-    return scratch
+        return scratch
+    return run_control(run, from_scratch, run.p.epochs + 3, 5e-4, lambda l: l.evaluate(positive=positive),
+                       len(learn.data.subset('test')), positive,
+                       dict(precision=learn.info['precision'], network=learn.info['name']))
 
 def show_accuracies(run:Run, found:Evaluation):
     "Beside what it must beat"
     rows = {f"{run.record['model']['name']}, expanded": run.record['metrics']['accuracy'],
             'TF-IDF + logistic regression': run.record['baselines']['tfidf']['accuracy']}
-    if run.p.control: rows['same network from scratch'] = run.record['control']['accuracy']
+    if found_control := run.record['control'].get('accuracy'): rows['same network from scratch'] = found_control
     figure = plots.plot_intervals(rows, 'test accuracy (95 % interval)', highlight=[*rows][1:])
     return run.figure('accuracy', figure, f'Accuracy on {len(found.y)} test texts with 95 % intervals.', lead=True)
 
