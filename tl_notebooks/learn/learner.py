@@ -25,7 +25,7 @@ from fastcore.foundation import L
 from torch import nn
 from ..core import InputError, hash_state, progress
 from ..frozen.cut import CannotCache
-from ..frozen.loader import CachedDL
+from ..frozen.loader import Activations, CachedDL
 from ..frozen.store import hash_prefix
 from ..heads.calibrate import fit_temperature
 from ..heads.features import RandomFeatures
@@ -110,6 +110,7 @@ def features(self:TransferLearner, dl, desc:str='features') -> tuple[torch.Tenso
     self.model.eval()
     frozen, run, xs, ys, device = self.frozen_prefix, self.model.features, [
             ], [], next(self.model.head.parameters()).device
+    if middle := self._tuned_from(dl): return self._onward(middle, desc)
     cached = self.precompute([dl]) if frozen.usable(dl) else None
     if cached: run = lambda x: self.model.feature_map(x.to(device))
     elif frozen.usable(dl, cache=False):
@@ -122,6 +123,27 @@ def features(self:TransferLearner, dl, desc:str='features') -> tuple[torch.Tenso
             x, *y = b if isinstance(b, (tuple, list)) else (b,)
             xs.append(run(plain_tensor(x)).cpu())
             ys += [plain_tensor(t).cpu() for t in y]
+    return torch.cat(xs), torch.cat(ys) if ys else torch.empty(0, dtype=torch.int64)
+
+@patch
+def _tuned_from(self:TransferLearner, dl) -> CachedDL|None:
+    "Activations before the layers that were fine-tuned, where these are kept: nothing before them is computed again"
+    frozen = self.frozen_prefix
+    if self.kept != 'fine-tuned' or not frozen.usable(dl): return None
+    n = frozen.best_cut(dl)
+    return (frozen.opened(dl, [n]) or [None])[0] if 0 < n < len(self.model.body.groups) else None
+
+@patch
+def _onward(self:TransferLearner, middle:CachedDL, desc:str) -> tuple[torch.Tensor, torch.Tensor]:
+    "Features and labels from activations"
+    was, self.model.split_point = self.model.split_point, middle.split_point
+    k, xs, ys = 1 + getattr(self.dls, 'n_inp', 1)*middle.split_point.inputs, [], []
+    try:
+        with torch.inference_mode():
+            for b in progress(middle, desc):
+                xs.append(self.model.features(Activations(b[0]), *map(plain_tensor, b[1:k])).cpu())
+                ys += [plain_tensor(t).cpu() for t in b[k:]]
+    finally: self.model.split_point = was
     return torch.cat(xs), torch.cat(ys) if ys else torch.empty(0, dtype=torch.int64)
 
 # %% ../../nbs/learn/30_learner.ipynb #a4b493a1
