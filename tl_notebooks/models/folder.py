@@ -300,7 +300,7 @@ def _features(self:Model, n:int) -> Callable: # n: inputs that will come
     "What gives a batch's features"
     if self.task.classifies:
         fast = self._fast_body() if n >= FEW or self.net.precision == 'bf16' else None
-        return (lambda x: self.net.feature_map(fast(x)[0])) if fast else self.net.features
+        return (lambda x: self.net.mapped(fast(x)[0])) if fast else self.net.features
     if hasattr(self.net, 'pooled'): return self.net.pooled
     raise InputError(f"`{self.manifest['folder']}` is a detector of the kind {self.net.arch!r}, whose body gives no "
                      f"map to "
