@@ -64,8 +64,11 @@ def load_learner(run:Run, texts:TextData, **kwargs) -> TextLearner:
     "A learner for these texts as the parameters ask for it; `kwargs` instead of those"
     p = run.p
     asked = dict(weights=p.weights or None, precision=p.precision, engine=p.engine, cache=p.cache) | kwargs
-    return text_learner(texts, p.backbone, max_tokens=p.max_tokens or None, bs=p.bs, model_dir=tempfile.gettempdir(),
-                        **asked)
+    learn = text_learner(texts, p.backbone, max_tokens=p.max_tokens or None, bs=p.bs, model_dir=tempfile.gettempdir(),
+                         **asked)
+    if (made := run.record['choices'].get('language model')) and not run.record['model']:
+        print(f"language model: {made['took']}, {made['why']}")
+    return learn
 
 def layer_groups_to_thaw(run:Run, learn:TextLearner) -> int: return min(run.p.thaw, len(learn.model.param_groups()))
 
