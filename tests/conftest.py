@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent/'shared'/'data'
 
 # Small images and batches: the same notebook, in seconds.
-QUICK = ['-p', 'size=96', '-p', 'bs=16', '-p', 'precision=fp32']
+QUICK = ['-p', 'size=96', '-p', 'bs=16', '-p', 'precision=fp32', '-p', 'control=yes']
 
 
 # `pytest -m fast`: no network trains in these, and no kernel starts.

@@ -9,7 +9,7 @@ from conftest import page as text_of, record, tl
 from tl_notebooks.data.samples import make_scenes
 
 QUICK = ['-p', 'size=96', '-p', 'bs=4', '-p', 'epochs=2', '-p', 'views=2', '-p', 'thaw=1', '-p', 'precision=fp32', '-p',
-         'threads=1']
+         'threads=1', '-p', 'control=yes']
 
 
 def unsplit(root, n, size):

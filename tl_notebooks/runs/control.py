@@ -128,9 +128,8 @@ def _train(run, make, epochs, lr, judge, judged, positive, spent, fit) -> Contro
         return n, '' if n == full else f"{n} of {full} batches are trained in the {spent:.0f} s that the rest took"
     n = full if spent is None else make_choice('batches of the control', 'auto', decide)
     if not n: return None
-    with learn.no_bar(), learn.no_logging():
-        learn.fit_one_cycle(math.ceil(n/epoch), lr, cbs=[FitProgress('control'), Batches(n), *run.track('control')],
-                            **fit)
+    cbs = [FitProgress('control'), *([Batches(n)] if n < full else []), *run.track('control')]
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(math.ceil(n/epoch), lr, cbs=cbs, **fit)
     learn.refresh_norms(n)
     with learn.no_bar(): found = judge(learn)
     if 'augmentation' in run.record:
