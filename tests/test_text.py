@@ -149,7 +149,8 @@ def test_a_texts_activations_do_not_depend_on_its_company(data, cache, tmp_path,
     "To the bit: computed among others, or nearly alone in another run"
     def rows(data, root):
         monkeypatch.setenv('TL_NOTEBOOKS_CACHE', str(tmp_path/root))
-        learn = text_learner(data, 'minilm_l6', seed=0, precision='fp32', model_dir=tempfile.gettempdir()); learn.freeze_to(-3)
+        learn = text_learner(data, 'minilm_l6', seed=0, precision='fp32', model_dir=tempfile.gettempdir())
+        learn.freeze_to(-3)
         quiet(learn, lambda: learn.validate())
         return next(iter(learn.frozen_prefix.stores.values()))
     few = draw_labels(data, 5, keep_valid=True); few.items = few.items[few.items.split != 'test']
@@ -325,7 +326,8 @@ def test_contrast_that_is_kept_is_saved_predicts_and_refits(cache, tmp_path, mon
     monkeypatch.setattr(text, '_compare', kept)
     runs = []
     for _ in range(2):
-        learn = text_learner(few, 'minilm_l6', precision='fp32', seed=0) # bf16's last bits depend on the batch on some processors
+        # bf16's last bits depend on the batch on some processors
+        learn = text_learner(few, 'minilm_l6', precision='fp32', seed=0)
         with learn.no_bar():
             learn.probe(); before = {k: v.clone() for k,v in learn.model.body.state_dict().items()}
             found = learn.contrast(steps=6, force=True)
@@ -441,7 +443,8 @@ def test_twice_is_the_same_to_the_bit(tmp_path):
     code = ("import tl_notebooks, torch\nfrom tl_notebooks.data.texts import *\nfrom tl_notebooks.learn.text import "
             "*\nfrom tl_notebooks.core import hash_state\n"
             "from tl_notebooks.data.samples import sample_path\nd = read_texts(sample_path('mails'), max_items=80)\n"
-            "l = text_learner(d, 'minilm_l6', seed=3, bs=16, precision='fp32')\nl.probe(3)\nwith l.no_bar(), l.no_logging(): "
+            "l = text_learner(d, 'minilm_l6', seed=3, bs=16, precision='fp32')\nl.probe(3)\n"
+            "with l.no_bar(), l.no_logging(): "
             "l.fine_tune(1, 1e-3, thaw=3, keep_best=False)\n"
             "print(hash_state(l.model.state_dict()))")
     import os
