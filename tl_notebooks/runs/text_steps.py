@@ -81,9 +81,9 @@ def probe(run:Run, learn:TextLearner, texts:Texts) -> pd.DataFrame:
     run.record['probe'] = vars(found) | {'layers': list(learn.choice.layers), 'names': learn.prior is not None}
     print(found, f"layers {', '.join(map(str, learn.choice.layers))}; "
           f"the classes' names {'help' if learn.prior is not None else 'are not used'}", sep='\n')
-    table = pd.DataFrame({'leave-one-out error': learn.choice.errors, 'accuracy': learn.choice.accuracies})
-    table.index = ['layer ' + str(k[0]) if len(k) == 1 else f'layers {k[0]} to {k[-1]}' for k in learn.choice.errors]
-    return table.round(3)
+    index = ['layer ' + str(k[0]) if len(k) == 1 else f'layers {k[0]} to {k[-1]}' for k in learn.choice.errors]
+    return pd.DataFrame({'leave-one-out error': [*learn.choice.errors.values()],
+                         'accuracy': [*learn.choice.accuracies.values()]}, index).round(3)
 
 # %% ../../nbs/runs/36_text_steps.ipynb #f3a6fc8d
 def _told(found) -> dict: return {k: None if v != v else v for k,v in vars(found).items()} # NaN is no JSON
