@@ -584,6 +584,18 @@ def test_mail_fine_tuned_with_control(tmp_path):
     assert len(rec['stages']) == 2 and rec['stages'][1]['epochs'] == 1
 
 
+def test_the_table_of_layers_has_each_sets_own_figures():
+    "Sets of other lengths too, which pandas would take for parts of one name"
+    from contextlib import nullcontext
+    from tl_notebooks.runs import text_steps
+    errors = {(3, 4, 5, 6): .5, (4, 5, 6): .6, (1,): .7}
+    choice = SimpleNamespace(layers=(4, 5, 6), errors=errors, accuracies=dict.fromkeys(errors, .9))
+    run = SimpleNamespace(p=SimpleNamespace(epochs=0, use_names=True), record={}, phase=lambda name: nullcontext())
+    learn = SimpleNamespace(choice=choice, prior=None, probe=lambda *a, **k: SimpleNamespace())
+    table = text_steps.probe(run, learn, SimpleNamespace(hints={}))
+    assert table['leave-one-out error'].to_dict() == {'layers 3 to 6': .5, 'layers 4 to 6': .6, 'layer 1': .7}
+
+
 @pytest.mark.parametrize('args,message', [
     (('-p', 'epochs=1'), 'fine-tuning is judged on validation texts'), (('-p', 'labels=1'), '`labels` is 1'),
     (('-p', 'labels=10000'), 'Accepted: up to'),
