@@ -112,7 +112,7 @@ class ImageTask(Task):
         self.depth, self.max_pixels, self.squares = self.pre.get('depth', self.depth), MAX_PIXELS, {}
         self.reading = dict(interpolation=self.interpolation) | {k: self.pre[k] for k in ('size', 'resize',
                 'interpolation') if k in self.pre}
-        self.side = self.pre['size'] if self.pre.get('draft') else None # folders of before: every pixel is decoded
+        self.side = Square(**self.reading).side if self.pre.get('draft') else None # before: every pixel was decoded
         self.mean, self.std = (torch.tensor(self.pre[k], device=device).view(1, 3, 1, 1) for k in ('mean', 'std'))
         if (how := self.reading['interpolation']) not in INTERPOLATIONS:
             raise InputError(f"`{manifest['folder']}/manifest.json`: `interpolation` is {how!r}; this version reads "

@@ -22,7 +22,7 @@ from torch import nn
 from PIL import Image
 from ..core import InputError, hash_file, progress
 from ..data.decode import open_image
-from ..data.images import ImageData
+from ..data.images import FACTS_SIDE, ImageData
 from . import stages as _stages # noqa: F401  gives learners `fine_tune` in stages
 from .learner import TransferLearner
 from .network import TransferNet, compile_body, merge_groups, micro_batch_for
@@ -77,7 +77,8 @@ class Square:
     resize:str='squish'
     interpolation:str='bicubic'
     @property
-    def side(self) -> int: return self.size # what an image must be decoded for, see `decode_image`
+    def side(self) -> int: # what an image is decoded for, see `decode_image`: no smaller than for checking it
+        return max(self.size, FACTS_SIDE)
     def __call__(self, image:Image.Image) -> torch.Tensor:
         return image_tensor(image, self.size, self.resize, self.interpolation)
 
