@@ -21,7 +21,9 @@ setup(
     package_data={'': ['*.json'], cfg['lib_name']: ['templates/*'], f"{cfg['lib_name']}.data": ['samples/**/*.*'],
                   f"{cfg['lib_name']}.usecases": ['*.ipynb']},
     python_requires=f">={cfg['min_python']}",
-    install_requires=cfg['requirements'].split(),
+    install_requires=[*cfg['requirements'].split(),
+                      *(f"{r} ; sys_platform == 'linux' and platform_machine == 'x86_64'"
+                        for r in cfg['linux_x86_64_requirements'].split())],
     extras_require={'parquet': ['pyarrow>=15'], 'heif': cfg['heif_requirements'].split(), 'distributed': ['accelerate>=1.0'], 'dvc': ['dvc>=3.60,<4', 'dvclive>=3.48,<4'],
                     'tensorboard': ['tensorboard>=2.16'], 'dev': cfg['dev_requirements'].split()},
     # The second lets nbdev link the names of this package between its pages.

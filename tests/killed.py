@@ -126,7 +126,7 @@ def of_texts(place, data):
     texts = read_texts(sample_path('reviews'), valid_pct=.1, test_pct=.75)
     learn = quiet(text_learner(texts, str(data), max_tokens=32, bs=16, precision='fp32', seed=0))
     learn.probe()
-    contrast = learn.contrast(2, steps=8, lr=1e-3, seed=0)
+    contrast = learn.contrast(2, steps=8, lr=1e-3, seed=0, force=True)
     body = learn.model.body.state_dict()
     learn.thaw_progressively([Stage(2, 3, 1e-2)], keep_best=False, lr_mult=2)
     return dict(contrast={k: v for k,v in vars(contrast).items() if k != 'seconds'}, learn=outcome(learn),

@@ -671,7 +671,7 @@ FULL = '''
     import resource, sys
     from tl_notebooks.data.images import read_images
     from tl_notebooks.learn.vision import image_learner
-    data = read_images(sys.argv[1] if len(sys.argv) > 1 else {images!r}, progress=False)
+    data = read_images(sys.argv[1] if len(sys.argv) > 1 else {pictures!r}, progress=False)
     learn = image_learner(data, size=64, bs=16, precision='fp32', seed=0, augment=False)
     {limit}
     with learn.no_bar(), learn.no_logging():

@@ -204,7 +204,7 @@ def test_few_labels_are_judged_by_leaving_each_out(tmp_path, monkeypatch):
     from tl_notebooks.learn.text import text_learner
     from tl_notebooks.data.texts import draw_labels, read_texts
     few = draw_labels(read_texts(sample_path('mails'), valid_pct=0.), 6)
-    learn = text_learner(few, seed=0, precision='fp32', max_tokens=32, model_dir=tmp_path)
+    learn = text_learner(few, 'minilm_l6', seed=0, precision='fp32', max_tokens=32, model_dir=tmp_path)
     found = learn.probe(names=False)
     probs, y, whose = learn.validation()
     x, rows, *_ = learn.probe_features

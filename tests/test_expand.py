@@ -274,7 +274,7 @@ def test_two_sites_give_one_model(work, tmp_path):
 def test_a_text_model_grows_with_its_names(tmp_path):
     d = read_texts(sample_path('reviews'), valid_pct=0.)
     table = d.items[['text', 'label', 'split']]
-    learn = text_learner(d, seed=0)
+    learn = text_learner(d, 'minilm_l6', seed=0)
     with learn.no_bar():
         learn.probe(); learn.thaw_progressively([]); head = learn.refit()
     assert learn.prior is not None

@@ -111,7 +111,8 @@ def mail_model(tmp_path_factory):
     rows = [(c, f'{w} {i}') for i in range(8) for c,w in (('ham', HAM), ('spam', SPAM))]
     with open(root/'d.csv', 'w', newline='') as f:
         csv.writer(f).writerows([('v1', 'v2', 'from'), *((*r, 'de') for r in rows)])
-    learn = text_learner(read_texts(root/'d.csv', 'v2', 'v1', subject='none', sender='none'), max_tokens=32,
+    learn = text_learner(read_texts(root/'d.csv', 'v2', 'v1', subject='none', sender='none'), 'minilm_l6',
+                         max_tokens=32,
                          precision='fp32', cache=False)
     with learn.no_bar(): learn.probe(); learn.calibrate()
     learn.save_model(root/'model')

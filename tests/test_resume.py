@@ -10,7 +10,7 @@ import time
 
 import killed
 import pytest
-from conftest import QUICK, record, tl
+from conftest import WHOLE, record, tl
 
 
 @pytest.fixture(scope='module')
@@ -67,10 +67,15 @@ def test_what_is_compared_can_differ(server, few_pictures, tmp_path):
 
 # The real use case, killed as the kernel of a machine that goes down kills it.
 
+def own_cache(here):
+    "Every epoch is kept, and no control is there yet"
+    return {'TL_NOTEBOOKS_CHECKPOINTS': '1', 'TL_NOTEBOOKS_CACHE': str(here/'cache')}
+
+
 def start(*args, cwd):
     return subprocess.Popen([sys.executable, '-m', 'tl_notebooks', *map(str, args)], cwd=cwd, stdout=subprocess.DEVNULL,
                             stderr=subprocess.DEVNULL,
-                            env={**os.environ, 'TL_NOTEBOOKS_CHECKPOINTS': '1'})
+                            env={**os.environ, **own_cache(cwd)})
 
 
 def wait_for(what, p, seconds=250):
@@ -86,7 +91,7 @@ def cut_off(first_run, pictures, tmp_path_factory):
     "The same command as `first_run`, killed in the middle of its control's training, with a copy of the images"
     here = tmp_path_factory.mktemp('cut off')
     shutil.copytree(pictures, here/'parts')
-    p = start('run', 'parts', '--data', 'parts', '--out', 'runs', '--seed', 5, *QUICK, cwd=here)
+    p = start('run', 'parts', '--data', 'parts', '--out', 'runs', '--seed', 5, *WHOLE, cwd=here)
     wait_for(lambda: list(here.glob('runs/parts/*/checkpoints/2/0000001.safetensors')), p)
     p.kill(); p.wait()
     return here, next((here/'runs'/'parts').iterdir())
@@ -104,7 +109,7 @@ def test_a_run_does_not_go_on_with_other_data_or_code(cut_off):
     was = picture.read_bytes()
     other = next(p for p in sorted(picture.parent.iterdir()) if p != picture)
     picture.write_bytes(other.read_bytes())
-    done = tl('resume', folder, cwd=here, env=dict(TL_NOTEBOOKS_CHECKPOINTS='1'))
+    done = tl('resume', folder, cwd=here, env=own_cache(here))
     picture.write_bytes(was)
     told = f"its data had fingerprint {before['data']['fingerprint'][:16]}, and now has "
     assert done.returncode == 2 and told in done.stderr, done.stderr[-2000:]
@@ -114,7 +119,7 @@ def test_a_run_does_not_go_on_with_other_data_or_code(cut_off):
 def test_a_killed_run_goes_on_to_the_same_bits(cut_off, first_run, tmp_path):
     here, folder = cut_off
     # from elsewhere: its paths were relative
-    done = tl('resume', folder, cwd=tmp_path, env=dict(TL_NOTEBOOKS_CHECKPOINTS='1'))
+    done = tl('resume', folder, cwd=tmp_path, env=own_cache(here))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == str(folder)
     # fine-tuning restored, the control taken up

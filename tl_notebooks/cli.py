@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from .core import InputError, tl_hint
 
 # %% ../nbs/90_cli.ipynb #22d3e588
@@ -89,11 +90,13 @@ def cmd_predict(args) -> int:
                              f"none.")
     if args.max_pixels: model.task.options(dict(max_pixels=args.max_pixels))
     inputs = model.find(args.input, args.text_column or '')
-    rows = _Rows(args.format, ['path', 'label', 'probability', *model.classes])
+    rows, start = _Rows(args.format, ['path', 'label', 'probability', *model.classes]), time.perf_counter()
     for p in model.predict(inputs, args.bs):
         figures = [p.label, '' if p.error else f'{p.probability:.6f}', *(f'{v:.6f}' for v in p.probabilities.values())]
         rows.add(p, [[p.path, *figures]])
-    return rows.end(len(inputs), [vars(p) for p in rows.done])
+    took, n = time.perf_counter() - start, len(inputs)
+    if n > 1: print(f"tl predict: {n:,} {model.task.what} in {took:.1f} s, {n/took:.0f} a second", file=sys.stderr)
+    return rows.end(n, [vars(p) for p in rows.done])
 
 class _Rows:
     """Predictions as CSV, row by row, or as JSON at the end. What could not be read has a row with the reason; where

@@ -55,8 +55,9 @@ class NewData:
 def read_new(model:Model, path:str|Path|LabelledData, test_pct:float=.3, seed:int=0, on_bad:str='error',
              **columns) -> NewData:
     "New data for a model; a class with one item is enough, and a split named test is left as it is"
-    d = path if isinstance(path, LabelledData) else model.task.read(path, valid_pct=0., test_pct=test_pct, seed=seed,
-                                                         on_bad=on_bad, addition=True, **columns)
+    d = path if isinstance(path, LabelledData) else model.task.read(
+        path, valid_pct=0., test_pct=test_pct, seed=seed, on_bad=on_bad, addition=True, **model.task.reads(), **columns)
+    model.task.remember(d)
     inputs = lambda split: model.task.inputs(d, split)
     part = lambda *splits: ([i for s in splits for i in inputs(s)], [l for s in splits for l in d.subset(s).label])
     return NewData(d, *part('train', 'valid'), *part('test'))

@@ -17,6 +17,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
@@ -653,11 +654,11 @@ def image_detector(
 
 # %% ../../nbs/learn/65_detection.ipynb #6f703284
 @patch
-def refresh_norms(self:BoxLearner) -> None:
+def refresh_norms(self:BoxLearner, batches:int|None=None) -> None:
     """Replace the running statistics of all BatchNorm layers by averages over the training images, without
     augmentation"""
     with measuring_norms(self.model):
-        for x,*_ in plain_dl(self.dls.train): self.model.features(x)
+        for x,*_ in islice(plain_dl(self.dls.train), batches): self.model.features(x)
 
 # %% ../../nbs/learn/65_detection.ipynb #de829389
 def detection_learner(

@@ -42,16 +42,20 @@ class TransferNet(nn.Module):
     A batch of `Activations` goes on from `cut`. `step`: items that the body takes at a time where no BatchNorm mixes
     them; 0: all.
     """
+    feature_sets = {} # name → slice of what the body gives, where a probe is to choose
     engine = 'torch' # what computes the frozen part, one of `ENGINES`; all that trains is torch's
     def __init__(self, body:nn.Module, n_features:int, n_classes:int):
         super().__init__()
         self.body, self.n_features, self.precision, self.micro_batch = body, n_features, 'fp32', 0
         self.head = nn.Sequential(nn.BatchNorm1d(n_features), nn.Linear(n_features, n_classes))
-        self.feature_map = nn.Identity() # or `RandomFeatures`
+        self.feature_map, self.columns = nn.Identity(), None # or `RandomFeatures`, and a slice of what the body gives
         # a list: a compiled body is the same module, not one more
         self.split_point, self.blank, self.compiled = None, (), []
 
-    def features(self, *xb): return self.feature_map(self.pooled(*xb)) # (n, n_features) float32, before the head
+    def features(self, *xb): return self.mapped(self.pooled(*xb)) # (n, n_features) float32, before the head
+    def mapped(self, pooled:torch.Tensor) -> torch.Tensor:
+        "Features of what the body gives"
+        return self.feature_map(pooled if self.columns is None else pooled[:, self.columns])
 
     def pooled(self, *xb):
         "(n, d) float32 features of a batch, as the body gives them"
@@ -105,6 +109,14 @@ def map_features(self:TransferNet, feature_map:RandomFeatures|None) -> None:
         raise InputError(f"a random projection of {len(feature_map.mean)} features; this body gives {n}.")
     device, self.n_features = next(self.head.parameters()).device, n + int(feature_map.made[0]) if feature_map else n
     self.feature_map = feature_map.to(device) if feature_map else nn.Identity()
+    self.head = TransferNet(nn.Identity(), self.n_features, self.head[1].out_features).head.to(device)
+
+@patch
+def take_columns(self:TransferNet, columns:slice) -> None:
+    "From now on the head, which starts anew, sees these of the features that the body gives"
+    self.columns, self.n_features = columns, columns.stop - columns.start
+    device = next(self.head.parameters()).device
+    self.feature_map = nn.Identity()
     self.head = TransferNet(nn.Identity(), self.n_features, self.head[1].out_features).head.to(device)
 
 # %% ../../nbs/learn/10_network.ipynb #3a2874c8

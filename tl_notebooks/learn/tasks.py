@@ -7,6 +7,7 @@ __all__ = ['TASKS', 'Task', 'ImageTask', 'TextTask', 'BoxTask']
 
 # %% ../../nbs/learn/85_tasks.ipynb #25d26af0
 import inspect
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +29,7 @@ from .network import micro_batch_for
 from .replay import content_of
 from .text import (PadTokens, TextLearner, TokenReader, load_tokenizer, net_from_config,
                                      sample_tokens, text_dls)
-from .vision import (INTERPOLATIONS, ImageReader, image_dls, image_net, image_tensor,
+from .vision import (INTERPOLATIONS, ImageReader, Square, image_dls, image_net, image_tensor,
                                        noise_images)
 
 # %% ../../nbs/learn/85_tasks.ipynb #b958bb5c
@@ -42,6 +43,7 @@ class Task:
     name, what, column = '', 'items', 'path'
     preprocessing, may_hold = (), ()
     classifies, learner = True, TransferLearner
+    readers = 0 # threads that `take` inputs together; 0: it is quick
 
     @staticmethod
     def read(path:str|Path, **options) -> LabelledData:
@@ -75,6 +77,8 @@ class Task:
         raise NotImplementedError
 
     def preload(self, items:Sequence) -> None: "Make ready what is cheaper together"
+    def reads(self) -> dict: "Options of `read` with which it makes what `take` gives on the way"; return {}
+    def remember(self, data:LabelledData) -> None: "Take what `read` made, see `reads`"
     def batch(self, taken:Sequence[torch.Tensor]) -> torch.Tensor: return torch.stack(list(taken))
     def normal(self, batch:torch.Tensor) -> torch.Tensor: return batch.to(self.device)
     def name_of(self, item) -> str: return str(item)
@@ -101,10 +105,11 @@ class ImageTask(Task):
     may_hold = ('engine', 'interpolation', 'depth', 'draft')
     read, reader, suffixes = staticmethod(read_images), ImageReader, SUFFIXES
     interpolation, depth = 'bicubic', None # where a manifest does not say
+    readers = min(8, (os.cpu_count() or 2) + 1)
 
     def __init__(self, manifest:dict, device:torch.device):
         super().__init__(manifest, device)
-        self.depth, self.max_pixels = self.pre.get('depth', self.depth), MAX_PIXELS
+        self.depth, self.max_pixels, self.squares = self.pre.get('depth', self.depth), MAX_PIXELS, {}
         self.reading = dict(interpolation=self.interpolation) | {k: self.pre[k] for k in ('size', 'resize',
                 'interpolation') if k in self.pre}
         self.side = self.pre['size'] if self.pre.get('draft') else None # folders of before: every pixel is decoded
@@ -119,8 +124,13 @@ class ImageTask(Task):
                          features=b.get('features', 'last'))[0]
     def take(self, item) -> torch.Tensor|str:
         if isinstance(item, torch.Tensor): return item
+        if item in self.squares: return self.squares[item]
         try: return image_tensor(self.reader.open(item, self.max_pixels, self.depth, self.side), **self.reading)
         except (InputError, OSError) as e: return str(e)
+    def reads(self) -> dict: return dict(square=Square(**self.reading)) if self.side else {}
+    def remember(self, data:LabelledData) -> None:
+        if data.square and data.square == self.reads().get('square'):
+            self.squares |= {data.root/p: t for p,t in data.squares.items()}
     def normal(self, batch:torch.Tensor) -> torch.Tensor:
         return (batch.to(self.device).float()/255 - self.mean)/self.std
     def find(self, given:Iterable[str|Path], column:str='') -> dict[Path, Path]:
@@ -147,7 +157,7 @@ class ImageTask(Task):
 class TextTask(Task):
     "A class for each text; an input is a text, or a pair of its name and itself"
     name, what, column = 'text_classification', 'texts', 'text'
-    preprocessing, may_hold = ('max_tokens', 'layers', 'precision'), ('engine', 'columns')
+    preprocessing, may_hold = ('max_tokens', 'layers', 'precision'), ('engine', 'columns', 'prefix')
     read, learner = staticmethod(read_texts), TextLearner
 
     @staticmethod
@@ -157,7 +167,8 @@ class TextTask(Task):
 
     def __init__(self, manifest:dict, device:torch.device):
         super().__init__(manifest, device)
-        self.reader = TokenReader(load_tokenizer(manifest['folder']), self.pre['max_tokens'])
+        self.reader = TokenReader(load_tokenizer(manifest['folder']), self.pre['max_tokens'],
+                                  self.pre.get('prefix', ''))
     def net(self) -> nn.Module:
         return net_from_config(self.manifest['folder'], len(self.manifest['classes']), self.pre['layers'])
     def sample(self, net:nn.Module) -> torch.Tensor: return sample_tokens(2, net)
@@ -176,7 +187,8 @@ class TextTask(Task):
         return super().options(said) | dict(remembered=self.pre.get('columns'))
     def loaders(self, rows:pd.DataFrame, classes:Sequence[str], bs:int, augment:bool) -> DataLoaders:
         rows = rows.assign(text=[*map(self.keep, rows['item'])])
-        return text_dls(SimpleNamespace(items=rows, classes=classes), self.reader.tok, self.pre['max_tokens'], bs)
+        return text_dls(SimpleNamespace(items=rows, classes=classes), self.reader.tok, self.pre['max_tokens'], bs,
+                        prefix=self.reader.prefix)
     def parts(self) -> dict: return dict(tok=self.reader.tok)
 
 # %% ../../nbs/learn/85_tasks.ipynb #99542789

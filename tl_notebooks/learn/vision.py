@@ -200,12 +200,13 @@ class ImageBody(nn.Module):
     model  : called as `trunk(x)`; gives (n, c, h, w) or (n, h, w, c) maps, or (n, t, c) tokens
     layout : 'NCHW', 'NHWC' or 'NLC';  prefix : tokens before the patches (class token, registers)
     taps   : names of modules of the model whose outputs are pooled; empty: its own output
+    end    : whether its own output stands before those of the taps
     Returns (n, 2c) features: average and maximum of a map, class token (or maximum) and average of tokens; of the taps,
     one after the other.
     """
-    def __init__(self, model:nn.Module, layout:str='NCHW', prefix:int=0, taps:tuple[str, ...]=()):
+    def __init__(self, model:nn.Module, layout:str='NCHW', prefix:int=0, taps:tuple[str, ...]=(), end:bool=False):
         super().__init__()
-        self.model, self.layout, self.prefix, self.groups, self.taps = model, layout, prefix, [], taps
+        self.model, self.layout, self.prefix, self.groups, self.taps, self.end = model, layout, prefix, [], taps, end
 
     def forward(self, x):
         run, seen = getattr(self.model, 'forward_features', self.model), {}
@@ -215,10 +216,10 @@ class ImageBody(nn.Module):
             if threading.get_ident() == me: seen[t] = self.pool(out)
         # of this call: a copy has none
         hooks = [self.model.get_submodule(t).register_forward_hook(functools.partial(keep, t=t)) for t in self.taps]
-        try: run(x)
+        try: out = run(x)
         finally:
             for h in hooks: h.remove()
-        return torch.cat([seen[t] for t in self.taps], 1)
+        return torch.cat([self.pool(out)]*self.end + [seen[t] for t in self.taps], 1)
 
     def pool(self, f):
         if self.layout == 'NLC':
@@ -245,7 +246,7 @@ def timm_body(model:nn.Module, size:int) -> tuple[ImageBody, list[list[nn.Parame
                      prefix), [s for s in stages if s]
 
 # %% ../../nbs/learn/50_vision.ipynb #95572b21
-FEATURES = ('last', 'blocks')
+FEATURES = ('auto', 'last', 'blocks', 'both')
 
 def last_blocks(model:nn.Module, n:int=3) -> tuple[str, ...]:
     "Names of the last `n` blocks of a timm model, or of its stages where they are no list"
@@ -282,7 +283,8 @@ def image_net(
     weights:str|None=None,   # `None`: pretrained, found local first; a path; or 'random'
     size:int|None=None,      # Side of the image; `None`: what the backbone was pretrained on
     groups:int=5,            # At most so many layer groups in the body
-    features:str='last',     # What the head sees: the end of the body, pooled, or its last three 'blocks' (timm)
+    features:str='last',     # What the head sees: the end of the body, pooled, its last three 'blocks' (timm), or
+                             # 'both'; 'auto': 'both', if the body names its blocks
 ) -> tuple[TransferNet, dict]: # The network and what is known of its backbone
     "A network with the pretrained body of `backbone` and a new head for `n_classes`"
     if features not in FEATURES: raise InputError(f"`features` is {features!r}; accepted: {', '.join(FEATURES)}.")
@@ -290,12 +292,17 @@ def image_net(
     model, info = load_image_model(backbone, weights)
     size = size or info['input_size']
     body, stages = timm_body(model, size) if entry.library == 'timm' else torchvision_body(model, entry.model)
-    if features == 'blocks': body.taps = last_blocks(model)
+    if features == 'auto' and not getattr(model, 'feature_info', None): features = 'last'
+    if features != 'last': body.taps, body.end = last_blocks(model), features != 'blocks'
     body.groups = [[p for i in g for p in stages[i]] for g in merge_groups([sum(p.numel() for p in s) for s in stages],
             groups)]
-    with torch.no_grad(): n_features = body.eval()(torch.zeros(2, 3, size, size)).shape[1]
+    with torch.no_grad():
+        n_features, blank = body.eval()(torch.zeros(2, 3, size, size)).shape[1], torch.zeros(2, 3, size, size)
+        n_end = ImageBody(model, body.layout, body.prefix).eval()(blank).shape[1] if body.end else 0
     net = TransferNet(body.to(memory_format=torch.channels_last), n_features, n_classes)
-    return net, {**info, 'size': size, 'n_features': n_features, 'features': features}
+    if features == 'auto': net.feature_sets = dict(last=slice(0, n_end), blocks=slice(n_end, n_features),
+                                                   both=slice(0, n_features))
+    return net, {**info, 'size': size, 'n_features': n_features, 'features': 'both' if body.end else features}
 
 # %% ../../nbs/learn/50_vision.ipynb #6d05c5f8
 def noise_images(n:int, size:int) -> torch.Tensor:
@@ -313,7 +320,7 @@ def image_learner(
     precision:str='auto',         # 'auto': the faster one on this machine; 'fp32'; 'bf16'
     engine:str='auto',            # Computes the frozen part on a CPU; 'auto': the fastest here; 'torch'; 'openvino'
     compile:bool|None=None,       # `torch.compile` the body for full passes; `None`: on a GPU
-    features:str='last',          # See `image_net`
+    features:str='last',          # See `image_net`; 'auto': `probe` chooses by leave-one-out
     norm:str='eval',              # 'train': fastai's BatchNorm default, for networks from scratch
     seed:int|None=None,           # `None`: leave the generators alone
     dls:DataLoaders|None=None,    # Batches to use again, of the same size and normalisation

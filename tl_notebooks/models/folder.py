@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'FILES', 'MANIFEST', 'BACKBONE', 'FEW', 'write_manifest', 'save_model', 'read_manifest', 'Prediction',
-           'Model', 'take_feature_map', 'memory_of', 'free_folder']
+           'Model', 'take_feature_map', 'ahead', 'memory_of', 'free_folder']
 
 # %% ../../nbs/models/00_folder.ipynb #d84f121d
 import copy
@@ -14,7 +14,9 @@ import re
 import shutil
 import struct
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -298,21 +300,32 @@ def _features(self:Model, n:int) -> Callable: # n: inputs that will come
     "What gives a batch's features"
     if self.task.classifies:
         fast = self._fast_body() if n >= FEW or self.net.precision == 'bf16' else None
-        return (lambda x: self.net.feature_map(fast(x)[0])) if fast else self.net.features
+        return (lambda x: self.net.mapped(fast(x)[0])) if fast else self.net.features
     if hasattr(self.net, 'pooled'): return self.net.pooled
     raise InputError(f"`{self.manifest['folder']}` is a detector of the kind {self.net.arch!r}, whose body gives no "
                      f"map to "
                      "average. Accepted: fcos, retinanet and ssdlite; or `predict`, for boxes.")
+
+def ahead(take:Callable, parts:Sequence[Sequence], threads:int) -> Iterator[list]:
+    "What `take` makes of each item of each part; several threads work on the next part while this one is used"
+    if not threads: yield from ([*map(take, part)] for part in parts); return
+    pool, soon = ThreadPoolExecutor(threads), deque()
+    try:
+        for part in parts:
+            soon.append(pool.map(take, part))
+            if len(soon) > 2: yield [*soon.popleft()]
+        while soon: yield [*soon.popleft()]
+    finally: pool.shutdown(wait=True, cancel_futures=True)
 
 @patch
 def read_batches(self:Model, inputs:Sequence, bs:int, desc:str) -> Iterator[tuple[list, list, torch.Tensor|None]]:
     "Inputs by the batch, what each is to the network (or why it cannot be read), and the good ones together"
     if bs < 1: raise InputError(f"`bs` is {bs}; accepted: a whole number from 1.")
     self.task.preload(inputs)
-    for i in progress(range(0, len(inputs), bs), desc, -(-len(inputs)//bs)):
-        read = [*map(self.task.take, inputs[i:i+bs])]
+    parts = [inputs[i:i+bs] for i in range(0, len(inputs), bs)]
+    for part,read in zip(parts, progress(ahead(self.task.take, parts, self.task.readers), desc, len(parts))):
         good = [t for t in read if not isinstance(t, str)]
-        yield inputs[i:i+bs], read, self.task.batch(good) if good else None
+        yield part, read, self.task.batch(good) if good else None
 
 @patch
 def features(self:Model, inputs:Sequence, bs:int=32, desc:str='features') -> torch.Tensor:

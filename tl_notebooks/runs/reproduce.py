@@ -109,8 +109,9 @@ def check_weights(rec:dict) -> Finding|None:
     try:
         if p.get('model') and m.get('parent'):
             return _compared('parent model', m['parent'][:16], read_manifest(p['model'])['sha256'][:16], 'cannot')
-        image = Path(p['backbone']).is_dir() is False and find_entry(p['backbone']).task == 'image'
-        info = (load_image_model if image else load_text_model)(p['backbone'], p.get('weights') or None)[-1]
+        name = m['name'] if p['backbone'] == 'auto' else p['backbone']
+        image = Path(name).is_dir() is False and find_entry(name).task == 'image'
+        info = (load_image_model if image else load_text_model)(name, p.get('weights') or None)[-1]
         return _compared('pretrained weights', m['weights_sha256'][:16], info['weights_sha256'][:16], 'cannot',
                          f"{info['source']}: {info['file']}")
     except InputError as e:

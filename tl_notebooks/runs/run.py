@@ -187,8 +187,26 @@ def track(self:Run, name:str) -> list:
     return track_callbacks(getattr(self.p, 'track', 'none'), self.folder/'track'/name)
 
 @patch
+def answered(self:Run) -> None:
+    "The run has its answer: write the report as far as it goes; what follows only explains"
+    self.record['figures'] = self.captions
+    self.save(); write_report(self.folder)
+    name, figure = next(iter(self.record['metrics'].items()))
+    print(f"answer: {name} {figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f}) on {figure['n']} items, "
+          f"after {time.perf_counter() - self.began:.0f} s; what follows explains it", file=sys.stderr, flush=True)
+
+@patch
+def _say_times(self:Run) -> None:
+    "Where the time went, the longest first"
+    parts, total = self.record['timings'], self.record['seconds']
+    shown = [f'{n} {s:.1f}' for n,s in sorted(parts.items(), key=lambda p: -p[1]) if s >= .05]
+    rest = total - sum(parts.values())
+    print(f"seconds: {', '.join([*shown, f'figures and the rest {max(0, rest):.1f}'])}; {total:.1f} in all",
+          file=sys.stderr, flush=True)
+
+@patch
 def finish(self:Run) -> str:
-    "Mark the run as done and write its report; gives the run folder"
+    "Mark the run as done, write its report and say where the time went; gives the run folder"
     figures = {f'{at}{k}': m['value'] for at,group in (('', 'metrics'), ('valid/', 'valid')) for k,
                m in self.record[group].items()}
     track_figures(getattr(self.p, 'track', 'none'), self.folder/'track'/'run', figures)
@@ -197,6 +215,7 @@ def finish(self:Run) -> str:
     self.save()
     (self.folder/'.reserve').unlink(missing_ok=True)
     write_report(self.folder)
+    self._say_times()
     if module := sys.modules.get('tl_notebooks.learn.resume'): module.keep_checkpoints(None)
     end_choices()
     shutil.rmtree(self.folder/'checkpoints', ignore_errors=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Texts', 'read_labelled', 'some_texts', 'load_learner', 'layer_groups_to_thaw', 'probe', 'contrast', 'self_train',
-           'thaw', 'count_words', 'train_control', 'show_accuracies', 'show_words']
+           'thaw', 'count_words', 'text_control', 'show_accuracies', 'show_words', 'other_languages']
 
 # %% ../../nbs/runs/36_text_steps.ipynb #172149ca
 import tempfile
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from ..core import InputError, did_you_mean
-from ..data.samples import sample_path
+from ..data.samples import LANGUAGES, sample_path
 from ..data.texts import TextData, draw_labels, parse_names, read_texts
-from ..judge import plots
+from ..judge import evidence, plots
 from ..judge.evaluate import Evaluation
-from ..learn.learner import FitProgress
 from ..learn.stages import Stage
-from ..learn.text import TextLearner, text_learner, tfidf_baseline, word_effects
+from ..learn.text import LabelledText, TextLearner, text_learner, tfidf_baseline, word_effects
 from .run import Run
+from .control import Control, run_control
 from .steps import fine_tune
 
 # %% ../../nbs/runs/36_text_steps.ipynb #37bcf984
@@ -64,8 +64,11 @@ def load_learner(run:Run, texts:TextData, **kwargs) -> TextLearner:
     "A learner for these texts as the parameters ask for it; `kwargs` instead of those"
     p = run.p
     asked = dict(weights=p.weights or None, precision=p.precision, engine=p.engine, cache=p.cache) | kwargs
-    return text_learner(texts, p.backbone, max_tokens=p.max_tokens or None, bs=p.bs, model_dir=tempfile.gettempdir(),
-                        **asked)
+    learn = text_learner(texts, p.backbone, max_tokens=p.max_tokens or None, bs=p.bs, model_dir=tempfile.gettempdir(),
+                         **asked)
+    if (made := run.record['choices'].get('language model')) and not run.record['model']:
+        print(f"language model: {made['took']}, {made['why']}")
+    return learn
 
 def layer_groups_to_thaw(run:Run, learn:TextLearner) -> int: return min(run.p.thaw, len(learn.model.param_groups()))
 
@@ -88,10 +91,12 @@ def _told(found) -> dict: return {k: None if v != v else v for k,v in vars(found
 def contrast(run:Run, learn:TextLearner, texts:Texts) -> None:
     "Contrastive fine-tuning of the last blocks"
     if not run.p.contrast: return
+    rest = sum(run.record['timings'].values()), len(texts.used.texts('test')) + len(texts.used.texts('valid'))
     with run.phase('contrast'):
         found = learn.contrast(min(3, len(learn.model.param_groups())), run.p.contrast, hints=texts.hints,
-                               seed=run.p.seed)
+                               seed=run.p.seed, rest=rest)
     run.record['contrast'] = _told(found)
+    if not found.folds: return print(f'contrast: {found.why}')
     print(f"held-out loss {found.probe_loss:.3f} with the probe, {found.loss:.3f} after contrast "
           f"(standard error of the difference {found.error:.3f}): {found.why or 'not kept'}")
 
@@ -108,30 +113,36 @@ def self_train(run:Run, learn:TextLearner, texts:Texts) -> None:
           f"(standard error of the difference {found.error:.3f}): {found.why or 'not kept'}")
 
 def thaw(run:Run, learn:TextLearner) -> pd.DataFrame:
-    "Fine-tune the last blocks, where epochs were asked for"
+    "Fine-tune the last blocks, where epochs were asked for; gives a table of all that was tried"
     stages = [Stage(layer_groups_to_thaw(run, learn), run.p.epochs, run.p.lr)] if run.p.epochs else []
-    return fine_tune(run, learn, stages, lr_mult=2)
+    table = fine_tune(run, learn, stages, lr_mult=2)
+    tried = run.record.get('contrast')
+    if not tried or tried['kept']: return table
+    # what was left out or undone has a row too
+    run.record['stages'].insert(1, vars(Stage(0, 0, 0., 'contrast', seconds=tried['seconds'], why=tried['why'])))
+    return pd.DataFrame(run.record['stages']).drop(columns='thaw').set_index('name').round(4)
 
 # %% ../../nbs/runs/36_text_steps.ipynb #04568015
 def count_words(run:Run, texts:TextData) -> np.ndarray: # (n, k) probabilities for the test texts
     "TF-IDF and a logistic regression"
     with run.phase('TF-IDF'): return tfidf_baseline(texts.texts('train'), texts.labels('train'), texts.texts('test'))
 
-def train_control(run:Run, learn:TextLearner) -> TextLearner:
-    "The same network from random weights, all layers trained"
-    with run.phase('control'):
+def text_control(run:Run, learn:TextLearner, positive:str='') -> Control|None:
+    "The same network from random weights, all layers trained; see `run_control`"
+    def from_scratch():
         scratch = load_learner(run, learn.data, weights='random', precision=learn.info['precision'], engine='torch',
                                seed=run.p.seed, dls=learn.dls, cache=False)
         scratch.unfreeze()
-        with scratch.no_bar(), scratch.no_logging():
-            scratch.fit_one_cycle(run.p.epochs + 3, 5e-4, cbs=[FitProgress('control'), *run.track('control')])
-    return scratch
+        return scratch
+    return run_control(run, from_scratch, run.p.epochs + 3, 5e-4, lambda l: l.evaluate(positive=positive),
+                       len(learn.data.subset('test')), positive,
+                       dict(precision=learn.info['precision'], network=learn.info['name']))
 
 def show_accuracies(run:Run, found:Evaluation):
     "Beside what it must beat"
-    rows = {f'{run.p.backbone}, expanded': run.record['metrics']['accuracy'],
+    rows = {f"{run.record['model']['name']}, expanded": run.record['metrics']['accuracy'],
             'TF-IDF + logistic regression': run.record['baselines']['tfidf']['accuracy']}
-    if run.p.control: rows['same network from scratch'] = run.record['control']['accuracy']
+    if found_control := run.record['control'].get('accuracy'): rows['same network from scratch'] = found_control
     figure = plots.plot_intervals(rows, 'test accuracy (95 % interval)', highlight=[*rows][1:])
     return run.figure('accuracy', figure, f'Accuracy on {len(found.y)} test texts with 95 % intervals.', lead=True)
 
@@ -148,3 +159,19 @@ def show_words(run:Run, learn:TextLearner, found:Evaluation, n:int=4):
     caption = ('The surest right and wrong answers. Blue words speak for the prediction, orange ones against it: '
                'what its log-odds lose without the word.')
     return run.figure('words', plots.plot_words([w for w,_ in effects], [e for _,e in effects], titles), caption)
+
+# %% ../../nbs/runs/36_text_steps.ipynb #3842fbb6
+def other_languages(run:Run, learn:TextLearner) -> pd.DataFrame|None:
+    "Accuracy on the built-in reviews in other languages, for a head that learned from the English ones"
+    if run.p.data: return print('other languages: only with the built-in reviews')
+    if not learn.info.get('multilingual'):
+        return print(f"other languages: not with {learn.info['name']}, which knows English")
+    found = {}
+    with run.phase('other languages'), learn.no_bar():
+        for code,language in LANGUAGES.items():
+            rows = read_texts(sample_path(f'reviews_{code}'), valid_pct=0., test_pct=0.).items
+            texts = [LabelledText(t, l) for t,l in zip(rows.text, rows.label)]
+            probs, y = learn.get_preds(dl=learn.dls.test_dl(texts, with_labels=True))
+            found[language] = evidence.accuracy(y.numpy(), probs.numpy().argmax(1))
+    run.record['languages'] = {k: v.as_json() for k,v in found.items()}
+    return pd.DataFrame({'accuracy': {k: str(v) for k,v in found.items()}})
