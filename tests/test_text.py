@@ -326,7 +326,8 @@ def test_contrast_that_is_kept_is_saved_predicts_and_refits(cache, tmp_path, mon
     monkeypatch.setattr(text, '_compare', kept)
     runs = []
     for _ in range(2):
-        learn = text_learner(few, 'minilm_l6', precision='fp32', seed=0) # bf16 depends on the batch on some processors
+        # bf16's last bits depend on the batch on some processors
+        learn = text_learner(few, 'minilm_l6', precision='fp32', seed=0)
         with learn.no_bar():
             learn.probe(); before = {k: v.clone() for k,v in learn.model.body.state_dict().items()}
             found = learn.contrast(steps=6, force=True)

@@ -433,8 +433,7 @@ def probe(
 
 # %% ../../nbs/learn/60_text.ipynb #2b39916e
 def told_apart(x:np.ndarray, y:np.ndarray, names:np.ndarray) -> np.ndarray:
-    """(n,) how much nearer rows (n, d) of classes (n,) lie to their own of the names (k, d) than to the others on
-    average"""
+    "(n,) how much nearer rows (n, d) of classes (n,) lie to their own of the names (k, d) than to the others"
     s = (x - x.mean(0)) @ (names - names.mean(0)).T
     own = s[np.arange(len(y)), y]
     return own - (s.sum(1) - own)/max(1, s.shape[1] - 1)
@@ -614,18 +613,6 @@ class Contrast:
 
 # %% ../../nbs/learn/60_text.ipynb #77265788
 @patch
-def _contrast_folds(self:TextLearner, tail, some, x, y, words, folds:int, steps:int, lr:float, seed:int,
-                    state:dict) -> tuple[np.ndarray, np.ndarray]:
-    "(n, k) scores of texts that a probe did not see, before and after contrast without them"
-    base, held = (np.zeros((len(y), len(self.dls.vocab))) for _ in range(2))
-    for f,(tr,te) in enumerate(_folds(y, folds, seed)):
-        base[te] = _held_out(x[tr], y[tr], x[te], self.prior)
-        tail.train([some[i] for i in tr], y[tr], steps, lr, seed + f, f'contrast: fold {f+1} of {folds}')
-        z = tail.means(some); held[te] = _held_out(z[tr], y[tr], z[te], _word_prior(tail, words))
-        self.model.body.load_state_dict(state)
-    return base, held
-
-@patch
 def contrast(
     self:TextLearner,      # Probed
     thaw:int=3,            # Groups that train, head included, as `freeze_to` counts them
@@ -656,7 +643,7 @@ def contrast(
         some, words = tail.read([texts[i] for i in at]), self._word_rows(tail, hints)
         if why := tail.too_long(time.perf_counter() - start, len(at), (folds + 1)*steps, rest):
             self._undo_contrast(state, *was); return skipped(why)
-        base, held = self._contrast_folds(tail, some, x, y, words, folds, steps, lr, seed, state)
+        base, held = self._both_held_out(tail, some, words, x, y, folds, (steps, lr, seed), state)
         result = _compare(base, held, y.numpy(), folds)
         if result.kept: self._keep_contrast(tail, some, y, words, steps, lr, seed, held, folds); self.kept_by = result
         else: body._layers = was[0]
@@ -675,6 +662,18 @@ def _held_out(x, y, tx, prior) -> np.ndarray:
     "Scores (n, classes) of some texts, from a head on others"
     found = ridge_loo(x, y, int(y.max()) + 1, prior=prior)
     return tx.double().numpy() @ found.weight.T + found.bias
+
+@patch
+def _both_held_out(self:TextLearner, tail:_Tail, some, words, x, y, folds:int, training:tuple, state:dict):
+    "Scores (n, classes) of the labelled texts by the probe's head and after contrast, each in the fold without it"
+    (steps, lr, seed), base = training, np.zeros((len(y), len(self.dls.vocab)))
+    held = base.copy()
+    for f,(tr,te) in enumerate(_folds(y, folds, seed)):
+        base[te] = _held_out(x[tr], y[tr], x[te], self.prior)
+        tail.train([some[i] for i in tr], y[tr], steps, lr, seed + f, f'contrast: fold {f+1} of {folds}')
+        z = tail.means(some); held[te] = _held_out(z[tr], y[tr], z[te], _word_prior(tail, words))
+        tail.body.load_state_dict(state)
+    return base, held
 
 def _compare(base, held, y, folds:int, rule:str='if better') -> Contrast:
     "Whether held-out loss is better beyond chance; or (`unless worse`) not worse by one standard error"

@@ -128,7 +128,7 @@ def count_words(run:Run, texts:TextData) -> np.ndarray: # (n, k) probabilities f
     with run.phase('TF-IDF'): return tfidf_baseline(texts.texts('train'), texts.labels('train'), texts.texts('test'))
 
 def text_control(run:Run, learn:TextLearner, positive:str='') -> Control|None:
-    "The same network from random weights, all layers trained; see `run_control`"
+    "The same network from random weights, all layers trained (but for a `BlockEmbedding`); see `run_control`"
     def from_scratch():
         scratch = load_learner(run, learn.data, weights='random', precision=learn.info['precision'], engine='torch',
                                seed=run.p.seed, dls=learn.dls, cache=False)
