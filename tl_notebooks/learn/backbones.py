@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENDINGS', 'Entry', 'catalogue', 'find_entry', 'Source', 'sources', 'read_state', 'expected_sha', 'check_content',
            'map_by_order', 'misfit', 'head_prefixes', 'fit_state', 'locate', 'given_state', 'load_image_model',
-           'load_text_model', 'load_box_model', 'models_table', 'format_models']
+           'read_pretrained', 'load_text_model', 'load_box_model', 'models_table', 'format_models']
 
 # %% ../../nbs/learn/05_backbones.ipynb #46a31703
 import functools
@@ -477,16 +477,20 @@ def load_image_model(
     return model.eval(), _info(replace(_known(entry, source), n_classes=rows), source, model)
 
 # %% ../../nbs/learn/05_backbones.ipynb #d1291bc1
-def _from_pretrained(auto, entry:Entry, folder:str, **kwargs):
-    "The model in a checkpoint folder, and the names that start anew because the caller asked for another head"
+def read_pretrained(auto, name:str, folder:str|Path, **kwargs):
+    "The model in a checkpoint folder, read by a class of transformers, and its report on what is missing or does not fit"
+    folder = str(folder)
     safe = not list(Path(folder).glob('pytorch_model*')) or bool(list(Path(folder).glob('model*.safetensors')))
     try:
-        model, report = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False,
-                                             use_safetensors=safe,
-                                             output_loading_info=True, **kwargs)
+        return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_safetensors=safe,
+                                    output_loading_info=True, **kwargs)
     except Exception as e:
-        raise InputError(f"checkpoint `{folder}` cannot be loaded as {entry.name}: {str(e).strip()[:400]}. "
+        raise InputError(f"checkpoint `{folder}` cannot be loaded as {name}: {str(e).strip()[:400]}. "
                          "If a file is damaged, remove the folder and fetch it again.") from None
+
+def _from_pretrained(auto, entry:Entry, folder:str, **kwargs):
+    "The model in a checkpoint folder, and the names that start anew because the caller asked for another head"
+    model, report = read_pretrained(auto, entry.name, folder, **kwargs)
     missing = sorted(report['missing_keys'])
     if missing and all(k.startswith('pooler.') for k in missing): model.pooler, missing = None, []
     if missing:

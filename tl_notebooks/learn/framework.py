@@ -228,10 +228,11 @@ def framework_net(
     n_classes:int,
     sample:torch.Tensor, # (2, 3, size, size) images, or (2, tokens) token numbers
     pad:int|None=None, left:bool=False, # See `FrameworkBody`
+    n:int=5,         # At most so many layer groups
 ) -> TransferNet:
     "A network with the whole of `model` but its head as body"
     body = FrameworkBody(model, at, pad, left).eval()
-    group_stages(body, lambda: body(sample))
+    group_stages(body, lambda: body(sample), n)
     with torch.no_grad(): d = body(sample).shape[1]
     return TransferNet(body, d, n_classes)
 
