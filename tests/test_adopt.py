@@ -13,7 +13,8 @@ from tl_notebooks.data.images import read_images
 from tl_notebooks.data.samples import PARTS, make_parts, sample_path
 from tl_notebooks.data.texts import read_texts
 from tl_notebooks.learn.text import text_learner, text_net
-from tl_notebooks.learn.vision import image_learner, image_net
+from tl_notebooks.learn.vision import image_learner, image_net, image_tensor
+from tl_notebooks.models.adopt import adopt
 from tl_notebooks.models.save import load_model
 
 torch.set_num_threads(1)
@@ -179,3 +180,177 @@ def test_a_language_model_needs_its_tokenizer(tmp_path):
     learn = text_learner(data, bert(None), tok=tokenizer(None), max_tokens=16, precision='fp32')
     with learn.no_bar(): learn.probe()
     assert learn.save_model(tmp_path/'m').is_dir() and load_model(tmp_path/'m').classes == data.classes
+
+
+# --- models
+
+TIMM = ['resnet10t', 'efficientnet_lite0', 'mobilenetv3_small_050', 'convnext_atto', 'vit_tiny_patch16_224', 'regnetx_002',
+        'swin_tiny_patch4_window7_224', 'densenet121', 'mixer_s32_224', 'vgg11']
+TORCHVISION = ['resnet18', 'mobilenet_v2', 'shufflenet_v2_x0_5', 'vit_b_32', 'convnext_tiny']
+
+
+def photographs(n=8):
+    "Images of several shapes with natural structure"
+    from sklearn.datasets import load_sample_images
+    from PIL import Image
+    out = [Image.fromarray(i) for i in load_sample_images().images]
+    rng = torch.Generator().manual_seed(0)
+    while len(out) < n:
+        w, h, x, y = (int(v) for v in torch.randint(60, 380, (4,), generator=rng))
+        out.append(out[len(out) % 2].crop((x % 240, y % 180, x % 240 + w, y % 180 + h)))
+    return out
+
+
+def same(model, folder, *x):
+    "Greatest difference of the scores in units of the largest, on an input that the framework's own code is given too"
+    with torch.no_grad(): theirs, ours = model.eval()(*x), load_model(folder).net.cpu()(*x)
+    theirs = getattr(theirs, 'logits', theirs)
+    return float((theirs - ours).abs().max()/theirs.abs().max().clamp(min=1))
+
+
+@pytest.mark.parametrize('arch', TIMM)
+def test_a_model_of_timm_answers_and_prepares_as_timm_does(arch, tmp_path):
+    from timm.models import save_for_hf
+    small = {} if arch.startswith(('swin', 'mixer', 'vgg')) or 'vit' not in arch else dict(img_size=96)
+    model = timm_model(arch, **small)
+    save_for_hf(model, tmp_path/'own', model_config=dict(label_names=['a', 'b', 'c']))
+    done = adopt(tmp_path/'own', tmp_path/'m')
+    pre, again = done.report['preparation'], load_model(done.folder)
+    assert same(model, done.folder, torch.randn(2, 3, *[pre['size']]*2)) < 1e-5 and again.classes == ['a', 'b', 'c']
+    side = dict(input_size=(3, 96, 96)) if small else {}
+    tfm = timm.data.create_transform(**timm.data.resolve_data_config(side, model=model))
+    std = torch.tensor(pre['std']).view(3, 1, 1)
+    for im in photographs():
+        ours = again.task.normal(image_tensor(im, **again.task.reading)[None].to(again.device))[0].cpu()
+        assert ((ours - tfm(im)).abs()*std*255).max() <= 2
+
+
+@pytest.mark.parametrize('arch', TORCHVISION)
+def test_a_state_dict_of_torchvision_answers_as_torchvision_does(arch, tmp_path):
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(arch, num_classes=3).eval()
+    torch.save({f'module.{k}': v for k,v in model.state_dict().items()}, tmp_path/'own.pth')
+    done = adopt(tmp_path/'own.pth', tmp_path/'m', arch=f'torchvision/{arch}', classes='a,b,c')
+    assert same(model, done.folder, torch.randn(2, 3, 224, 224)) < 1e-5
+    assert done.report['assumed'] == ['size', 'resize', 'interpolation', 'mean', 'std'], 'the file does not say'
+    assert load_model(done.folder).manifest['backbone']['licence'] is None
+    preset = torchvision.models.get_model_weights(arch).DEFAULT.transforms()
+    again = load_model(done.folder)
+    for im in photographs(4):
+        ours = again.task.normal(image_tensor(im, **again.task.reading)[None].to(again.device))[0].cpu()
+        assert ((ours - preset(im)).abs()*torch.tensor(preset.std).view(3, 1, 1)*255).max() <= 2
+
+
+def labelled(n): return dict(id2label={i: f'kind {i}' for i in range(n)}, label2id={f'kind {i}': i for i in range(n)})
+
+def hf_image(family):
+    "A small classifier of a family and its own processor"
+    t, n = transformers, labelled(3)
+    small = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=64)
+    if family == 'vit': return t.ViTForImageClassification(t.ViTConfig(**small, **n)), t.ViTImageProcessor(
+        size=dict(height=64, width=64))
+    if family == 'convnext': return t.ConvNextForImageClassification(t.ConvNextConfig(
+        hidden_sizes=[16, 32], depths=[1, 1], num_stages=2, **n)), t.ConvNextImageProcessor(size=dict(shortest_edge=96))
+    if family == 'resnet': return t.ResNetForImageClassification(t.ResNetConfig(
+        embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], **n)), t.ConvNextImageProcessor(
+            size=dict(shortest_edge=64), crop_pct=.875, resample=3)
+    if family == 'mobilevit': return t.MobileViTForImageClassification(t.MobileViTConfig(
+        image_size=64, hidden_sizes=[16, 20, 24], neck_hidden_sizes=[8, 8, 12, 16, 16, 20, 32], num_attention_heads=2,
+        **n)), t.MobileViTImageProcessor(size=dict(shortest_edge=72), crop_size=dict(height=64, width=64))
+    return t.Dinov2ForImageClassification(t.Dinov2Config(**{k: v for k,v in small.items() if k != 'intermediate_size'},
+                                                         patch_size=16, **n)), t.BitImageProcessor(
+        size=dict(shortest_edge=73), crop_size=dict(height=64, width=64), resample=3)
+
+
+@pytest.mark.parametrize('family', ['vit', 'convnext', 'resnet', 'mobilevit', 'dinov2'])
+def test_an_image_model_of_transformers_answers_and_prepares_as_transformers_does(family, tmp_path):
+    torch.manual_seed(0)
+    model, processor = hf_image(family)
+    model.save_pretrained(tmp_path/'own'); processor.save_pretrained(tmp_path/'own')
+    done = adopt(tmp_path/'own', tmp_path/'m')
+    again, pre = load_model(done.folder), done.report['preparation']
+    assert done.report['prepared_by'] == 'its own processor' and again.classes == ['kind 0', 'kind 1', 'kind 2']
+    for im in photographs(6):
+        x = processor(images=im, return_tensors='pt')['pixel_values']
+        ours = again.task.normal(image_tensor(im, **again.task.reading)[None].to(again.device)).cpu()
+        assert ((ours - x).abs()*torch.tensor(pre['std']).view(3, 1, 1)*255).max() <= 2
+        assert same(model, done.folder, x) < 1e-5
+
+
+def hf_text(family):
+    t, n = transformers, labelled(3)
+    small = dict(vocab_size=12, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+                 max_position_embeddings=40, pad_token_id=0, eos_token_id=3)
+    if family == 'bert': return t.BertForSequenceClassification(t.BertConfig(**small, **n))
+    if family == 'roberta': return t.RobertaForSequenceClassification(t.RobertaConfig(**small, **n))
+    if family == 'distilbert': return t.DistilBertForSequenceClassification(t.DistilBertConfig(
+        vocab_size=12, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=40, **n))
+    if family == 'gpt2': return t.GPT2ForSequenceClassification(t.GPT2Config(
+        vocab_size=12, n_embd=16, n_layer=2, n_head=2, n_positions=40, pad_token_id=0, eos_token_id=3, **n))
+    if family == 'modernbert': return t.ModernBertForSequenceClassification(t.ModernBertConfig(
+        **small, bos_token_id=2, cls_token_id=2, sep_token_id=3, **n))
+    return t.ElectraForSequenceClassification(t.ElectraConfig(**small, embedding_size=16, **n))
+
+
+@pytest.mark.parametrize('family', ['bert', 'roberta', 'distilbert', 'gpt2', 'modernbert', 'electra'])
+def test_a_text_model_of_transformers_answers_as_its_pipeline_does(family, tmp_path):
+    torch.manual_seed(0)
+    model = hf_text(family).eval()
+    model.save_pretrained(tmp_path/'own'); tokenizer(tmp_path/'own')
+    done = adopt(tmp_path/'own', tmp_path/'m')
+    texts = ['the movie was good', 'bad', 'a plot Great ' * 9, 'unheard of words']
+    pipe = transformers.pipeline('text-classification', model=str(tmp_path/'own'), top_k=None, device='cpu')
+    again = load_model(done.folder)
+    for text,p in zip(texts, again.predict(texts)):
+        theirs = {r['label']: r['score'] for r in pipe([text], truncation=True)[0]}
+        assert max(abs(p.probabilities[c] - theirs[c]) for c in theirs) < 1e-5
+    assert again.manifest['backbone']['model'] == model.config.model_type
+
+
+@pytest.mark.parametrize('kind', ['torchvision', 'timm', 'other head'])
+def test_what_fastai_saved_answers_as_its_learner_does(kind, parts, tmp_path):
+    from fastai.vision.all import ImageDataLoaders, Resize, resnet18, vision_learner
+    dls = ImageDataLoaders.from_folder(parts.root, valid_pct=.3, seed=0, item_tfms=Resize(64), bs=4, num_workers=0)
+    arch = 'resnet10t' if kind == 'timm' else resnet18
+    learn = vision_learner(dls, arch, pretrained=False, path=tmp_path,
+                           **(dict(lin_ftrs=[20], concat_pool=False) if kind == 'other head' else {}))
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1)
+    learn.save('own', with_opt=False)
+    name = 'timm/resnet10t' if kind == 'timm' else 'torchvision/resnet18'
+    done = adopt(tmp_path/'models'/'own.pth', tmp_path/'m', arch=name, classes=[*dls.vocab], size=64, mean=0, std=1)
+    files = parts.files('test')
+    with learn.no_bar(): theirs, _ = learn.get_preds(dl=dls.test_dl(files))
+    ours = load_model(done.folder).predict(files)
+    assert max(abs(p.probabilities[c] - t[i]) for p,t in zip(ours, theirs) for i,c in enumerate(dls.vocab)) < 1e-3
+    learn.save('with optimiser')
+    with pytest.raises(InputError, match=r"learn.save\('name', with_opt=False\)"):
+        adopt(tmp_path/'models'/'with optimiser.pth', tmp_path/'n', arch=name, classes=[*dls.vocab])
+
+
+def sentences(folder, pooling='mean', normalize=True, k=3):
+    "A sentence transformer and scikit-learn's logistic regression on what it gives"
+    import numpy as np
+    from sentence_transformers import SentenceTransformer, models
+    from sklearn.linear_model import LogisticRegression
+    bert(folder/'..'/'inner')
+    parts = [models.Transformer(str(folder/'..'/'inner'), max_seq_length=16), models.Pooling(16, pooling)]
+    model = SentenceTransformer(modules=parts + [models.Normalize()]*normalize, device='cpu')
+    model.save(str(folder))
+    rng = np.random.default_rng(0)
+    texts = [' '.join(rng.choice(['good', 'bad', 'movie', 'plot', 'Great', 'the', 'a', 'was'], 5)) for _ in range(30)]
+    return model, LogisticRegression().fit(model.encode(texts), np.array(['x', 'y', 'z'][:k])[rng.integers(0, k, 30)]), texts
+
+
+@pytest.mark.parametrize('pooling, normalize, k', [('mean', True, 3), ('cls', False, 3), ('mean', False, 2)])
+def test_a_sentence_transformer_answers_as_scikit_learn_on_it_does(pooling, normalize, k, tmp_path, monkeypatch):
+    import joblib
+    model, head, texts = sentences(tmp_path/'own', pooling, normalize, k)
+    joblib.dump(head, tmp_path/'own'/'model_head.pkl')
+    with pytest.raises(InputError, match='is a pickle') as e: adopt(tmp_path/'own', tmp_path/'m')
+    lines = str(e.value).split('save what is needed:\n')[1]
+    monkeypatch.chdir(tmp_path/'own')
+    exec('\n'.join(l[4:] for l in lines.splitlines()), {})
+    done = adopt(tmp_path/'own', tmp_path/'m')
+    theirs = head.predict_proba(model.encode(texts))
+    for p,t in zip(load_model(done.folder).predict(texts), theirs):
+        assert max(abs(p.probabilities[c] - v) for c,v in zip(head.classes_, t)) < 1e-5

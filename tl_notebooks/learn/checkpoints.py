@@ -58,7 +58,7 @@ Path('classes.txt').write_text('\\n'.join(map(str, learn.dls.vocab)))""",
 from safetensors.torch import save_file
 head = joblib.load('{name}')
 parts = dict(weight=head.coef_, bias=head.intercept_)
-save_file({{k: torch.tensor(v).float() for k,v in parts.items()}}, 'head.safetensors')
+save_file({{k: torch.tensor(v).float().contiguous() for k,v in parts.items()}}, 'head.safetensors')
 open('classes.txt', 'w').write('\\n'.join(map(str, head.classes_)))"""}
 
 def lines_to_type(kind:str, name:str) -> str:

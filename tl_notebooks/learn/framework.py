@@ -212,6 +212,7 @@ class SentenceModel(nn.Module):
     """
     def __init__(self, model:nn.Module, pooling:str='mean', normalize:bool=False):
         super().__init__()
+        if getattr(model, 'pooler', None) is not None: model.pooler = None # it is not asked
         self.model, self.pooling, self.normalize, self.config = model, pooling, normalize, model.config
 
     def forward(self, input_ids, attention_mask):

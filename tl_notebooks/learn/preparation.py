@@ -67,7 +67,14 @@ def of_torchvision(arch:str) -> dict|None:
                 interpolation=_exact(t.interpolation.value), mean=list(t.mean), std=list(t.std))
 
 # %% ../../nbs/learn/18_preparation.ipynb #9b99f2e2
-FILTERS = {0: 'nearest', 1: 'lanczos', 2: 'bilinear_exact', 3: 'bicubic', 4: 'box', 5: 'hamming'} # as Pillow numbers them
+# as Pillow numbers them
+FILTERS = {0: 'nearest', 1: 'lanczos', 2: 'bilinear_exact', 3: 'bicubic', 4: 'box', 5: 'hamming'}
+
+def _filter(p) -> str:
+    "The filter of a processor, and whose code it runs: Pillow's, or torchvision's, which is up to four levels apart"
+    name = FILTERS.get(int(p.resample), str(p.resample))
+    theirs = any('Torchvision' in c.__name__ or c.__name__.endswith('Fast') for c in type(p).__mro__)
+    return f"torch_{name.removesuffix('_exact')}" if theirs else name
 
 def _sides(size) -> tuple[int|None, int|None]: # short side, square
     "What the `size` or `crop_size` of a processor means"
@@ -87,7 +94,7 @@ def of_processor(p) -> dict:
         crop, short, square = (short, int(short/p.crop_pct), None) if short < 384 else (None, None, short)
     if short and not crop: raise InputError(f"{type(p).__name__} makes images of different shapes; accepted: squares.")
     out = dict(size=crop or square, scale=short or square, resize='short' if short else 'squish', middle='floor',
-               interpolation=FILTERS.get(int(p.resample), str(p.resample)))
+               interpolation=_filter(p))
     return out | _levels(p, on) | (dict(order='bgr') if on('do_flip_channel_order') else {})
 
 def _levels(p, on) -> dict:

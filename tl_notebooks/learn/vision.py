@@ -45,7 +45,8 @@ RESIZES, GREY = ('squish', 'crop', 'pad', 'short'), (124, 116, 104)
 INTERPOLATIONS = dict(bicubic=(Image.Resampling.BICUBIC, None), bilinear=(Image.Resampling.BILINEAR, 2.),
                       bilinear_exact=(Image.Resampling.BILINEAR, None), lanczos=(Image.Resampling.LANCZOS, None),
                       nearest=(Image.Resampling.NEAREST, None), box=(Image.Resampling.BOX, None),
-                      hamming=(Image.Resampling.HAMMING, None))
+                      hamming=(Image.Resampling.HAMMING, None),
+                      **{f'torch_{n}': (n, None) for n in ('nearest', 'bilinear', 'bicubic', 'lanczos')}) # torchvision's
 
 def placing(width:float, height:float, size:int, resize:str='squish') -> np.ndarray:
     "(4,) scale, shift: x, y in a picture of `width` × `height` → x·a[0] + a[2], y·a[1] + a[3] in the square of `size`"
@@ -76,7 +77,8 @@ def image_tensor(
         s = max(w, h); canvas = Image.new('RGB', (s, s), GREY)
         canvas.paste(image, ((s-w)//2, (s-h)//2)); image = canvas
     elif resize != 'squish': raise InputError(f"`resize` is {resize!r}; accepted: {', '.join(RESIZES)}.")
-    if image.size != to: image = image.resize(to, how, reducing_gap=gap)
+    if image.size != to and isinstance(how, str): image = _by_torchvision(image, to, how)
+    elif image.size != to: image = image.resize(to, how, reducing_gap=gap)
     if to != (size, size): image = _middle(image, size, middle)
     t = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size, size, 3).permute(2, 0, 1)
     return (t.flip(0) if order == 'bgr' else t).contiguous()
@@ -86,6 +88,13 @@ def _middle(image:Image.Image, size:int, middle:str) -> Image.Image:
     def begin(n): return -((size - n)//2) if n < size else (n - size)//2 if middle == 'floor' else round((n - size)/2)
     x, y = map(begin, image.size)
     return image.crop((x, y, x + size, y + size))
+
+def _by_torchvision(image:Image.Image, to:tuple[int, int], how:str) -> Image.Image:
+    "An image of `to` (width, height) by torchvision's filters for tensors, as processors of transformers use them"
+    from torchvision.transforms.v2 import functional as F
+    t = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    out = F.resize(t, [to[1], to[0]], interpolation=F.InterpolationMode(how), antialias=True)
+    return Image.fromarray(out.permute(1, 2, 0).contiguous().numpy())
 
 # %% ../../nbs/learn/50_vision.ipynb #fba2350a
 ANY_SIZE = 2**31 # of images that were accepted when the data was read

@@ -94,6 +94,7 @@ def save_model(
     extra:dict[str, str]|None=None, # Texts of further files, such as certificate.json
     memory:Exemplars|None=None, # Items that stay with the model
     learned:Learned|LabelledData|None=None, # What it and its ancestors learned from
+    adopted:dict|None=None,   # Where it came from and how that was checked, if it was trained elsewhere
 ) -> Path:
     "Write a model folder, whole or not at all"
     folder = Path(folder)
@@ -113,6 +114,7 @@ def save_model(
             | {k: info[k] for k,usual in SPECIAL.items() if info.get(k, usual) != usual},
             preprocessing={k: info[k] for k in task.preprocessing} | {k: info[k] for k in task.may_hold if k in info},
             metrics=metrics or {}, data=data or {}, head=head or {}, parent=parent, lineage=list(lineage),
+            **({'adopted': adopted} if adopted else {}),
             versions=dict(tl_notebooks=code_version(), python=(env := environment())['python'], **env['packages']),
             weights_sha256=hash_state(state), files=files))
         for p in tmp.iterdir(): p.chmod(0o666 & ~umask()) # safetensors makes files that only their owner may read
@@ -434,9 +436,9 @@ def memory_of(learn:TransferLearner, per_class:int, seed:int=0) -> Exemplars:
     return take_exemplars(items, labels, per_class, seed)
 
 # %% ../../nbs/models/00_folder.ipynb #e9dcf9f8
-def free_folder(out:str|Path) -> Path:
-    "Where a grown model goes: `out`, or a new place below outputs/expand; what stands there already is an `InputError`"
-    out = Path(out) if out else Path('outputs')/'expand'/new_run_id()/'model'
+def free_folder(out:str|Path, kind:str='expand') -> Path:
+    "Where a new model goes: `out`, or a new place below outputs/`kind`; what stands there already is an `InputError`"
+    out = Path(out) if out else Path('outputs')/kind/new_run_id()/'model'
     if out.exists(): raise InputError(f"`{out}` exists already. Choose another name, or remove it.")
     if out.parent.exists() and not out.parent.is_dir(): raise InputError(f"`{out.parent}` is not a folder.")
     return out
