@@ -23,7 +23,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from ..core import InputError, did_you_mean, hash_file, hash_state, install_hint, seeded, tl_hint
-from .checkpoints import (fitting_names, inner_state, objects_hint, refuse_pickle, relatives,
+from .checkpoints import (fitting_names, inner_state, load_tensors, objects_hint, refuse_pickle, relatives,
                                             unwrapped)
 
 # %% ../../nbs/learn/05_backbones.ipynb #82d0523e
@@ -315,9 +315,9 @@ def fit_state(
             tried = _with_head(tried, want, heads) if other else tried
             if not misfit(count | tried, want): break
         else: raise InputError(_no_fit(state, want, entry, where, problem))
-        model.load_state_dict(count | tried)
+        load_tensors(model, count | tried)
         return not other
-    model.load_state_dict(count | state)
+    load_tensors(model, count | state)
     return True
 
 def _with_head(state:Mapping, want:Mapping, heads:tuple[str, ...]) -> dict:

@@ -25,6 +25,7 @@ from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from ..core import InputError, did_you_mean, hash_file, hash_state, progress, read_json, umask
 from ..data.splits import LabelledData
+from ..learn.checkpoints import load_tensors
 from ..learn.box_predict import BoxPrediction, check_request, predict_boxes
 from ..learn.detection import BoxNet, picture_detector
 from ..heads.features import RandomFeatures
@@ -236,7 +237,7 @@ class Model:
         state = load_file(m['folder']/'weights.safetensors')
         take_lift(self.net, state, m['folder'])
         if 'head.parts.0.1.bias' in state: self.net.head = _grown_head(state, self.net.n_features)
-        try: self.net.load_state_dict(state)
+        try: load_tensors(self.net, state)
         except RuntimeError as e:
             raise InputError(f"`{m['folder']}`: the weights do not fit backbone `{m['backbone']['model']}` "
                              f"({str(e)[:300]}).") from None
