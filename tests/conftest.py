@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent/'shared'/'data'
 
-# Small pictures and batches: the same notebook, in seconds.
+# Small images and batches: the same notebook, in seconds.
 QUICK = ['-p', 'size=96', '-p', 'bs=16', '-p', 'precision=fp32']
 
 
@@ -38,7 +38,7 @@ def tl(*args, cwd, timeout=300, env=None):
 
 
 def page(path):
-    "The text of an HTML page, on one line, without pictures"
+    "The text of an HTML page, on one line, without images"
     return ' '.join(re.sub(r'data:image/png;base64,[^"]*', '', Path(path).read_text(encoding='utf-8')).split())
 
 
@@ -57,7 +57,7 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def pictures(tmp_path_factory):
-    "Four kinds of parts, 15 small pictures each, made by the project"
+    "Four kinds of parts, 15 small images each, made by the project"
     from tl_notebooks.data.samples import PARTS, make_parts
     return make_parts(tmp_path_factory.mktemp('pictures')/'parts', kinds=PARTS[:4], n=15, size=96)
 

@@ -23,14 +23,14 @@ def settle():
 
 def outcome(learn, chance=True):
     "Weights, what the recorder saw, the optimiser, and where the generators stand"
-    from tl_notebooks.learn.resume import take_chance, take_optimiser
+    from tl_notebooks.learn.resume import rng_state, take_optimiser
     from tl_notebooks.core import hash_json, hash_state
     r, (moments, counters) = learn.recorder, take_optimiser(learn.opt)
     out = dict(weights=hash_state(learn.model.state_dict()), values=[list(v) for v in r.values],
                losses=[float(x) for x in r.losses], lrs=[float(x) for x in r.lrs],
                hps={k: [float(x) for x in v] for k,v in r.hps.items()}, moments=hash_state(moments),
                counters=hash_json(counters), trained=[p.requires_grad for p in learn.model.parameters()])
-    if chance: tensors, values = take_chance(learn.dls.loaders); out |= dict(chance=hash_state(tensors), spare=values)
+    if chance: tensors, values = rng_state(learn.dls.loaders); out |= dict(chance=hash_state(tensors), spare=values)
     return out
 
 
@@ -162,7 +162,7 @@ def of_new_views(place, data):
 
 
 def cache(place, data):
-    "Activations of pictures, computed and kept; then every row is read back from the disk"
+    "Activations of images, computed and kept; then every row is read back from the disk"
     import torch
     from tl_notebooks.frozen.loader import fill
     from tl_notebooks.frozen.store import ActivationStore

@@ -28,7 +28,7 @@ from fastai.vision.augment import aug_transforms
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from tl_notebooks.frozen.cut import find_cut, run_suffix
+from tl_notebooks.frozen.cut import find_split_point, run_suffix
 from tl_notebooks.frozen.engine import Prefix
 from tl_notebooks.frozen.loader import Activations, fill
 from tl_notebooks.frozen.store import ActivationStore, clear_stores, hash_prefix, list_stores, make_room
@@ -87,7 +87,7 @@ def test_every_cut_gives_the_networks_own_features(name):
     blank = torch.zeros(1, 3, size, size)
     places = []
     for n in range(1, len(net.body.groups) + 1):
-        cut = find_cut(net.body, [p for g in net.body.groups[:n] for p in g], xb)
+        cut = find_split_point(net.body, [p for g in net.body.groups[:n] for p in g], xb)
         for fold in (False, True):
             hidden = Prefix(net.body, [cut], xb, 3, fold)(*xb)[0]
             hidden = cut.hidden(cut.rows(hidden))                          # as it comes back from the disk
@@ -118,7 +118,7 @@ def test_a_network_whose_layers_look_back_is_refused_and_trained_whole(data, cac
         def forward(self, x): h = self.a(x); return self.c(self.b(h)) + h
     back = Back().eval()
     with pytest.raises(InputError, match='something else crosses'):
-        find_cut(back, [*back.a.parameters(), *back.b.parameters()], [torch.rand(2, 4)])
+        find_split_point(back, [*back.a.parameters(), *back.b.parameters()], [torch.rand(2, 4)])
     learn = learner(data, size=64, backbone='timm/hrnet_w18_small', weights='random')
     learn.freeze_to(-3)
     quiet(learn, lambda: learn.fit(1, 1e-4))
@@ -143,7 +143,7 @@ def test_text_encoders_are_cut_between_layers():
     for k in range(1, 4):
         layers = body.bert.encoder.layer
         frozen = [*body.bert.embeddings.parameters(), *(p for m in layers[:k] for p in m.parameters())]
-        cut = find_cut(body, frozen, [ids[:2], mask[:2]])
+        cut = find_split_point(body, frozen, [ids[:2], mask[:2]])
         assert cut.place == f'bert.encoder.layer.{k}' and cut.inputs
         hidden = Prefix(body, [cut], [ids[:2], mask[:2]], 4)(ids, mask)[0]
         with torch.no_grad():
@@ -203,7 +203,7 @@ def test_training_is_the_uncached_training(data, cache, groups):
 
     SGD and small rates, since training with BatchNorms on batches of 16 is ill-conditioned: a relative change of 1e-6
     in the first
-    weights moves a logit by 0.01 in four steps. Losses are what shows a row that belongs to another picture.
+    weights moves a logit by 0.01 in four steps. Losses are what shows a row that belongs to another image.
     """
     def run(bare=False, **kwargs):
         learn = learner(data, opt_func=SGD, **kwargs)
@@ -270,7 +270,7 @@ def test_small_steps_change_no_gradient(data):
     grads = []
     learn.unfreeze(); learn.model.train(); learn.norm_eval.before_fit(); learn.norm_eval.before_train()
     learn.model.head.eval()
-    for learn.model.step in (0, 4):
+    for learn.model.micro_batch in (0, 4):
         learn.model.zero_grad()
         nn.functional.cross_entropy(learn.model(x.as_subclass(torch.Tensor)), y.as_subclass(torch.Tensor)).backward()
         grads.append([p.grad.clone() for p in learn.model.parameters() if p.grad is not None])
@@ -409,15 +409,15 @@ CHANGES = {
     'a BatchNorm statistic': dict(do=lambda l: next(m for m in l.model.body.modules()
                                                     if isinstance(m, nn.BatchNorm2d)).running_mean.add_(1e-3)),
     'an activation function': dict(do=lambda l: setattr(l.model.body.model.blocks[0][0], 'aa', nn.ReLU())),
-    'the size of the pictures': dict(size=96),
+    'the size of the images': dict(size=96),
     'how they are made square': dict(resize='crop'),
     'the normalisation': dict(do=lambda l: l.dls.valid.after_batch.fs[-1].mean.add_(.1)),
     'the cut': dict(thaw=3),
     'the stored precision': dict(cache_dtype='bf16'),
     'the precision': dict(precision='bf16'),
     'folding': dict(fold=False),
-    'items at a time': dict(do=lambda l: setattr(l.model, 'step', l.model.step + 1)),
-    'a transform of the pictures': dict(do=lambda l: [dl.after_batch.add(Brighter(1.1)) for dl in l.dls]),
+    'items at a time': dict(do=lambda l: setattr(l.model, 'micro_batch', l.model.micro_batch + 1)),
+    'a transform of the images': dict(do=lambda l: [dl.after_batch.add(Brighter(1.1)) for dl in l.dls]),
     'threads': dict(threads=1),
     'the version of the code': dict(code='0.0.0+other'),
 }
@@ -502,7 +502,7 @@ def test_views_are_augmented_and_the_first_is_not(data, cache):
 def test_training_items_outside_a_fit_are_augmented_as_fastai_does(data, cache):
     learn = learner(data, augment=True); learn.freeze_to(-2)
     seed_everything(3); a = quiet(learn, lambda: learn.get_preds(ds_idx=0, act=lambda x: x)[0])
-    learn.remove_cb(learn.frozen_prefix); learn.model.cut = None
+    learn.remove_cb(learn.frozen_prefix); learn.model.split_point = None
     seed_everything(3); b = quiet(learn, lambda: learn.get_preds(ds_idx=0, act=lambda x: x)[0])
     torch.testing.assert_close(a, b, rtol=0, atol=1e-4*float(b.abs().max()))
 

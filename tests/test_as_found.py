@@ -33,7 +33,7 @@ def solid(n, form='PNG'):
     return f.getvalue()
 
 def picture(seed, size=64):
-    "A picture with content: coarse blocks and noise"
+    "An image with content: coarse blocks and noise"
     r = np.random.default_rng(seed)
     low = np.kron(r.integers(0, 200, (8, 8, 3)), np.ones((size//8, size//8, 1)))
     return Image.fromarray(np.clip(low + r.integers(0, 50, (size, size, 3)), 0, 255).astype('uint8'))
@@ -452,7 +452,7 @@ def test_a_link_that_leads_back_ends(tmp_path):
 # -----------------------------------------------------------------------------------------
 
 def deep(path, seed, bits, label, colour=False):
-    "A picture of 16 bits that uses `bits`; one class is bright on the left, the other on the right"
+    "An image of 16 bits that uses `bits`; one class is bright on the left, the other on the right"
     a = np.random.default_rng(seed).integers(0, 1 << bits, (32, 32, 3) if colour else (32, 32))
     a[:, 16:] //= 1 if label else 8
     a[:, :16] //= 8 if label else 1

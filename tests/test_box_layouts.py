@@ -19,7 +19,7 @@ N = 8
 
 
 def painted(d):
-    "Whether every box is the extent of its class's colour in its own picture, and every painted thing has a box"
+    "Whether every box is the extent of its class's colour in its own image, and every painted thing has a box"
     for n, r in enumerate(d.items.itertuples()):
         a = np.asarray(Image.open(d.root/r.path).convert('RGB')).astype(int)
         found = d.boxes[d.boxes.image == n]
@@ -79,7 +79,7 @@ def coco128(root):
 
 
 def labelimg(root):
-    "Two folders, each with pictures, labels and a list of its own, in the order in which classes were drawn there"
+    "Two folders, each with images, labels and a list of its own, in the order in which classes were drawn there"
     for k, (s, names) in enumerate((('anna', NAMES), ('ben', NAMES[::-1]))):
         scenes(root/s, start=N*k); labels(root/s, start=N*k, names=names)
         (root/s/'classes.txt').write_text('\n'.join(names) + '\n')
@@ -227,7 +227,7 @@ def test_a_blank_line_keeps_the_numbers_of_those_below_it(tmp_path):
 
 def test_the_same_folder_for_train_and_val_is_no_split(tmp_path):
     d = read(coco128(tmp_path))
-    assert d.made == ['valid', 'test'] and any('same pictures for train and for valid' in n for n in d.notes)
+    assert d.made == ['valid', 'test'] and any('same images for train and for valid' in n for n in d.notes)
     (tmp_path/'images/val').mkdir(); Image.new('RGB', (W, H)).save(tmp_path/'images/val/x.png')
     (tmp_path/'labels/val').mkdir(); (tmp_path/'labels/val/x.txt').write_text('0 .5 .5 .1 .1')
     (tmp_path/'data.yaml').write_text('train: images\nval: images/val\nnames: [car, pedestrian]\n')
@@ -255,7 +255,7 @@ DOUBTFUL = { # what stays open: lines, what data.yaml may say about it
 @pytest.mark.parametrize('name', DOUBTFUL)
 def test_numbers_that_may_mean_two_things_are_refused(name, tmp_path):
     root = by_lines(DOUBTFUL[name])(tmp_path)
-    for f in (root/'labels/0.txt', root/'images/0.png'): f.unlink() # fills its picture, as no second thing could
+    for f in (root/'labels/0.txt', root/'images/0.png'): f.unlink() # fills its image, as no second thing could
     with pytest.raises(InputError) as e: read(root)
     assert 'numbers after the class' in str(e.value) and '`labels/1.txt` line ' in str(e.value)
 
@@ -298,7 +298,7 @@ def test_a_damaged_line_is_a_line_and_not_another_form(tmp_path):
     with pytest.raises(InputError, match='decimal commas'): read(root)
 
 
-# Which picture?
+# Which image?
 
 def test_a_voc_file_that_is_called_like_one_image_and_names_another(tmp_path):
     root = voc(tmp_path)
@@ -337,7 +337,7 @@ def test_labels_of_the_left_camera_are_not_for_the_right_one(tmp_path):
     d = painted(read(root))
     assert len(d.items) == N and all(p.startswith('image_2/') for p in d.items.path)
     (root/'image_2/3.png').unlink()
-    with pytest.raises(InputError, match='label_2/3.txt: there is no picture'): read(root)
+    with pytest.raises(InputError, match='label_2/3.txt: there is no image'): read(root)
 
 
 def test_an_image_that_is_missing_is_not_one_of_the_same_name_elsewhere(tmp_path):
@@ -350,7 +350,7 @@ def test_an_image_that_is_missing_is_not_one_of_the_same_name_elsewhere(tmp_path
     with pytest.raises(InputError, match='/home/me/data/train/3.png'): read(root)
     for i in d['images']: i['file_name'] = i['file_name'].split('/')[-1]
     (root/'train.json').write_text(json.dumps(d))
-    with pytest.raises(InputError, match='train/3.png: no such picture'): read(root)
+    with pytest.raises(InputError, match='train/3.png: no such image'): read(root)
 
 
 def test_names_that_fit_two_folders_are_refused(tmp_path):
@@ -365,7 +365,7 @@ def test_another_augmented_copy_is_not_the_one_that_is_missing(tmp_path):
         (tmp_path/f'{k}.png').rename(tmp_path/name); i['file_name'] = name
     (tmp_path/f'3_png.rf.{"0a"*16}.png').rename(tmp_path/f'3_png.rf.{"0b"*16}.png')
     (tmp_path/'a.json').write_text(json.dumps(d))
-    with pytest.raises(InputError, match='3_png.rf.0a.*: no such picture'): read(tmp_path)
+    with pytest.raises(InputError, match='3_png.rf.0a.*: no such image'): read(tmp_path)
 
 
 @pytest.mark.parametrize('kind', ['coco', 'voc', 'yolo', 'kitti'])
@@ -418,7 +418,7 @@ def test_a_split_without_any_label_is_no_set_of_backgrounds(tmp_path):
 # What else is offered
 
 def turned(root, turn):
-    "Pictures with an EXIF orientation, pixels and boxes as they were"
+    "Images with an EXIF orientation, pixels and boxes as they were"
     for f in [*root.rglob('*.png')]:
         exif = Image.Exif(); exif[0x0112] = turn
         with Image.open(f) as im: im.load()

@@ -1,4 +1,4 @@
-"`tl predict` says of pictures and videos what the learner said of them, in rows, in COCO's results and in drawings."
+"`tl predict` says of images and videos what the learner said of them, in rows, in COCO's results and in drawings."
 import csv
 import io
 import json
@@ -102,7 +102,7 @@ def test_threshold_draw_and_what_cannot_be_read(model, scenes, tmp_path, capsys)
 def test_each_file_has_a_row_or_a_reason(model, scenes, tmp_path, capsys):
     home = tmp_path/'in'; home.mkdir()
     shutil.copy(scenes.files('test')[0], home/f"a{scenes.files('test')[0].suffix}")
-    (home/'a.txt').write_text('no picture'); (home/'b.jpg').write_bytes(b'nothing'); (home/'.hidden').write_text('x')
+    (home/'a.txt').write_text('no image'); (home/'b.jpg').write_bytes(b'nothing'); (home/'.hidden').write_text('x')
     code, out, err = said(capsys, model, home, '--draw', tmp_path/'out')
     rows = list(csv.DictReader(io.StringIO(out)))
     why = {r['path'].split('/')[-1]: r['error'] for r in rows if r['error']}
@@ -120,17 +120,17 @@ def test_each_file_has_a_row_or_a_reason(model, scenes, tmp_path, capsys):
 
 
 def test_slices_find_in_parts_what_is_found_in_pictures_of_their_size(model, scenes, tmp_path, capsys):
-    "Four scenes in one picture, cut where they meet: each part is one scene, and its boxes move with it"
+    "Four scenes in one image, cut where they meet: each part is one scene, and its boxes move with it"
     four = [Image.open(f).convert('RGB').crop((0, 0, 96, 96)) for f in (scenes.files('train')
             + scenes.files('valid'))[:4]]
     sheet = Image.new('RGB', (192, 192))
     for k,im in enumerate(four): sheet.paste(im, (k % 2*96, k//2*96))
     sheet.save(tmp_path/'sheet.png')
     from tl_notebooks.models.folder import Model
-    from tl_notebooks.learn.detection import picture_detector
+    from tl_notebooks.learn.detection import image_detector
     from tl_notebooks.learn.slices import predict_sliced
     m = Model(model)
-    look = picture_detector(m.net, 128, 'pad', LEAST)
+    look = image_detector(m.net, 128, 'pad', LEAST)
     parts = predict_sliced(look, sheet, 96, overlap=0, whole=False)
     whole = 0
     for k,f in enumerate(look(four)):
@@ -144,7 +144,7 @@ def test_slices_find_in_parts_what_is_found_in_pictures_of_their_size(model, sce
 
 
 def test_a_video_is_its_frames(model, scenes, tmp_path, capsys):
-    """Frames read back by OpenCV, saved as pictures, give the same boxes; the drawing has as many frames, and the speed
+    """Frames read back by OpenCV, saved as images, give the same boxes; the drawing has as many frames, and the speed
     is told"""
     cv2 = pytest.importorskip('cv2', reason='OpenCV is not installed')
     writer = cv2.VideoWriter(str(tmp_path/'clip.avi'), cv2.VideoWriter_fourcc(*'MJPG'), 12, (128, 98))

@@ -15,7 +15,7 @@ CLASSES = ['car', 'pedestrian', 'cyclist', 'tram'] # no tram is ever drawn
 
 
 def made(seed, n=40, noise=6, crowds=True, scores=60):
-    """Pictures of 300 × 200 with objects of all sizes, and predictions that move, miss, double, confuse and make up;
+    """Images of 300 × 200 with objects of all sizes, and predictions that move, miss, double, confuse and make up;
     scores often tie"""
     r = np.random.default_rng(seed)
     truths, preds = [], []
@@ -82,9 +82,9 @@ def test_matching_once_gives_the_same(case):
 
 
 def test_every_resampled_set_is_what_the_evaluator_says_of_it(case):
-    """The pictures of a set are really put together, as often as they were drawn, and given to the evaluator.
+    """The images of a set are really put together, as often as they were drawn, and given to the evaluator.
 
-    Scores do not tie here within a picture: of two copies of it, the evaluator then takes the first one's boxes before
+    Scores do not tie here within an image: of two copies of it, the evaluator then takes the first one's boxes before
     the second one's.
     """
     truths, preds = case
@@ -231,10 +231,10 @@ def test_suppression_is_the_compiled_one():
         assert nms(b, s, t).tolist() == torch.ops.torchvision.nms(b, s, t).tolist(), f'case {seed}'
 
 
-# Copies of one picture, and thresholds without their own pictures
+# Copies of one image, and thresholds without their own images
 
 def test_three_copies_of_every_picture_are_no_more_evidence_than_one():
-    "Figures, intervals and their n are those of the pictures once; taken for more, copies nearly halve the intervals"
+    "Figures, intervals and their n are those of the images once; taken for more, copies nearly halve the intervals"
     truths, preds = made(3, n=24, scores=10**6) # ties would be ordered otherwise
     fewer = [{k: v[::2] for k,v in p.items()} for p in preds]
     def thrice(dicts): return [d for d in dicts for _ in range(3)]
@@ -253,7 +253,7 @@ def test_three_copies_of_every_picture_are_no_more_evidence_than_one():
 
 
 def test_a_threshold_does_not_know_the_pictures_that_it_judges():
-    "Whatever the truth of a family's pictures is, their own threshold stays; those of others follow it"
+    "Whatever the truth of a family's images is, their own threshold stays; those of others follow it"
     truths, preds = made(5, n=20)
     groups = [i//2 for i in range(20)]
     was, moved = crossfit_thresholds(truths, preds, CLASSES, groups=groups), 0
@@ -268,7 +268,7 @@ def test_a_threshold_does_not_know_the_pictures_that_it_judges():
 
 
 def test_a_threshold_flatters_the_pictures_that_it_was_chosen_on():
-    "Few pictures and scores of pure chance: F1 at its best on the same pictures, and honest without them"
+    "Few images and scores of pure chance: F1 at its best on the same images, and honest without them"
     def f1(truths, preds, at):
         c = [compare_boxes([t], [p], CLASSES, float(a))[0] for t,p,a in zip(truths, preds, at)]
         hits, said = sum(len(x.hits) for x in c), sum(len(x.hits) + len(x.confused) + len(x.false_alarms) for x in c)

@@ -1,4 +1,4 @@
-"""Boxes mean the same in every format, everything wrong with them is said at once, copies of a picture never stand on
+"""Boxes mean the same in every format, everything wrong with them is said at once, copies of an image never stand on
 two sides."""
 import hashlib
 import json
@@ -34,7 +34,7 @@ def objects(i):
     r = random.Random(i)
     a = [('car', x := r.randint(0, 20), y := r.randint(0, 30), x + r.randint(8, 24), y + r.randint(6, 30)),
          ('pedestrian', x := r.randint(48, 70), y := r.randint(0, 30), x + r.randint(4, 20), y + r.randint(8, 30))]
-    return a if i else [('car', 0, 0, W, H)] # the first fills its picture, edge to edge
+    return a if i else [('car', 0, 0, W, H)] # the first fills its image, edge to edge
 
 
 def pictures(folder, n=8):
@@ -101,7 +101,7 @@ def read(path, *args, **kw): return read_boxes(path, *args, progress=False, **kw
 
 @pytest.mark.parametrize('name', MAKERS)
 def test_every_format_gives_the_pixels_that_were_painted(name, tmp_path):
-    "The oracle is the picture: the extent of the colour that PIL drew"
+    "The oracle is the image: the extent of the colour that PIL drew"
     d = read(MAKERS[name](tmp_path))
     assert d.classes == [*NAMES] and len(d.items) == 8 and len(d.boxes) == 15
     for r in d.boxes.itertuples():
@@ -151,19 +151,19 @@ def test_the_coco_evaluator_finds_a_perfect_score(tmp_path):
 # What can be wrong. Each defect changes a good COCO set; `picture` is what skipping leaves out ('' for only a box).
 
 def change(k, **kw): return lambda d, root: d['annotations'][k].update(kw)
-DEFECTS = { # name: (change, kind, part of the message, pictures that go)
+DEFECTS = { # name: (change, kind, part of the message, images that go)
     'nan': (change(1, bbox=[float('nan'), 1, 5, 5]), 'bad box', 'annotation id 1', '1'),
     'three': (change(3, bbox=[1, 2, 3]), 'bad box', 'annotation id 3', '2'),
     'swapped': (change(5, bbox=[40, 10, -20, 5]), 'bad box', 'has swapped corners: (40, 10) to (20, 15)', '3'),
     'outside': (change(7, bbox=[80, 10, 40, 20]), 'outside box',
-                '(80, 10) to (120, 30); the picture has 96 × 64 pixels', '4'),
+                '(80, 10) to (120, 30); the image has 96 × 64 pixels', '4'),
     'empty': (change(9, bbox=[8, 8, 0, 5]), 'empty box', '(8, 8) to (8, 13) has no area', ''),
     'double': (lambda d, root: d['annotations'].append({**d['annotations'][11], 'id': 900}), 'double box',
                'annotation id 900', ''),
     'category': (change(12, category_id=77), 'no class', 'there is no category id 77', '6'),
     'image': (lambda d, root: d['annotations'].append(dict(id=901, image_id=555, category_id=1, bbox=[1, 1, 2, 2])),
               'missing', 'there is no image id 555', ''),
-    'gone': (lambda d, root: d['images'].append(dict(id=99, file_name='no.png')), 'missing', 'no.png: no such picture',
+    'gone': (lambda d, root: d['images'].append(dict(id=99, file_name='no.png')), 'missing', 'no.png: no such image',
              ''),
     'id': (lambda d, root: d['annotations'].append({**d['annotations'][13], 'id': 14, 'bbox': [1, 1, 3, 3]}),
            'used twice', 'annotation id 14 is that of several boxes', '7'),
@@ -175,13 +175,13 @@ DEFECTS = { # name: (change, kind, part of the message, pictures that go)
     'damaged': (lambda d, root: (root/'images/9.png').write_bytes((root/'images/9.png').read_bytes()[:90]), 'truncated',
                 '9.png', '9'),
     'image id': (lambda d, root: d['images'].append({**d['images'][10], 'file_name': '11.png'}) or d['images'].pop(11),
-                 'used twice', 'is that of several pictures', '10 11'),
+                 'used twice', 'is that of several images', '10 11'),
 }
 ALL = 20
 
 
 def spoil(root, names):
-    "A set with these defects, and the pictures that skipping should leave"
+    "A set with these defects, and the images that skipping should leave"
     pictures(root/'images', ALL)
     d = coco_dict(ALL)
     for n in names: DEFECTS[n][0](d, root)
@@ -326,7 +326,7 @@ def test_two_formats_in_one_folder_are_for_a_person_to_sort_out(a, b, tmp_path):
     MAKERS[a](tmp_path/'a'); MAKERS[b](tmp_path/'b')
     with pytest.raises(InputError) as e: read(tmp_path)
     assert f'`-p format={a}`' in str(e.value) and f'`-p format={b}`' in str(e.value)
-    # now it knows; the other's pictures are strays
+    # now it knows; the other's images are strays
     d = read(tmp_path, format=a)
     assert len(d.items) == 8 and any(n.startswith('images that no annotation speaks of, left out: 8') for n in d.notes)
 
@@ -428,7 +428,7 @@ def test_street_coco():
     with pytest.raises(InputError, match='4 COCO files'): read(root)
     with pytest.raises(InputError) as e: read(root, annotations='_annotations.coco.json')
     assert '1 problem in 403 images' in str(
-            e.value) and 'Clases0000_jpg.rf.a968008492a77ec63e8325b8dc137706.jpg: no such picture' in str(e.value)
+            e.value) and 'Clases0000_jpg.rf.a968008492a77ec63e8325b8dc137706.jpg: no such image' in str(e.value)
     d = read(root, 'car=Vehiculo,pedestrian=Peaton,cyclist=Moto', annotations='annotations_clean.json', test_pct=0.)
     assert d.counts() == {'train': {'car': 1563, 'pedestrian': 723, 'cyclist': 144},
                           'valid': {'car': 124, 'pedestrian': 41, 'cyclist': 10}, 'test': dict.fromkeys(d.classes, 0)}

@@ -217,7 +217,7 @@ def test_few_labels_are_judged_by_leaving_each_out(tmp_path, monkeypatch):
 
 
 def test_figures_on_validation_data_need_no_test_item(pictures, tmp_path):
-    "Other test pictures: the same figures to choose by, to the last digit"
+    "Other test images: the same figures to choose by, to the last digit"
     import shutil
     from PIL import Image, ImageOps
     for name in 'ab':

@@ -1,4 +1,4 @@
-"""Copies that no hash of bytes finds: planted with Pillow, in pictures made here and in real ones; and near twins that
+"""Copies that no hash of bytes finds: planted with Pillow, in images made here and in real ones; and near twins that
 are none."""
 import io
 import json
@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from tl_notebooks.data.copies import ImageHashes, near_pairs, thumbnail
 from tl_notebooks.core import InputError
 from tl_notebooks.data.images import read_images
-from tl_notebooks.data.known import known_pictures
+from tl_notebooks.data.known import known_images
 from tl_notebooks.data.learned import Learned, learned_from, learned_items, learned_state, looks_of
 
 
@@ -51,7 +51,7 @@ def scene(seed, size=(320, 240)):
 
 
 def planted(originals, n=40, seed=0):
-    "Pictures with `n` changed copies at the end, and the pairs that these make"
+    "Images with `n` changed copies at the end, and the pairs that these make"
     rows = np.random.default_rng(seed).permutation(len(originals))[:n]
     copies = [list(CHANGES.values())[k % len(CHANGES)](originals[i]) for k,i in enumerate(rows)]
     return [*originals, *copies], {(int(i), len(originals) + k) for k,i in enumerate(rows)}
@@ -93,7 +93,7 @@ def test_forty_among_real_photographs(name):
     if name in ('cifar10_small', 'lego6', 'street_coco'): assert not alike and len(got - want) <= 2
 
 def test_thousands_of_unrelated_photographs():
-    "Of the eight million pairs of 4,000 pictures at most two are false"
+    "Of the eight million pairs of 4,000 images at most two are false"
     files = sorted(need('cifar10_small').rglob('*.jpg'))
     images = [Image.open(f) for f in files]
     assert len(images) == 4000 and len(found(images)) <= 2
@@ -126,7 +126,7 @@ def folder(root, images, split=lambda k, i: ''):
 
 @pytest.fixture
 def with_copies(tmp_path):
-    "Forty pictures, and each of the first twelve once more, changed, under the same label"
+    "Forty images, and each of the first twelve once more, changed, under the same label"
     originals = [scene(i, (160, 120)) for i in range(40)]
     kinds = list(CHANGES.values())
     return folder(tmp_path/'set', [*originals, *(kinds[i % len(kinds)](originals[i]) for i in range(12))])
@@ -144,7 +144,7 @@ def test_copies_stay_on_one_side_of_a_split_that_is_made(with_copies, seed):
 
 
 def test_a_users_own_groups_stay_whole_too(with_copies, tmp_path):
-    "A family and a group that share one picture are one unit"
+    "A family and a group that share one image are one unit"
     rows = sorted(p.relative_to(with_copies).as_posix() for p in with_copies.rglob('*.*'))
     groups = {'000': 'g', '002': 'g', '001': 'h', '013': 'h'}
     (with_copies/'list.csv').write_text('path,label,group\n' + ''.join(f"{r},{r[0]},{groups.get(r[2:5], '')}\n"
@@ -192,7 +192,7 @@ def test_pairs_are_found_once(with_copies, tmp_path, monkeypatch):
     monkeypatch.setenv('TL_NOTEBOOKS_CACHE', str(tmp_path/'cache'))
     for i in range(160): scene(500 + i, (48, 48)).save(with_copies/'ab'[i % 2]/f'more{i}.png')
     first = read_images(with_copies)
-    assert known_pictures().is_file()
+    assert known_images().is_file()
     def never(*_): raise AssertionError('done again')
     monkeypatch.setattr(splits, 'near_pairs', never); monkeypatch.setattr(images, 'decode_image', never)
     assert read_images(with_copies).near == first.near and first.near['families'] == 12
@@ -233,7 +233,7 @@ def test_what_stays_shows_nothing_and_is_checked(with_copies):
                                  + d.files('valid'))).all() and not learned.know(looks_of(d.files('test'))).any()
     for k in state:
         # folders of before have no texts without a label apart
-        with pytest.raises(InputError, match='learned.safetensors') if k != 'loose' else nullcontext():
+        with pytest.raises(InputError, match='learned.safetensors') if k != 'unlabelled' else nullcontext():
             learned_from({a: b for a,b in state.items() if a != k})
         with pytest.raises(InputError, match='learned.safetensors'): learned_from(state | {k: torch.zeros(3, 5)})
     both = learned + Learned(complete=False)
@@ -244,7 +244,7 @@ def test_what_stays_shows_nothing_and_is_checked(with_copies):
 
 @pytest.fixture(scope='module')
 def parts(tmp_path_factory):
-    """A model of two kinds of drawn parts that keeps hashes of what it learned from; pictures of two kinds to come, and
+    """A model of two kinds of drawn parts that keeps hashes of what it learned from; images of two kinds to come, and
     some of each to judge by"""
     from tl_notebooks.models.folder import save_model
     from tl_notebooks.heads.statistics import statistics_state
@@ -267,7 +267,7 @@ def parts(tmp_path_factory):
 
 
 def old_set(root, kinds, to, n=2):
-    """Pictures to judge by, and for each kind `n` that were learned from and `n` of these once more, encoded anew and
+    """Images to judge by, and for each kind `n` that were learned from and `n` of these once more, encoded anew and
     darker"""
     for k in kinds:
         shutil.copytree(root/'judge'/k, to/k)

@@ -1,4 +1,4 @@
-"""A detector finds what it was shown, in pixels of the picture as it came; torchvision, transformers and the COCO
+"""A detector finds what it was shown, in pixels of the image as it came; torchvision, transformers and the COCO
 evaluator are the oracles."""
 import os
 import subprocess
@@ -16,7 +16,7 @@ from tl_notebooks.data.boxes import read_boxes
 from tl_notebooks.data.learned import looks_of
 from tl_notebooks.core import InputError, hash_state, write_json
 from tl_notebooks.learn.detection import (ARCHS, EMA, GIVEN, BoxDL, BoxSet, box_dls, boxes_dl, box_transforms,
-                                          detection_learner, onto_picture, placing)
+                                          detection_learner, onto_image, letterbox)
 from tl_notebooks.expand.boxes import grown_net
 from tl_notebooks.learn.backbones import load_box_model
 from tl_notebooks.data.samples import make_scenes
@@ -37,7 +37,7 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def blocks(tmp_path_factory):
-    "Wide and tall pictures with red and blue blocks on grey noise; where they are is known"
+    "Wide and tall images with red and blue blocks on grey noise; where they are is known"
     root, r, coco = tmp_path_factory.mktemp('blocks'), np.random.default_rng(0), dict(images=[], annotations=[],
             categories=[dict(id=1, name='red'), dict(id=2, name='blue')])
     for split,n in (('train', 24), ('valid', 8)):
@@ -78,7 +78,7 @@ def map50(data, found, split='valid'):
 @pytest.mark.parametrize('arch,resize', [('fcos', 'pad'), ('fcos', 'squish'), ('retinanet', 'pad'),
                                          ('ssdlite', 'squish')])
 def test_blocks_are_found_where_they_are(blocks, arch, resize):
-    """Wide and tall pictures, a frozen body from the cache: a shifted, swapped or unscaled box anywhere on the way
+    """Wide and tall images, a frozen body from the cache: a shifted, swapped or unscaled box anywhere on the way
     would ruin the score"""
     learn = detection_learner(blocks, arch, size=128, bs=6, resize=resize, views=3, channels=32, ema=.9)
     learn.freeze()
@@ -136,7 +136,7 @@ def test_another_transform_or_seed_does_not_meet_old_rows(scenes):
     def rows(**kwargs):
         learn = detection_learner(scenes, size=96, bs=4, channels=32, **{'views': 2, **kwargs}); learn.precompute()
         return {*learn.frozen_prefix.stores}
-    base = rows() # one store of plain pictures, training and validation, and one of variations
+    base = rows() # one store of plain images, training and validation, and one of variations
     assert len(base) == 2 and rows() == base
     for other in (dict(augment=box_transforms(96, zoom=(.9, 1.1))), dict(seed=1)):
         assert len(rows(**other) & base) == 1, other
@@ -165,10 +165,10 @@ def test_placing_there_and_back():
         for _ in range(50):
             w, h = r.integers(20, 3000, 2)
             b = np.sort(r.uniform(0, 1, (5, 2, 2)), 1).reshape(5, 4)*[w, h, w, h]
-            a = placing(w, h, 416, resize)
+            a = letterbox(w, h, 416, resize)
             inside = b*np.tile(a[:2], 2) + np.tile(a[2:], 2)
             assert (inside >= 0).all() and (inside <= 416).all()
-            np.testing.assert_allclose(onto_picture(inside, a, w, h), b, atol=1e-6)
+            np.testing.assert_allclose(onto_image(inside, a, w, h), b, atol=1e-6)
 
 
 def test_a_picture_without_boxes_and_a_last_short_batch(scenes):

@@ -85,7 +85,7 @@ def test_a_tracker_that_is_not_there_is_missed_before_anything_is_written(tool, 
 
 @pytest.fixture(scope='module')
 def repo(pictures, tmp_path_factory):
-    "A repository with one stage's results: small pictures, one epoch, written for TensorBoard"
+    "A repository with one stage's results: small images, one epoch, written for TensorBoard"
     if shutil.which('dvc', path=str(Path(sys.executable).parent)) is None:
         pytest.skip('DVC is not installed: pip install -e ".[dvc]"')
     repo = checkout(tmp_path_factory.mktemp('dvc')/'repo')

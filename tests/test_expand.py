@@ -17,7 +17,7 @@ from scipy.stats import binomtest
 
 import tl_notebooks  # noqa: F401  before fastai: it guards torchvision
 
-from tl_notebooks.models.folder import Model, take_lift, read_manifest, save_model
+from tl_notebooks.models.folder import Model, take_feature_map, read_manifest, save_model
 from tl_notebooks.core import InputError
 from tl_notebooks.data.images import read_images
 from tl_notebooks.judge.certificate import Limits
@@ -33,7 +33,7 @@ KINDS = PARTS[:5]
 
 @pytest.fixture(scope='module')
 def work(tmp_path_factory):
-    "Pictures of five kinds of parts, in a folder of all and one of each; a model that knows the first two"
+    "Images of five kinds of parts, in a folder of all and one of each; a model that knows the first two"
     root = tmp_path_factory.mktemp('expand')
     make_parts(root/'all', kinds=KINDS, n=14, size=96)
     for i,k in enumerate(KINDS):
@@ -73,7 +73,7 @@ def judge(work, classes):
 @pytest.mark.parametrize('first', ['model', 'projected'])
 def test_growing_step_by_step_is_joint_training(work, projected, first, tmp_path):
     """In any order: the head, its strength and its confidence that scikit-learn comes to on the features of all
-    pictures together"""
+    images together"""
     model = Model(work/first)
     assert model.net.n_features == model.statistics().d == dict(model=2560, projected=1548)[first]
     outs = []
@@ -173,8 +173,8 @@ def test_a_projected_model_grows_in_every_mode(work, projected, tmp_path):
     before = Model(projected)
     signs = np.unpackbits(np.random.PCG64(5).random_raw(1248*300//64).astype('<u8').view(np.uint8)).reshape(1248,
             300)*2. - 1
-    x = before.net.lift.std.double(
-            ).numpy(), before.net.lift.mean.double().numpy(), before.features(files).double().numpy()
+    x = before.net.feature_map.std.double(
+            ).numpy(), before.net.feature_map.mean.double().numpy(), before.features(files).double().numpy()
     np.testing.assert_allclose(x[2][:,1248:], np.maximum((x[2][:,:1248] - x[1])/x[0] @ signs/1248**.5, 0), atol=1e-4)
     kept = expand(work, 'projected', KINDS[2], tmp_path/'kept', mode='keep-scores', old=old,
                   limits=Limits(max_logit_change=0.))
@@ -183,7 +183,7 @@ def test_a_projected_model_grows_in_every_mode(work, projected, tmp_path):
     assert kept.passed and kept.certificate['mode'] == 'keep-scores' and tuned.certificate['mode'] == 'fine-tune'
     for done in (kept, tuned):
         after = Model(done.folder)
-        assert after.net.n_features == 1548 and torch.equal(after.net.lift.signs, before.net.lift.signs)
+        assert after.net.n_features == 1548 and torch.equal(after.net.feature_map.signs, before.net.feature_map.signs)
         assert np.mean([p.label == f.parent.name for p,f in zip(after.predict(files), files)]) >= .5 # of three kinds
     a, b = (expand(work, 'projected', k, tmp_path/k).folder for k in KINDS[2:4])
     both, one = Model(merge_models(a, b, tmp_path/'both', common=projected)), Model(expand(work, a, KINDS[3],
@@ -196,7 +196,7 @@ def test_a_projected_model_grows_in_every_mode(work, projected, tmp_path):
     for wrong in ([2**40, 5], [300, -1], [300]):
         net = image_net('efficientnet_lite0', 2, size=96, features='blocks')[0]
         with pytest.raises(InputError, match='does not fit the head'):
-            take_lift(net, state | {'lift.made': torch.tensor(wrong)}, projected)
+            take_feature_map(net, state | {'feature_map.made': torch.tensor(wrong)}, projected)
 
 
 def judge_folder(work, classes, to):
@@ -230,7 +230,7 @@ def test_the_certificate_says_what_the_models_say(work, tmp_path):
 
 
 def test_what_is_learned_from_does_not_judge(work, tmp_path):
-    "New pictures of old classes that are also among those to judge by"
+    "New images of old classes that are also among those to judge by"
     old = judge_folder(work, KINDS[:2], tmp_path/'old')
     new = tmp_path/'new'
     for i,k in enumerate(KINDS[:3]):
@@ -342,7 +342,7 @@ def items_of(path):
 
 @pytest.fixture(scope='module')
 def remembering(work):
-    "The first model with three old pictures of each class that stay with it"
+    "The first model with three old images of each class that stay with it"
     model = Model(work/'model'); m = model.manifest
     memory = model.take(*items_of(work/'first'), 6)
     return save_model(work/'remembering', model.net, m['backbone'] | m['preprocessing'], model.classes,

@@ -14,7 +14,7 @@ COLORS = dict(red=(220, 30, 30), green=(30, 200, 60))
 
 
 def drawn(folder, n, seed, classes):
-    "Pictures in which red and green squares lie, and COCO annotations of some of them"
+    "Images in which red and green squares lie, and COCO annotations of some of them"
     r = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     coco = dict(images=[], annotations=[], categories=[dict(id=i, name=c) for i,c in enumerate(classes, 1)])
@@ -71,7 +71,7 @@ def plain_fine_tuning(parent, epochs):
                        info=m.manifest['backbone'] | m.manifest['preprocessing'], path=Path('.'))
     learn.freeze_to(-1)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 1e-3)
-    net.cut = None
+    net.split_point = None
     return m, net
 
 
@@ -115,7 +115,7 @@ def test_a_limit_that_is_not_met_is_exit_1_and_the_folder_is_there(parent, tmp_p
 
 
 def test_pictures_that_were_learned_from_do_not_judge(parent, tmp_path):
-    """A parent that keeps hashes: pictures it was trained on, as they were or encoded anew, are left out of what
+    """A parent that keeps hashes: images it was trained on, as they were or encoded anew, are left out of what
     judges; their boxes go with them"""
     from tl_notebooks.models.folder import Model, save_model
     from tl_notebooks.data.boxes import read_boxes

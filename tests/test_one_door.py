@@ -71,7 +71,7 @@ def test_boxes_of_a_whole_detector_are_torchvision_s(files, pixels, tmp_path):
     from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
     from torchvision.ops import FrozenBatchNorm2d
     from torchvision.ops.feature_pyramid_network import LastLevelP6P7
-    from tl_notebooks.learn.detection import given_net
+    from tl_notebooks.learn.detection import pretrained_detector
     torch.manual_seed(0)
     body, last = resnet50(norm_layer=FrozenBatchNorm2d), LastLevelP6P7(256, 256)
     backbone = _resnet_fpn_extractor(body, 5, returned_layers=[2, 3, 4], extra_blocks=last)
@@ -82,7 +82,7 @@ def test_boxes_of_a_whole_detector_are_torchvision_s(files, pixels, tmp_path):
     torch.nn.init.normal_(theirs.head.classification_head.cls_logits.weight, std=.05)
     theirs.head.regression_head.bbox_reg.bias.data.fill_(2.) # boxes with an extent, which an answer must have
     torch.save(theirs.state_dict(), tmp_path/'weights.pth')
-    net, info = given_net('fcos_resnet50_fpn', str(tmp_path/'weights.pth'), 3, SIZE)
+    net, info = pretrained_detector('fcos_resnet50_fpn', str(tmp_path/'weights.pth'), 3, SIZE)
     assert not info['fresh']
     pre = dict(arch='fcos', size=SIZE, mean=info['mean'], std=info['std'], resize='squish', precision='fp32')
     model = Model(save_model(tmp_path/'model', net.eval(), info | pre, ['a', 'b', 'c']))
@@ -130,7 +130,7 @@ def test_what_a_detector_has_not_is_said_with_what_it_has(dense, files):
 
 def test_a_detector_of_queries_says_what_to_use_instead(files, tmp_path):
     transformers = pytest.importorskip('transformers')
-    from tl_notebooks.learn.detection import query_net
+    from tl_notebooks.learn.detection import detr_net
     body = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type='basic',
                                      out_features=['stage2'])
     layers = dict(layers=1, ffn_dim=16, attention_heads=2)
@@ -138,7 +138,7 @@ def test_a_detector_of_queries_says_what_to_use_instead(files, tmp_path):
     config = transformers.DetrConfig(backbone_config=body, use_timm_backbone=False, use_pretrained_backbone=False,
                                      d_model=16, num_queries=5, num_labels=3, **small)
     transformers.AutoModelForObjectDetection.from_config(config).save_pretrained(tmp_path/'tiny')
-    net, info = query_net(str(tmp_path/'tiny'), None, 3, SIZE)
+    net, info = detr_net(str(tmp_path/'tiny'), None, 3, SIZE)
     pre = dict(arch=net.arch, size=SIZE, mean=[0.]*3, std=[1.]*3, channels=0, convs=0, resize='squish',
                precision='fp32')
     model = Model(save_model(tmp_path/'model', net.eval(), info | pre, ['a', 'b', 'c']))

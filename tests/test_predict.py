@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 
 def test_predictions_have_the_accuracy_that_the_record_states(first_run, pictures):
-    "The test pictures, read again from disk by another process"
+    "The test images, read again from disk by another process"
     from tl_notebooks.data.images import read_images
     folder = first_run[1]
     rec = record(folder)

@@ -83,7 +83,7 @@ def wait_for(what, p, seconds=250):
 
 @pytest.fixture(scope='module')
 def cut_off(first_run, pictures, tmp_path_factory):
-    "The same command as `first_run`, killed in the middle of its control's training, with a copy of the pictures"
+    "The same command as `first_run`, killed in the middle of its control's training, with a copy of the images"
     here = tmp_path_factory.mktemp('cut off')
     shutil.copytree(pictures, here/'parts')
     p = start('run', 'parts', '--data', 'parts', '--out', 'runs', '--seed', 5, *QUICK, cwd=here)

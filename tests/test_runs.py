@@ -59,7 +59,7 @@ def notebook(path, *cells):
 
 
 def paint(folder, n=24, seed=0):
-    "Dark and light pictures, some of which are neither"
+    "Dark and light images, some of which are neither"
     rng = np.random.default_rng(seed)
     for label, low, high in (('dark', 0, 160), ('light', 90, 255)):
         (folder/label).mkdir(parents=True)
@@ -74,7 +74,7 @@ def toy(tmp_path_factory): return notebook(tmp_path_factory.mktemp('nb')/'toy.ip
 
 @pytest.fixture(scope='module')
 def home(toy, tmp_path_factory):
-    "Pictures, and two runs on them that differ in one parameter"
+    "Images, and two runs on them that differ in one parameter"
     home = tmp_path_factory.mktemp('home')
     data = paint(home/'data')
     return home, data, *(run_usecase(toy, {'data': str(data), 'shift': s, 'seed': 3}, str(home/'outputs'))

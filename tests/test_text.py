@@ -174,7 +174,7 @@ def test_a_flipped_byte_of_a_text_is_found(cache):
 def test_layers_count_for_pooled_features_and_not_for_tokens(checkpoints, data, cache):
     learn = text_learner(data, checkpoints('bert'), max_tokens=64, layers=(4,)); learn.freeze_to(-3)
     items = learn.frozen_prefix.items_of(learn.dls.valid)
-    tokens, pooled = learn.frozen_prefix.cut_at(3, items)[0], learn.frozen_prefix.cut_at(5, items)[0]
+    tokens, pooled = learn.frozen_prefix.split_at(3, items)[0], learn.frozen_prefix.split_at(5, items)[0]
     was = [hash_prefix(learn.model.body, c) for c in (tokens, pooled)]
     learn.use_layers((3,))
     now = [hash_prefix(learn.model.body, c) for c in (tokens, pooled)]

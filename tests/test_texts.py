@@ -398,7 +398,7 @@ MAILS = { # name: (message, its text)
     'attachments to html': (attached(mail(html='<p>plain words</p>')), 'plain words'),
     'attachments to both': (attached(mail('plain words', '<p>other</p>')), 'plain words'),
     'a mail attached': (with_mail_attached(), 'plain words'),
-    'a picture inside': (with_picture(), 'plain words'),
+    'an image inside': (with_picture(), 'plain words'),
     'two plain parts': (in_parts('plain words', 'more of them'), 'plain words\nmore of them'),
     'only an attachment': (attached(mail()), ''),
     'no body': (mail(), ''),

@@ -54,21 +54,21 @@ def test_a_run_leaves_figures_with_intervals_and_a_control(run):
 
 
 def page_and_output(run):
-    "The report without its pictures, and what the notebook printed"
+    "The report without its images, and what the notebook printed"
     page = text_of(run/'report.html')
     cells = json.loads((run/'notebook.ipynb').read_text())['cells']
     return page, ''.join(''.join(o.get('text', '')) for c in cells for o in c.get('outputs', []))
 
 
 def test_few_pictures_are_judged_on_validation_and_every_place_says_so(run, scenes):
-    "24 pictures leave no ten for a test; nothing calls what judged a test"
+    "24 images leave no ten for a test; nothing calls what judged a test"
     from tl_notebooks.data.boxes import read_boxes
     rec, (page, printed) = record(run), page_and_output(run)
     assert rec['judged_on'] == 'valid' and not any(rec['data']['counts']['test'].values())
     n = rec['metrics']['map50']['n']
-    assert f'map50 on {n} validation pictures' in page and f'on {n} validation pictures with 95' in page
-    assert ' test pictures' not in page.replace('No test pictures', '')
-    assert re.search(r'judged on \d+ validation pictures, with thresholds of', printed)
+    assert f'map50 on {n} validation images' in page and f'on {n} validation images with 95' in page
+    assert ' test images' not in page.replace('No test images', '')
+    assert re.search(r'judged on \d+ validation images, with thresholds of', printed)
     assert 'no test split is made' in printed
     assert rec['valid'] == rec['metrics']
     boxes = read_boxes(scenes, seed=5, progress=False).merge_small_test().targets('valid', crowd=False)
@@ -83,8 +83,8 @@ def test_more_pictures_are_judged_on_a_test_split_and_validation_stands_beside(t
     assert done.returncode == 0, done.stderr[-3000:]
     folder = Path(done.stdout.strip().splitlines()[-1])
     rec, (page, printed) = record(folder), page_and_output(folder)
-    assert rec['judged_on'] == 'test' and f"map50 on {rec['metrics']['map50']['n']} test pictures" in page
-    assert not re.search(r'\d validation pictures', page) and re.search(r'judged on \d\d test pictures\n', printed)
+    assert rec['judged_on'] == 'test' and f"map50 on {rec['metrics']['map50']['n']} test images" in page
+    assert not re.search(r'\d validation images', page) and re.search(r'judged on \d\d test images\n', printed)
     assert rec['valid'].keys() >= {'map50', 'map', 'map50/car'} and rec['valid']['map50'] != rec['metrics']['map50']
     for m in rec['valid'].values():
         assert {*m} == {'value', 'low', 'high', 'n'} and 0 <= m['low'] <= m['value'] <= m['high'] <= 1

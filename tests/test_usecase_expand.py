@@ -20,7 +20,7 @@ def test_grown_is_joint_and_what_forgets_is_shown(pictures, tmp_path):
     assert list(curves['grown']) == ['2', '3', '4'] and curves['grown'] == curves['joint']   # to the last digit
     assert rec['curves'][
             'first kinds'][
-            'fine-tuned on new pictures alone']['4']['value'] < rec['curves']['first kinds']['grown']['4']['value']
+            'fine-tuned on new images alone']['4']['value'] < rec['curves']['first kinds']['grown']['4']['value']
     assert rec['metrics']['accuracy'] == pytest.approx(curves['grown']['4']) and 'accuracy' in rec['control']
     assert len(rec['certificates']) == 2 and all(c['body_bit_identical'] and c['old_accuracy_after']['n'] > 0
                                                  for c in rec['certificates'])

@@ -1,4 +1,4 @@
-"""Image learners are fastai Learners on any backbone: groups, freezing, rates, pictures of results, and plain fastai on
+"""Image learners are fastai Learners on any backbone: groups, freezing, rates, images of results, and plain fastai on
 request."""
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,7 +28,7 @@ BACKBONES = ['resnet18', 'mobilenetv3_large', 'convnext_tiny', 'timm/vit_tiny_pa
 
 @pytest.mark.parametrize('name', BACKBONES)
 def test_any_backbone_by_name(name):
-    "Every parameter of the body is in one group, in order; a few groups; one row of finite features per picture"
+    "Every parameter of the body is in one group, in order; a few groups; one row of finite features per image"
     size = 224 if 'vit' in name or 'swin' in name else 96
     net, info = image_net(name, 3, 'random', size)
     groups = net.param_groups()
@@ -131,7 +131,7 @@ def test_probe_beats_a_head_that_knows_nothing(data):
         loss, acc = learn.validate()
         probs, y = learn.get_preds(dl=dl_of_split(learn, data))
     assert acc == pytest.approx(found.valid_accuracy) and loss == pytest.approx(found.valid_loss, rel=1e-4)
-    # chance is 0.25; of 36 pictures, that many are right by luck once in a thousand times
+    # chance is 0.25; of 36 images, that many are right by luck once in a thousand times
     assert found.loo_accuracy > .5
     assert probs.shape == (len(y), 4) and np.array_equal(y.numpy(), data.labels('test'))
     with pytest.raises(InputError, match='`thaw` is 99'): learn.fine_tune(1, thaw=99)
@@ -172,7 +172,7 @@ def test_the_last_blocks_as_features(pictures, tmp_path):
             seed_everything(0); learn.fit_one_cycle(1, 1e-3)
         found.append(learn)
     a, b = found
-    places = {c.place for c,_ in a.frozen_prefix.cuts.values()}
+    places = {c.place for c,_ in a.frozen_prefix.split_points.values()}
     assert '' in places and any(p and p < 'model.blocks.5' for p in places), places
     for p, q in zip(a.model.state_dict().values(), b.model.state_dict().values()):
         torch.testing.assert_close(p, q, rtol=1e-3, atol=2e-4)

@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from .core import InputError, tl_hint
 
 # %% ../nbs/90_cli.ipynb #22d3e588
@@ -89,11 +90,13 @@ def cmd_predict(args) -> int:
                              f"none.")
     if args.max_pixels: model.task.options(dict(max_pixels=args.max_pixels))
     inputs = model.find(args.input, args.text_column or '')
-    rows = _Rows(args.format, ['path', 'label', 'probability', *model.classes])
+    rows, start = _Rows(args.format, ['path', 'label', 'probability', *model.classes]), time.perf_counter()
     for p in model.predict(inputs, args.bs):
         figures = [p.label, '' if p.error else f'{p.probability:.6f}', *(f'{v:.6f}' for v in p.probabilities.values())]
         rows.add(p, [[p.path, *figures]])
-    return rows.end(len(inputs), [vars(p) for p in rows.done])
+    took, n = time.perf_counter() - start, len(inputs)
+    if n > 1: print(f"tl predict: {n:,} {model.task.what} in {took:.1f} s, {n/took:.0f} a second", file=sys.stderr)
+    return rows.end(n, [vars(p) for p in rows.done])
 
 class _Rows:
     """Predictions as CSV, row by row, or as JSON at the end. What could not be read has a row with the reason; where
@@ -337,7 +340,7 @@ def _expand_boxes(args) -> int:
         if getattr(args, name):
             raise InputError(f"--{name.replace('_', '-')} is not for detectors, which only get new classes; accepted: "
                              f"none.")
-    if not args.data: raise InputError("nothing to do: accepted is --data with pictures on which a new class is drawn.")
+    if not args.data: raise InputError("nothing to do: accepted is --data with images on which a new class is drawn.")
     done = expand_boxes(args.model, args.data, args.out or '', args.mode or 'fine-tune', args.old or '',
                         Limits(args.max_old_drop, args.min_new_accuracy, args.max_logit_change),
                         args.test_pct, args.seed, args.on_bad,
@@ -356,11 +359,11 @@ def _expand_boxes(args) -> int:
 def cmd_cache(args) -> int:
     from tl_notebooks.frozen.store import (activations_dir, cache_limit, clear_stores, format_bytes, format_stores,
                                            list_stores)
-    from tl_notebooks.data.known import known_pictures
+    from tl_notebooks.data.known import known_images
     if args.action == 'clear':
         if not args.days >= 0: raise InputError(f"--days {args.days}: accepted: a number from 0.")
         n, size = clear_stores(args.key, args.days)
-        if not args.key and not args.days: known_pictures().unlink(missing_ok=True)
+        if not args.key and not args.days: known_images().unlink(missing_ok=True)
         print(f"removed {n} stores, {format_bytes(size)}")
         return 0
     if args.key:
@@ -447,7 +450,7 @@ def _add_predict(sub) -> None:
     predict = sub.add_parser('predict', help='predictions with probabilities, or boxes, from a model folder')
     predict.add_argument('model', metavar='MODEL', help='a model folder, or a run folder with one')
     predict.add_argument('input', metavar='INPUT', nargs='+',
-                         help='pictures or folders of them; for a detector also videos; for a text model texts, .txt '
+                         help='images or folders of them; for a detector also videos; for a text model texts, .txt '
                               'and .eml files, folders, tables, or - for lines of standard input')
     predict.add_argument('--format', choices=['csv', 'json'], default='csv')
     predict.add_argument('--bs', type=int, default=32, help='inputs per batch (default: 32)')
@@ -456,11 +459,11 @@ def _add_predict(sub) -> None:
     predict.add_argument('--max-pixels', type=int, metavar='N',
                          help='largest width × height that is decoded (default: 50000000)')
     predict.add_argument('--draw', metavar='DIR',
-                         help='detectors: pictures and videos with boxes drawn, into a new folder')
+                         help='detectors: images and videos with boxes drawn, into a new folder')
     predict.add_argument('--threshold', type=float, metavar='X',
                          help='detectors: least score (default: the one chosen with the model)')
     predict.add_argument('--slice', type=int, metavar='N',
-                         help='detectors: look at large pictures in parts of so many pixels too, for small and '
+                         help='detectors: look at large images in parts of so many pixels too, for small and '
                               'distant objects')
     predict.set_defaults(func=cmd_predict)
 

@@ -116,9 +116,9 @@ def same_whole(x:np.ndarray, y:np.ndarray, side:np.ndarray) -> np.ndarray: # (m,
     one"""
     out, more = np.zeros(len(x), bool), np.where(_brighter(x, y), 2, 1)
     level = np.select([side >= l[0] for l in LEVELS], range(len(LEVELS)))
-    for i,(_, cells, most) in enumerate(LEVELS):
+    for i,(_, cells, max_bits) in enumerate(LEVELS):
         at = np.flatnonzero(level == i)
-        if len(at): out[at] = _difference(pool(x[at], cells), pool(y[at], cells)) < most*more[at]
+        if len(at): out[at] = _difference(pool(x[at], cells), pool(y[at], cells)) < max_bits*more[at]
     return out
 
 # %% ../../nbs/data/30_copies.ipynb #0108ffd9
@@ -149,14 +149,15 @@ def same_part(x:np.ndarray, y:np.ndarray, part:np.ndarray, side:np.ndarray) -> n
 # %% ../../nbs/data/30_copies.ipynb #cfdb2848
 BITS, PART_BITS = 16, 12 # frequencies in each direction, of whole images and of parts
 
-def _close(a:np.ndarray, b:np.ndarray, most:int, block:int=512) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _close(a:np.ndarray, b:np.ndarray, max_bits:int, block:int=512) -> Iterator[tuple[np.ndarray, np.ndarray,
+        np.ndarray]]:
     """By the block of rows: row of `a`, row of `b` and in how many bits they differ, where that is at most `most`;
     signs (n, k, k)"""
     a, b = a.reshape(len(a), -1), np.ascontiguousarray(b.reshape(len(b), -1))
     bits = a.shape[1] - 1
     for i in range(0, len(a), block):
         dot = a[i:i+block] @ b.T
-        r, c = np.nonzero(dot >= bits - 2*most)
+        r, c = np.nonzero(dot >= bits - 2*max_bits)
         yield r + i, c, ((bits - dot[r, c])/2).astype(int)
 
 def _whole_pairs(x:np.ndarray, side:np.ndarray, chunk:int=1024) -> Iterator[np.ndarray]: # (2, m)
@@ -263,12 +264,12 @@ def _bits_apart(a:tuple, b:tuple) -> tuple[np.ndarray, np.ndarray]: # (n, m) twi
     return _least((whole_a, turn_signs(whole_b, *t)) for t in TURNS), _least(parts)
 
 # %% ../../nbs/data/30_copies.ipynb #595dfb2c
-def _limit(nearest:np.ndarray, most:int) -> int:
+def _limit(nearest:np.ndarray, max_bits:int) -> int:
     "In how many bits a copy may differ, given how far images keep from the nearest that is no copy"
     near = nearest[np.isfinite(nearest)]
-    if not len(near): return most
+    if not len(near): return max_bits
     low, mid = np.quantile(near, [.16, .5])
-    return int(np.clip(np.quantile(near, .01) - 1 if len(near) >= 100 else mid - 3*(mid - low), 0, most))
+    return int(np.clip(np.quantile(near, .01) - 1 if len(near) >= 100 else mid - 3*(mid - low), 0, max_bits))
 
 def _limits(signs:tuple, family:Sequence[str], sample:int=500, block:int=256) -> tuple[int, int]:
     "Limits for whole images and for parts, measured on some of a set"
@@ -277,7 +278,7 @@ def _limits(signs:tuple, family:Sequence[str], sample:int=500, block:int=256) ->
     for at in np.array_split(rows, -(-len(rows)//block)):
         for out,d in zip(near, _bits_apart(tuple(s[at] for s in signs), signs)):
             out.append(np.where(family[at][:, None] == family, np.inf, d).min(1))
-    return tuple(_limit(np.concatenate(v), most) for v,most in zip(near, FAR))
+    return tuple(_limit(np.concatenate(v), max_bits) for v,max_bits in zip(near, FAR))
 
 # %% ../../nbs/data/30_copies.ipynb #2bfcaa36
 @dataclass
@@ -285,7 +286,7 @@ class ImageHashes:
     "Hashes by which images are known again, and in how many bits a copy of each may differ"
     whole:np.ndarray # (n, 72) uint8: 24 × 24 signs
     parts:np.ndarray # (n, 9, 18) uint8: 12 × 12 signs of each of `CROPS`
-    most:np.ndarray  # (n, 2) int16
+    max_bits:np.ndarray  # (n, 2) int16
 
     @classmethod
     def of(cls, thumbs:np.ndarray, sides:Sequence[int]) -> 'ImageHashes':
@@ -294,12 +295,13 @@ class ImageHashes:
         x, sides = x[ok], np.asarray(sides)[ok]
         if not len(x): return cls(np.zeros((0, 72), 'uint8'), np.zeros((0, 9, 18), 'uint8'), np.zeros((0, 2), 'int16'))
         signs = dct_signs(x, HASH_BITS), np.stack(_part_hashes(x), 1)
-        most = _limits(signs, families(len(x), near_pairs(x, sides)))
-        return cls(*map(_pack, signs), np.tile(np.array(most, 'int16'), (len(x), 1)))
+        max_bits = _limits(signs, families(len(x), near_pairs(x, sides)))
+        return cls(*map(_pack, signs), np.tile(np.array(max_bits, 'int16'), (len(x), 1)))
 
     def __len__(self): return len(self.whole)
     def __add__(self, other:'ImageHashes') -> 'ImageHashes':
-        return ImageHashes(*(np.concatenate([getattr(self, k), getattr(other, k)]) for k in ('whole', 'parts', 'most')))
+        return ImageHashes(*(np.concatenate([getattr(self, k), getattr(other, k)])
+                             for k in ('whole', 'parts', 'max_bits')))
 
     def know(self, thumbs:np.ndarray, block:int=256) -> np.ndarray: # (m,) bool
         "Which of these images are copies of one that is hashed here"
@@ -308,5 +310,5 @@ class ImageHashes:
         for at in np.array_split(np.flatnonzero(has_content(x)), -(-len(x)//block) or 1) if len(self) else []:
             if not len(at): continue
             whole, part = _bits_apart((dct_signs(x[at], HASH_BITS), np.stack(_part_hashes(x[at]), 1)), mine)
-            out[at] = ((whole <= self.most[:, 0]) | (part <= self.most[:, 1])).any(1)
+            out[at] = ((whole <= self.max_bits[:, 0]) | (part <= self.max_bits[:, 1])).any(1)
         return out

@@ -103,8 +103,8 @@ def _box_classes(classes, labels, truths):
     seen = {str(l): l for part in [*labels, *(t[1] for t in truths if t is not None)] for l in part}
     return [*dict.fromkeys([*(classes if classes is not None else []), *(seen[k] for k in sorted(seen))])]
 
-def _picture_grid(images:Sequence, cols:int, size:float, below:float=0.):
-    """A figure with an empty place for each picture, `size` inches wide and as tall as the tallest needs; `below`:
+def _image_grid(images:Sequence, cols:int, size:float, below:float=0.):
+    """A figure with an empty place for each image, `size` inches wide and as tall as the tallest needs; `below`:
     inches beside"""
     cols = max(1, min(cols, len(images)))
     rows = max(1, math.ceil(len(images)/cols))
@@ -124,8 +124,8 @@ def plot_box_grid(
     cols:int=3,
     size:float=3.2,               # Inches per image
 ) -> Figure:
-    "Pictures with their boxes, in rows"
-    fig, axes = _picture_grid(images, cols, size)
+    "Images with their boxes, in rows"
+    fig, axes = _image_grid(images, cols, size)
     truths = truths if truths is not None else [None]*len(images)
     names = _box_classes(classes, labels, truths)
     for i,(ax, im) in enumerate(zip(axes, images)):
@@ -146,8 +146,8 @@ def plot_outcomes(
     cols:int=3,
     size:float=3.4,               # Inches per image
 ) -> Figure:
-    "Pictures with what was found, missed, made up and confused"
-    fig, axes = _picture_grid(images, cols, size, below=.35)
+    "Images with what was found, missed, made up and confused"
+    fig, axes = _image_grid(images, cols, size, below=.35)
     for i,(ax, im) in enumerate(zip(axes, images)):
         _box_axes(ax, im, [], [], None, [], None, titles[i] if i < len(titles) else '')
         for x1,y1,x2,y2,kind,text in outcomes[i]:

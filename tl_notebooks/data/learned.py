@@ -17,7 +17,7 @@ from PIL import Image
 from .copies import ImageHashes, near_pairs, thumbnail, unpack_thumbnails
 from ..core import InputError, hash_file
 from .decode import SUFFIXES
-from .images import read_pictures
+from .images import scan_images
 from .listing import has_suffix
 from .splits import LabelledData
 from .texts import content_hash
@@ -43,7 +43,7 @@ def looks_of(items:Sequence) -> Looks:
 def _file_looks(files:Sequence[Path]) -> Looks:
     if not all(has_suffix(str(f), SUFFIXES) for f in files): return Looks([{hash_file(f)[:32]} for f in files])
     paths = [str(Path(f).absolute()) for f in files]
-    table, bad = read_pictures(Path('/'), [dict(path=p) for p in dict.fromkeys(paths)], 2**31, progress=False)
+    table, bad = scan_images(Path('/'), [dict(path=p) for p in dict.fromkeys(paths)], 2**31, progress=False)
     if bad: raise InputError(str(bad[0]))
     t = table.set_index('path').loc[paths]
     return Looks([{s[:32], c} for s,c in zip(t.sha256, t.content)], unpack_thumbnails(t.look),
@@ -57,7 +57,7 @@ class Learned:
     keys:set[str] = field(default_factory=set) # 32 hexadecimal digits each
     images:ImageHashes = field(default_factory=lambda: ImageHashes.of(np.zeros((0, 64, 64)), []))
     complete:bool = True
-    loose:set[str] = field(default_factory=set)
+    unlabelled:set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, looks:Looks) -> 'Learned':
@@ -65,10 +65,10 @@ class Learned:
         keys = set().union(*looks.keys)
         return cls(keys) if looks.thumbs is None else cls(keys, ImageHashes.of(looks.thumbs, looks.sides))
 
-    def __len__(self): return len(self.keys) + len(self.loose)
+    def __len__(self): return len(self.keys) + len(self.unlabelled)
     def __add__(self, other:'Learned') -> 'Learned':
         return Learned(self.keys | other.keys, self.images + other.images, self.complete and other.complete,
-                       self.loose | other.loose)
+                       self.unlabelled | other.unlabelled)
 
     def count(self, looks:Looks) -> np.ndarray: # (n,) bool
         "Which of these very items, labelled, were learned from"
@@ -76,7 +76,7 @@ class Learned:
 
     def know(self, looks:Looks) -> np.ndarray: # (n,) bool
         "Which of these items were learned from, as they are or as a near copy"
-        out = np.array([bool(k & (self.keys | self.loose)) for k in looks.keys], bool)
+        out = np.array([bool(k & (self.keys | self.unlabelled)) for k in looks.keys], bool)
         if looks.thumbs is not None and len(self.images):
             rest = np.flatnonzero(~out)
             out[rest] = self.images.know(looks.thumbs[rest])
@@ -85,35 +85,36 @@ class Learned:
 # %% ../../nbs/data/70_learned.ipynb #c6d4c639
 def learned_state(l:Learned) -> dict[str, torch.Tensor]:
     "Tensors for `learned.safetensors`"
-    keys, loose = (np.frombuffer(bytes.fromhex(''.join(sorted(k))), 'uint8').reshape(-1, 16).copy()
-                   for k in (l.keys, l.loose))
-    parts = dict(keys=keys, loose=loose, complete=np.array([l.complete], 'uint8'), whole=l.images.whole,
-                 parts=l.images.parts, most=l.images.most)
+    keys, unlabelled = (np.frombuffer(bytes.fromhex(''.join(sorted(k))), 'uint8').reshape(-1, 16).copy()
+                   for k in (l.keys, l.unlabelled))
+    parts = dict(keys=keys, unlabelled=unlabelled, complete=np.array([l.complete], 'uint8'), whole=l.images.whole,
+                 parts=l.images.parts, max_bits=l.images.max_bits)
     return {k: torch.from_numpy(np.ascontiguousarray(v)) for k,v in parts.items()}
 
-_SHAPES = dict(keys=(torch.uint8, (16,)), loose=(torch.uint8, (16,)), complete=(torch.uint8, ()),
-               whole=(torch.uint8, (72,)), parts=(torch.uint8, (9, 18)), most=(torch.int16, (2,)))
+_SHAPES = dict(keys=(torch.uint8, (16,)), unlabelled=(torch.uint8, (16,)), complete=(torch.uint8, ()),
+               whole=(torch.uint8, (72,)), parts=(torch.uint8, (9, 18)), max_bits=(torch.int16, (2,)))
 
 def learned_from(state:dict[str, torch.Tensor]) -> Learned:
     "What `learned_state` wrote"
-    state = {'loose': state['keys'][:0]} | state if 'keys' in state else state # older folders do not tell these apart
+    state = {dict(loose='unlabelled', most='max_bits').get(k, k): t for k,t in state.items()} # names of before
+    if 'keys' in state: state = {'unlabelled': state['keys'][:0]} | state # older folders do not tell these apart
     if bad := [k for k,(t,shape) in _SHAPES.items() if k not in state or state[k].dtype != t
                or tuple(state[k].shape[1:]) != shape]:
         raise InputError(f"learned.safetensors: {bad[0]!r} is missing or of another kind or shape. The folder was not "
                          f"written whole, or was changed.")
-    if len({len(state[k]) for k in ('whole', 'parts', 'most')}) > 1:
+    if len({len(state[k]) for k in ('whole', 'parts', 'max_bits')}) > 1:
         raise InputError("learned.safetensors: its parts are about different numbers of images.")
-    keys, loose = ({row.tobytes().hex() for row in state[k].numpy()} for k in ('keys', 'loose'))
-    return Learned(keys, ImageHashes(*(state[k].numpy() for k in ('whole', 'parts', 'most'))),
-                   bool(state['complete'].all()), loose)
+    keys, unlabelled = ({row.tobytes().hex() for row in state[k].numpy()} for k in ('keys', 'unlabelled'))
+    return Learned(keys, ImageHashes(*(state[k].numpy() for k in ('whole', 'parts', 'max_bits'))),
+                   bool(state['complete'].all()), unlabelled)
 
 # %% ../../nbs/data/70_learned.ipynb #00d65ad1
 def learned_items(data:LabelledData, splits:Sequence[str]=('train', 'valid')) -> Learned:
     "Hashes of some splits of data, for `save_model`"
     rows = data.items[data.items.split.isin([*splits])]
     if 'text' not in rows: return Learned.of(looks_of([data.root/p for p in rows.path]))
-    found, loose = Learned.of(looks_of([*rows.text])), Learned.of(looks_of([*getattr(data, 'unlabelled', ())]))
-    return Learned(found.keys, loose=loose.keys)
+    found, unlabelled = Learned.of(looks_of([*rows.text])), Learned.of(looks_of([*getattr(data, 'unlabelled', ())]))
+    return Learned(found.keys, unlabelled=unlabelled.keys)
 
 # %% ../../nbs/data/70_learned.ipynb #8ec97d66
 def why_learned(items:Sequence, sources:dict[str, Sequence|Learned]) -> list[str]: # per item a key of `sources`, or ''

@@ -17,7 +17,7 @@ from .decode import PHONES, SUFFIXES
 # %% ../../nbs/data/10_problems.ipynb #8d7091e1
 KINDS = { # kind: (can be left out, what to do about it)
     'zero bytes':   (True,  "Copy these files again, or remove them."),
-    'truncated':    (True,  "The file ends before its picture does. Copy it again, or remove it."),
+    'truncated':    (True,  "The file ends before its image does. Copy it again, or remove it."),
     'unreadable':   (True,  "Replace or remove these files."),
     'too large':    (True,  "Save a smaller version, or raise the limit: `-p max_pixels=…` of `tl run`, `--max-pixels "
                      "…` of `tl expand`."),
@@ -34,23 +34,23 @@ KINDS = { # kind: (can be left out, what to do about it)
                      "One label an item is what is supported. Keep the one that matters, or write a combination as "
                      "one name (road_clear)."),
     'two labels':   (True,
-                     "One picture or text cannot be two things. Keep the right one; `skip` leaves out every copy."),
+                     "One image or text cannot be two things. Keep the right one; `skip` leaves out every copy."),
     'leak':         (True,  "What was trained on cannot be a test. `skip` keeps the copy in test (or else valid)."),
     'bad box':      (True,
                      "A box needs four finite numbers, its first corner above and left of its second. `skip` leaves "
-                     "out the whole picture: without this box it would teach that nothing is there."),
+                     "out the whole image: without this box it would teach that nothing is there."),
     'outside box':  (True,
-                     "Boxes lie within their picture. Correct them, or pass `-p clip=true` (`--clip` of `tl expand`) "
-                     "to cut them at the edge. `skip` leaves out the whole picture."),
+                     "Boxes lie within their image. Correct them, or pass `-p clip=true` (`--clip` of `tl expand`) "
+                     "to cut them at the edge. `skip` leaves out the whole image."),
     'empty box':    (True,  "A box without area shows nothing. Correct or remove it; `skip` leaves out this box only."),
     'double box':   (True,  "One thing has one box. Remove the copies; `skip` keeps the first."),
     'no class':     (True,
-                     "Every box belongs to a class that the annotations list. `skip` leaves out the whole picture."),
+                     "Every box belongs to a class that the annotations list. `skip` leaves out the whole image."),
     'used twice':   (True,
-                     "An id, a picture or a class stands for one thing. `skip` leaves out every picture that is in "
+                     "An id, an image or a class stands for one thing. `skip` leaves out every image that is in "
                      "doubt."),
     'other size':   (True,
-                     "The boxes were drawn on a picture of another size. Use that picture, or correct the size that "
+                     "The boxes were drawn on an image of another size. Use that image, or correct the size that "
                      "is stated."),
     'exif':         (True,
                      "EXIF says how to turn what the camera stored. Pass `-p exif=upright` if the boxes were drawn on "

@@ -26,10 +26,10 @@ def sample_path(
     return Path(str(files('tl_notebooks.data')))/'samples'/SETS[name]
 
 # %% ../../nbs/data/90_samples.ipynb #3abd5a67
-def _new_folder(root, n, size, most):
+def _new_folder(root, n, size, max_n):
     "`root` as a new folder for `n` of `most` images of `size` pixels"
     root = Path(root).expanduser()
-    for name, value, high in (('n', n, most), ('size', size, 1024)):
+    for name, value, high in (('n', n, max_n), ('size', size, 1024)):
         if not isinstance(value, int) or not 1 <= value <= high:
             raise InputError(f"`{name}` is {value!r}; accepted: a whole number from 1 to {high}.")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):

@@ -178,12 +178,12 @@ def _as_json(d:LabelledData) -> dict:
             'skipped': [{'kind': p.kind, 'path': printable(p.path), 'detail': printable(p.detail)} for p in d.problems]}
 
 # %% ../../nbs/data/40_splits.ipynb #cb4cfe93
-# beside pictures, what data is made of
+# beside images, what data is made of
 SOURCES = frozenset(['.csv', '.tsv', '.tab', '.json', '.jsonl', '.ndjson', '.parquet', '.txt', '.eml', '.emlx', '.mbox',
                      '.mbx', '.xml', '.yaml', '.yml'])
 
 def list_items(d:LabelledData) -> pd.DataFrame:
-    """One row per item: path, label, split, the beginning of its content's sha256, and for pictures with boxes that of
+    """One row per item: path, label, split, the beginning of its content's sha256, and for images with boxes that of
     the boxes"""
     short = d.items[[c for c in ('path', 'label', 'split', 'sha256') if c in d.items]].copy()
     short['sha256'] = short.sha256.str[:16]

@@ -445,10 +445,10 @@ def _empty(rows:list[dict]) -> list[Problem]:
     return [Problem('empty text', r['path'], 'nothing but blanks' if r['body'] else 'empty') for r in rows
             if not r['body'].strip()]
 
-def _print(items:pd.DataFrame, loose:Sequence[str]) -> str:
+def _print(items:pd.DataFrame, unlabelled:Sequence[str]) -> str:
     "Fingerprint of labelled texts and of those without a label"
     return hash_bytes(fingerprint(items, ('label', 'split', 'sha256')).encode(),
-                      *(t.encode('utf-8', 'surrogatepass') for t in loose))
+                      *(t.encode('utf-8', 'surrogatepass') for t in unlabelled))
 
 def _unlabelled(rows:list[dict], items:pd.DataFrame) -> list[str]:
     "Texts without a label, each once, none that is or belongs to a text kept for choices or for the final figures"
@@ -497,17 +497,18 @@ def read_texts(
     items['split'] = make_splits(items, made, seed)
     refuse([] if addition else short_classes(items, classes, [*made], 'text'), path, len(rows), unit='texts',
            todo=_TODO)
-    loose = _unlabelled([r for r in plain if not r['label']], items)
-    return _text_data(root, path, found, items, classes, problems, [*made], loose)
+    unlabelled = _unlabelled([r for r in plain if not r['label']], items)
+    return _text_data(root, path, found, items, classes, problems, [*made], unlabelled)
 
 def _in_order(r:dict) -> tuple: return r['text'], r['label'], r['split'], r['group']
 
 def _text_data(root:Path, path, found:Found, items:pd.DataFrame, classes:list[str], problems:list[Problem],
-               made:list[str], loose:list[str]) -> TextData:
+               made:list[str], unlabelled:list[str]) -> TextData:
     notes = found.notes + data_notes(items, classes, 'text') + _uneven(items)
     items = items.drop(columns=['content', 'unit'])
     source = 'given' if any(r['split'] for r in found.rows if r['label'] and r['body'].strip()) else 'made'
-    return TextData(root, items, classes, problems, _print(items, loose), source, made, notes, str(path), loose,
+    return TextData(root, items, classes, problems, _print(items, unlabelled), source, made, notes, str(path),
+                    unlabelled,
                     _remember(found.columns), found.notes)
 
 def _remember(columns:dict[str, str]) -> dict[str, str]:
@@ -564,8 +565,8 @@ def draw_labels(
             per_class)}
     stay = [s == 'test' or i in kept or s == 'valid' and keep_valid for i,s in zip(data.items.index, data.items.split)]
     items = data.items[stay].reset_index(drop=True)
-    loose = sorted({*data.unlabelled, *data.items.text[[not s for s in stay]]} - {*items.text})
-    return replace(data, items=items, fingerprint=_print(items, loose), unlabelled=loose)
+    unlabelled = sorted({*data.unlabelled, *data.items.text[[not s for s in stay]]} - {*items.text})
+    return replace(data, items=items, fingerprint=_print(items, unlabelled), unlabelled=unlabelled)
 
 # %% ../../nbs/data/60_texts.ipynb #d50936fd
 def list_texts(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODES', 'SAME', 'NewData', 'read_new', 'leave_out_learned', 'need_statistics', 'new_statistics', 'edit_classes',
-           'read_corrections', 'correct_labels', 'solved_net', 'kept_net', 'arbiter', 'expected_confusion',
+           'read_corrections', 'correct_labels', 'solved_net', 'kept_net', 'calibrate_new_logits', 'expected_confusion',
            'close_pairs', 'Tuning', 'Rows', 'learning_rows', 'Tried', 'tuned_net', 'balanced_loss', 'expand_model',
            'merge_models', 'family_tree']
 
@@ -55,8 +55,9 @@ class NewData:
 def read_new(model:Model, path:str|Path|LabelledData, test_pct:float=.3, seed:int=0, on_bad:str='error',
              **columns) -> NewData:
     "New data for a model; a class with one item is enough, and a split named test is left as it is"
-    d = path if isinstance(path, LabelledData) else model.task.read(path, valid_pct=0., test_pct=test_pct, seed=seed,
-                                                         on_bad=on_bad, addition=True, **columns)
+    d = path if isinstance(path, LabelledData) else model.task.read(
+        path, valid_pct=0., test_pct=test_pct, seed=seed, on_bad=on_bad, addition=True, **model.task.reads(), **columns)
+    model.task.remember(d)
     inputs = lambda split: model.task.inputs(d, split)
     part = lambda *splits: ([i for s in splits for i in inputs(s)], [l for s in splits for l in d.subset(s).label])
     return NewData(d, *part('train', 'valid'), *part('test'))
@@ -170,14 +171,14 @@ def kept_net(model:Model, s:ClassStatistics, seed:int=0, head:SolvedHead|None=No
     part = TransferNet(nn.Identity(), s.d, len(s.counts) - old).head
     parts = [*getattr(model.net.head, 'parts', [model.net.head])]
     raw = [raw_head(p) for p in parts]
-    a, b = arbiter(s, np.concatenate([w for w,_ in raw]), np.concatenate([b for _,b in raw]), head, seed)
+    a, b = calibrate_new_logits(s, np.concatenate([w for w,_ in raw]), np.concatenate([b for _,b in raw]), head, seed)
     holder = TransferNet(nn.Identity(), s.d, len(s.counts) - old); holder.head = part
     put_head(holder, head.weight[old:], head.bias[old:] + b/a, a, s.mean, s.std)
     return _with_head(model, GrownHead([*parts, part])).eval(), dict(kind='kept, with a part for new classes', factor=a,
             offset=b, alpha=head.alpha, rows=s.n)
 
 # %% ../../nbs/expand/10_classes.ipynb #e771cd31
-def arbiter(s:ClassStatistics, old_weight, old_bias, head:SolvedHead, seed:int=0) -> tuple[float, float]:
+def calibrate_new_logits(s:ClassStatistics, old_weight, old_bias, head:SolvedHead, seed:int=0) -> tuple[float, float]:
     """Factor > 0 and offset of new classes' scores, that minimise the cross-entropy of old logits and these together on
     draws from the statistics"""
     from scipy.optimize import minimize
@@ -678,7 +679,7 @@ def merge_models(
     s, t = need_statistics(a), need_statistics(b)
     if (a.task.name, a.net.n_features) != (b.task.name, b.net.n_features) or any(
             hash_state(x.state_dict()) != hash_state(y.state_dict()) for x,
-            y in ((a.net.body, b.net.body), (a.net.lift, b.net.lift))):
+            y in ((a.net.body, b.net.body), (a.net.feature_map, b.net.feature_map))):
         raise InputError(f"`{first}` and `{second}` have different bodies, features or random projections, so their "
                          f"features cannot be compared; accepted: models grown from one.")
     shared = [h for h in _ancestors(a.manifest) if h in _ancestors(b.manifest)]
@@ -719,8 +720,8 @@ def _check_merge(a:Model, b:Model, common:Model|None) -> None:
 
 def _both(a:Exemplars, b:Exemplars) -> Exemplars:
     "As many of each class as the one that keeps more"
-    most = max((e.labels.count(c) for e in (a, b) for c in set(e.labels)), default=0)
-    return take_exemplars(a.items + b.items, a.labels + b.labels, most)
+    per_class = max((e.labels.count(c) for e in (a, b) for c in set(e.labels)), default=0)
+    return take_exemplars(a.items + b.items, a.labels + b.labels, per_class)
 
 def _add_once(s, t, places, shared, p, names) -> ClassStatistics:
     "Statistics `s` and what `t` has more than their ancestor `p`"
@@ -732,7 +733,8 @@ def _add_once(s, t, places, shared, p, names) -> ClassStatistics:
     for i,j,k in shared:
         if same(t, j, k): skip.add(j)
         elif same(s, i, k):
-            s.counts[i], s.sums[i], s.rows[i], s.within[i] = t.counts[j], t.sums[j], t.rows[j], t.within[j]
+            s.counts[i], s.sums[
+                    i], s.rows[i], s.class_scatter[i] = t.counts[j], t.sums[j], t.rows[j], t.class_scatter[j]
             skip.add(j)
         else:
             raise InputError(f"class {names[j]!r} got new items on both sides; accepted: that it did on one. Expand "

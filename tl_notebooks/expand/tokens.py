@@ -74,13 +74,13 @@ class Proposal:
 def propose_words(
     tok,                   # Tokenizer of transformers with a backend
     corpus:Iterable[str],  # Texts; read once
-    most:int=200,          # Words at most
+    max_words:int=200,          # Words at most
     min_count:int=5,       # Occurrences a word needs
     min_length:int=3,      # Letters and digits it needs
     min_pieces:int=2,
 ) -> Proposal:
     "The words whose tokens would save most"
-    for name,v,low in (('max_words', most, 1), ('min_count', min_count, 1), ('min_length', min_length, 1),
+    for name,v,low in (('max_words', max_words, 1), ('min_count', min_count, 1), ('min_length', min_length, 1),
                        ('min_pieces', min_pieces, 2)):
         if not isinstance(v, int) or v < low:
             raise InputError(f"`{name}` is {v!r}; accepted: a whole number from {low}.")
@@ -95,7 +95,7 @@ def propose_words(
     pieces = dict(zip(words, (p for some in _chunks(words) for p in word_pieces(tok, some))))
     good = [w for w in words if counts[w] >= min_count and len(w) >= min_length and len(pieces[w]) >= min_pieces
             and not _is_piece(tok, w)]
-    good = sorted(good, key=lambda w: (-counts[w]*(len(pieces[w]) - 1), w))[:most]
+    good = sorted(good, key=lambda w: (-counts[w]*(len(pieces[w]) - 1), w))[:max_words]
     rows = [(w, counts[w], ' '.join(tok.convert_ids_to_tokens(pieces[w])), len(pieces[w]),
              counts[w]*(len(pieces[w]) - 1)) for w in good]
     n = sum(counts.values())
@@ -286,9 +286,9 @@ def only_rows(model:nn.Module, rows:range):
         model.train(training)
 
 # %% ../../nbs/expand/30_tokens.ipynb #62e8a90c
-def pad_ids(ids:Sequence[Sequence[int]], most:int=128) -> torch.Tensor:
+def pad_ids(ids:Sequence[Sequence[int]], max_length:int=128) -> torch.Tensor:
     "(n, tokens) numbers, -1 where there is none"
-    n = max(1, min(most, max(map(len, ids))))
+    n = max(1, min(max_length, max(map(len, ids))))
     return torch.tensor([[*i[:n], *[-1]*(n - len(i[:n]))] for i in ids])
 
 def mean_features(model:nn.Module, ids:torch.Tensor) -> torch.Tensor:
@@ -301,8 +301,8 @@ def last_hidden(model:nn.Module, ids:torch.Tensor) -> torch.Tensor:
     h = model.base_model(input_ids=ids.clamp(min=0), attention_mask=(ids >= 0).long())[0]
     return h if h.shape[:2] == ids.shape else h.transpose(0, 1)
 
-def _marked(tok, texts:Sequence[str], most:int) -> list[list[int]]:
-    return tok(list(texts), truncation=True, max_length=most)['input_ids'] if len(texts) else []
+def _marked(tok, texts:Sequence[str], max_length:int) -> list[list[int]]:
+    return tok(list(texts), truncation=True, max_length=max_length)['input_ids'] if len(texts) else []
 
 # %% ../../nbs/expand/30_tokens.ipynb #027932e2
 def _descend(loss:Callable, params:Sequence[nn.Parameter], steps:int, lr:float, desc:str) -> None:
@@ -322,14 +322,14 @@ def fit_rows(
     features:Callable|None=None, # (n, tokens) numbers → (n, d); `None`: means of the last hidden states
     steps:int=40,
     bs:int=16,
-    most:int=400,         # Texts that are used
+    max_texts:int=400,         # Texts that are used
     max_tokens:int=128,
     seed:int=0,
 ) -> dict:                # texts, and the relative squared distance before and after
     "Fit new rows so that features of texts stay what they were with the old tokens"
     features = features or (lambda ids: mean_features(model, ids))
     texts = [t for t,same in zip(texts, same_tokens(tok, grown, texts)) if not same]
-    texts = random.Random(seed).sample(texts, min(most, len(texts)))
+    texts = random.Random(seed).sample(texts, min(max_texts, len(texts)))
     if not texts: return dict(texts=0, before=0., after=0.)
     old, new, device = _marked(tok, texts, max_tokens), _marked(grown, texts,
                                                                 max_tokens), model.get_input_embeddings().weight.device
@@ -368,11 +368,11 @@ class LmBatch:
     asked:torch.Tensor
     truth:torch.Tensor
 
-def lm_batch(tok, ids:Sequence[Sequence[int]], forward:bool, g:torch.Generator, share:float=.15, most:int=128,
+def lm_batch(tok, ids:Sequence[Sequence[int]], forward:bool, g:torch.Generator, share:float=.15, max_length:int=128,
              device='cpu') -> LmBatch:
     """Mask `share` of the tokens of some texts (80 % a mask, 10 % another token, 10 % as they are), or ask for the next
     one"""
-    x = pad_ids(ids, most)
+    x = pad_ids(ids, max_length)
     if forward:
         return LmBatch(x.to(device), (F.pad(x[:,1:], (0, 1), value=-1) >= 0).to(device),
                        x[:,1:][x[:,1:] >= 0].to(device))
@@ -416,7 +416,8 @@ class WordTraining:
 class _Lm:
     "A grown model as a language model, while its new rows are `part`"
     def __init__(self, model, tok, part:NewRows, ids:Sequence, max_tokens:int, forward:bool):
-        self.model, self.tok, self.forward, self.most, self.device = model, tok, forward, max_tokens, part.weight.device
+        self.model, self.tok, self.forward, self.max_length, self.device = (model, tok, forward, max_tokens,
+                part.weight.device)
         counts = torch.bincount(torch.tensor([i for row in ids for i in row], dtype=torch.long),
                                 minlength=len(part.weight)).float().to(self.device)
         self.head = None if model.get_output_embeddings() is not None else WordHead(_width(model, self.device), part,
@@ -434,7 +435,7 @@ class _Lm:
         self.model.eval()
         with torch.no_grad():
             for k in range(0, len(ids), bs):
-                b = lm_batch(self.tok, ids[k:k+bs], self.forward, g, most=self.most, device=self.device)
+                b = lm_batch(self.tok, ids[k:k+bs], self.forward, g, max_length=self.max_length, device=self.device)
                 n = b.asked.sum(1).tolist()
                 out += [float(v.mean()) for v in self.losses(b).split(n) if len(v)]
         return np.array(out)
@@ -446,7 +447,8 @@ def train(self:_Lm, ids:Sequence, params:Sequence, steps:int, lr:float, bs:int, 
     for p in params: p.requires_grad_(True)
     def loss():
         lo = int(torch.randint(max(1, len(order) - bs + 1), (1,), generator=g)) # of similar length
-        return self.losses(lm_batch(self.tok, [ids[i] for i in order[lo:lo+bs]], self.forward, g, most=self.most,
+        return self.losses(lm_batch(self.tok, [ids[i] for i in order[lo:lo+bs]], self.forward, g,
+                                    max_length=self.max_length,
                                     device=self.device)).mean()
     _descend(loss, params, steps, lr, desc)
     for p in params: p.requires_grad_(False)
@@ -497,7 +499,8 @@ def train_words(
     return _training(out, 'next token' if forward else 'masked token', len(texts), len(held))
 
 # %% ../../nbs/expand/30_tokens.ipynb #5e4e41ff
-def _pick_texts(tok, grown, texts:Sequence[str], held:Sequence[str], most:int, seed:int) -> tuple[list[str], list[str]]:
+def _pick_texts(tok, grown, texts:Sequence[str], held:Sequence[str], max_texts:int, seed:int) -> tuple[list[str],
+        list[str]]:
     """Texts to train on, at least half with a new word where there are so many, and those to judge by that are not
     among them"""
     texts, r = sorted({t for t in texts if t.strip()}), random.Random(seed)
@@ -510,7 +513,7 @@ def _pick_texts(tok, grown, texts:Sequence[str], held:Sequence[str], most:int, s
     with_, without = ([t for t,s in zip(texts, same) if s == v] for v in (False, True))
     if not with_: raise InputError("no text to train on has a new word; accepted: a corpus that uses them.")
     r.shuffle(with_); r.shuffle(without)
-    return sorted(with_[:most] + without[:min(most, len(with_))]), held
+    return sorted(with_[:max_texts] + without[:min(max_texts, len(with_))]), held
 
 def _training(out:dict, kind:str, texts:int, held:int) -> WordTraining:
     each = {k: mean_interval(v).as_json() for k,v in out.items()}

@@ -149,11 +149,11 @@ def solve_again(g:Growth, texts:Sequence[str], y) -> tuple[ClassStatistics, dict
     return s, dict(kind='solved', alpha=head.alpha, scale=head.scale, rows=s.n)
 
 # %% ../../nbs/expand/40_words.ipynb #b3cc3267
-def unchanged_texts(before:Model, g:Growth, texts:Sequence[str], most:int=300) -> dict:
+def unchanged_texts(before:Model, g:Growth, texts:Sequence[str], max_texts:int=300) -> dict:
     "What became of texts without new words: how many were compared, the greatest change of a feature and of a logit"
     texts = [t for t in dict.fromkeys(texts) if t.strip()]
     same = same_tokens(before.task.reader.tok, g.model.task.reader.tok, texts)
-    texts = [t for t,as_before in zip(texts, same) if as_before][:most]
+    texts = [t for t,as_before in zip(texts, same) if as_before][:max_texts]
     if not texts: return dict(texts=0)
     x, z = (m.features(texts, desc='texts without new words').to(m.device) for m in (before, g.model))
     with torch.inference_mode(): a, b = before.net.head(x), g.model.net.head(z)
@@ -247,7 +247,7 @@ def expand_words(
 def _checked(out, parent, words, corpus, train, thaw) -> tuple[Path, Model]:
     out, model = free_folder(out), Model(parent)
     if model.task.column != 'text':
-        raise InputError(f"`{parent}` is a model for pictures; accepted: text models, as "
+        raise InputError(f"`{parent}` is a model for images; accepted: text models, as "
                          f"`{tl_hint('run', 'reviews')}` and `{tl_hint('run', 'mail')}` make them.")
     if not words and not corpus:
         raise InputError("neither words nor a corpus to find them in; accepted: one of them, or both.")

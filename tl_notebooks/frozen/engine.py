@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from .cut import Cut
+from .cut import SplitPoint
 
 # %% ../../nbs/frozen/10_engine.ipynb #7a44a913
 def _norm_pairs(body:nn.Module, xb:Sequence[torch.Tensor]) -> list[tuple[str, str]]:
@@ -78,15 +78,17 @@ class Prefix:
     body : may be trained on afterwards, this is a copy;  cuts : of `find_cut`, from the input to the output
     xb   : a few inputs;  step : items that are computed at a time, or a function that tells it for a batch
     """
-    def __init__(self, body:nn.Module, cuts:Sequence[Cut], xb:Sequence[torch.Tensor], step:int|Callable=8,
+    def __init__(self, body:nn.Module, split_points:Sequence[SplitPoint], xb:Sequence[torch.Tensor],
+                 micro_batch:int|Callable=8,
                  fold:bool=True):
-        self.cuts, self.step, self.got = list(cuts), step, {}
+        self.split_points, self.micro_batch, self.got = list(split_points), micro_batch, {}
         self.body = fold_norms(body, xb) if fold else copy.deepcopy(body).eval()
         self.body.requires_grad_(False)
-        for k,cut in enumerate(self.cuts):
-            if not cut.place: continue
-            last = k == len(self.cuts) - 1
-            self.body.get_submodule(cut.place).register_forward_pre_hook(functools.partial(self._take, k, cut.key,
+        for k,split_point in enumerate(self.split_points):
+            if not split_point.place: continue
+            last = k == len(self.split_points) - 1
+            self.body.get_submodule(split_point.place).register_forward_pre_hook(functools.partial(self._take, k,
+                    split_point.key,
                     last), with_kwargs=True)
 
     def _take(self, k:int, key, last:bool, m, args, kwargs) -> None:
@@ -99,16 +101,17 @@ class Prefix:
         self.got = {}
         with contextlib.suppress(_Reached):
             out = self.body(*xb)
-            self.got[len(self.cuts)-1] = out
-        return [self.got[k] for k in range(len(self.cuts))]
+            self.got[len(self.split_points)-1] = out
+        return [self.got[k] for k in range(len(self.split_points))]
 
     def __call__(self, *xb:torch.Tensor) -> list[torch.Tensor]:
-        n, parts, step = len(xb[0]), [], self.step(xb[0]) if callable(self.step) else self.step
+        n, parts, micro_batch = len(
+                xb[0]), [], self.micro_batch(xb[0]) if callable(self.micro_batch) else self.micro_batch
         with torch.inference_mode():
-            for i in range(0, n, step):
-                part = [x[i:i+step] for x in xb]
-                if len(part[0]) < step:
-                    part = [torch.cat([x, x[-1:].expand(step - len(x), *x.shape[1:])]) for x in part]
-                parts.append([c.rows(h) for c,h in zip(self.cuts, self._run([channels_last(x) for x in part]))])
+            for i in range(0, n, micro_batch):
+                part = [x[i:i+micro_batch] for x in xb]
+                if len(part[0]) < micro_batch:
+                    part = [torch.cat([x, x[-1:].expand(micro_batch - len(x), *x.shape[1:])]) for x in part]
+                parts.append([c.rows(h) for c,h in zip(self.split_points, self._run([channels_last(x) for x in part]))])
         # outside inference mode: ordinary tensors, which a loss may follow
-        return [c.hidden(torch.cat(p)[:n]) for c,p in zip(self.cuts, zip(*parts))]
+        return [c.hidden(torch.cat(p)[:n]) for c,p in zip(self.split_points, zip(*parts))]

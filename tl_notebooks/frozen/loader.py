@@ -17,7 +17,7 @@ from fasttransform import Pipeline
 from torch import nn
 from tqdm import tqdm
 from ..core import hash_bytes, hash_json, hash_state, seeded, tl_hint
-from .cut import CannotCache, Cut
+from .cut import CannotCache, SplitPoint
 from .store import ActivationStore, BLOCK, describe, filling, say, store_lock
 
 # %% ../../nbs/frozen/30_loader.ipynb #7008258a
@@ -197,7 +197,7 @@ def row_name(name:str, view:int) -> str:
 class ViewedDL:
     """The batches of `dl`, whose items are `items` with `names`, where each item shows its versions 0 (plain) …
     `views`-1 in turn, one an epoch"""
-    cut = None
+    split_point = None
     def __init__(self, dl:DataLoader, items:Items, names:Sequence[str], views:int):
         self.dl, self.items, self.names, self.views = dl, items, names, views
         self.first = [int(n[:8], 16) % views for n in names]
@@ -242,11 +242,11 @@ class CachedDL(ViewedDL):
     live  : (positions, views) → rows, for those that could not be kept;
     ram : bytes up to which all rows are held in memory
     """
-    def __init__(self, dl:DataLoader, items:Items, names:Sequence[str], cut:Cut, store:ActivationStore,
+    def __init__(self, dl:DataLoader, items:Items, names:Sequence[str], split_point:SplitPoint, store:ActivationStore,
                  more:ActivationStore|None=None,
                  views:int=1, live:Callable|None=None, ram:int=2**26):
         super().__init__(dl, items, names, views)
-        self.cut, self.stores, self.live, self.held = cut, (store, more), live, None
+        self.split_point, self.stores, self.live, self.held = split_point, (store, more), live, None
         if views*store.bytes_for(names, self.tokens()) <= ram and not self.lacking() and names:
             held = [self._gather(range(len(names)), [v]*len(names)) for v in range(views)]
             self.held = held[0] if store.ragged else torch.cat(held)
@@ -267,11 +267,12 @@ def batch(self:CachedDL, at:Sequence[int]) -> tuple:
     views = [self.view_of(i) for i in at]
     if self.held is None: rows = self._gather(at, views)
     else:
-        rows = [self.held[i] for i in at] if self.cut.ragged else self.held[[v*len(self.names) + i for i,
+        rows = [self.held[i] for i in at] if self.split_point.ragged else self.held[[v*len(self.names) + i for i,
                 v in zip(at, views)]]
-    more = self.items.inputs(at) if self.cut.inputs else ()
-    if self.cut.ragged: rows = torch.stack([nn.functional.pad(r, (0, 0, 0, more[0].shape[1] - len(r))) for r in rows])
-    b = Activations(self.cut.hidden(rows.float())), *more, *self.items.targets_at(at, views)
+    more = self.items.inputs(at) if self.split_point.inputs else ()
+    if self.split_point.ragged:
+        rows = torch.stack([nn.functional.pad(r, (0, 0, 0, more[0].shape[1] - len(r))) for r in rows])
+    b = Activations(self.split_point.hidden(rows.float())), *more, *self.items.targets_at(at, views)
     return to_device(b, self.dl.device) if self.dl.device is not None else b
 
 @patch

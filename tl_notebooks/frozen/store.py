@@ -30,7 +30,7 @@ from fastcore.foundation import L
 from torch import nn
 from ..core import (InputError, atomic_write, cache_dir, hash_bytes, hash_json, hash_state, locked,
                                take_lock, tl_hint, write_json)
-from .cut import CannotCache, Cut
+from .cut import CannotCache, SplitPoint
 
 # %% ../../nbs/frozen/20_store.ipynb #b78727e3
 KNOWN = set('''builtins collections enum fastai fastcore fasttransform functools math numpy pathlib PIL timm
@@ -73,12 +73,12 @@ def describe(obj) -> object:
     return [said[0], describe({n: v for n,v in vars(obj).items() if own(n, v)})]
 
 # %% ../../nbs/frozen/20_store.ipynb #46a1916c
-def hash_prefix(body:nn.Module, cut:Cut) -> str:
+def hash_prefix(body:nn.Module, split_point:SplitPoint) -> str:
     "sha256 of all in `body` that may decide the activations: everything that does not lie wholly behind the cut"
-    before = lambda name: not any(name == b or name.startswith(b + '.') for b in cut.behind)
+    before = lambda name: not any(name == b or name.startswith(b + '.') for b in split_point.behind)
     state = {n: t for n,t in [*body.named_parameters(), *body.named_buffers()] if before(n)}
-    output = None if cut.place else getattr(body, 'output', None) # what a body makes of itself at its end
-    return hash_json([cut.place, output, hash_state(state), [[n, _made(m)] for n,
+    output = None if split_point.place else getattr(body, 'output', None) # what a body makes of itself at its end
+    return hash_json([split_point.place, output, hash_state(state), [[n, _made(m)] for n,
                                                              m in body.named_modules() if before(n)]])
 
 def _made(m:nn.Module) -> list:

@@ -157,13 +157,13 @@ def sample_size(k:int) -> int:
     "How many rows of each of `k` classes are left out to choose a strength"
     return max(LEAST, min(EACH, MOST//k))
 
-def sample_rows(x:np.ndarray, most:int) -> np.ndarray:
+def sample_rows(x:np.ndarray, max_rows:int) -> np.ndarray:
     "(s,) places of at most `most` of the rows (n, d), drawn by their content, in order"
-    if len(x) <= most: return np.arange(len(x))
+    if len(x) <= max_rows: return np.arange(len(x))
     bits = np.ascontiguousarray(x + 0., 'f4').view('u4').astype('u8') # + 0.: one zero, not two
     odd = np.random.PCG64(0).random_raw(x.shape[1]).astype('u8') | np.uint64(1)
     key = (bits*odd).sum(1, dtype='u8')*np.uint64(0x9e3779b97f4a7c15)
-    return np.sort(np.argsort(key, kind='stable')[:most])
+    return np.sort(np.argsort(key, kind='stable')[:max_rows])
 
 # %% ../../nbs/heads/00_ridge.ipynb #92752189
 TRUST = 0.5 # length of the added features, all together, in units of all others together
@@ -209,17 +209,17 @@ def _solve(mean, by, goal, n:int, moment, left:LeftOut, z=None, gram=None, prior
     """
     d, total = _prior_rows(prior, by, z, gram), (z**2).sum() if gram is None else np.trace(gram)
     if not total > 0: raise InputError(f"all {n} rows of features are the same; there is nothing to tell classes by.")
-    lift = (lambda v: v) if d is None else lambda v: np.concatenate([v, v @ d.T], 1)
+    feature_map = (lambda v: v) if d is None else lambda v: np.concatenate([v, v @ d.T], 1)
     if d is not None: moment, total = np.concatenate([moment, d @ moment]), total*(1 + TRUST**2)
-    if gram is None and len(z) <= FEW*len(by): fits = _FewRows(lift(z), moment)
-    elif gram is None: fits = _ManyRows((v := lift(z)).T @ v, moment)
-    else: fits = _ManyRows(gram if d is None else lift(lift(gram).T), moment)
+    if gram is None and len(z) <= FEW*len(by): fits = _FewRows(feature_map(z), moment)
+    elif gram is None: fits = _ManyRows((v := feature_map(z)).T @ v, moment)
+    else: fits = _ManyRows(gram if d is None else feature_map(feature_map(gram).T), moment)
     unit = total/min(n - 1, len(by))
-    seen = LeftOut(lift(left.z), left.y, left.weight)
+    seen = LeftOut(feature_map(left.z), left.y, left.weight)
     a, loo = choose_strength(fits, seen, goal, n, GRID*unit if alphas is None else alphas)
     w = fits.weight(a)
     weight = (w if d is None else w[:len(by)] + d.T @ w[len(by):]).T/by
-    every = None if all_rows is None else (r := LeftOut(lift(all_rows.z), all_rows.y,
+    every = None if all_rows is None else (r := LeftOut(feature_map(all_rows.z), all_rows.y,
                                                         all_rows.weight)).scores(fits.left(r.z), a, goal, n)
     return SolvedHead(weight, goal - weight @ mean, a, fits.dof(a) + 1, fit_scale(loo, left.y, left.weight), every)
 

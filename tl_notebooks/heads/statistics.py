@@ -43,7 +43,7 @@ class ClassStatistics:
     counts:np.ndarray
     sums:np.ndarray
     rows:list
-    within:list
+    class_scatter:list
     common:np.ndarray|None=None
     prior:np.ndarray|None=None
 
@@ -53,8 +53,8 @@ class ClassStatistics:
         x, y = _check(x, y, n_classes)
         if not len(x): raise InputError("statistics of no rows at all; accepted: at least one.")
         counts, sums = np.bincount(y, minlength=n_classes), np.eye(n_classes)[y].T @ x
-        rows, within = zip(*(_kept(x[y == c]) for c in range(n_classes)))
-        return cls(counts, sums, [*rows], [*within], prior=None if prior is None else np.asarray(prior, float))
+        rows, class_scatter = zip(*(_kept(x[y == c]) for c in range(n_classes)))
+        return cls(counts, sums, [*rows], [*class_scatter], prior=None if prior is None else np.asarray(prior, float))
 
     @property
     def n(self) -> int: return int(self.counts.sum())
@@ -75,22 +75,24 @@ def _kept(x:np.ndarray) -> tuple[np.ndarray, np.ndarray|None]:
 
 # %% ../../nbs/heads/10_statistics.ipynb #eb82da1d
 @patch
-def pooled(self:ClassStatistics, c:int) -> bool: return self.within[c] is None and len(self.rows[c]) < self.counts[c]
+def pooled(self:ClassStatistics, c:int) -> bool:
+    return self.class_scatter[c] is None and len(self.rows[c]) < self.counts[c]
 
 @patch
-def complete(self:ClassStatistics, c:int) -> bool: return self.within[c] is None and len(self.rows[c]) == self.counts[c]
+def complete(self:ClassStatistics, c:int) -> bool:
+    return self.class_scatter[c] is None and len(self.rows[c]) == self.counts[c]
 
 @patch
 def own(self:ClassStatistics, c:int) -> np.ndarray|None:
     "(d, d) scatter of class `c` around its mean; None where it is in `common`"
     if self.pooled(c): return None
-    if self.within[c] is not None: return _unpack(self.within[c], self.d)
+    if self.class_scatter[c] is not None: return _unpack(self.class_scatter[c], self.d)
     z = self.rows[c] - self.means[c]
     return z.T @ z
 
 @patch(as_prop=True)
 def nbytes(self:ClassStatistics) -> int:
-    return self.sums.nbytes + sum(w.nbytes for w in [*self.rows, *self.within, self.common] if w is not None)
+    return self.sums.nbytes + sum(w.nbytes for w in [*self.rows, *self.class_scatter, self.common] if w is not None)
 
 @patch(as_prop=True)
 def scatter(self:ClassStatistics) -> np.ndarray:
@@ -98,14 +100,14 @@ def scatter(self:ClassStatistics) -> np.ndarray:
     full = [c for c in range(len(self.counts)) if self.complete(c)]
     rows = np.concatenate([(self.means - self.mean)*np.sqrt(self.counts)[:,None],
                            *(self.rows[c] - self.means[c] for c in full)])
-    halves = [w for w in [*self.within, self.common] if w is not None]
+    halves = [w for w in [*self.class_scatter, self.common] if w is not None]
     return rows.T @ rows + (_unpack(sum(halves), self.d) if halves else 0.)
 
 @patch(as_prop=True)
 def std(self:ClassStatistics) -> np.ndarray:
     "(d,) deviations of all rows, as `scale_of` gives them"
     i, total = np.arange(self.d), self.counts @ (self.means - self.mean)**2
-    for w in [*self.within, self.common]:
+    for w in [*self.class_scatter, self.common]:
         if w is not None: total = total + w[i*self.d - i*(i - 1)//2] # the diagonal
     for c in range(len(self.counts)):
         if self.complete(c): total = total + ((self.rows[c] - self.means[c])**2).sum(0)
@@ -138,7 +140,7 @@ def _with_room(a:ClassStatistics, k:int) -> ClassStatistics:
     wide = lambda v, fill=0.: np.concatenate([v, np.full((k - len(v), *v.shape[1:]), fill, v.dtype)])
     more = k - len(a.counts)
     return ClassStatistics(wide(a.counts), wide(a.sums), [*a.rows, *[np.zeros((0, a.d))]*more],
-                           [*a.within, *[None]*more], a.common,
+                           [*a.class_scatter, *[None]*more], a.common,
                            None if a.prior is None else wide(a.prior, np.nan))
 
 # %% ../../nbs/heads/10_statistics.ipynb #cd7c3e23
@@ -146,12 +148,13 @@ def _add_class(s:ClassStatistics, p:int, b:ClassStatistics, i:int) -> None:
     "Add the rows of class `i` of `b` to class `p` of `s`, in place, but for what is in `b.common`"
     n, m, rows = int(s.counts[p]), int(b.counts[i]), np.concatenate([s.rows[p], b.rows[i]])
     all_there, pooled = s.complete(p) and b.complete(i), s.pooled(p) or b.pooled(i)
-    if all_there: s.rows[p], s.within[p] = _kept(rows)
+    if all_there: s.rows[p], s.class_scatter[p] = _kept(rows)
     else:
         between = (s.means[p] - b.means[i])*np.sqrt(n*m/(n + m))
         half = _pack(sum(w for w in (s.own(p), b.own(i)) if w is not None) + np.outer(between, between))
-        if pooled: s.common, s.within[p] = _plus(s.common, half), None # one of them has its scatter there, so both have
-        else: s.within[p] = half
+        # one of them has its scatter there, so both have
+        if pooled: s.common, s.class_scatter[p] = _plus(s.common, half), None
+        else: s.class_scatter[p] = half
         s.rows[p] = rows[sample_rows(rows, min(EACH, (n + m)//2) if pooled else EACH)]
     s.counts[p] += m; s.sums[p] += b.sums[i]
 
@@ -159,7 +162,8 @@ def _add_class(s:ClassStatistics, p:int, b:ClassStatistics, i:int) -> None:
 def _part(s:ClassStatistics, keep:Sequence[int], common=None) -> ClassStatistics:
     "Statistics of the classes `keep`, in this order, with this common scatter"
     keep = list(keep)
-    return ClassStatistics(s.counts[keep], s.sums[keep], [s.rows[c] for c in keep], [s.within[c] for c in keep], common,
+    return ClassStatistics(s.counts[keep], s.sums[keep], [s.rows[c] for c in keep], [s.class_scatter[c] for c in keep],
+                           common,
                            None if s.prior is None else s.prior[keep])
 
 def keep_classes(s:ClassStatistics, keep:Sequence[int]) -> ClassStatistics:
@@ -204,7 +208,7 @@ def take_away(
                              f"counted there.")
         x = s.rows[was][there]
     some, out = ClassStatistics.from_features(x, np.zeros(m, int), 1), _part(s, range(len(s.counts)), s.common)
-    if s.within[was] is not None: out.within[was] = _less(s, was, some)
+    if s.class_scatter[was] is not None: out.class_scatter[was] = _less(s, was, some)
     out.rows[was] = np.delete(s.rows[was], there[near], 0)
     out.counts[was] -= m; out.sums[was] -= some.sums[0]
     return out, some
@@ -227,10 +231,11 @@ def fit_into(s:ClassStatistics, nbytes:int=2**29) -> ClassStatistics:
     "`s`, with as many classes' scatters pooled, largest first, as it takes to stay below `nbytes`"
     out, k = _part(s, range(len(s.counts)), s.common), len(s.counts)
     sample = max(1, min(EACH, nbytes//(4*k*s.d*8))) # a quarter of the room for the samples
-    for c in np.argsort([-(r.nbytes + (0 if w is None else w.nbytes)) for r,w in zip(s.rows, s.within)], kind='stable'):
+    for c in np.argsort([-(r.nbytes + (0 if w is None else w.nbytes)) for r,w in zip(s.rows, s.class_scatter)],
+                        kind='stable'):
         if out.nbytes <= nbytes: break
         if s.counts[c] < 2: continue
-        if not out.pooled(c): out.common, out.within[c] = _plus(out.common, _pack(out.own(c))), None
+        if not out.pooled(c): out.common, out.class_scatter[c] = _plus(out.common, _pack(out.own(c))), None
         out.rows[c] = out.rows[c][sample_rows(out.rows[c], min(sample, int(s.counts[c])//2))]
     return out
 
@@ -250,7 +255,7 @@ def carry_statistics(
     prior = s.prior if prior is None else np.asarray(prior, float)
     half = lambda v: None if v is None else _pack(turn(turn(_unpack(v, s.d)).T))
     return ClassStatistics(s.counts, turn(s.sums) + s.counts[:,None]*shift, [turn(r) + shift for r in s.rows],
-                           [half(w) for w in s.within], half(s.common), prior), explained
+                           [half(w) for w in s.class_scatter], half(s.common), prior), explained
 
 def _movement(x:np.ndarray, moved:np.ndarray) -> tuple[Callable, np.ndarray, float]:
     """v → v @ (I + map), the shift (d,) that goes with it, and the share of the movement that both explain, by
@@ -315,13 +320,13 @@ def sample_scores(
 def _image_of(weight:np.ndarray, s:ClassStatistics, c:int) -> np.ndarray:
     "Scatter of the scores of class `c`"
     if s.complete(c): return (f := (s.rows[c] - s.means[c]) @ weight.T).T @ f
-    return weight @ _unpack(s.within[c], s.d) @ weight.T
+    return weight @ _unpack(s.class_scatter[c], s.d) @ weight.T
 
 # %% ../../nbs/heads/10_statistics.ipynb #17003420
 def statistics_state(s:ClassStatistics) -> dict[str, torch.Tensor]:
     "Tensors for `statistics.safetensors`"
     named = dict(counts=s.counts, sums=s.sums, common=s.common, prior=s.prior)
-    named |= {f'within.{c}': w for c,w in enumerate(s.within)} | {f'rows.{c}': r for c,r in enumerate(s.rows)}
+    named |= {f'within.{c}': w for c,w in enumerate(s.class_scatter)} | {f'rows.{c}': r for c,r in enumerate(s.rows)}
     return {k: torch.from_numpy(np.ascontiguousarray(v)) for k,v in named.items() if v is not None}
 
 def statistics_from(state:dict[str, torch.Tensor]) -> ClassStatistics:
@@ -335,7 +340,7 @@ def statistics_from(state:dict[str, torch.Tensor]) -> ClassStatistics:
                         [named.get(f'within.{c}') for c in range(k)],
                         named.get('common'), named.get('prior'))
     half = (s.d*(s.d + 1)//2,)
-    bad = [c for c,(r,w) in enumerate(zip(s.rows, s.within)) if r is None or r.shape[1:] != (s.d,)
+    bad = [c for c,(r,w) in enumerate(zip(s.rows, s.class_scatter)) if r is None or r.shape[1:] != (s.d,)
            or len(r) > s.counts[c]
            or w is not None and w.shape != half or s.pooled(c) and s.common is None]
     if bad or s.sums.shape[0] != k:

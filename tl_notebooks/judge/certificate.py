@@ -170,7 +170,7 @@ def end_certificate(c:dict, limits:Limits|None, notes:Sequence[str]=()) -> dict:
 # %% ../../nbs/judge/30_certificate.ipynb #a0c09c19
 def certificate_page(
     c:dict,                       # The certificate
-    matrix:np.ndarray|None=None,  # (classes, classes) confusions of the larger model; `None`: no picture of them
+    matrix:np.ndarray|None=None,  # (classes, classes) confusions of the larger model; `None`: no image of them
 ) -> str:
     "The certificate as one page, for classes, words and boxes alike"
     figures = []

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Probe', 'FitProgress', 'FrozenLearner', 'TransferLearner', 'solve_head', 'put_head', 'raw_head', 'GrownHead',
-           'without_augmentation', 'measuring_norms', 'refresh_norms', 'scale_logits']
+           'without_augmentation', 'measuring_norms', 'scale_logits']
 
 # %% ../../nbs/learn/30_learner.ipynb #668d95ed
 import contextlib
@@ -12,6 +12,7 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 import numpy as np
 import torch
 from fastai.callback.core import Callback
@@ -110,12 +111,12 @@ def features(self:TransferLearner, dl, desc:str='features') -> tuple[torch.Tenso
     frozen, run, xs, ys, device = self.frozen_prefix, self.model.features, [
             ], [], next(self.model.head.parameters()).device
     cached = self.precompute([dl]) if frozen.usable(dl) else None
-    if cached: run = lambda x: self.model.lift(x.to(device))
+    if cached: run = lambda x: self.model.feature_map(x.to(device))
     elif frozen.usable(dl, cache=False):
         items = frozen.items_of(dl); items.preload()
         with contextlib.suppress(CannotCache):
             live = frozen.prefix_of([len(self.model.body.groups)], items)[0]
-            run = lambda x: self.model.lift(live(x)[0].float())
+            run = lambda x: self.model.feature_map(live(x)[0].float())
     with torch.inference_mode():
         for b in progress(cached[0] if cached else dl, desc):
             x, *y = b if isinstance(b, (tuple, list)) else (b,)
@@ -139,7 +140,7 @@ def precompute(
         found = frozen.opened(dl, ns) or frozen.opened(dl, [groups])
         if found is None: return None
         out.append(found[-1])
-        for n,c in zip(ns[-len(found):], found): frozen.warm[n] = hash_prefix(self.model.body, c.cut)
+        for n,c in zip(ns[-len(found):], found): frozen.warm[n] = hash_prefix(self.model.body, c.split_point)
     return out
 
 # %% ../../nbs/learn/30_learner.ipynb #4889dd38
@@ -197,16 +198,17 @@ def probe(
 ) -> Probe:
     "Solve the head in closed form from one pass over the training images and report on the validation images"
     start, net = time.perf_counter(), self.model
-    if isinstance(net.lift, RandomFeatures): net.lift_features(None)
+    if isinstance(net.feature_map, RandomFeatures): net.map_features(None)
     self.kept = 'probe'
     with without_augmentation(self.dls[0]) as train:
         if thaw: self.precompute([train, self.dls[1]], thaw)
         x, y = self.features(train, 'probe: training items')
     vx, vy = self.features(self.dls[1], 'probe: validation items')
     if project:
-        net.lift_features(RandomFeatures(*scale_of(x.double().numpy()), project, seed))
+        net.map_features(RandomFeatures(*scale_of(x.double().numpy()), project, seed))
         with torch.inference_mode():
-            x, vx = (torch.cat([net.lift(b.to(net.lift.mean.device)).cpu() for b in t.split(256)]) for t in (x, vx))
+            x, vx = (torch.cat([net.feature_map(b.to(net.feature_map.mean.device)).cpu() for b in t.split(256)])
+                     for t in (x, vx))
     found = solve_head(self.model, x, y, **kwargs)
     self.probed, self.refitted, self.probe_features = True, False, (x, y, vx, vy)
     self.statistics = ClassStatistics.from_features(x, y, len(found.weight))
@@ -285,10 +287,16 @@ def measuring_norms(model:nn.Module):
         for m,momentum in zip(norms, was): m.momentum = momentum
         model.eval()
 
-def refresh_norms(learn:TransferLearner) -> None:
+@patch
+def refresh_norms(
+    self:TransferLearner,
+    batches:int|None=None, # Take so many, in order; `None`: all
+) -> None:
     "Replace the running statistics of all BatchNorm layers by averages over the training items, without augmentation"
-    with measuring_norms(learn.model), without_augmentation(learn.dls[0]) as train:
-        for x,*_ in progress(train, 'statistics'): learn.model(plain_tensor(x))
+    if not any(isinstance(m, NORMS) for m in self.model.body.modules()): return
+    with measuring_norms(self.model), without_augmentation(self.dls[0]) as train:
+        n = min(len(train), batches or len(train))
+        for x,*_ in progress(islice(train, n), 'statistics', n): self.model(plain_tensor(x))
 
 # %% ../../nbs/learn/30_learner.ipynb #c6c3bca2
 def scale_logits(net:TransferNet, temperature:float) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from ..core import InputError, cache_dir, hash_json, seed_everything, write_json
 from .machine import make_choice, processor_name
-from .network import PRECISIONS, TransferNet, small_step
+from .network import PRECISIONS, TransferNet, micro_batch_for
 
 # %% ../../nbs/learn/12_precision.ipynb #da51ab44
 TURNS, WIN = 9, .9 # WIN: share of float32's time that bfloat16 must stay below
@@ -26,7 +26,7 @@ def measure_precision(
 ) -> dict[str, list[float]]: # precision → seconds in each turn
     "Time of eval-mode passes of the body over one micro-batch, in turns"
     was, training, seconds = net.precision, net.training, {p: [] for p in PRECISIONS}
-    xb = xb[torch.arange(net.step or small_step(xb) or len(xb), device=xb.device) % len(xb)]
+    xb = xb[torch.arange(net.micro_batch or micro_batch_for(xb) or len(xb), device=xb.device) % len(xb)]
     net.eval()
     with torch.inference_mode():
         for turn in range(turns + 1): # the first warms up; who goes first changes
@@ -56,7 +56,7 @@ def _faster(net:TransferNet, xb:torch.Tensor, name:str) -> tuple[str, str]: # pr
     if not (torch.cuda.is_bf16_supported() if xb.device.type == 'cuda' else _has_bf16()):
         return 'fp32', 'this machine has no bf16'
     if xb.device.type == 'cuda': return 'bf16', 'a GPU that has it'
-    key = hash_json(['turns', name, list(xb.shape[1:]), net.step, processor_name(), torch.__version__,
+    key = hash_json(['turns', name, list(xb.shape[1:]), net.micro_batch, processor_name(), torch.__version__,
                      torch.get_num_threads()])[:16]
     path = cache_dir()/'precision'/f'{key}.json'
     with contextlib.suppress(OSError, ValueError, KeyError):

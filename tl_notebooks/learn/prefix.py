@@ -16,13 +16,13 @@ from fastai.callback.core import Callback, GatherPredsCallback
 from fastai.data.load import DataLoader
 from fastcore.basics import patch
 from ..core import InputError
-from ..frozen.cut import CannotCache, Cut, find_cut
+from ..frozen.cut import CannotCache, SplitPoint, find_split_point
 from ..frozen.engine import Prefix, channels_last
 from ..frozen.loader import Activations, CachedDL, Items, ViewedDL, fill, row_name
 from ..frozen.store import (ActivationStore, DTYPES, activations_dir, cache_limit, format_bytes, free_disk,
                                        hash_prefix, make_room, room, say)
 from .machine import code_version, environment, make_choice
-from .network import NORMS, autocast, plain_tensor, small_step
+from .network import NORMS, autocast, plain_tensor, micro_batch_for
 
 # %% ../../nbs/learn/20_prefix.ipynb #ff591b26
 class FrozenPrefix(Callback):
@@ -42,12 +42,12 @@ class FrozenPrefix(Callback):
         if not (isinstance(views, int) and views >= 0):
             raise InputError(f"`views` is {views!r}; accepted: a whole number from 0.")
         self.cache, self.views, self.dtype, self.fold, self.fixed, self.shown = cache, views, dtype, fold, fixed, []
-        self.cuts, self.prefixes, self.stores, self.warm = {}, {}, {}, {}
+        self.split_points, self.prefixes, self.stores, self.warm = {}, {}, {}, {}
         self.fit_dls, self.live, self.fitting, self.full, self.report, self.said = {}, None, False, False, [], set()
 
     # for `learn.export`
     def __getstate__(self):
-        return {**self.__dict__, 'cuts': {}, 'prefixes': {}, 'stores': {}, 'fit_dls': {}, 'live': None, 'warm': {}}
+        return {**self.__dict__, 'split_points': {}, 'prefixes': {}, 'stores': {}, 'fit_dls': {}, 'live': None, 'warm': {}}
 
     def _say_once(self, message:str) -> None:
         if message not in self.said: self.said.add(message); say(message)
@@ -81,67 +81,71 @@ def items_of(self:FrozenPrefix, dl) -> Items: return Items(dl, getattr(self.lear
 
 # %% ../../nbs/learn/20_prefix.ipynb #41048379
 @patch
-def cut_at(self:FrozenPrefix, n:int, items:Items) -> tuple[Cut, list[torch.Tensor]]:
+def split_at(self:FrozenPrefix, n:int, items:Items) -> tuple[SplitPoint, list[torch.Tensor]]:
     """The cut behind the first `n` groups of the body (all of them: its pooled output), or behind fewer where something
     else crosses there, and the sample that it was found on"""
     net = self.learn.model
     xb = [channels_last(x) for x in items.inputs([0, min(1, items.n - 1)])]
     key = n, net.precision, tuple(tuple(x.shape[1:]) for x in xb)
-    if key not in self.cuts:
-        with autocast(xb[0].device, net.precision): self.cuts[key] = self._earlier_cut(n, xb, bool(items.lengths)), xb
+    if key not in self.split_points:
+        with autocast(xb[0].device, net.precision):
+            self.split_points[key] = self._earlier_cut(n, xb, bool(items.lengths)), xb
         net.blank = tuple(torch.zeros_like(x[:1]) for x in xb)
-    return self.cuts[key]
+    return self.split_points[key]
 
 @patch
-def _earlier_cut(self:FrozenPrefix, n:int, xb, ragged:bool) -> Cut:
+def _earlier_cut(self:FrozenPrefix, n:int, xb, ragged:bool) -> SplitPoint:
     body, first = self.learn.model.body, None
     for m in range(n, 0, -1):
-        try: return find_cut(body, [p for g in body.groups[:m] for p in g], xb, ragged)
+        try: return find_split_point(body, [p for g in body.groups[:m] for p in g], xb, ragged)
         except CannotCache as e: first = first or e
     raise first or CannotCache('no layer is frozen.')
 
 # %% ../../nbs/learn/20_prefix.ipynb #40969050
 @patch
-def prefix_of(self:FrozenPrefix, ns:Sequence[int], items:Items) -> tuple[Callable, list[Cut], list[str]]:
+def prefix_of(self:FrozenPrefix, ns:Sequence[int], items:Items) -> tuple[Callable, list[SplitPoint], list[str]]:
     "What computes the activations at some cuts in one pass, the cuts, and the hash of each one's weights"
-    net, found = self.learn.model, [self.cut_at(n, items) for n in ns]
-    cuts, hashes = [c for c,_ in found], [hash_prefix(net.body, c) for c,_ in found]
-    key, device = (*ns, *hashes, net.precision, net.step), found[0][1][0].device
+    net, found = self.learn.model, [self.split_at(n, items) for n in ns]
+    split_points, hashes = [c for c,_ in found], [hash_prefix(net.body, c) for c,_ in found]
+    key, device = (*ns, *hashes, net.precision, net.micro_batch), found[0][1][0].device
     def run(*xb):
         with autocast(device, net.precision):
             if key not in self.prefixes: # only now: nothing may be missing; and one copy of the weights is enough
-                step = (lambda x: small_step(x) or 64) if items.lengths else net.step or 64
-                self.prefixes = {key: Prefix(net.body, cuts, found[0][1], step, self.fold)}
-            return [c.rows(h) for c,h in zip(cuts, self.prefixes[key](*xb))]
-    return run, cuts, hashes
+                micro_batch = (lambda x: micro_batch_for(x) or 64) if items.lengths else net.micro_batch or 64
+                self.prefixes = {key: Prefix(net.body, split_points, found[0][1], micro_batch, self.fold)}
+            return [c.rows(h) for c,h in zip(split_points, self.prefixes[key](*xb))]
+    return run, split_points, hashes
 
 @patch
-def computed(self:FrozenPrefix, run:Callable, cuts:Sequence[Cut], items:Items, at:Sequence[int], view=0,
+def computed(self:FrozenPrefix, run:Callable, split_points:Sequence[SplitPoint], items:Items, at:Sequence[int], view=0,
              names:Sequence[str]=()) -> list:
     """Rows of the items at `at`, one tensor (or list of sequences) per cut; texts with others of their padded length,
     which alone decides their bits"""
     if not items.lengths: return run(*items.inputs(at, view, names))
-    same, out = {}, [[None]*len(at) for _ in cuts]
+    same, out = {}, [[None]*len(at) for _ in split_points]
     for k,i in enumerate(at): same.setdefault(items.reader.padded(items.lengths[i]), []).append(k)
     for ks in same.values():
-        for c,rows,o in zip(cuts, run(*items.inputs([at[k] for k in ks])), out):
+        for c,rows,o in zip(split_points, run(*items.inputs([at[k] for k in ks])), out):
             for k,row in zip(ks, rows): o[k] = row[:items.lengths[at[k]]] if c.ragged else row
-    return [o if c.ragged else torch.stack(o) for c,o in zip(cuts, out)]
+    return [o if c.ragged else torch.stack(o) for c,o in zip(split_points, out)]
 
 # %% ../../nbs/learn/20_prefix.ipynb #19d2e26c
 @patch
-def store_for(self:FrozenPrefix, cut:Cut, weights:str, transform:list, dtype:str|None=None) -> ActivationStore:
+def store_for(self:FrozenPrefix, split_point:SplitPoint, weights:str, transform:list,
+              dtype:str|None=None) -> ActivationStore:
     "The store of activations at a cut"
     net, env = self.learn.model, environment()
-    native = next(k for k,t in DTYPES.items() if t == cut.dtype)
-    spec = dict(prefix=weights, cut=cut.place, transform=transform, precision=net.precision, step=net.step,
+    native = next(k for k,t in DTYPES.items() if t == split_point.dtype)
+    spec = dict(prefix=weights, split_point=split_point.place, transform=transform, precision=net.precision,
+                micro_batch=net.micro_batch,
                 fold=self.fold, native=native,
-                channels_last=cut.channels_last, code=code_version(), packages=env['packages'],
+                channels_last=split_point.channels_last, code=code_version(), packages=env['packages'],
                 machine=[env['processor'], env['threads'], env['gpu'], str(next(net.parameters()).device.type)])
     name = getattr(self.learn, 'info', {}).get('name', type(net.body).__name__)
     dtype = dtype or (native if self.dtype == 'auto' else self.dtype)
-    where = f'before {cut.place}' if cut.place else 'pooled features'
-    store = ActivationStore(spec, cut.row_shape, dtype, f"{name}, {'tokens '*cut.ragged}{where}", ragged=cut.ragged)
+    where = f'before {split_point.place}' if split_point.place else 'pooled features'
+    store = ActivationStore(spec, split_point.row_shape, dtype, f"{name}, {'tokens '*split_point.ragged}{where}",
+                            ragged=split_point.ragged)
     return self.stores.setdefault(store.key, store) # one whose checksums were compared already
 
 # %% ../../nbs/learn/20_prefix.ipynb #bb78a15a
@@ -177,56 +181,59 @@ def opened(self:FrozenPrefix, dl, ns:Sequence[int], views:int=1) -> list[CachedD
     views; None: run the network as a whole"""
     items = self.items_of(dl)
     try:
-        run, cuts, hashes = self.prefix_of(ns, items)
+        run, split_points, hashes = self.prefix_of(ns, items)
         names, plain = items.names(), items.transform(1)
-        views = 1 if cuts[0].inputs else views
+        views = 1 if split_points[0].inputs else views
         more = items.transform(0) if views > 1 else None
     except CannotCache as e: self._say_once(str(e)); return None
     extra = [row_name(n, v) for n in names for v in range(1, views)]
     def wanted(dtype):
-        out = [(self.store_for(c, h, plain, dtype), names) for c,h in zip(cuts, hashes)]
-        return out + ([(self.store_for(cuts[0], hashes[0], more, dtype), extra)] if more else [])
+        out = [(self.store_for(c, h, plain, dtype), names) for c,h in zip(split_points, hashes)]
+        return out + ([(self.store_for(split_points[0], hashes[0], more, dtype), extra)] if more else [])
     tokens = dict(zip(names, items.lengths)) if items.lengths else None
-    what = (f"cache of {' and '.join(c.place or 'pooled features' for c in cuts)}, {len(names)} items in {views} "
+    what = (f"cache of {' and '.join(c.place or 'pooled features' for c in split_points)}, {len(names)} items in "
+            f"{views} "
             f"version{'s'*(views > 1)}")
     found = self.fitting_stores(wanted, tokens, what)
     if found is None: return None
     stores, lacking = found
-    try: self._fill(items, names, run, stores, lacking, cuts, views)
+    try: self._fill(items, names, run, stores, lacking, split_points, views)
     except CannotCache as e: self._say_once(str(e)); return None
     def live(at, v, k=0): # as a kept row would be: rounded as in the store
         rows = self.computed(*self.prefix_of(ns, items)[:2], items, at, v, names)[k]
-        return [row.to('cpu', stores[k][0].dtype) for row in rows] if cuts[k].ragged else rows.to('cpu',
+        return [row.to('cpu', stores[k][0].dtype) for row in rows] if split_points[k].ragged else rows.to('cpu',
                 stores[k][0].dtype)
     return [CachedDL(dl, items, names, c, s, stores[len(ns)][0] if more and not k else None, views if not k else 1,
                      functools.partial(live, k=k))
-            for k,(c,(s,_)) in enumerate(zip(cuts, stores))]
+            for k,(c,(s,_)) in enumerate(zip(split_points, stores))]
 
 # %% ../../nbs/learn/20_prefix.ipynb #0638aa9a
 @patch
-def _fill(self:FrozenPrefix, items, names, run, stores, lacking, cuts, views) -> None:
+def _fill(self:FrozenPrefix, items, names, run, stores, lacking, split_points, views) -> None:
     tokens = dict(zip(names, items.lengths)) if items.lengths else None
     start, need, before = time.perf_counter(), sum(s.bytes_for(m, tokens) for m,
                                                    (s,_) in zip(lacking, stores)), sum(s.written for s,_ in stores)
     if need and not self.full:
         say(f"{len(names)} items{f' in {views} views' if views > 1 else ''}, "
-            f"{' and '.join(f'before {c.place}' if c.place else 'pooled' for c in cuts)}: "
+            f"{' and '.join(f'before {c.place}' if c.place else 'pooled' for c in split_points)}: "
             f"{sum(map(len, lacking))} rows to compute, {format_bytes(need)} of disk (limit "
             f"{format_bytes(cache_limit())})")
         gone = make_room(need, [s.key for s,_ in stores])
         if gone:
             say(f"removed {len(gone)} stores that were used longest ago ({format_bytes(sum(g.size for g in gone))})")
-    k, where = len(cuts), [(i, v) for i in range(len(names)) for v in range(1, views)]
+    k, where = len(split_points), [(i, v) for i in range(len(names)) for v in range(1, views)]
     def refused(message): self.full = True; self._say_once(message)
     if not self.full:
-        fill([s for s,_ in stores[:k]], names, lambda at: self.computed(run, cuts, items, at), desc='frozen layers',
+        fill([s for s,_ in stores[:k]], names, lambda at: self.computed(run, split_points, items, at),
+             desc='frozen layers',
              tell=refused,
              batch=64 if items.lengths else 32, order=(lambda i: items.reader.padded(items.lengths[i]))
              if items.lengths else None)
     if len(stores) > k and not self.full:
         fill([stores[k][0]], stores[k][1], lambda at: run(*items.inputs([where[a][0] for a in at],
         [where[a][1] for a in at], names))[:1], desc='augmented views', tell=refused)
-    self.report.append(dict(cut=[c.place or 'pooled' for c in cuts], items=len(names), views=views, bytes=need,
+    self.report.append(dict(cut=[c.place or 'pooled' for c in split_points], items=len(names), views=views,
+                            bytes=need,
                             # others may have computed the rest meanwhile
                             computed=sum(s.written for s,_ in stores) - before,
                             dtype=[str(s.dtype).split('.')[1] for s,_ in stores[:k]],
@@ -293,9 +300,9 @@ def resume_from(self:FrozenPrefix, epochs:list[int]) -> None:
 @patch
 def _go_live(self:FrozenPrefix, n:int, dl) -> None:
     "From now on, each batch goes through the prefix as it comes"
-    try: run, cuts, _ = self.prefix_of([n], self.items_of(dl))
+    try: run, split_points, _ = self.prefix_of([n], self.items_of(dl))
     except CannotCache as e: return self._say_once(str(e))
-    self.live, self.learn.model.cut = run, cuts[0]
+    self.live, self.learn.model.split_point = run, split_points[0]
 
 # %% ../../nbs/learn/20_prefix.ipynb #0eb87e56
 @patch
@@ -316,22 +323,22 @@ def before_validate(self:FrozenPrefix):
 def _swap(self:FrozenPrefix, cached:CachedDL|None) -> None:
     dl = self.learn.dl
     if cached is not None:
-        self.learn.dl, self.learn.model.cut = (cached if cached.dl is dl
-                                               else cached.over(dl)), cached.cut or self.learn.model.cut
+        self.learn.dl, self.learn.model.split_point = (cached if cached.dl is dl
+                                               else cached.over(dl)), cached.split_point or self.learn.model.split_point
     elif isinstance(dl, DataLoader) and dl.n: self.items_of(dl).preload()
 
 # %% ../../nbs/learn/20_prefix.ipynb #92f4f3ce
 @patch
 def before_batch(self:FrozenPrefix):
     "fastai has just made plain tensors of the batch; say again that these are activations, or make them of it"
-    xb, yb, cut = self.learn.xb, self.learn.yb, self.learn.model.cut
+    xb, yb, split_point = self.learn.xb, self.learn.yb, self.learn.model.split_point
     if isinstance(self.learn.dl, CachedDL):
         # fastai counts inputs without the activations before them
-        k = 1 + getattr(self.learn.dls, 'n_inp', 1)*cut.inputs
+        k = 1 + getattr(self.learn.dls, 'n_inp', 1)*split_point.inputs
         self.learn.xb, self.learn.yb = (Activations(xb[0]), *(*xb[1:], *yb)[:k-1]), (*xb[1:], *yb)[k-1:]
     elif self.live:
-        hidden = cut.hidden(self.live(*map(plain_tensor, xb))[0]).float()
-        self.learn.xb = Activations(hidden), *(map(plain_tensor, xb) if cut.inputs else ())
+        hidden = split_point.hidden(self.live(*map(plain_tensor, xb))[0]).float()
+        self.learn.xb = Activations(hidden), *(map(plain_tensor, xb) if split_point.inputs else ())
 
 @patch
 def after_validate(self:FrozenPrefix):
@@ -344,7 +351,7 @@ def best_cut(self:FrozenPrefix, dl) -> int:
     items, body = self.items_of(dl), self.learn.model.body
     for n in sorted(self.warm, reverse=True):
         with contextlib.suppress(CannotCache):
-            if n > self.frozen_groups() and hash_prefix(body, self.cut_at(n, items)[0]) == self.warm[n]: return n
+            if n > self.frozen_groups() and hash_prefix(body, self.split_at(n, items)[0]) == self.warm[n]: return n
     return self.frozen_groups()
 
 # %% ../../nbs/learn/20_prefix.ipynb #dc0b3986

@@ -21,7 +21,7 @@ from ..core import InputError, hash_bytes
 # %% ../../nbs/learn/80_replay.ipynb #fb077214
 @dataclass
 class Exemplars:
-    "Items with class names: pictures (3, size, size) uint8, or texts"
+    "Items with class names: images (3, size, size) uint8, or texts"
     items:list
     labels:list[str]
     def __len__(self): return len(self.items)
@@ -30,7 +30,7 @@ def content_of(item) -> bytes:
     return item.encode('utf-8', 'surrogatepass') if isinstance(item, str) else item.contiguous().numpy().tobytes()
 
 def take_exemplars(
-    items:Sequence,       # Pictures (3, size, size) uint8, or texts
+    items:Sequence,       # Images (3, size, size) uint8, or texts
     labels:Sequence[str],
     per_class:int,        # At most so many of each class; 0: none
     seed:int=0,
@@ -93,7 +93,7 @@ class Distil(Callback):
 
     def after_loss(self):
         if not self.weight: return
-        for k in ('cut', 'blank', 'precision', 'step'): # as the learner's network takes this batch
+        for k in ('split_point', 'blank', 'precision', 'micro_batch'): # as the learner's network takes this batch
             if hasattr(self.model, k): setattr(self.teacher, k, getattr(self.model, k))
         with torch.no_grad(): was = self.teacher(*self.xb)
         self.learn.loss_grad = self.loss_grad + self.weight*self.moved(self.pred, was)

@@ -54,9 +54,9 @@ def thaw_that_fits(self:TransferLearner, thaw:int|None, epochs:int) -> int|None:
     items = [frozen.items_of(d) for d in (dl, self.dls.valid)]
     n = items[0].n*frozen.views_for(items[0], epochs) + items[1].n
     def need(t) -> int:
-        cut, _ = frozen.cut_at(groups + 1 - t, items[0])
-        many = sum(sum(i.lengths) for i in items) if cut.ragged else n
-        return many*int(np.prod(cut.shape))*(2 if frozen.dtype == 'auto' else DTYPES[frozen.dtype].itemsize)
+        split_point, _ = frozen.split_at(groups + 1 - t, items[0])
+        many = sum(sum(i.lengths) for i in items) if split_point.ragged else n
+        return many*int(np.prod(split_point.shape))*(2 if frozen.dtype == 'auto' else DTYPES[frozen.dtype].itemsize)
     def decide() -> tuple[int, str]:
         t = next((t for t in range(thaw, 1, -1) if need(t) <= room()), 1)
         return t, '' if t == thaw else (f"the inputs of the last {thaw} groups would pass the limit of "

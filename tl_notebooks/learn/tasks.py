@@ -7,6 +7,7 @@ __all__ = ['HOW', 'TASKS', 'Task', 'ImageTask', 'TextTask', 'BoxTask']
 
 # %% ../../nbs/learn/85_tasks.ipynb #25d26af0
 import inspect
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,10 +26,10 @@ from .box_predict import VIDEOS
 from .detection import box_net
 from .framework import build_net
 from .learner import TransferLearner
-from .network import small_step
+from .network import micro_batch_for
 from .replay import content_of
 from .text import PadTokens, TextLearner, TokenReader, load_tokenizer, net_from_config, text_dls
-from .vision import INTERPOLATIONS, ImageReader, image_dls, image_net, image_tensor
+from .vision import INTERPOLATIONS, ImageReader, Square, image_dls, image_net, image_tensor
 
 # %% ../../nbs/learn/85_tasks.ipynb #b958bb5c
 class Task:
@@ -41,6 +42,7 @@ class Task:
     name, what, column = '', 'items', 'path'
     preprocessing, may_hold = (), ()
     classifies, learner = True, TransferLearner
+    readers = 0 # threads that `take` inputs together; 0: it is quick
 
     @staticmethod
     def read(path:str|Path, **options) -> LabelledData:
@@ -74,10 +76,12 @@ class Task:
         raise NotImplementedError
 
     def preload(self, items:Sequence) -> None: "Make ready what is cheaper together"
+    def reads(self) -> dict: "Options of `read` with which it makes what `take` gives on the way"; return {}
+    def remember(self, data:LabelledData) -> None: "Take what `read` made, see `reads`"
     def batch(self, taken:Sequence[torch.Tensor]) -> torch.Tensor: return torch.stack(list(taken))
     def normal(self, batch:torch.Tensor) -> torch.Tensor: return batch.to(self.device)
     def name_of(self, item) -> str: return str(item)
-    def step(self) -> int|None: "How many items go through the network at a time; `None`: as it says"
+    def micro_batch(self) -> int|None: "How many items go through the network at a time; `None`: as it says"
     def parts(self) -> dict: "What else `save_model` needs for a child of this model"; return {}
 
     def options(self, said:dict|None) -> dict:
@@ -95,15 +99,19 @@ HOW = ('scale', 'middle', 'order') # further arguments of `image_tensor` that a 
 class ImageTask(Task):
     "A class for each image"
     name, what = 'image_classification', 'images'
-    preprocessing, may_hold = ('size', 'mean', 'std', 'resize', 'precision'), ('interpolation', 'depth', *HOW)
+    preprocessing = ('size', 'mean', 'std', 'resize', 'precision')
+    may_hold = ('interpolation', 'depth', 'draft', *HOW)
     read, reader, suffixes = staticmethod(read_images), ImageReader, SUFFIXES
     interpolation, depth = 'bicubic', None # where a manifest does not say
+    readers = min(8, (os.cpu_count() or 2) + 1)
 
     def __init__(self, manifest:dict, device:torch.device):
         super().__init__(manifest, device)
-        self.depth, self.max_pixels = self.pre.get('depth', self.depth), MAX_PIXELS
+        self.depth, self.max_pixels, self.squares = self.pre.get('depth', self.depth), MAX_PIXELS, {}
         self.reading = dict(interpolation=self.interpolation) | {k: self.pre[k] for k in ('size', 'resize',
                 'interpolation', *HOW) if k in self.pre}
+        # folders of before: every pixel is decoded
+        self.side = Square(**self.reading).side if self.pre.get('draft') else None
         self.mean, self.std = (torch.tensor(self.pre[k], device=device).view(1, 3, 1, 1) for k in ('mean', 'std'))
         if (how := self.reading['interpolation']) not in INTERPOLATIONS:
             raise InputError(f"`{manifest['folder']}/manifest.json`: `interpolation` is {how!r}; this version reads "
@@ -116,8 +124,13 @@ class ImageTask(Task):
                          features=b.get('features', 'last'))[0]
     def take(self, item) -> torch.Tensor|str:
         if isinstance(item, torch.Tensor): return item
-        try: return image_tensor(self.reader.open(item, self.max_pixels, self.depth), **self.reading)
+        if item in self.squares: return self.squares[item]
+        try: return image_tensor(self.reader.open(item, self.max_pixels, self.depth, self.side), **self.reading)
         except (InputError, OSError) as e: return str(e)
+    def reads(self) -> dict: return dict(square=Square(**self.reading)) if self.side else {}
+    def remember(self, data:LabelledData) -> None:
+        if data.square and data.square == self.reads().get('square'):
+            self.squares |= {data.root/p: t for p,t in data.squares.items()}
     def normal(self, batch:torch.Tensor) -> torch.Tensor:
         return (batch.to(self.device).float()/255 - self.mean)/self.std
     def find(self, given:Iterable[str|Path], column:str='') -> dict[Path, Path]:
@@ -127,7 +140,7 @@ class ImageTask(Task):
     def options(self, said:dict|None) -> dict:
         self.max_pixels = (found := super().options(said)).get('max_pixels', self.max_pixels)
         return found
-    def step(self) -> int|None: return small_step(torch.zeros(1, 3, *(self.pre['size'],)*2))
+    def micro_batch(self) -> int|None: return micro_batch_for(torch.zeros(1, 3, *(self.pre['size'],)*2))
     def loaders(self, rows:pd.DataFrame, classes:Sequence[str], bs:int, augment:bool) -> DataLoaders:
         kept = {f'memory {k}': i for k,i in enumerate(rows['item']) if isinstance(i, torch.Tensor)}
         paths = [f'memory {k}' if isinstance(i, torch.Tensor) else str(Path(i).absolute())
@@ -135,7 +148,7 @@ class ImageTask(Task):
         hashes = [hash_bytes(content_of(kept[p])) if p in kept else hash_file(p) for p in paths]
         data = SimpleNamespace(items=rows.assign(path=paths, sha256=hashes), root=Path('/'), classes=classes)
         dls = image_dls(data, mean=self.pre['mean'], std=self.pre['std'], bs=bs, augment=augment, depth=self.depth or 0,
-                        reader=self.reader, **self.reading)
+                        reader=self.reader, draft=bool(self.side), **self.reading)
         dls.train.dataset.tls[0].tfms.fs[0].kept |= kept
         return dls
 

@@ -316,13 +316,13 @@ def choose_layers(
     x:torch.Tensor,    # (n, layers, width): means of layers 1, 2, …
     y:torch.Tensor,    # (n,) classes
     n_classes:int,
-    most:int=1500,     # Texts that are looked at, drawn at random where there are more
+    max_texts:int=1500,     # Texts that are looked at, drawn at random where there are more
     **kwargs,          # For `ridge.ridge_loo`
 ) -> LayerChoice:
     """The first candidate of `layer_sets`, unless another has a smaller leave-one-out error by more than `SURE`
     standard errors of the difference"""
-    if len(y) > most:
-        x, y = (t[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[:most]] for t in (x, y))
+    if len(y) > max_texts:
+        x, y = (t[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[:max_texts]] for t in (x, y))
     target, each, acc = 2.*np.eye(n_classes)[y.numpy()] - 1, {}, {}
     for ls in layer_sets(x.shape[1]):
         found = ridge_loo(pick_layers(x, ls), y, n_classes, **kwargs)
@@ -357,7 +357,7 @@ def all_layers(self:TextLearner):
     "Inside, the features are all layers but the first"
     body, was = self.model.body, self.model.body.layers
     def read(layers): # pooled features of other layers are other features, of another shape
-        body._layers, self.frozen_prefix.cuts = layers, {}
+        body._layers, self.frozen_prefix.split_points = layers, {}
         self.frozen_prefix.warm.pop(len(body.groups), None)
     read(tuple(range(1, body.n_blocks + 1)))
     try: yield
@@ -366,7 +366,7 @@ def all_layers(self:TextLearner):
 @patch
 def _find_cut(self:TextLearner, dl, n:int) -> None:
     with contextlib.suppress(CannotCache):
-        if self.frozen_prefix.usable(dl): self.frozen_prefix.cut_at(n, self.frozen_prefix.items_of(dl))
+        if self.frozen_prefix.usable(dl): self.frozen_prefix.split_at(n, self.frozen_prefix.items_of(dl))
 
 # %% ../../nbs/learn/60_text.ipynb #824fa6e0
 @patch
@@ -457,7 +457,7 @@ def refit(self:TextLearner):
 
 @patch
 def refit_rows(self:TextLearner) -> tuple[torch.Tensor, torch.Tensor, dict]:
-    "As for pictures; then the rows that the head labelled itself"
+    "As for images; then the rows that the head labelled itself"
     x, y, more = TransferLearner.refit_rows(self)
     if self.guessed is not None: x, y = (torch.cat(t) for t in zip((x, y), self.guessed))
     return x, y, more | dict(prior=getattr(self, 'prior', None))
@@ -481,8 +481,8 @@ class _Tail:
         if not 1 <= n < len(self.body.groups):
             raise InputError(f"`thaw` is {thaw}; accepted: 2 to {len(self.body.groups)}.")
         self.body._layers, dl = (self.body.n_blocks,), learn.dls[0]
-        learn.frozen_prefix.cuts = {}
-        self.run, (self.cut,), _ = learn.frozen_prefix.prefix_of([n], learn.frozen_prefix.items_of(dl))
+        learn.frozen_prefix.split_points = {}
+        self.run, (self.split_point,), _ = learn.frozen_prefix.prefix_of([n], learn.frozen_prefix.items_of(dl))
         self.params, self.device = [p for g in self.body.groups[n:] for p in g], learn.dls.device
         first = {id(p) for p in self.params}
         blocks = self.body.model.get_submodule(self.body.blocks)
@@ -501,8 +501,8 @@ class _Tail:
     def features(self, some:Sequence) -> torch.Tensor:
         "(n, features) of texts that `read` gave, through the blocks as they are now"
         hidden, ids = _padded([h for h,_ in some], 0.), _padded([i for _,i in some], -1)
-        self.net.cut = self.cut
-        return self.net.features(Activations(self.cut.hidden(hidden).to(self.device)), ids.to(self.device))
+        self.net.split_point = self.split_point
+        return self.net.features(Activations(self.split_point.hidden(hidden).to(self.device)), ids.to(self.device))
 
 def _padded(rows:Sequence[torch.Tensor], value) -> torch.Tensor:
     n = padded_length(max(map(len, rows)))
@@ -564,7 +564,7 @@ def contrast(
     lr:float=1e-4,
     folds:int=3,
     hints:dict|None=None,  # As for `probe`
-    most:int=1000,         # Labelled texts that take part
+    max_texts:int=1000,         # Labelled texts that take part
     seed:int=0,
 ) -> Contrast:
     """Contrastive fine-tuning of the last blocks on the labelled texts, kept only if cross-validation prefers it to the
@@ -573,7 +573,7 @@ def contrast(
     if not self.probed or self.kept == 'self-trained':
         raise InputError("`contrast` starts from a probe, and comes before `self_train`; call `probe` first.")
     x, y = self.probe_features[:2]
-    at = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:most].sort().values
+    at = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:max_texts].sort().values
     texts, x, y = self._train_texts(), x[at], y[at]
     folds = min(folds, int(torch.bincount(y, minlength=len(self.dls.vocab)).min()))
     if folds < 2: return Contrast(False, len(y), folds, *[float('nan')]*5, time.perf_counter() - start)
@@ -593,7 +593,7 @@ def contrast(
         else: body._layers = was[0]
     except BaseException: self._undo_contrast(state, *was); raise
     finally:
-        self.model.cut, self.frozen_prefix.cuts = None, {}
+        self.model.split_point, self.frozen_prefix.split_points = None, {}
         for p,t in trained: p.requires_grad_(t)
     return replace(result, seconds=time.perf_counter() - start)
 
@@ -650,7 +650,7 @@ def _keep_contrast(self:TextLearner, tail:_Tail, some, y, words, steps, lr, seed
     self.held_out = held, y.numpy(), source
     tail.train(some, y, steps, lr, seed, 'contrast: all labels')
     prior = _word_prior(tail, words)
-    self.model.body._layers, self.model.cut = (), None
+    self.model.body._layers, self.model.split_point = (), None
     self.use_layers(tail.layers)
     means = self.read_layers()
     (x, vx), (y, vy) = (pick_layers(t, tail.layers) for t in means[::2]), means[1::2]
@@ -682,15 +682,15 @@ def pseudo_labels(
     return np.array(at, int), np.array(of, int)
 
 # %% ../../nbs/learn/60_text.ipynb #0bccb86d
-def self_trained(x, y, loose:torch.Tensor, n_classes:int, prior, rounds:int=2, part:float=.8) -> tuple[RidgeHead,
+def self_trained(x, y, unlabelled:torch.Tensor, n_classes:int, prior, rounds:int=2, part:float=.8) -> tuple[RidgeHead,
         torch.Tensor, torch.Tensor]:
     """A head of labelled rows (n, d) and of `loose` ones that it labels itself; also all the rows it was solved from,
     and their classes"""
     shares = np.bincount(y, minlength=n_classes)/len(y)
     found, rows, of = ridge_loo(x, y, n_classes, prior=prior), x, y
     for _ in range(rounds):
-        at, own = pseudo_labels(loose.double().numpy() @ found.weight.T + found.bias, shares, part)
-        rows, of = torch.cat([x, loose[at]]), torch.cat([y, torch.from_numpy(own)])
+        at, own = pseudo_labels(unlabelled.double().numpy() @ found.weight.T + found.bias, shares, part)
+        rows, of = torch.cat([x, unlabelled[at]]), torch.cat([y, torch.from_numpy(own)])
         found = ridge_loo(rows, of, n_classes, prior=prior)
     return found, rows, of
 
@@ -698,7 +698,7 @@ def self_trained(x, y, loose:torch.Tensor, n_classes:int, prior, rounds:int=2, p
 def self_train(
     self:TextLearner,        # Probed
     texts:Sequence[str],     # Without a label
-    most:int=1000,           # Texts that take part, drawn at random where there are more
+    max_texts:int=1000,           # Texts that take part, drawn at random where there are more
     folds:int=3,
     seed:int=0,
 ) -> Contrast:
@@ -710,16 +710,16 @@ def self_train(
     fewest = int(torch.bincount(y, minlength=k).min())
     off = Contrast(False, len(texts), 0, *[float('nan')]*5, 0.)
     if self.kept != 'probe' or not len(texts) or fewest > FEW or fewest < 2: return off
-    some = [texts[i] for i in np.random.default_rng(seed).permutation(len(texts))[:most]]
-    loose = self.features(self.dls.test_dl([LabelledText(t) for t in some]), 'texts without a label')[0]
+    some = [texts[i] for i in np.random.default_rng(seed).permutation(len(texts))[:max_texts]]
+    unlabelled = self.features(self.dls.test_dl([LabelledText(t) for t in some]), 'texts without a label')[0]
     base, held, folds = np.zeros((len(y), k)), np.zeros((len(y), k)), min(folds, fewest)
     for tr,te in _folds(y, folds, seed):
         base[te] = _held_out(x[tr], y[tr], x[te], self.prior)
-        head = self_trained(x[tr], y[tr], loose, k, self.prior)[0]
+        head = self_trained(x[tr], y[tr], unlabelled, k, self.prior)[0]
         held[te] = x[te].double().numpy() @ head.weight.T + head.bias
     result = _compare(base, held, y.numpy(), folds, 'unless worse')
     if result.kept:
-        self._keep_self_trained(loose, held)
+        self._keep_self_trained(unlabelled, held)
         source = (f'training texts with a label of their own, each from a head that did not see it ({folds}-fold '
                   f'cross-validation)')
         self.held_out, self.kept_by = (held, y.numpy(), source), result
@@ -727,10 +727,10 @@ def self_train(
 
 # %% ../../nbs/learn/60_text.ipynb #af385c46
 @patch
-def _keep_self_trained(self:TextLearner, loose:torch.Tensor, held:np.ndarray) -> None:
+def _keep_self_trained(self:TextLearner, unlabelled:torch.Tensor, held:np.ndarray) -> None:
     "`held`: scores (n, k) of the labelled texts from the folds"
     (x, y, vx, vy), k = self.probe_features, len(self.dls.vocab)
-    _, rows, of = self_trained(x, y, loose, k, self.prior)
+    _, rows, of = self_trained(x, y, unlabelled, k, self.prior)
     found, scale = solve_head(self.model, rows, of, prior=self.prior), fit_scale(held, y.numpy())
     scale_logits(self.model, found.scale/scale)
     found.scale = scale
@@ -758,7 +758,7 @@ def labels_used(self:TextLearner) -> dict:
 def validation(
     self:TextLearner,
 ) -> tuple[np.ndarray, np.ndarray, str]: # (n, k) probabilities, (n,) classes, whose they are
-    "As for pictures; where there are no validation texts, what heads that did not see them said of training texts"
+    "As for images; where there are no validation texts, what heads that did not see them said of training texts"
     if self.dls[1].n: return TransferLearner.validation(self)
     if not self.probed:
         raise InputError("there are no validation texts, and no probe that was judged on training texts; call `probe` "
@@ -769,7 +769,7 @@ def validation(
 # %% ../../nbs/learn/60_text.ipynb #95f62568
 @patch
 def thaw_progressively(self:TextLearner, stages:Sequence[Stage], keep_best:bool=True, **kwargs) -> list[Stage]:
-    "As for pictures; while it trains, the features are the layers behind the first trained block"
+    "As for images; while it trains, the features are the layers behind the first trained block"
     if not self.probed: self.probe()
     if not stages: return TransferLearner.thaw_progressively(self, stages, keep_best, **kwargs)
     if not self.dls[1].n:
@@ -812,9 +812,9 @@ def text_learner(
     "A fastai `Learner` for the texts of `data` on a pretrained transformer"
     begin_learner(precision, seed)
     net, tok, info = text_net(backbone, len(data.classes), weights, layers, tok)
-    most = info['input_size'] if info['input_size'] and info['input_size'] > 0 else 10**6 # XLNet says -1: no limit
-    max_tokens = max_tokens or min(most, 256)
-    if max_tokens > most: raise InputError(f"`max_tokens` is {max_tokens}; {info['name']} reads at most {most}.")
+    longest = info['input_size'] if info['input_size'] and info['input_size'] > 0 else 10**6 # XLNet says -1: no limit
+    max_tokens = max_tokens or min(longest, 256)
+    if max_tokens > longest: raise InputError(f"`max_tokens` is {max_tokens}; {info['name']} reads at most {longest}.")
     dls = dls or text_dls(data, tok, max_tokens, bs)
     sample = torch.arange(32*64).view(32, 64) % 1000 % net.body.model.config.vocab_size
     net = settle(net, sample, precision, info['model'], dls.device)
@@ -884,10 +884,10 @@ def word_effects(
     learn:TextLearner,
     text:str,
     of:int|None=None, # Class number; `None`: the predicted one
-    most:int=60,      # Words that are looked at
+    max_words:int=60,      # Words that are looked at
 ) -> tuple[list[str], list[float], int, float]: # words, what each adds to the log-odds, class, its probability
     "The change of a class's log-odds where one word is left out"
-    words = text.split()[:most]
+    words = text.split()[:max_words]
     texts = [' '.join(words), *(' '.join(words[:i] + words[i+1:]) or ' ' for i in range(len(words)))]
     p = _run(learn, learn.model, texts).double().softmax(1)
     of = int(p[0].argmax()) if of is None else of

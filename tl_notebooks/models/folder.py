@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'FILES', 'MANIFEST', 'BACKBONE', 'SPECIAL', 'write_manifest', 'save_model', 'read_manifest', 'Prediction',
-           'Model', 'take_lift', 'memory_of', 'free_folder']
+           'Model', 'take_feature_map', 'ahead', 'memory_of', 'free_folder']
 
 # %% ../../nbs/models/00_folder.ipynb #d84f121d
 import copy
@@ -14,7 +14,9 @@ import re
 import shutil
 import struct
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -27,7 +29,7 @@ from ..core import InputError, did_you_mean, hash_file, hash_state, progress, re
 from ..data.splits import LabelledData
 from ..learn.checkpoints import load_tensors
 from ..learn.box_predict import BoxPrediction, check_request, predict_boxes
-from ..learn.detection import BoxNet, picture_detector
+from ..learn.detection import BoxNet, image_detector
 from ..heads.features import RandomFeatures
 from ..learn.learner import GrownHead, TransferLearner
 from ..learn.network import TransferNet
@@ -235,7 +237,8 @@ class Model:
         self.task = TASKS[m['task']](m, self.device)
         self.net = self.task.net()
         state = load_file(m['folder']/'weights.safetensors')
-        take_lift(self.net, state, m['folder'])
+        state = {re.sub('^lift[.]', 'feature_map.', k): t for k,t in state.items()} # its name of before
+        take_feature_map(self.net, state, m['folder'])
         if 'head.parts.0.1.bias' in state: self.net.head = _grown_head(state, self.net.n_features)
         try: load_tensors(self.net, state)
         except RuntimeError as e:
@@ -245,17 +248,17 @@ class Model:
         self.net.eval().to(self.device)
 
 # %% ../../nbs/models/00_folder.ipynb #953c99aa
-def take_lift(net:TransferNet, state:dict, folder:Path) -> None:
+def take_feature_map(net:TransferNet, state:dict, folder:Path) -> None:
     """Let `net` have the random projection that `state` was saved with, if there was one; a wrong one is refused before
     anything as large as it says is made"""
-    if 'lift.made' not in state: return
-    made, head = state['lift.made'].tolist(), next((v for k,v in state.items()
-                                                    if k in ('head.1.weight', 'head.parts.0.1.weight')), None)
-    if len(made) != 2 or head is None or not 0 < made[
-            0] == head.shape[1] - net.n_features or made[1] < 0 or not {'lift.mean', 'lift.std'} <= state.keys():
+    if 'feature_map.made' not in state: return
+    made, heads = state['feature_map.made'].tolist(), ('head.1.weight', 'head.parts.0.1.weight')
+    head = next((v for k,v in state.items() if k in heads), None)
+    fits = len(made) == 2 and head is not None and 0 < made[0] == head.shape[1] - net.n_features and made[1] >= 0
+    if not fits or not {'feature_map.mean', 'feature_map.std'} <= state.keys():
         raise InputError(f"`{folder}`: the random projection (width, seed) {made} does not fit the head and the "
                          f"body's {net.n_features} features. The folder was not written whole, or was changed.")
-    net.lift_features(RandomFeatures(state['lift.mean'], state['lift.std'], *made))
+    net.map_features(RandomFeatures(state['feature_map.mean'], state['feature_map.std'], *made))
 
 def _grown_head(state:dict, n_features:int) -> GrownHead:
     "An untrained head with the parts that `state` has"
@@ -289,15 +292,26 @@ def _features(self:Model) -> Callable:
                      f"map to "
                      "average. Accepted: fcos, retinanet and ssdlite; or `predict`, for boxes.")
 
+def ahead(take:Callable, parts:Sequence[Sequence], threads:int) -> Iterator[list]:
+    "What `take` makes of each item of each part; several threads work on the next part while this one is used"
+    if not threads: yield from ([*map(take, part)] for part in parts); return
+    pool, soon = ThreadPoolExecutor(threads), deque()
+    try:
+        for part in parts:
+            soon.append(pool.map(take, part))
+            if len(soon) > 2: yield [*soon.popleft()]
+        while soon: yield [*soon.popleft()]
+    finally: pool.shutdown(wait=True, cancel_futures=True)
+
 @patch
 def read_batches(self:Model, inputs:Sequence, bs:int, desc:str) -> Iterator[tuple[list, list, torch.Tensor|None]]:
     "Inputs by the batch, what each is to the network (or why it cannot be read), and the good ones together"
     if bs < 1: raise InputError(f"`bs` is {bs}; accepted: a whole number from 1.")
     self.task.preload(inputs)
-    for i in progress(range(0, len(inputs), bs), desc, -(-len(inputs)//bs)):
-        read = [*map(self.task.take, inputs[i:i+bs])]
+    parts = [inputs[i:i+bs] for i in range(0, len(inputs), bs)]
+    for part,read in zip(parts, progress(ahead(self.task.take, parts, self.task.readers), desc, len(parts))):
         good = [t for t in read if not isinstance(t, str)]
-        yield inputs[i:i+bs], read, self.task.batch(good) if good else None
+        yield part, read, self.task.batch(good) if good else None
 
 @patch
 def features(self:Model, inputs:Sequence, bs:int=32, desc:str='features') -> torch.Tensor:
@@ -372,7 +386,7 @@ def predict(
         return self._predict_each(inputs, bs)
     if threshold is None: threshold = (self.manifest.get('head') or {}).get('threshold', .3)
     check_request(threshold, bs, slice)
-    look = picture_detector(self.net, score=threshold, **self.task.reading)
+    look = image_detector(self.net, score=threshold, **self.task.reading)
     sliced = (lambda images: [predict_sliced(look, im, slice) for im in images]) if slice else look
     return predict_boxes(sliced, [*map(Path, inputs)], self.classes, threshold, bs, max_pixels=self.task.max_pixels,
                          depth=self.task.depth, **boxes)
@@ -394,14 +408,14 @@ def _one(self:Model, path:str, p) -> Prediction:
 @patch
 def learner(
     self:Model,
-    items:Sequence,        # Paths of pictures, pictures (3, size, size) uint8, or texts
+    items:Sequence,        # Paths of images, images (3, size, size) uint8, or texts
     labels:Sequence[str],
     valid:Sequence=(),
     valid_labels:Sequence[str]=(),
     classes:Sequence[str]|None=None, # In the order of the head's rows; `None`: the model's
     net:TransferNet|None=None,       # To train, in place; `None`: a copy of the model's
     bs:int=32,
-    augment:bool=True,     # Of pictures
+    augment:bool=True,     # Of images
     **kwargs,              # For `TransferLearner`
 ) -> TransferLearner:
     "A fastai `Learner` that goes on from this model; the model itself stays as it is"
@@ -413,7 +427,7 @@ def learner(
                              split=['train']*len(items) + ['valid']*len(valid)))
     if bad := [l for l in rows.label if l not in classes]:
         raise InputError(f"label {bad[0]!r} is not one of the classes. {did_you_mean(bad[0], classes)}")
-    net.step = self.task.step() or net.step
+    net.micro_batch = self.task.micro_batch() or net.micro_batch
     learn = self.task.learner(self.task.loaders(rows, classes, bs, augment), net, **{'path': Path('.'), **kwargs})
     # the head's normalisation stays as it is
     learn.info, learn.probed = self.info, True

@@ -66,6 +66,8 @@ def _convert(p:Param, v):
         if isinstance(v, bool): return v
         words = dict(true=True, yes=True, on=True, false=False, no=False, off=False) | {'1': True, '0': False}
         return words.get(str(v).lower()) if str(v).lower() in words else _refuse()
+    if p.type == 'str' and {'yes', 'no'} <= {*p.choices}: # a switch with more than two ways
+        return {'true': 'yes', 'on': 'yes', 'false': 'no', 'off': 'no'}.get(str(v).lower(), v)
     if p.type == 'str': return v if isinstance(v, str) else _refuse()
     if isinstance(v, bool): _refuse()
     if p.type == 'int': return int(v) if isinstance(v, (str, int)) or float(v).is_integer() else _refuse()

@@ -136,7 +136,7 @@ def _table(self:Run, name:str, table:pd.DataFrame) -> None:
 # %% ../../nbs/runs/30_run.ipynb #9beccde0
 @dataclass
 class Drawn:
-    "A figure as it was saved, shown by a notebook; its caption is for whom the picture does not reach"
+    "A figure as it was saved, shown by a notebook; its caption is for whom the image does not reach"
     data:bytes # PNG
     caption:str
     def _repr_png_(self): return self.data, dict(alt=self.caption)
@@ -155,7 +155,7 @@ def phase(self:Run, name:str):
 
 @patch
 def figure(self:Run, name:str, fig, caption:str='', lead:bool=False) -> Drawn:
-    """Save a figure as `figures/name.png` with its caption; gives that picture for the cell to show, so that it is
+    """Save a figure as `figures/name.png` with its caption; gives that image for the cell to show, so that it is
     drawn once. `lead`: the report's first"""
     # a third of the time of 6, 5 % more bytes
     drawn = io.BytesIO(); fig.savefig(drawn, dpi=110, pil_kwargs=dict(compress_level=4))
@@ -187,8 +187,26 @@ def track(self:Run, name:str) -> list:
     return track_callbacks(getattr(self.p, 'track', 'none'), self.folder/'track'/name)
 
 @patch
+def answered(self:Run) -> None:
+    "The run has its answer: write the report as far as it goes; what follows only explains"
+    self.record['figures'] = self.captions
+    self.save(); write_report(self.folder)
+    name, figure = next(iter(self.record['metrics'].items()))
+    print(f"answer: {name} {figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f}) on {figure['n']} items, "
+          f"after {time.perf_counter() - self.began:.0f} s; what follows explains it", file=sys.stderr, flush=True)
+
+@patch
+def _say_times(self:Run) -> None:
+    "Where the time went, the longest first"
+    parts, total = self.record['timings'], self.record['seconds']
+    shown = [f'{n} {s:.1f}' for n,s in sorted(parts.items(), key=lambda p: -p[1]) if s >= .05]
+    rest = total - sum(parts.values())
+    print(f"seconds: {', '.join([*shown, f'figures and the rest {max(0, rest):.1f}'])}; {total:.1f} in all",
+          file=sys.stderr, flush=True)
+
+@patch
 def finish(self:Run) -> str:
-    "Mark the run as done and write its report; gives the run folder"
+    "Mark the run as done, write its report and say where the time went; gives the run folder"
     figures = {f'{at}{k}': m['value'] for at,group in (('', 'metrics'), ('valid/', 'valid')) for k,
                m in self.record[group].items()}
     track_figures(getattr(self.p, 'track', 'none'), self.folder/'track'/'run', figures)
@@ -197,6 +215,7 @@ def finish(self:Run) -> str:
     self.save()
     (self.folder/'.reserve').unlink(missing_ok=True)
     write_report(self.folder)
+    self._say_times()
     if module := sys.modules.get('tl_notebooks.learn.resume'): module.keep_checkpoints(None)
     end_choices()
     shutil.rmtree(self.folder/'checkpoints', ignore_errors=True)
@@ -237,7 +256,7 @@ def _attach(run:Run) -> None:
     "Show figures in the notebook, and mark the record when a cell fails or is interrupted; nothing outside a notebook"
     shell = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)()
     if shell is None: return
-    shell.enable_matplotlib('inline') # an MPLBACKEND of the caller would leave the notebook without pictures
+    shell.enable_matplotlib('inline') # an MPLBACKEND of the caller would leave the notebook without images
     for old in [f for f in shell.events.callbacks['post_run_cell'] if getattr(f, 'tl_run', False)]:
         shell.events.unregister('post_run_cell', old)
     def after_cell(result):

@@ -528,7 +528,7 @@ def _repr_html_(self:Sweep) -> str:
 # %% ../../nbs/runs/50_sweep.ipynb #ac20dcb3
 @patch
 def write(self:Sweep) -> None:
-    "Write table, picture and page"
+    "Write table, image and page"
     rows, best, fig = self.rows(), self.best(), None
     with atomic_write(self.folder/'table.csv') as f: self.table().to_csv(f, index=False)
     if best:
