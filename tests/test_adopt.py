@@ -1,6 +1,12 @@
-"""Models trained elsewhere: taken in as backbones and as models, with the oracle's own forward pass and processor beside
-them."""
+"""Models trained elsewhere: taken in as backbones and as models, beside the framework's own forward pass and
+processor."""
+import json
+import os
+import pickle
+import shutil
+
 import pytest
+from conftest import tl
 
 import tl_notebooks  # noqa: F401  before timm and torchvision
 import timm
@@ -12,6 +18,7 @@ from tl_notebooks.core import InputError
 from tl_notebooks.data.images import read_images
 from tl_notebooks.data.samples import PARTS, make_parts, sample_path
 from tl_notebooks.data.texts import read_texts
+from tl_notebooks.expand.door import expand
 from tl_notebooks.learn.text import text_learner, text_net
 from tl_notebooks.learn.vision import image_learner, image_net, image_tensor
 from tl_notebooks.models.adopt import adopt
@@ -354,3 +361,213 @@ def test_a_sentence_transformer_answers_as_scikit_learn_on_it_does(pooling, norm
     theirs = head.predict_proba(model.encode(texts))
     for p,t in zip(load_model(done.folder).predict(texts), theirs):
         assert max(abs(p.probabilities[c] - v) for c,v in zip(head.classes_, t)) < 1e-5
+
+
+# --- going on
+
+@pytest.fixture(scope='module')
+def elsewhere(tmp_path_factory):
+    "Two kinds of parts learned by timm and torch alone, on a pretrained body; images of these and of a third kind"
+    import torch.nn.functional as F
+    from tl_notebooks.data.decode import open_image
+    from tl_notebooks.learn.backbones import load_image_model
+    root = tmp_path_factory.mktemp('elsewhere')
+    make_parts(root/'all', kinds=PARTS[:3], n=16, size=96)
+    for i,kind in enumerate(PARTS[:3]):
+        for j,p in enumerate(sorted((root/'all'/kind).iterdir())):
+            place = root/(('judge new' if i == 2 else 'judge') if j % 4 == 3 else 'new' if i == 2 else 'old')/kind/p.name
+            place.parent.mkdir(parents=True, exist_ok=True); p.rename(place)
+            if place.parts[-3] == 'old' and j < 1: (root/'one'/kind).mkdir(parents=True); shutil.copy(place, root/'one'/kind)
+    model = timm.create_model('tf_efficientnet_lite0', num_classes=2)
+    body = load_image_model('efficientnet_lite0')[0].state_dict()
+    model.load_state_dict({k: v for k,v in body.items() if 'classifier' not in k}, strict=False)
+    files = [(p, i) for i,kind in enumerate(PARTS[:2]) for p in sorted((root/'old'/kind).iterdir())]
+    tfm = timm.data.create_transform((3, 96, 96), is_training=False, crop_pct=1., mean=(.5,)*3, std=(.5,)*3)
+    with torch.no_grad(): x = model.eval().forward_features(torch.stack([tfm(open_image(p)) for p,_ in files])).mean((2, 3))
+    y, torch_opt = torch.tensor([i for _,i in files]), torch.optim.AdamW(model.classifier.parameters(), 1e-2)
+    for _ in range(80):
+        loss = F.cross_entropy(model.classifier(x), y); torch_opt.zero_grad(); loss.backward(); torch_opt.step()
+    torch.save(model.state_dict(), root/'own.pth')
+    return root, model.eval()
+
+
+def taken(root, out, **kwargs):
+    return adopt(root/'own.pth', out, arch='tf_efficientnet_lite0', classes=PARTS[:2], size=96, scale=96, mean=.5, std=.5,
+                 interpolation='bilinear_exact', **kwargs)
+
+
+@pytest.fixture(scope='module')
+def adopted(elsewhere, tmp_path_factory):
+    "The same without old items, with one of each class, and with all"
+    root, out = elsewhere[0], tmp_path_factory.mktemp('adopted')
+    return {k: taken(root, out/k, data=d).folder for k,d in dict(none='', one=root/'one', all=root/'old').items()}
+
+
+def files_of(folder): return [(p, p.parent.name) for p in sorted(folder.glob('*/*.*'))]
+
+
+def scores(folder, files):
+    m = load_model(folder)
+    with torch.inference_mode(): return m.net.head(m.features(files).to(m.device)).cpu()
+
+
+@pytest.mark.parametrize('had', ['none', 'one', 'all'])
+def test_a_class_is_added_beside_the_head_whatever_is_left_of_old_items(had, elsewhere, adopted, tmp_path):
+    (root, model), judge = elsewhere, files_of(elsewhere[0]/'judge') + files_of(elsewhere[0]/'judge new')
+    done = expand(adopted[had], root/'new', tmp_path/'larger', mode='keep-scores', old=root/'judge' if had != 'none' else '')
+    c, paths = done.certificate, [p for p,_ in judge]
+    before, after = scores(adopted[had], paths), scores(done.folder, paths)
+    assert torch.equal(after[:,:2], before) and c['new_classes'] == [PARTS[2]]
+    from tl_notebooks.data.decode import open_image
+    tfm = timm.data.create_transform((3, 96, 96), is_training=False, crop_pct=1., mean=(.5,)*3, std=(.5,)*3)
+    with torch.no_grad(): theirs = model(torch.stack([tfm(open_image(p)) for p in paths]))
+    assert torch.allclose(after[:,:2], theirs, atol=.2), 'Pillow and our reader differ by a level at most'
+    right = (after.argmax(1).numpy() == [PARTS.index(l) for _,l in judge]).mean()
+    known = {'none': [], 'one': files_of(root/'one'), 'all': files_of(root/'old')}[had] + files_of(root/'new')
+    from sklearn.neighbors import NearestCentroid
+    features = load_model(adopted['all']).features
+    y = [PARTS.index(l) for _,l in known]
+    baseline = 1/3 if had == 'none' else NearestCentroid().fit(features([p for p,_ in known]), y).score(
+        features(paths), [PARTS.index(l) for _,l in judge])
+    assert right >= baseline, (right, baseline)
+    assert c['old_items'] == {k: dict(none=0, one=1, all=12)[had] for k in PARTS[:2]}
+    notes = ' '.join(c['notes'])
+    assert ('there are no items of the old classes' in notes) == (had == 'none')
+    assert ('come from few items: 1 to 1 of each' in notes) == (had == 'one')
+    if had == 'none': assert 'cannot be judged' in notes
+
+
+def test_with_old_items_an_adopted_model_is_joint_training(elsewhere, adopted, tmp_path):
+    "Whether they are given when it is adopted, or when it is expanded: the head that scikit-learn comes to on all items"
+    import numpy as np
+    from ridge_oracle import joint_logits
+    root, paths = elsewhere[0], [p for p,_ in files_of(elsewhere[0]/'judge')]
+    model = load_model(adopted['all'])
+    items = files_of(root/'old') + files_of(root/'new')
+    x, test = model.features([p for p,_ in items]).double().numpy(), model.features(paths).double().numpy()
+    want, _ = joint_logits(x, np.array([PARTS.index(l) for _,l in items]), 3, test)
+    first = expand(adopted['all'], root/'new', tmp_path/'a', test_pct=0.)
+    later = expand(adopted['none'], root/'new', tmp_path/'b', test_pct=0., old=root/'old')
+    for folder in (first.folder, later.folder):
+        np.testing.assert_allclose(scores(folder, paths).numpy(), want, atol=1e-3*max(1, np.abs(want).max()))
+    fewer = expand(first.folder, '', tmp_path/'c', remove=[PARTS[0]])
+    assert load_model(fewer.folder).classes == [*PARTS[1:3]]
+
+
+def test_without_old_items_a_head_is_not_solved_again(elsewhere, adopted, tmp_path):
+    for kwargs in ({}, dict(mode='fine-tune'), dict(mode='auto', remove=[PARTS[0]])):
+        with pytest.raises(InputError, match='adopted without old items.*--mode keep-scores'):
+            expand(adopted['none'], elsewhere[0]/'new', tmp_path/'x', **kwargs)
+    grown = expand(adopted['none'], elsewhere[0]/'new', tmp_path/'y', mode='auto')
+    assert grown.certificate['mode'] == 'keep-scores'
+    with pytest.raises(InputError, match="no statistics of 'M|has no statistics of"):
+        expand(grown.folder, elsewhere[0]/'new', tmp_path/'z', remove=[PARTS[0]])
+    assert not (tmp_path/'x').exists() and not (tmp_path/'z').exists()
+
+
+def test_an_adopted_model_learns_on_as_a_fastai_learner(elsewhere, adopted):
+    (root, _), model = elsewhere, load_model(adopted['none'])
+    items = files_of(root/'old')
+    learn = model.learner([p for p,_ in items], [l for _,l in items], [p for p,_ in files_of(root/'judge')][:8],
+                          [l for _,l in files_of(root/'judge')][:8], augment=False)
+    with learn.no_bar(), learn.no_logging():
+        before = learn.validate()[0]
+        learn.freeze_to(-2); learn.fit_one_cycle(1, 1e-4)
+    assert learn.validate()[0] != before and len(model.net.param_groups()) == 6
+
+
+def test_the_family_tree_begins_at_the_file(elsewhere, adopted, tmp_path):
+    import hashlib
+    from tl_notebooks.expand.classes import family_tree
+    done = expand(adopted['none'], elsewhere[0]/'new', tmp_path/'m', mode='keep-scores')
+    sha, lines = hashlib.sha256((elsewhere[0]/'own.pth').read_bytes()).hexdigest(), family_tree(done.folder)
+    assert 'own.pth' in lines[0] and 'licence unknown' in lines[0]
+    assert sha[:16] in lines[1] and len(lines) == 4 and PARTS[2] in lines[3]
+
+
+def test_texts_go_on_too(tmp_path):
+    bert(tmp_path/'own')
+    (tmp_path/'new.csv').write_text('text,label\n' + ''.join(f'the movie was bad {w} a,worse\nplot plot {w},plot\n'
+                                                              for w in ('good', 'the', 'a', 'was', 'movie', 'Great')))
+    adopt(tmp_path/'own', tmp_path/'m', classes='x,y,z')
+    done = expand(tmp_path/'m', tmp_path/'new.csv', tmp_path/'n', mode='keep-scores')
+    texts = ['the movie was good', 'bad plot']
+    a, b = (load_model(f) for f in (tmp_path/'m', done.folder))
+    with torch.inference_mode():
+        assert torch.equal(a.net.head(a.features(texts)), b.net.head(b.features(texts))[:,:3])
+    assert b.classes == ['x', 'y', 'z', 'plot', 'worse']
+
+
+# --- requests that are wrong
+
+def test_the_command_takes_in_a_model_and_says_how_it_was_checked(elsewhere, tmp_path):
+    root = elsewhere[0]
+    run = tl('adopt', root/'own.pth', '--arch', 'tf_efficientnet_lite0', '--classes', ','.join(PARTS[:2]), '--size', 96,
+             '--data', root/'old', '--out', 'm', cwd=tmp_path)
+    assert run.returncode == 0 and run.stdout.splitlines()[-1] == 'm', run.stderr
+    assert 'scores: greatest difference to its own code' in run.stderr and 'is right on 2' in run.stderr
+    assert 'do not say how images were prepared; assumed' in run.stderr
+    run = tl('predict', 'm', *[p for p,_ in files_of(root/'judge')][:2], cwd=tmp_path)
+    assert run.returncode == 0 and len(run.stdout.splitlines()) == 3, run.stderr
+
+
+def test_a_model_that_would_answer_otherwise_is_not_kept(elsewhere, tmp_path, monkeypatch):
+    "A fault in taking over, planted: the head's rows in another order"
+    from tl_notebooks.models import adopt as module
+    was = module.keep_rows
+    monkeypatch.setattr(module, 'keep_rows', lambda net, w, b: was(net, w.flip(0), b.flip(0)))
+    with pytest.raises(module.NotTheSame, match='does not answer the same.*Nothing was kept'): taken(elsewhere[0], tmp_path/'m')
+    assert [*tmp_path.iterdir()] == []
+
+
+class Payload:
+    def __init__(self, path): self.path = str(path)
+    def __reduce__(self): return (os.mkdir, (self.path,))
+
+
+def wrong(kind, folder):
+    "A source that must be refused, and what the message says"
+    own, given = folder/'own.pth', dict(arch='resnet18', classes='a,b,c')
+    state = timm_model().state_dict()
+    if kind == 'pickle': (folder/'export.pkl').write_bytes(pickle.dumps(Payload(folder/'ran'))); return (
+        folder/'export.pkl', given, "load_learner\\('export.pkl'\\)")
+    if kind == 'payload': torch.save({'model': state, 'x': Payload(folder/'ran')}, own); return own, given, 'would run code'
+    torch.save(state, own)
+    if kind == 'architecture': return own, given | dict(arch='resnet34'), 'missing .layer1.2.*They would fit timm/resnet18'
+    if kind == 'truncated': own.write_bytes(own.read_bytes()[:5000]); return own, given, 'damaged or incomplete'
+    if kind == 'classes': return own, given | dict(classes='a,b'), 'gives 3 scores, but there are 2 class names'
+    if kind == 'no classes': return own, given | dict(classes=''), 'gives 3 scores and does not say what they are called'
+    if kind == 'twice': return own, given | dict(classes='a,b,a'), "'a' is empty or there more than once"
+    if kind == 'no arch': return own, given | dict(arch=''), 'Accepted: `--arch`'
+    if kind == 'no such arch': return own, given | dict(arch='resnet81'), "Did you mean .*resnet18"
+    if kind == 'no head': torch.save({k: v for k,v in state.items() if 'fc' not in k}, own); return (
+        own, given, 'missing .fc.weight')
+    if kind == 'header': own = folder/'h.safetensors'; own.write_bytes((4 << 30).to_bytes(8, 'little') + b'{}'*9); return (
+        own, given, 'h.safetensors.*damaged or incomplete')
+    if kind == 'two heads':
+        t = transformers
+        t.DeiTForImageClassificationWithTeacher(t.DeiTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=16, image_size=32)).save_pretrained(folder/'d')
+        return folder/'d', {}, 'a mean of two heads'
+    if kind == 'body':
+        bert(folder/'b').bert.save_pretrained(folder/'b')
+        return folder/'b', {}, 'without a head of a classifier.*-p backbone='
+    if kind == 'gone': return folder/'gone.pth', given, 'does not exist'
+    if kind == 'ours': adopt(own, folder/'m', **given, size=32); return folder/'m', {}, 'a model of this project already'
+    if kind == 'no folder': (folder/'e').mkdir(); return folder/'e', {}, 'config.json` does not exist'
+    if kind == 'code':
+        bert(folder/'c'); c = json.loads((folder/'c'/'config.json').read_text())
+        c |= dict(model_type='unheard_of', auto_map={'AutoConfig': 'evil.C', 'AutoModelForSequenceClassification': 'evil.M'})
+        (folder/'c'/'config.json').write_text(json.dumps(c))
+        (folder/'c'/'evil.py').write_text(f"import os; os.mkdir({str(folder/'ran')!r})")
+        return folder/'c', {}, 'cannot be loaded'
+    raise ValueError(kind)
+
+
+@pytest.mark.parametrize('kind', ['pickle', 'payload', 'architecture', 'truncated', 'classes', 'no classes', 'twice', 'no arch',
+                                  'no such arch', 'no head', 'header', 'two heads', 'body', 'gone', 'ours', 'no folder',
+                                  'code'])
+def test_what_cannot_be_taken_in_is_refused_in_one_message(kind, tmp_path):
+    source, given, says = wrong(kind, tmp_path)
+    with pytest.raises(InputError, match=f'(?s){says}'): adopt(source, tmp_path/'out'/'m', **given)
+    assert not (tmp_path/'out').exists() and not (tmp_path/'ran').exists()

@@ -176,7 +176,11 @@ def _ask_source(found:Found, items:list, pre:dict) -> _Before:
         return _Before(items, made, torch.stack([found.answer(t) for t in items]), None, sample)
     items = items or made_images()
     x = normalized(items, pre)
-    with torch.no_grad(): scores = torch.cat([logits_of(found.model(part)) for part in x.split(8)])
+    try:
+        with torch.no_grad(): scores = torch.cat([logits_of(found.model(part)) for part in x.split(8)])
+    except (RuntimeError, ValueError, AssertionError) as e:
+        raise InputError(f"`{found.name}` does not take images of {pre['size']} pixels ({str(e).strip()[:160]}). Accepted: "
+                         f"another `--size`.") from None
     return _Before(items, made, scores, prepared_apart(found, items, x, pre), x[:2])
 
 def _compared(model:Model, before:_Before) -> dict:

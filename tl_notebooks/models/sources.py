@@ -175,7 +175,10 @@ def _no_head(folder:Path, kind:str) -> str:
 
 def _with_processor(found:Found, folder:Path) -> Found:
     "What the image processor in the folder says"
-    if (p := load_processor(folder)) is None: return found
+    if (p := load_processor(folder)) is None:
+        side = getattr(found.model.config, 'image_size', None)
+        if isinstance(side, int): found.preparation = dict(size=side, scale=side)
+        return found
     found.preparation, found.said_by = of_processor(p), 'its own processor'
     found.prepare = lambda image: torch.as_tensor(p(images=image, return_tensors='pt')['pixel_values'][0])
     return found
