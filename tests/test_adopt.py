@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 
+import numpy as np
 import pytest
 from conftest import tl
 
@@ -427,7 +428,7 @@ def test_a_class_is_added_beside_the_head_whatever_is_left_of_old_items(had, els
     from sklearn.neighbors import NearestCentroid
     features = load_model(adopted['all']).features
     y = [PARTS.index(l) for _,l in known]
-    baseline = 1/3 if had == 'none' else NearestCentroid().fit(features([p for p,_ in known]), y).score(
+    baseline = 1/3 if had != 'one' else NearestCentroid().fit(features([p for p,_ in known]), y).score(
         features(paths), [PARTS.index(l) for _,l in judge])
     assert right >= baseline, (right, baseline)
     assert c['old_items'] == {k: dict(none=0, one=1, all=12)[had] for k in PARTS[:2]}
@@ -571,3 +572,46 @@ def test_what_cannot_be_taken_in_is_refused_in_one_message(kind, tmp_path):
     source, given, says = wrong(kind, tmp_path)
     with pytest.raises(InputError, match=f'(?s){says}'): adopt(source, tmp_path/'out'/'m', **given)
     assert not (tmp_path/'out').exists() and not (tmp_path/'ran').exists()
+
+
+# --- preparation
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    "Models that learned from images prepared in one way, by torch alone, and labelled images of several shapes"
+    from PIL import Image
+    rng, root = np.random.default_rng(0), tmp_path_factory.mktemp('shapes')
+    for i in range(240): # a red and a blue bar at the left or right: colour, place and level matter
+        w, h, kind = (int(v) for v in (*rng.integers(40, 160, 2), i % 4))
+        a = rng.normal(128, 20, (h, w, 3)); at = slice(0, w//5) if kind % 2 else slice(w - w//5, w)
+        a[:,at,0 if kind < 2 else 2] += 70
+        p = root/('old' if i < 120 else 'rest')/f'kind {kind}'/f'{i}.png'; p.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.uint8(a.clip(0, 255))).save(p)
+    return root
+
+
+RIGHT = dict(size=48, scale=48, resize='squish', interpolation='bilinear_exact', mean=[.5]*3, std=[.5]*3)
+WRONG = [dict(resize='short'), dict(mean=[0.]*3, std=[1.]*3), dict(order='bgr'), dict(resize='pad')]
+
+@pytest.mark.parametrize('arch', ['resnet10t', 'mobilenetv3_small_050'])
+def test_a_wrong_preparation_is_found_and_a_right_one_is_left_alone(arch, trained, tmp_path):
+    from tl_notebooks.data.decode import open_image
+    from tl_notebooks.models.variants import normalized
+    torch.manual_seed(0)
+    model = timm.create_model(arch, num_classes=4)
+    files = files_of(trained/'rest')
+    x, y = normalized([open_image(p) for p,_ in files], RIGHT), torch.tensor([int(l[-1]) for _,l in files])
+    opt = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(12):
+        for at in torch.randperm(len(y)).split(24):
+            loss = torch.nn.functional.cross_entropy(model(x[at]), y[at]); opt.zero_grad(); loss.backward(); opt.step()
+    torch.save(model.state_dict(), tmp_path/'own.pth')
+    found = []
+    for i,change in enumerate([{}, *WRONG]):
+        said = RIGHT | change
+        done = adopt(tmp_path/'own.pth', tmp_path/f'm{i}', arch=arch, classes=[f'kind {k}' for k in range(4)],
+                     data=trained/'old', **said)
+        found.append(done.report['preparation_checked']['better'])
+    assert found[0] == [], 'a false alarm'
+    assert sum(bool(f) for f in found[1:]) >= 3, found
+    assert '--mean 0.5,0.5,0.5 --std 0.5,0.5,0.5' in found[2] and found[3][:1] == ['--order rgb'], found

@@ -190,7 +190,7 @@ def cmd_adopt(args) -> int:
     try:
         done = adopt(args.source, args.out or '', arch=args.arch or '', classes=args.classes or '', data=args.data or '',
                      items=args.items or '', mean=args.mean, std=args.std, size=args.size or 0, resize=args.resize or '',
-                     scale=args.scale or 0, interpolation=args.interpolation or '')
+                     scale=args.scale or 0, interpolation=args.interpolation or '', order=args.order or '')
     except NotTheSame as e: say(e); return 1
     for line in done.lines(): say(line)
     print(done.folder)
@@ -209,6 +209,7 @@ def _add_adopt(sub) -> None:
                               ('std', 'R,G,B', 'their deviation'),
                               ('resize', 'HOW', 'how images become square: short, squish, crop or pad'),
                               ('interpolation', 'NAME', 'bicubic, bilinear_exact, …'),
+                              ('order', 'NAME', 'of the colours: rgb or bgr'),
                               ('out', 'DIR', 'the new model folder (default: below outputs/adopt)')):
         adopt.add_argument(f'--{name}', metavar=metavar, help=what)
     for name,what in (('size', 'side of the square that the network gets'), ('scale', 'side before the middle is cut out')):

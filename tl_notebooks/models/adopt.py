@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_ITEMS', 'ROUNDING', 'LEVELS', 'read_classes', 'check_classes', 'made_images', 'made_texts', 'read_items',
-           'preparation', 'how_read', 'normalized', 'prepared_apart', 'NotTheSame', 'Adopted', 'adopt']
+           'preparation', 'prepared_apart', 'NotTheSame', 'Adopted', 'adopt']
 
 # %% ../../nbs/models/20_adopt.ipynb #3e7f28d7
 import json
@@ -25,10 +25,10 @@ from ..heads.statistics import ClassStatistics, statistics_state
 from ..learn.framework import find_head, framework_net, keep_rows, logits_of
 from ..learn.network import TransferNet
 from ..learn.preparation import three
-from ..learn.tasks import HOW
-from ..learn.vision import INTERPOLATIONS, RESIZES, image_tensor
+from ..learn.vision import INTERPOLATIONS, RESIZES
 from .folder import Model, free_folder, save_model
 from .sources import Found, find_source
+from .variants import check_images, check_texts, normalized, spread
 
 # %% ../../nbs/models/20_adopt.ipynb #d7760183
 def read_classes(given:str|Path|Sequence[str]) -> list[str]|None: # None where nothing is given
@@ -99,7 +99,7 @@ def preparation(found:Found, said:dict) -> tuple[dict, list[str]]: # For the man
         if said: raise InputError(f"`{[*said][0]}` is about images, and `{found.name}` is a model for texts. Accepted: none.")
         return dict(max_tokens=found.max_tokens, layers=None, precision='fp32'), []
     said |= {k: three(said[k], k) for k in ('mean', 'std') if k in said}
-    for k,ok in (('resize', RESIZES), ('interpolation', INTERPOLATIONS)):
+    for k,ok in (('resize', RESIZES), ('interpolation', INTERPOLATIONS), ('order', ('rgb', 'bgr'))):
         if k in said and said[k] not in ok: raise InputError(f"`{k}` is {said[k]!r}; accepted: {', '.join(ok)}.")
     usual = dict(size=224, resize='short', middle='round', interpolation='bilinear_exact', mean=[.485, .456, .406],
                  std=[.229, .224, .225])
@@ -112,15 +112,6 @@ def preparation(found:Found, said:dict) -> tuple[dict, list[str]]: # For the man
     return pre | dict(precision='fp32'), assumed
 
 # %% ../../nbs/models/20_adopt.ipynb #76fd6eaf
-def how_read(pre:dict) -> dict:
-    "The arguments of `image_tensor` that a manifest's preprocessing holds"
-    return {k: pre[k] for k in ('size', 'resize', 'interpolation', *HOW) if k in pre}
-
-def normalized(images:Sequence[Image.Image], pre:dict) -> torch.Tensor: # (n, 3, size, size) float
-    "Images as the network takes them"
-    mean, std = (torch.tensor(pre[k]).view(1, 3, 1, 1) for k in ('mean', 'std'))
-    return (torch.stack([image_tensor(im, **how_read(pre)) for im in images]).float()/255 - mean)/std
-
 def prepared_apart(found:Found, images:Sequence[Image.Image], x:torch.Tensor, pre:dict) -> float|None:
     """Greatest difference between images as prepared here, `x`, and by the source's own code, in levels of 255; None where
     it has none"""
@@ -245,7 +236,7 @@ def adopt(
     items=(),             # Items to compare on, without labels; none: some are made up
     mean=None, std=None,  # Of pixels in 0 … 1, where the source does not say
     size:int=0,           # Side of the square that the network gets, pixels
-    resize:str='', scale:int=0, interpolation:str='', # See `image_tensor`
+    resize:str='', scale:int=0, interpolation:str='', order:str='', # See `image_tensor`
     columns:dict|None=None, # Of `read_images` or `read_texts`, for `data`
 ) -> Adopted:
     """A model folder from a model trained elsewhere; `NotTheSame` where it would not answer as the source does, and an
@@ -253,7 +244,7 @@ def adopt(
     out = free_folder(out, 'adopt')
     found = find_source(source, arch, size)
     pre, assumed = preparation(found, dict(mean=mean, std=std, size=size, resize=resize, scale=scale,
-                                           interpolation=interpolation))
+                                           interpolation=interpolation, order=order))
     before = _ask_source(found, read_items(found, items), pre)
     parts = _cut(found, before, pre, assumed, classes)
     with tempfile.TemporaryDirectory() as tmp:
@@ -287,7 +278,17 @@ def _old_items(model:Model, data, columns:dict|None, report:dict) -> dict:
     counts = np.bincount(y, minlength=len(model.classes))
     report['old_items'] = dict(n=len(y), right=int(right.sum()), per_class=dict(zip(model.classes, map(int, counts))),
                                fingerprint=d.fingerprint)
-    report['notes'] = [f"old items: the model is right on {right.sum()} of {len(y)}"]
+    checked = _check_preparation(model, items, y)
+    report['notes'] = [f"old items: the model is right on {right.sum()} of {len(y)}", *(checked.lines() if checked else [])]
+    if checked: report['preparation_checked'] = checked.as_json()
     s = ClassStatistics.from_features(x, y, len(model.classes))
     return dict(statistics=statistics_state(s), data=dict(fingerprint=d.fingerprint, counts=d.counts()),
                 learned=Learned.of(looks_of(items)) + Learned(complete=False))
+
+def _check_preparation(model:Model, items:Sequence, y:np.ndarray):
+    "What another preparation would do on labelled items; see `variants`"
+    if model.task.column == 'text':
+        return check_texts(model.net, model.task.reader, lambda ids: model.task.batch([*ids]), [*map(model.task.keep, items)],
+                           y, model.device)
+    some, y = spread(items, y)
+    return check_images(model.net, [open_image(p) for p in progress(some, 'preparation')], y, model.task.pre, model.device)
