@@ -266,12 +266,13 @@ def _differs(found:Found, same:dict) -> str:
 
 # %% ../../nbs/models/20_adopt.ipynb #6f899539
 def _old_items(model:Model, data, columns:dict|None, report:dict) -> dict:
-    "What the folder keeps of old items: statistics, hashes, and how often the model was right on them"
+    """What the folder keeps of old items: statistics, hashes, and how often the model was right on them; those of a split
+    named test are left, to judge by"""
     d = data if isinstance(data, LabelledData) else model.task.read(data, valid_pct=0., test_pct=0., addition=True,
                                                                     **model.task.options(columns))
     if bad := [c for c in d.classes if c not in model.classes]:
         raise InputError(f"`data`: class {bad[0]!r} is not one of the model's. {did_you_mean(bad[0], model.classes)}")
-    items, labels = zip(*((i, l) for s in ('train', 'valid', 'test') for i,l in zip(model.task.inputs(d, s), d.subset(s).label)))
+    items, labels = zip(*((i, l) for s in ('train', 'valid') for i,l in zip(model.task.inputs(d, s), d.subset(s).label)))
     x = model.features(items, desc='old items')
     y = np.array([model.classes.index(l) for l in labels])
     with torch.inference_mode(): right = (model.net.head(x.to(model.device)).argmax(1).cpu().numpy() == y)

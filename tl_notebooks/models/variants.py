@@ -51,7 +51,7 @@ def _alike(a, b) -> bool:
     return a == b or str(a).removeprefix('torch_') == str(b).removesuffix('_exact')
 
 # %% ../../nbs/models/17_variants.ipynb #7eecbc7e
-SURE, GAIN, LEAST, AT_MOST = .01, .1, .02, 200 # AT_MOST: items that are looked at
+SURE, GAIN, LEAST, AT_MOST = .01, .1, .02, 100 # AT_MOST: items that are looked at
 
 @dataclass
 class Checked:
