@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent/'shared'/'data'
 
 # Small images and batches: the same notebook, in seconds.
-QUICK = ['-p', 'size=96', '-p', 'bs=16', '-p', 'precision=fp32', '-p', 'control=yes']
+QUICK = ['-p', 'size=96', '-p', 'bs=16', '-p', 'precision=fp32']
+WHOLE = [*QUICK, '-p', 'control=yes'] # with a control that no stopwatch ends
 
 
 # `pytest -m fast`: no network trains in these, and no kernel starts.
@@ -66,7 +67,7 @@ def pictures(tmp_path_factory):
 def first_run(pictures, tmp_path_factory):
     "A finished `tl run parts` and its run folder"
     out = tmp_path_factory.mktemp('runs')
-    done = tl('run', 'parts', '--data', pictures, '--out', out, '--seed', 5, *QUICK, cwd=out)
+    done = tl('run', 'parts', '--data', pictures, '--out', out, '--seed', 5, *WHOLE, cwd=out)
     assert done.returncode == 0, done.stderr[-3000:]
     return done, Path(done.stdout.strip().splitlines()[-1])
 

@@ -202,9 +202,13 @@ def test_without_openvino_there_is_torch(data, monkeypatch, capsys):
     def gone(): raise CannotConvert('OpenVINO cannot be imported: no such thing')
     monkeypatch.setattr(by_openvino, 'load_openvino', gone); by_openvino._core.cache_clear()
     learn = learner(data)
+    learn.probe(thaw=2)
     assert learn.model.engine == learn.info['engine'] == 'torch'
     assert capsys.readouterr().err.count('no such thing') == 1
     by_openvino._core.cache_clear()
+    monkeypatch.setattr(precision, '_missing', lambda took: 'openvino is not installed' if took == 'openvino' else '')
+    assert learner(data).info['engine'] == 'torch' and 'is not installed' in capsys.readouterr().err
+    assert learner(data, 'auto').info['engine'] == 'torch' and not capsys.readouterr().err
     with pytest.raises(InputError, match="`engine` is 'tensorrt'; accepted: auto, torch, openvino"):
         learner(data, engine='tensorrt')
 

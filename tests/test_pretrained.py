@@ -278,12 +278,13 @@ def test_torchvision_library_and_old_densenet_names(tmp_path):
     assert info['library'] == 'torchvision' and all(torch.equal(v, tv.state_dict()[k]) for k,
                                                     v in model.state_dict().items())
 
-def test_misfits_are_named(tmp_path):
+def test_another_head_is_taken_and_misfits_are_named(tmp_path):
     model, _ = load_image_model('resnet18', weights='random')
     s = model.state_dict()
     torch.save(s | {'fc.weight': torch.zeros(6, 512), 'fc.bias': torch.zeros(6)}, tmp_path/'six.pth')
-    with pytest.raises(InputError, match=r'six.pth.*2 of another shape \(fc.weight \(6, 512\) for \(1000, 512\)'):
-        load_image_model('resnet18', weights=tmp_path/'six.pth')
+    six, info = load_image_model('resnet18', weights=tmp_path/'six.pth')
+    assert (six.fc.out_features, info['n_classes'], info['name']) == (6, 6, 'six.pth')
+    assert info['licence'] is info['mean'] is info['std'] is info['input_size'] is None, 'nobody has said'
     torch.save({k: v for k,v in s.items() if not k.startswith('layer4')} | {'odd': torch.zeros(1)}, tmp_path/'less.pth')
     with pytest.raises(InputError, match=r'missing \(layer4.0.conv1.weight, .*1 unexpected \(odd\)'):
         load_image_model('resnet18', weights=tmp_path/'less.pth')

@@ -10,7 +10,7 @@ import time
 
 import killed
 import pytest
-from conftest import QUICK, record, tl
+from conftest import WHOLE, record, tl
 
 
 @pytest.fixture(scope='module')
@@ -67,7 +67,9 @@ def test_what_is_compared_can_differ(server, few_pictures, tmp_path):
 
 # The real use case, killed as the kernel of a machine that goes down kills it.
 
-def own_cache(here): return {'TL_NOTEBOOKS_CHECKPOINTS': '1', 'TL_NOTEBOOKS_CACHE': str(here/'cache')} # no control kept there
+def own_cache(here):
+    "Every epoch is kept, and no control is there yet"
+    return {'TL_NOTEBOOKS_CHECKPOINTS': '1', 'TL_NOTEBOOKS_CACHE': str(here/'cache')}
 
 
 def start(*args, cwd):
@@ -89,7 +91,7 @@ def cut_off(first_run, pictures, tmp_path_factory):
     "The same command as `first_run`, killed in the middle of its control's training, with a copy of the images"
     here = tmp_path_factory.mktemp('cut off')
     shutil.copytree(pictures, here/'parts')
-    p = start('run', 'parts', '--data', 'parts', '--out', 'runs', '--seed', 5, *QUICK, cwd=here)
+    p = start('run', 'parts', '--data', 'parts', '--out', 'runs', '--seed', 5, *WHOLE, cwd=here)
     wait_for(lambda: list(here.glob('runs/parts/*/checkpoints/2/0000001.safetensors')), p)
     p.kill(); p.wait()
     return here, next((here/'runs'/'parts').iterdir())

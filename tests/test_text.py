@@ -542,8 +542,8 @@ def test_reviews_from_the_box(tmp_path):
     from pathlib import Path
     folder = Path(done.stdout.strip().splitlines()[-1]); rec = record(folder)
     assert rec['status'] == 'ok' and next(iter(rec['metrics'])) == 'accuracy' and rec['data']['n_unlabelled'] > 100
-    assert rec['data']['counts']['train'] == {'negative': 8,
-                                              'positive': 8} and set(rec['learning_curve']['labels alone']) == {'2', '4', '8'}
+    assert rec['data']['counts']['train'] == {'negative': 8, 'positive': 8}
+    assert set(rec['learning_curve']['labels alone']) == {'2', '4', '8'}
     # so few labels cannot show what it brings: nothing is trained, and the reason stands where stages are listed
     assert not rec['contrast']['kept'] and rec['contrast']['seconds'] < 1
     row = next(s for s in rec['stages'] if s['name'] == 'contrast')
@@ -574,7 +574,8 @@ def test_mail_fine_tuned_with_control(tmp_path):
     for k, r in enumerate(rows):
         m = EmailMessage(); m['From'], m['Subject'] = r['from'], r['subject']; m.set_content(r['text'])
         (tmp_path/'mail'/r['label']/f'{k}.eml').write_bytes(bytes(m))
-    done = tl('run', 'mail', '--data', tmp_path/'mail', '--out', tmp_path/'o', *FAST, '-p', 'epochs=1', '-p', 'control=yes',
+    done = tl('run', 'mail', '--data', tmp_path/'mail', '--out', tmp_path/'o', *FAST, '-p', 'epochs=1', '-p',
+              'control=yes',
               cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     from pathlib import Path

@@ -9,7 +9,7 @@ from conftest import page as text_of, record, tl
 from tl_notebooks.data.samples import make_scenes
 
 QUICK = ['-p', 'size=96', '-p', 'bs=4', '-p', 'epochs=2', '-p', 'views=2', '-p', 'thaw=1', '-p', 'precision=fp32', '-p',
-         'threads=1', '-p', 'control=yes']
+         'threads=1']
 
 
 def unsplit(root, n, size):
@@ -34,7 +34,7 @@ def scenes(tmp_path_factory): return unsplit(tmp_path_factory.mktemp('scenes'), 
 @pytest.fixture(scope='module')
 def run(scenes, tmp_path_factory):
     out = tmp_path_factory.mktemp('runs')
-    done = tl('run', 'crossing', '--data', scenes, '--out', out, '--seed', 5, *QUICK, cwd=out)
+    done = tl('run', 'crossing', '--data', scenes, '--out', out, '--seed', 5, *QUICK, '-p', 'control=yes', cwd=out)
     assert done.returncode == 0, done.stderr[-3000:]
     return Path(done.stdout.strip().splitlines()[-1])
 

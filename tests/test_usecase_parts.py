@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import QUICK, ROOT, need, record, tl
+from conftest import QUICK, ROOT, WHOLE, need, record, tl
 from safetensors import safe_open
 
 PARTS = ROOT/'nbs'/'usecases'/'parts.ipynb'
@@ -58,7 +58,7 @@ def test_report_is_one_self_contained_page(first_run):
 
 def test_same_command_gives_the_same_bits_and_another_seed_does_not(first_run, pictures, tmp_path):
     _, folder = first_run
-    again = Path(tl('run', 'parts', '--data', pictures, '--out', tmp_path, '--seed', 5, *QUICK,
+    again = Path(tl('run', 'parts', '--data', pictures, '--out', tmp_path, '--seed', 5, *WHOLE,
                     cwd=tmp_path).stdout.strip())
     other = Path(tl('run', 'parts', '--data', pictures, '--out', tmp_path, '--seed', 6, *QUICK, '-p', 'control=false',
                     cwd=tmp_path).stdout.strip())

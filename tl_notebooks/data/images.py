@@ -145,6 +145,9 @@ def _depth_note(items:pd.DataFrame) -> list[str]:
                   f"here, and for the model; check whether they belong together"]
 
 # %% ../../nbs/data/50_images.ipynb #46a9ddf5
+def _squares(items:pd.DataFrame) -> dict:
+    return {p: t for p,t in zip(items.path, items.get('square', ())) if not isinstance(t, float)} # NaN: none was made
+
 def read_images(
     path:str|Path,               # Folder with a subfolder per class, below split folders or not; or a CSV
     valid_pct:float=0.2,         # Share of what is split that becomes valid, where none is given
@@ -181,8 +184,7 @@ def read_images(
     source = 'given' if any(r['split'] for r in rows) else 'made'
     notes = how + data_notes(items, classes)
     notes += near_notes(near := near_summary(items), divided, source == 'given')
-    squares = {p: t for p,t in zip(items.path, items.get('square', ())) if t is t and t is not None}
-    depth, items = int(items.bits.max() or 0), items.drop(columns=['content','unit','look','near','bits'] +
-                                                          ['square']*('square' in items))
+    squares, depth = _squares(items), int(items.bits.max() or 0)
+    items = items.drop(columns=['content', 'unit', 'look', 'near', 'bits', 'square'], errors='ignore')
     return ImageData(root, items, classes, problems, fingerprint(items), source, [*made], notes, str(path), near, depth,
                      squares, square, how)

@@ -145,15 +145,13 @@ def choose_precision(net:TransferNet, xb:torch.Tensor, name:str, found:Callable)
             ) else ''
     return make_choice(f'precision of {name}', 'auto', decide, lacks)
 
-def choose_engine(net:TransferNet, xb:torch.Tensor, name:str, asked:str, found:Callable, both:bool) -> str:
+def choose_engine(net:TransferNet, name:str, asked:str, found:Callable, both:bool) -> str:
     "What computes the frozen part in the precision of `net`; `both`: whether precisions were compared too"
     def decide():
-        if asked == 'auto':
-            engine, precision, why = found(PRECISIONS if both else (net.precision,))
-            return (engine, why) if precision == net.precision else found((net.precision,))[::2]
-        try: whole_body(net, xb, net.precision)
-        except CannotConvert as e: return 'torch', f'{name}: {e}; torch computes it'
-        return asked, ''
+        if bar := _missing(asked): return 'torch', f'{name}: {bar}; torch computes it'
+        if asked != 'auto': return asked, ''
+        engine, precision, why = found(PRECISIONS if both else (net.precision,))
+        return (engine, why) if precision == net.precision else found((net.precision,))[::2]
     return make_choice(f'engine of {name}, {net.precision}', asked, decide, _missing)
 
 # %% ../../nbs/learn/12_precision.ipynb #f28820d2
@@ -180,5 +178,5 @@ def settle(
     engines = ENGINES if engine == 'auto' else (engine,)
     found = functools.cache(lambda precisions: _fastest(net, xb, name, precisions, engines, few))
     net.precision = choose_precision(net, xb, name, found) if precision == 'auto' else precision
-    net.engine = engine if engine == 'torch' else choose_engine(net, xb, name, engine, found, precision == 'auto')
+    net.engine = engine if engine == 'torch' else choose_engine(net, name, engine, found, precision == 'auto')
     return net

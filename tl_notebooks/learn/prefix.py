@@ -50,7 +50,8 @@ class FrozenPrefix(Callback):
 
     # for `learn.export`
     def __getstate__(self):
-        return {**self.__dict__, 'split_points': {}, 'prefixes': {}, 'stores': {}, 'fit_dls': {}, 'live': None, 'warm': {}}
+        return {**self.__dict__, 'split_points': {}, 'prefixes': {}, 'stores': {}, 'fit_dls': {}, 'live': None,
+                'warm': {}}
 
     def _say_once(self, message:str) -> None:
         if message not in self.said: self.said.add(message); say(message)

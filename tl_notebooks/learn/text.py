@@ -12,6 +12,7 @@ __all__ = ['PHRASES', 'SURE', 'FEW', 'padded_length', 'LabelledText', 'Tokens', 
 
 # %% ../../nbs/learn/60_text.ipynb #7e125cb9
 import contextlib
+import copy
 import functools
 import re
 import time
@@ -28,7 +29,7 @@ from torch import nn
 from ..frozen.cut import CannotCache
 from ..frozen.loader import Activations
 from .resume import resumable_steps
-from ..core import InputError, hash_bytes, progress
+from ..core import InputError, hash_bytes, hash_state, progress
 from .learner import Probe, TransferLearner, scale_logits, solve_head, without_augmentation
 from .network import TransferNet, plain_tensor
 from .precision import FEW_TEXTS, begin_learner, settle
@@ -216,18 +217,33 @@ def text_groups(body:TextBody, n:int=6) -> list[list[nn.Parameter]]:
     return [g for g in (stages[0], *blocks) if g]
 
 def text_net(
-    backbone:str,          # A name of the catalogue, or a checkpoint folder
+    backbone,              # A name of the catalogue, a checkpoint folder, or a model of transformers
     n_classes:int,
-    weights:str|None=None, # See `backbones.load_text_model`
+    weights=None,          # See `backbones.load_text_model`
     layers:Sequence[int]|None=None, # See `TextBody`; `None`: the last
+    tok=None,              # Tokenizer of a model that was given as such
 ) -> tuple[TransferNet, object, dict]: # The network, its tokenizer, what is known of its backbone
     "A network with the pretrained body of `backbone` and a new head for `n_classes`"
-    model, tok, info = load_text_model(backbone, weights)
+    model, tok, info = _given_text(backbone, tok) if isinstance(backbone, nn.Module) else load_text_model(backbone,
+            weights)
     tok.padding_side = tok.truncation_side = 'right'
     net = _net(model, n_classes, layers)
     if bad := [k for k in net.body.layers if not 0 <= k <= net.body.n_blocks]:
         raise InputError(f"layer {bad[0]}: `{backbone}` has layers 0 to {net.body.n_blocks}.")
     return net, tok, {**info, 'n_features': net.n_features}
+
+def _given_text(module:nn.Module, tok) -> tuple[nn.Module, object, dict]:
+    """The language model inside a module of transformers that was given with its tokenizer, and what is known of it:
+    little"""
+    model, name = getattr(module, 'base_model', None), type(module).__name__
+    if not isinstance(model, nn.Module) or not hasattr(model, 'config'):
+        raise InputError(f"`backbone` is a {name}; accepted: models of transformers, their names and their folders.")
+    if tok is None: raise InputError(f"`backbone` is a {name} without its tokenizer; accepted: that as `tok` too.")
+    model = copy.deepcopy(model).float().eval()
+    return model, tok, dict(name=name, library='transformers', model=model.config.model_type, source='given',
+                            licence=None,
+                            weights_sha256=hash_state(model.state_dict()),
+                            input_size=getattr(model.config, 'max_position_embeddings', None))
 
 def _net(model:nn.Module, n_classes:int, layers:Sequence[int]|None) -> TransferNet:
     "A transformer as a network with layer groups and a new head"
@@ -879,8 +895,10 @@ def choose_text_model(weights:str|None=None) -> str:
 
 def text_learner(
     data:TextData,                # From `texts.read_texts`
-    backbone:str='auto',          # A name of the catalogue, or a checkpoint folder; 'auto': see `default_text_model`
-    weights:str|None=None,
+    # A name of the catalogue, a checkpoint folder, or a model of transformers with `tok`; 'auto': see
+    # `default_text_model`
+    backbone='auto',
+    weights=None,                 # See `load_text_model`
     max_tokens:int|None=None,     # `None`: what the backbone was trained with, at most 256
     bs:int=32,
     precision:str='auto',         # 'auto': the faster one on this machine; 'fp32'; 'bf16'
@@ -888,17 +906,19 @@ def text_learner(
     seed:int|None=None,           # `None`: leave the generators alone
     dls:DataLoaders|None=None,    # Batches to use again
     layers:Sequence[int]|None=None,
+    tok=None,                     # Tokenizer of a `backbone` that is a model
     **kwargs,                     # For `TransferLearner` (cache, …), and so for fastai's `Learner`
 ) -> TextLearner:
     "A fastai `Learner` for the texts of `data` on a pretrained transformer"
     begin_learner(precision, seed, engine)
-    backbone = choose_text_model(weights) if backbone == 'auto' else backbone
-    net, tok, info = text_net(backbone, len(data.classes), weights, layers)
+    backbone = choose_text_model(weights) if isinstance(backbone, str) and backbone == 'auto' else backbone
+    net, tok, info = text_net(backbone, len(data.classes), weights, layers, tok)
     longest = info['input_size'] if info['input_size'] and info['input_size'] > 0 else 10**6 # XLNet says -1: no limit
     max_tokens = max_tokens or min(longest, 256)
-    if max_tokens > longest: raise InputError(f"`max_tokens` is {max_tokens}; {backbone} reads at most {longest}.")
+    if max_tokens > longest: raise InputError(f"`max_tokens` is {max_tokens}; {info['name']} reads at most {longest}.")
     dls = dls or text_dls(data, tok, max_tokens, bs, prefix=info.get('prefix', ''))
-    net = settle(net, sample_tokens(32, net), precision, backbone, dls.device, engine, len(data.items) < FEW_TEXTS)
+    net = settle(net, sample_tokens(32, net), precision, info['model'], dls.device, engine,
+                 len(data.items) < FEW_TEXTS)
     info |= {'max_tokens': max_tokens, 'precision': net.precision, 'engine': net.engine,
              'layers': list(net.body.layers)}
     if columns := getattr(data, 'columns', None): info['columns'] = columns

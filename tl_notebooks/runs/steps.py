@@ -17,7 +17,7 @@ from ..models import save as _save # noqa: F401  gives learners `save_model`
 from .run import Run
 
 # %% ../../nbs/runs/35_steps.ipynb #8d6192c1
-BACKBONE = 'name library model source weights_sha256 licence size max_tokens precision engine'.split()
+BACKBONE = 'name library model source weights_sha256 licence size max_tokens precision engine assumed'.split()
 
 def keep_model(run:Run, learn:TransferLearner) -> None:
     "Note in the record which backbone it is, and say how large"
@@ -27,6 +27,9 @@ def keep_model(run:Run, learn:TransferLearner) -> None:
     print(f"{learn.info['name']}: {len(groups)} layer groups, {sum(p.numel() for g in groups for p in g):,} "
           f"parameters, "
           f"{learn.info['precision']}{', by OpenVINO'*(learn.info.get('engine') == 'openvino')}")
+    if assumed := learn.info.get('assumed'):
+        print(f"nobody has said which {' and '.join(assumed)} these weights want; assumed, as is usual: "
+              f"{', '.join(str(learn.info[k]) for k in assumed)}")
 
 def fine_tune(run:Run, learn:TransferLearner, stages:list[Stage], **kwargs) -> pd.DataFrame:
     "Thaw in stages, each kept only where it helps; gives a table of what came of them"
