@@ -19,5 +19,6 @@ from .models.adopt import adopt
 from .models.save import load_model
 
 # %% ../nbs/95_all.ipynb #d0d5efef
-__all__ = ['Stage', 'adopt', 'box_learner', 'expand', 'image_learner', 'load_model', 'read_boxes', 'read_images', 'read_texts',
+__all__ = ['Stage', 'adopt', 'box_learner', 'expand', 'image_learner', 'load_model', 'read_boxes', 'read_images',
+           'read_texts',
            'text_learner']

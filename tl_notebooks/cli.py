@@ -188,8 +188,10 @@ def cmd_adopt(args) -> int:
     from tl_notebooks.models.adopt import NotTheSame, adopt
     def say(text): print(f'tl adopt: {text}', file=sys.stderr)
     try:
-        done = adopt(args.source, args.out or '', arch=args.arch or '', classes=args.classes or '', data=args.data or '',
-                     items=args.items or '', mean=args.mean, std=args.std, size=args.size or 0, resize=args.resize or '',
+        done = adopt(args.source, args.out or '', arch=args.arch or '', classes=args.classes or '',
+                     data=args.data or '',
+                     items=args.items or '', mean=args.mean, std=args.std, size=args.size or 0,
+                     resize=args.resize or '',
                      scale=args.scale or 0, interpolation=args.interpolation or '', order=args.order or '')
     except NotTheSame as e: say(e); return 1
     for line in done.lines(): say(line)
@@ -199,10 +201,12 @@ def cmd_adopt(args) -> int:
 def _add_adopt(sub) -> None:
     adopt = sub.add_parser('adopt', help='take in a model that was trained elsewhere: timm, torchvision, transformers, '
                                          'fastai, sentence-transformers')
-    adopt.add_argument('source', metavar='SOURCE', help='a file of weights, the folder of a model, or its name on the hub')
+    adopt.add_argument('source', metavar='SOURCE',
+                       help='a file of weights, the folder of a model, or its name on the hub')
     for name,metavar,what in (('arch', 'NAME', 'architecture of a file of weights: timm/NAME or torchvision/NAME'),
                               ('classes', 'FILE|a,b,c', 'names of its classes, in the order of its scores'),
-                              ('data', 'OLD', 'items with labels that it learned from: statistics are taken, so that it can '
+                              ('data', 'OLD',
+                               'items with labels that it learned from: statistics are taken, so that it can '
                                               'be expanded by all ways'),
                               ('items', 'PATH', 'items without labels to compare it on (default: made up)'),
                               ('mean', 'R,G,B', 'of pixels in 0 … 1, where the source does not say'),
@@ -212,7 +216,8 @@ def _add_adopt(sub) -> None:
                               ('order', 'NAME', 'of the colours: rgb or bgr'),
                               ('out', 'DIR', 'the new model folder (default: below outputs/adopt)')):
         adopt.add_argument(f'--{name}', metavar=metavar, help=what)
-    for name,what in (('size', 'side of the square that the network gets'), ('scale', 'side before the middle is cut out')):
+    for name,what in (('size', 'side of the square that the network gets'),
+                      ('scale', 'side before the middle is cut out')):
         adopt.add_argument(f'--{name}', metavar='N', type=int, help=f'{what}, pixels')
     adopt.set_defaults(func=cmd_adopt)
 

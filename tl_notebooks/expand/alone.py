@@ -49,7 +49,8 @@ def recalled(
     size = np.diag(gram)/SPREAD
     middle = x.mean(0) # moved along what the old rows look at, until their biases are right
     middle = middle + (np.linalg.pinv(gram) @ (-b - .5*(size - size.mean()) - w @ middle)) @ moved
-    noise = (1 - mix)**.5*rng.standard_normal((len(w), n, len(z))) @ z + rng.standard_normal((len(w), n, d))*(mix*own)**.5
+    noise = (1 - mix)**.5*rng.standard_normal((len(w), n, len(z))) @ z + rng.standard_normal((len(w), n,
+            d))*(mix*own)**.5
     return (middle + moved/SPREAD)[:,None] + noise
 
 # %% ../../nbs/expand/05_alone.ipynb #8366e2dd

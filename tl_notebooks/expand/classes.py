@@ -80,15 +80,19 @@ def need_statistics(model:Model) -> ClassStatistics:
     "The statistics of a model, or why it cannot be expanded from them"
     if (s := model.statistics()) is None:
         if is_adopted(model):
-            raise InputError(f"`{model.manifest['folder']}` was adopted without old items, so its head cannot be solved "
-                             f"again. Accepted: mode 'keep-scores' (`--mode keep-scores`), which adds classes beside it; "
+            raise InputError(f"`{model.manifest['folder']}` was adopted without old items, so its head cannot be "
+                             f"solved "
+                             f"again. Accepted: mode 'keep-scores' (`--mode keep-scores`), which adds classes beside "
+                             f"it; "
                              f"or old items, by `--old`, or `tl adopt … --data`.")
         raise InputError(f"`{model.manifest['folder']}` has no statistics.safetensors, so its head cannot be solved "
                          f"again without its old data. Accepted: models saved with statistics, as the use cases do; "
                          f"train it once more.")
     if bare := [c for c,n in zip(model.classes, s.counts) if not n]:
-        raise InputError(f"`{model.manifest['folder']}` has no statistics of {', '.join(map(repr, bare[:3]))}: it was adopted "
-                         f"without items of these classes. Accepted: mode 'keep-scores' (`--mode keep-scores`), which adds "
+        raise InputError(f"`{model.manifest['folder']}` has no statistics of {', '.join(map(repr, bare[:3]))}: it was "
+                         f"adopted "
+                         f"without items of these classes. Accepted: mode 'keep-scores' (`--mode keep-scores`), which "
+                         f"adds "
                          f"classes beside its head; or items of all old classes, by `--old`, or `tl adopt … --data`.")
     if s.sums.shape != (len(model.classes), model.net.n_features):
         raise InputError(f"`{model.manifest['folder']}`: statistics of {s.sums.shape[0]} classes and {s.d} features, "
@@ -733,11 +737,14 @@ def _adopted_notes(job:_Job, mode:str) -> list[str]:
     counts = job.statistics.counts
     if job.gone:
         some = f"{len(job.gone)} of {len(counts)} old classes" if len(job.gone) < len(counts) else "the old classes"
-        return [f"there are no items of {some}: the new rows were set against what the head's own rows say of them, and so "
-                f"that they win {100*FOUND:.0f} % of their own items, each left out. How many old items they take cannot be "
+        return [f"there are no items of {some}: the new rows were set against what the head's own rows say of them, "
+                f"and so "
+                f"that they win {100*FOUND:.0f} % of their own items, each left out. How many old items they take "
+                f"cannot be "
                 f"judged without such."]
     if counts.min() >= FEW_ITEMS: return []
-    more = '' if mode == 'keep-scores' else " The head was solved from so few again; `--mode keep-scores` would keep it."
+    more = ('' if mode == 'keep-scores'
+            else " The head was solved from so few again; `--mode keep-scores` would keep it.")
     return [f"the statistics of old classes come from few items: {counts.min()} to {counts.max()} of each.{more}"]
 
 # %% ../../nbs/expand/10_classes.ipynb #a74a6fdb

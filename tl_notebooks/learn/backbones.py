@@ -23,7 +23,8 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from ..core import InputError, did_you_mean, hash_file, hash_state, install_hint, seeded, tl_hint
-from .checkpoints import (fitting_names, inner_state, load_tensors, objects_hint, refuse_pickle, relatives,
+from .checkpoints import (fitting_names, inner_state, load_tensors, objects_hint, refuse_pickle,
+                                            relatives,
                                             unwrapped)
 
 # %% ../../nbs/learn/05_backbones.ipynb #82d0523e
@@ -329,7 +330,8 @@ def _no_fit(state:Mapping, want:Mapping, entry:Entry, where:str, problem:str) ->
     "Which tensors do not fit, and which architectures would"
     near = [f"{e.library}/{e.model.partition('.')[0]}" for e in catalogue().values() if e.task == 'image']
     fits = fitting_names(state, [*dict.fromkeys(relatives(entry.model) + near)])
-    return (f"weights `{where}` do not fit {entry.model}: {problem}. They belong to another model or number of classes. "
+    return (f"weights `{where}` do not fit {entry.model}: {problem}. They belong to another model or number of "
+            f"classes. "
             + (f"They would fit {', '.join(fits[:4])}." if fits else ''))
 
 # %% ../../nbs/learn/05_backbones.ipynb #a44162bb
@@ -481,7 +483,8 @@ def load_image_model(
 
 # %% ../../nbs/learn/05_backbones.ipynb #d1291bc1
 def read_pretrained(auto, name:str, folder:str|Path, **kwargs):
-    "The model in a checkpoint folder, read by a class of transformers, and its report on what is missing or does not fit"
+    """The model in a checkpoint folder, read by a class of transformers, and its report on what is missing or does not
+    fit"""
     folder = str(folder)
     safe = not list(Path(folder).glob('pytorch_model*')) or bool(list(Path(folder).glob('model*.safetensors')))
     try:

@@ -15,7 +15,8 @@ from pathlib import Path
 from ..core import InputError
 
 # %% ../../nbs/learn/03_checkpoints.ipynb #d5598820
-AROUND = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'ema', 'state_dict', 'model_state_dict', 'model', 'model_state',
+AROUND = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'ema', 'state_dict', 'model_state_dict', 'model',
+          'model_state',
           'net', 'weights')
 
 def inner_state(obj, where:str) -> dict: # name -> tensor
@@ -77,7 +78,8 @@ def refuse_pickle(path:str|Path) -> None:
     "An `InputError` where a file is a pickle by its name"
     path = Path(path)
     if path.suffix.lower() not in PICKLES: return
-    raise InputError(f"`{path}` is a pickle, and reading it would run code from it. It was not read. Where it was made, "
+    raise InputError(f"`{path}` is a pickle, and reading it would run code from it. It was not read. Where it was "
+                     f"made, "
                      f"these lines save what is needed:\n{lines_to_type('fastai', path.name)}")
 
 # %% ../../nbs/learn/03_checkpoints.ipynb #f7366f74
@@ -96,7 +98,8 @@ def fitting_names(
     "Those of `names` whose bodies have the tensors of `state`, by name and shape"
     import torch
     def body(d):
-        return {k: tuple(v.shape) for k,v in d.items() if not k.endswith('num_batches_tracked') and not k.startswith(head)}
+        return {k: tuple(v.shape) for k,v in d.items() if not k.endswith('num_batches_tracked')
+                and not k.startswith(head)}
     found = []
     for name in names:
         with contextlib.suppress(Exception), torch.device('meta'):

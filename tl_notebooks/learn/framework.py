@@ -55,8 +55,9 @@ def find_head(
 ) -> tuple[str, torch.Tensor, torch.Tensor]: # Its name, weight (k, d), bias (k,)
     "The linear map that ends a classifier; everything before it is the body"
     with torch.no_grad(): logits = logits_of(run())
-    if logits.ndim != 2: raise InputError(f"{what} returns {tuple(logits.shape)}, which is not one row of scores for each "
-                                          f"input; accepted: classifiers.")
+    if logits.ndim != 2:
+        raise InputError(f"{what} returns {tuple(logits.shape)}, which is not one row of scores for each "
+                         f"input; accepted: classifiers.")
     maps = [n for n in call_order(model, run) if n and _is_map(model.get_submodule(n))]
     for name in reversed(maps):
         m = model.get_submodule(name)
@@ -136,13 +137,15 @@ def _divides(model:nn.Module, name:str) -> bool:
     "Whether a module may be divided: it has parts, and is no block in a row of such"
     m, (parent, _, leaf) = model.get_submodule(name), name.rpartition('.')
     if not any(True for c in m.children() for _ in c.parameters()): return False
-    row = [c for k,c in model.get_submodule(parent).named_children() if k != leaf and k.isdigit()] if leaf.isdigit() else []
+    row = [c for k,c in model.get_submodule(parent).named_children() if k != leaf
+           and k.isdigit()] if leaf.isdigit() else []
     return isinstance(m, nn.Sequential) or not any(type(c) is type(m) for c in row)
 
 def group_stages(body:FrameworkBody, run:Callable, n:int=5) -> None:
     "Give a body its layer groups"
     stages = stages_of(body.model, run)
-    body.groups = [[p for i in g for p in stages[i]] for g in merge_groups([sum(p.numel() for p in s) for s in stages], n)]
+    body.groups = [[p for i in g for p in stages[i]] for g in merge_groups([sum(p.numel() for p in s) for s in stages],
+            n)]
 
 # %% ../../nbs/learn/17_framework.ipynb #8204b936
 ARGS = ('num_classes', 'img_size', 'in_chans', 'global_pool', 'depth', 'embed_dim', 'aux_logits', 'transform_input',
@@ -151,24 +154,28 @@ ARGS = ('num_classes', 'img_size', 'in_chans', 'global_pool', 'depth', 'embed_di
 
 def check_args(args:dict, where:str) -> dict:
     "An `InputError` where an argument of an architecture is none that is passed on"
-    plain = lambda v: isinstance(v, (int, float, str, bool, type(None))) or isinstance(v, (list, tuple)) and all(map(plain, v))
+    plain = lambda v: isinstance(v, (int, float, str, bool, type(None))) or isinstance(v,
+            (list, tuple)) and all(map(plain, v))
     if bad := [k for k,v in args.items() if k not in ARGS or not plain(v)]:
         raise InputError(f"{where}: the architecture wants the argument `{bad[0]}`; accepted: {', '.join(ARGS)}.")
     return args
 
 # %% ../../nbs/learn/17_framework.ipynb #785dfb87
 def build_model(library:str, arch:str, args:dict, folder:str|Path|None=None) -> nn.Module: # In eval mode
-    "A whole model without weights, by the function of its own library; `folder`: with its config.json, for transformers"
+    """A whole model without weights, by the function of its own library; `folder`: with its config.json, for
+    transformers"""
     where = f'`{folder}`' if folder else f'{library}/{arch}'
     args = check_args(dict(args or {}), where)
-    if library in ('timm', 'torchvision', 'fastai'): make = dict(timm=_timm, torchvision=_torchvision, fastai=_fastai)[library]
+    if library in ('timm', 'torchvision', 'fastai'):
+        make = dict(timm=_timm, torchvision=_torchvision, fastai=_fastai)[library]
     elif library in ('transformers', 'sentence-transformers'): make = functools.partial(_transformers, folder, library)
     else: raise InputError(f"{where}: `library` is {library!r}; this version builds timm, torchvision, transformers, "
                            f"fastai and sentence-transformers.")
     try: return make(arch, **args).eval()
     except InputError: raise
     except Exception as e:
-        raise InputError(f"{where}: {library} cannot build `{arch}` here ({type(e).__name__}: {str(e).strip()[:200]}).") from None
+        why = f'{type(e).__name__}: {str(e).strip()[:200]}'
+        raise InputError(f"{where}: {library} cannot build `{arch}` here ({why}).") from None
 
 def _timm(arch:str, **args):
     import timm
@@ -176,7 +183,8 @@ def _timm(arch:str, **args):
 
 def _torchvision(arch:str, **args):
     import torchvision
-    if arch in ('inception_v3', 'googlenet'): args = dict(aux_logits=False, transform_input=True, init_weights=False) | args
+    if arch in ('inception_v3', 'googlenet'):
+        args = dict(aux_logits=False, transform_input=True, init_weights=False) | args
     return torchvision.models.get_model(arch, weights=None, **args)
 
 # %% ../../nbs/learn/17_framework.ipynb #e6d69b3b

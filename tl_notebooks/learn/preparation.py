@@ -19,14 +19,16 @@ def three(value, name:str) -> list[float]|None: # None where there is nothing
     except (TypeError, ValueError): found = []
     found = found*3 if len(found) == 1 else found
     if len(found) != 3 or not all(abs(v) < 1e4 for v in found) or name == 'std' and min(found) <= 0:
-        raise InputError(f"`{name}` is {value!r}; accepted: three numbers{' above 0' if name == 'std' else ''}, of pixels "
+        raise InputError(f"`{name}` is {value!r}; accepted: three numbers{' above 0' if name == 'std' else ''}, of "
+                         f"pixels "
                          f"in 0 … 1, for example `{name}=0.5,0.5,0.5`.")
     return found
 
 # %% ../../nbs/learn/18_preparation.ipynb #8bdbb349
 def _square(size:Sequence[int], what:str) -> int:
     "The side of a square; another shape is an `InputError`"
-    if len({*size}) != 1: raise InputError(f"{what} wants images of {' × '.join(map(str, size))} pixels; accepted: squares.")
+    if len({*size}) != 1:
+        raise InputError(f"{what} wants images of {' × '.join(map(str, size))} pixels; accepted: squares.")
     return int(size[0])
 
 def of_timm(cfg:dict) -> dict:
@@ -36,7 +38,8 @@ def of_timm(cfg:dict) -> dict:
     size, mode = _square(c['input_size'][-2:], 'the model'), c['crop_mode']
     if mode not in ('center', 'squash'):
         raise InputError(f"the model's images are prepared with `crop_mode` {mode!r}; accepted: center or squash.")
-    return dict(size=size, scale=int(size/c['crop_pct']), resize='short' if mode == 'center' else 'squish', middle='round',
+    return dict(size=size, scale=int(size/c['crop_pct']), resize='short' if mode == 'center' else 'squish',
+                middle='round',
                 interpolation=_exact(c['interpolation']), mean=list(c['mean']), std=list(c['std']))
 
 def _exact(name:str) -> str:
@@ -49,11 +52,13 @@ def timm_folder(folder:str|Path) -> tuple[str, dict, dict]: # architecture, argu
     c = read_json(Path(folder)/'config.json', 'configuration')
     cfg = dict(c.get('pretrained_cfg') or {})
     args = {k: v for k,v in (c.get('model_args') or {}).items() if 'drop' not in k} # which only training knows
-    if args.pop('in_chans', 3) != 3: raise InputError(f"`{folder}` is a model for images of other channels than red, green "
-                                                      f"and blue; accepted: images of three.")
+    if args.pop('in_chans', 3) != 3:
+        raise InputError(f"`{folder}` is a model for images of other channels than red, green "
+                         f"and blue; accepted: images of three.")
     for k in ('num_classes', 'global_pool'):
         if c.get(k) is not None: args.setdefault(k, c[k])
-    if not isinstance(c.get('architecture'), str): raise InputError(f"`{folder}/config.json` does not name an `architecture`.")
+    if not isinstance(c.get('architecture'), str):
+        raise InputError(f"`{folder}/config.json` does not name an `architecture`.")
     return c['architecture'], args, cfg
 
 # %% ../../nbs/learn/18_preparation.ipynb #69bcd7f2
@@ -87,7 +92,8 @@ def _sides(size) -> tuple[int|None, int|None]: # short side, square
 def of_processor(p) -> dict:
     "Preparation by an image processor of transformers"
     on = lambda name: bool(getattr(p, name, False))
-    if not on('do_resize'): raise InputError(f"{type(p).__name__} does not resize images; accepted: processors that do.")
+    if not on('do_resize'):
+        raise InputError(f"{type(p).__name__} does not resize images; accepted: processors that do.")
     short, square = _sides(p.size)
     crop = _sides(p.crop_size)[1] if on('do_center_crop') else None
     if short and getattr(p, 'crop_pct', None) is not None: # ConvNext: crops only below 384 pixels
@@ -100,7 +106,8 @@ def of_processor(p) -> dict:
 def _levels(p, on) -> dict:
     "Mean and deviation of pixels in 0 … 1 that do what a processor does to pixels in 0 … 255"
     factor = 255*(p.rescale_factor if on('do_rescale') else 1.)
-    mean, std = (three(getattr(p, f'image_{k}'), k) if on('do_normalize') else v for k,v in (('mean', [0.]*3), ('std', [1.]*3)))
+    mean, std = (three(getattr(p, f'image_{k}'), k) if on('do_normalize') else v for k,
+                 v in (('mean', [0.]*3), ('std', [1.]*3)))
     if on('rescale_offset'): mean = [m + 1 for m in mean]
     if on('include_top'): std = [s*s for s in std] # EfficientNet scales twice
     return dict(mean=[m/factor for m in mean], std=[s/factor for s in std])

@@ -218,7 +218,8 @@ def text_net(
     tok=None,              # Tokenizer of a model that was given as such
 ) -> tuple[TransferNet, object, dict]: # The network, its tokenizer, what is known of its backbone
     "A network with the pretrained body of `backbone` and a new head for `n_classes`"
-    model, tok, info = _given_text(backbone, tok) if isinstance(backbone, nn.Module) else load_text_model(backbone, weights)
+    model, tok, info = _given_text(backbone, tok) if isinstance(backbone, nn.Module) else load_text_model(backbone,
+            weights)
     tok.padding_side = tok.truncation_side = 'right'
     net = _net(model, n_classes, layers)
     if bad := [k for k in net.body.layers if not 0 <= k <= net.body.n_blocks]:
@@ -226,13 +227,15 @@ def text_net(
     return net, tok, {**info, 'n_features': net.n_features}
 
 def _given_text(module:nn.Module, tok) -> tuple[nn.Module, object, dict]:
-    "The language model inside a module of transformers that was given with its tokenizer, and what is known of it: little"
+    """The language model inside a module of transformers that was given with its tokenizer, and what is known of it:
+    little"""
     model, name = getattr(module, 'base_model', None), type(module).__name__
     if not isinstance(model, nn.Module) or not hasattr(model, 'config'):
         raise InputError(f"`backbone` is a {name}; accepted: models of transformers, their names and their folders.")
     if tok is None: raise InputError(f"`backbone` is a {name} without its tokenizer; accepted: that as `tok` too.")
     model = copy.deepcopy(model).float().eval()
-    return model, tok, dict(name=name, library='transformers', model=model.config.model_type, source='given', licence=None,
+    return model, tok, dict(name=name, library='transformers', model=model.config.model_type, source='given',
+                            licence=None,
                             weights_sha256=hash_state(model.state_dict()),
                             input_size=getattr(model.config, 'max_position_embeddings', None))
 

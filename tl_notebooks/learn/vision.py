@@ -44,11 +44,12 @@ from fasttransform import Transform
 # %% ../../nbs/learn/50_vision.ipynb #c08576c3
 RESIZES, GREY = ('squish', 'crop', 'pad', 'short'), (124, 116, 104)
 # with the gap up to which Pillow first averages whole pixels
+# torchvision's
 INTERPOLATIONS = dict(bicubic=(Image.Resampling.BICUBIC, None), bilinear=(Image.Resampling.BILINEAR, 2.),
                       bilinear_exact=(Image.Resampling.BILINEAR, None), lanczos=(Image.Resampling.LANCZOS, None),
                       nearest=(Image.Resampling.NEAREST, None), box=(Image.Resampling.BOX, None),
                       hamming=(Image.Resampling.HAMMING, None),
-                      **{f'torch_{n}': (n, None) for n in ('nearest', 'bilinear', 'bicubic', 'lanczos')}) # torchvision's
+                      **{f'torch_{n}': (n, None) for n in ('nearest', 'bilinear', 'bicubic', 'lanczos')})
 
 def letterbox(width:float, height:float, size:int, resize:str='squish') -> np.ndarray:
     "(4,) scale, shift: x, y in an image of `width` × `height` → x·a[0] + a[2], y·a[1] + a[3] in the square of `size`"
@@ -111,7 +112,8 @@ class Square:
     middle:str='round'
     order:str='rgb'
     @property
-    def side(self) -> int: return max(self.size, self.scale or 0) # what an image must be decoded for, see `decode_image`
+    # what an image must be decoded for, see `decode_image`
+    def side(self) -> int: return max(self.size, self.scale or 0)
     @property
     def how(self) -> dict:
         "What is not as usual"
@@ -329,8 +331,9 @@ def input_facts(info:dict, said:dict, usual:dict|None=None) -> dict:
 def is_transformers(folder:str|Path) -> bool:
     "Whether a folder is a checkpoint of transformers, rather than one of timm"
     path = Path(folder)/'config.json'
-    if not path.is_file(): raise InputError(f"`{folder}` has no config.json; accepted: a folder with a model of timm or "
-                                            f"transformers, as their `save_pretrained` or the hub make it.")
+    if not path.is_file():
+        raise InputError(f"`{folder}` has no config.json; accepted: a folder with a model of timm or "
+                         f"transformers, as their `save_pretrained` or the hub make it.")
     return 'model_type' in read_json(path, 'configuration')
 
 def timm_source(folder:Path, weights=None) -> tuple[str, object, dict]:
@@ -340,12 +343,14 @@ def timm_source(folder:Path, weights=None) -> tuple[str, object, dict]:
     usual = getattr(timm.get_pretrained_cfg(arch), 'input_size', (3, 224, 224)) if timm.is_model(arch) else ()
     if [*usual[1:]] == args.get('img_size'): del args['img_size']
     if other := sorted(args.keys() - {'num_classes', 'global_pool'}):
-        raise InputError(f"`{folder}`: the architecture was built with `{other[0]}`; accepted as a backbone: timm's own "
+        raise InputError(f"`{folder}`: the architecture was built with `{other[0]}`; accepted as a backbone: timm's "
+                         f"own "
                          f"architectures as they are.")
     found = dict(name=folder.resolve().name, licence=cfg.get('license')) | (of_timm(cfg) if cfg else {})
     found |= dict(input_size=found.pop('size', None))
     return f'timm/{arch}', folder if weights is None else weights, {k: v for k,v in found.items()
-                                                                    if k in ('name', 'licence', 'input_size', 'mean', 'std')}
+                                                                    if k in ('name', 'licence', 'input_size', 'mean',
+            'std')}
 
 def library_name(model:nn.Module) -> str:
     "The name under which timm or torchvision builds such a module; '' where neither does"
@@ -373,7 +378,8 @@ def folder_net(folder:Path, n_classes:int, weights, said:dict, groups:int=5) -> 
     info = input_facts(info, said)
     at = _head_of(model, info['size'])
     if lack := [k for k in report.get('missing_keys', ()) if not at or not k.startswith(at.rpartition('.')[0] or at)]:
-        raise InputError(f"checkpoint `{folder}` lacks {len(lack)} tensors ({', '.join(sorted(lack)[:3])}); they would be "
+        raise InputError(f"checkpoint `{folder}` lacks {len(lack)} tensors ({', '.join(sorted(lack)[:3])}); they "
+                         f"would be "
                          f"random numbers. Give a complete checkpoint.")
     net = framework_net(model, at, n_classes, torch.zeros(2, 3, *[info['size']]*2), n=groups)
     return net, info | dict(n_features=net.n_features, at=at)
@@ -381,13 +387,15 @@ def folder_net(folder:Path, n_classes:int, weights, said:dict, groups:int=5) -> 
 def module_net(module:nn.Module, n_classes:int, said:dict, groups:int=5) -> tuple[TransferNet, dict]:
     "A network with a module of one's own as body; such a network cannot be kept in a folder"
     model, name = copy.deepcopy(module).float().eval(), type(module).__name__
-    info = input_facts(dict(name=name, library=None, model=name, source='given', licence=None, input_size=None, mean=None,
+    info = input_facts(dict(name=name, library=None, model=name, source='given', licence=None, input_size=None,
+                            mean=None,
                             std=None, weights_sha256=hash_state(model.state_dict())), said)
     sample = torch.zeros(2, 3, *[info['size']]*2)
     try: net = framework_net(model, _head_of(model, info['size']), n_classes, sample, n=groups)
     except (RuntimeError, TypeError, IndexError, AttributeError) as e:
         raise InputError(f"`backbone` is a {name} that does not take images of {info['size']} pixels "
-                         f"({str(e).strip()[:160]}). Accepted: modules that are called with (n, 3, size, size) images and "
+                         f"({str(e).strip()[:160]}). Accepted: modules that are called with (n, 3, size, size) images "
+                         f"and "
                          f"give maps, features or scores.") from None
     return net, info | dict(n_features=net.n_features)
 

@@ -37,8 +37,9 @@ def read_classes(given:str|Path|Sequence[str]) -> list[str]|None: # None where n
     if not str(given): return None
     path = Path(given)
     if not path.is_file():
-        if ',' not in str(given): raise InputError(f"`classes`: the file `{given}` does not exist; accepted: a file with a "
-                                                   f"name on each line, or names with commas between them.")
+        if ',' not in str(given):
+            raise InputError(f"`classes`: the file `{given}` does not exist; accepted: a file with a "
+                             f"name on each line, or names with commas between them.")
         return [c.strip() for c in str(given).split(',')]
     text = path.read_text(encoding='utf-8-sig')
     if path.suffix != '.json': return [l.strip() for l in text.splitlines() if l.strip()]
@@ -47,13 +48,15 @@ def read_classes(given:str|Path|Sequence[str]) -> list[str]|None: # None where n
     if isinstance(found, dict): # names by number, or numbers by name
         pairs = [(v, k) if isinstance(v, int) else (int(k) if str(k).isdigit() else k, v) for k,v in found.items()]
         found = [v for _,v in sorted(pairs)]
-    if not isinstance(found, list): raise InputError(f"`classes`: `{path}` holds a {type(found).__name__}; accepted: names.")
+    if not isinstance(found, list):
+        raise InputError(f"`classes`: `{path}` holds a {type(found).__name__}; accepted: names.")
     return [str(c) for c in found]
 
 def check_classes(names:list[str]|None, k:int, what:str) -> list[str]:
     "Names for `k` scores, or an `InputError`"
     if names is None:
-        raise InputError(f"`{what}` gives {k} scores and does not say what they are called. Accepted: `--classes` with {k} "
+        raise InputError(f"`{what}` gives {k} scores and does not say what they are called. Accepted: `--classes` "
+                         f"with {k} "
                          f"names, in the order of the scores: a file with one on each line, or a,b,c.")
     if len(names) != k:
         raise InputError(f"`{what}` gives {k} scores, but there are {len(names)} class names "
@@ -96,7 +99,9 @@ def preparation(found:Found, said:dict) -> tuple[dict, list[str]]: # For the man
     "How images are prepared: as `said` by the user, by the source, or as is usual"
     said = {k: v for k,v in said.items() if v is not None and v != '' and (v or k in ('mean', 'std'))}
     if found.texts:
-        if said: raise InputError(f"`{[*said][0]}` is about images, and `{found.name}` is a model for texts. Accepted: none.")
+        if said:
+            raise InputError(
+                    f"`{[*said][0]}` is about images, and `{found.name}` is a model for texts. Accepted: none.")
         return dict(max_tokens=found.max_tokens, layers=None, precision='fp32'), []
     said |= {k: three(said[k], k) for k in ('mean', 'std') if k in said}
     for k,ok in (('resize', RESIZES), ('interpolation', INTERPOLATIONS), ('order', ('rgb', 'bgr'))):
@@ -113,7 +118,8 @@ def preparation(found:Found, said:dict) -> tuple[dict, list[str]]: # For the man
 
 # %% ../../nbs/models/20_adopt.ipynb #76fd6eaf
 def prepared_apart(found:Found, images:Sequence[Image.Image], x:torch.Tensor, pre:dict) -> float|None:
-    """Greatest difference between images as prepared here, `x`, and by the source's own code, in levels of 255; None where
+    """Greatest difference between images as prepared here, `x`, and by the source's own code, in levels of 255; None
+    where
     it has none"""
     if found.prepare is None: return None
     theirs = [found.prepare(im) for im in images]
@@ -138,12 +144,15 @@ class Adopted:
         r, same = self.report, self.report['same']
         out = [f"{r['library']} {r['architecture']}: {r['classes']} classes on {r['features']} features, which go into "
                f"{'`' + r['head'] + '`' if r['head'] else 'a head of its own'}",
-               f"scores: greatest difference to its own code {same['scores']:.2g} on {same['items']} {same['of']} (up to "
+               f"scores: greatest difference to its own code {same['scores']:.2g} on {same['items']} {same['of']} (up "
+               f"to "
                f"{same['limit']:.2g} is rounding)"]
-        if same['levels'] is not None: out.append(f"preparation by {r['prepared_by']}: the same to {same['levels']:.1f} of 255")
-        elif r['assumed']: out.append(f"its files do not say how images were prepared; assumed, as is usual: "
-                                      f"{', '.join(k + ' ' + str(r['preparation'][k]) for k in r['assumed'])}. Others can be "
-                                      f"given, such as --mean and --std")
+        if same['levels'] is not None:
+            out.append(f"preparation by {r['prepared_by']}: the same to {same['levels']:.1f} of 255")
+        elif r['assumed']:
+            out.append(f"its files do not say how images were prepared; assumed, as is usual: "
+                       f"{', '.join(k + ' ' + str(r['preparation'][k]) for k in r['assumed'])}. Others can be "
+                       f"given, such as --mean and --std")
         return out + r.get('notes', [])
 
 # %% ../../nbs/models/20_adopt.ipynb #09c0f2a0
@@ -162,7 +171,8 @@ def _ask_source(found:Found, items:list, pre:dict) -> _Before:
     if found.texts:
         items = items or made_texts(found.tok)
         ids = found.tok(items[:2], truncation=True, max_length=found.max_tokens, padding=len(items) > 1,
-                        return_tensors='pt') if found.tok.pad_token_id is not None else found.tok(items[:1], return_tensors='pt')
+                        return_tensors='pt') if found.tok.pad_token_id is not None else found.tok(items[:1],
+                return_tensors='pt')
         sample = torch.where(ids['attention_mask'] > 0, ids['input_ids'], -1)
         return _Before(items, made, torch.stack([found.answer(t) for t in items]), None, sample)
     items = items or made_images()
@@ -170,7 +180,8 @@ def _ask_source(found:Found, items:list, pre:dict) -> _Before:
     try:
         with torch.no_grad(): scores = torch.cat([logits_of(found.model(part)) for part in x.split(8)])
     except (RuntimeError, ValueError, AssertionError) as e:
-        raise InputError(f"`{found.name}` does not take images of {pre['size']} pixels ({str(e).strip()[:160]}). Accepted: "
+        raise InputError(f"`{found.name}` does not take images of {pre['size']} pixels ({str(e).strip()[:160]}). "
+                         f"Accepted: "
                          f"another `--size`.") from None
     return _Before(items, made, scores, prepared_apart(found, items, x, pre), x[:2])
 
@@ -185,7 +196,8 @@ def _compared(model:Model, before:_Before) -> dict:
         else: now = torch.cat([net(part) for part in normalized(before.items, model.task.pre).split(8)])
     limit = ROUNDING*max(1., float(before.scores.abs().max()))
     apart = float((now - before.scores).abs().max())
-    return dict(scores=apart, limit=limit, items=len(before.items), of='made-up items' if before.made else 'given items',
+    return dict(scores=apart, limit=limit, items=len(before.items), of='made-up items' if before.made
+                else 'given items',
                 levels=before.levels, passed=apart <= limit and (before.levels is None or before.levels <= LEVELS))
 
 # %% ../../nbs/models/20_adopt.ipynb #dfdc5023
@@ -209,13 +221,15 @@ def _cut(found:Found, before:_Before, pre:dict, assumed:list[str], classes) -> _
     at, run = '', (lambda: found.model(before.sample)) if not found.texts else _text_run(found, before.sample)
     at, w, b = ('', *found.head) if found.head else find_head(found.model, run, f'`{found.name}`')
     names = check_classes(read_classes(classes) or found.classes, len(w), found.name)
-    if len(names) < 2: raise InputError(f"`{found.name}` gives one score; accepted: classifiers of two or more classes.")
+    if len(names) < 2:
+        raise InputError(f"`{found.name}` gives one score; accepted: classifiers of two or more classes.")
     weights = hash_state(found.model.state_dict())
     text = dict(pad=found.pad) if found.texts else {}
     net = framework_net(found.model, at, len(names), before.sample, found.pad if found.texts else None)
     keep_rows(net, w, b)
     info = dict(name=found.name, library=found.library, model=found.arch, args=found.args, at=at, source='adopted',
-                weights_sha256=weights, licence=found.licence, n_features=net.n_features, assumed=assumed or None) | text | pre
+                weights_sha256=weights, licence=found.licence, n_features=net.n_features,
+                assumed=assumed or None) | text | pre
     report = dict(source=found.name, sha256=found.sha256, library=found.library, architecture=found.arch, head=at,
                   features=net.n_features, classes=len(names), prepared_by=found.said_by or None, assumed=assumed,
                   preparation={k: v for k,v in pre.items() if k not in ('precision', 'layers')})
@@ -259,20 +273,24 @@ def _differs(found:Found, same:dict) -> str:
     "Why a model was not adopted"
     if same['scores'] > same['limit']:
         return (f"`{found.name}` does not answer the same after it was taken in: scores differ by up to "
-                f"{same['scores']:.3g} on {same['items']} {same['of']}, more than rounding ({same['limit']:.2g}). Nothing was "
+                f"{same['scores']:.3g} on {same['items']} {same['of']}, more than rounding ({same['limit']:.2g}). "
+                f"Nothing was "
                 f"kept.")
-    return (f"images cannot be prepared here as {found.said_by} does: pixels differ by up to {same['levels']:.0f} levels of "
+    return (f"images cannot be prepared here as {found.said_by} does: pixels differ by up to {same['levels']:.0f} "
+            f"levels of "
             f"255. Nothing was kept.")
 
 # %% ../../nbs/models/20_adopt.ipynb #6f899539
 def _old_items(model:Model, data, columns:dict|None, report:dict) -> dict:
-    """What the folder keeps of old items: statistics, hashes, and how often the model was right on them; those of a split
+    """What the folder keeps of old items: statistics, hashes, and how often the model was right on them; those of a
+    split
     named test are left, to judge by"""
     d = data if isinstance(data, LabelledData) else model.task.read(data, valid_pct=0., test_pct=0., addition=True,
                                                                     **model.task.options(columns))
     if bad := [c for c in d.classes if c not in model.classes]:
         raise InputError(f"`data`: class {bad[0]!r} is not one of the model's. {did_you_mean(bad[0], model.classes)}")
-    items, labels = zip(*((i, l) for s in ('train', 'valid') for i,l in zip(model.task.inputs(d, s), d.subset(s).label)))
+    items, labels = zip(*((i, l) for s in ('train', 'valid') for i,l in zip(model.task.inputs(d, s),
+            d.subset(s).label)))
     x = model.features(items, desc='old items')
     y = np.array([model.classes.index(l) for l in labels])
     with torch.inference_mode(): right = (model.net.head(x.to(model.device)).argmax(1).cpu().numpy() == y)
@@ -280,7 +298,8 @@ def _old_items(model:Model, data, columns:dict|None, report:dict) -> dict:
     report['old_items'] = dict(n=len(y), right=int(right.sum()), per_class=dict(zip(model.classes, map(int, counts))),
                                fingerprint=d.fingerprint)
     checked = _check_preparation(model, items, y)
-    report['notes'] = [f"old items: the model is right on {right.sum()} of {len(y)}", *(checked.lines() if checked else [])]
+    report['notes'] = [f"old items: the model is right on {right.sum()} of {len(y)}",
+                       *(checked.lines() if checked else [])]
     if checked: report['preparation_checked'] = checked.as_json()
     s = ClassStatistics.from_features(x, y, len(model.classes))
     return dict(statistics=statistics_state(s), data=dict(fingerprint=d.fingerprint, counts=d.counts()),
@@ -289,7 +308,9 @@ def _old_items(model:Model, data, columns:dict|None, report:dict) -> dict:
 def _check_preparation(model:Model, items:Sequence, y:np.ndarray):
     "What another preparation would do on labelled items; see `variants`"
     if model.task.column == 'text':
-        return check_texts(model.net, model.task.reader, lambda ids: model.task.batch([*ids]), [*map(model.task.keep, items)],
+        return check_texts(model.net, model.task.reader, lambda ids: model.task.batch([*ids]),
+                           [*map(model.task.keep, items)],
                            y, model.device)
     some, y = spread(items, y)
-    return check_images(model.net, [open_image(p) for p in progress(some, 'preparation')], y, model.task.pre, model.device)
+    return check_images(model.net, [open_image(p) for p in progress(some, 'preparation')], y, model.task.pre,
+                        model.device)

@@ -66,7 +66,8 @@ def _config(net) -> dict:
 def _check_library(info:dict) -> None:
     "An `InputError` where no library can build the network again"
     if info.get('library', '') is None:
-        raise InputError(f"the body is a {info.get('model')} of your own, whose code no model folder can hold. Accepted: "
+        raise InputError(f"the body is a {info.get('model')} of your own, whose code no model folder can hold. "
+                         f"Accepted: "
                          f"models of timm, torchvision, transformers or fastai; or keep this one by fastai's "
                          f"`learn.save('name', with_opt=False)`.")
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import nn
 from ..core import InputError, hash_file, hash_json, install_hint, read_json, tl_hint
-from ..learn.backbones import (ENDINGS, Entry, find_entry, fit_state, locate, misfit, read_pretrained, read_state,
+from ..learn.backbones import (ENDINGS, Entry, find_entry, fit_state, locate, misfit, read_pretrained,
+                                          read_state,
                                           state_file)
 from ..learn.checkpoints import PICKLES, lines_to_type, refuse_pickle
 from ..learn.framework import SentenceModel, build_model, check_args, logits_of
@@ -45,7 +46,8 @@ class Found:
     @property
     def sha256(self) -> str:
         "Of the one file, or of the names and hashes of several"
-        files = sorted({f for f in self.files if f.is_file()} | {p for f in self.files if f.is_dir() for p in f.rglob('*')
+        files = sorted({f for f in self.files if f.is_file()} | {p for f in self.files if f.is_dir()
+                for p in f.rglob('*')
                                                                  if p.is_file()})
         return hash_file(files[0]) if len(files) == 1 else hash_json({p.name: hash_file(p) for p in files})
 
@@ -69,7 +71,8 @@ def weights_source(path:Path, arch:str, size:int=0) -> Found:
                          f"architecture of timm or torchvision, for example --arch timm/resnet18.")
     entry = find_entry(arch)
     if entry.task != 'image' or entry.library == 'transformers':
-        raise InputError(f"`--arch {arch}` is for {entry.task}, of {entry.library}; accepted: image classifiers of timm and "
+        raise InputError(f"`--arch {arch}` is for {entry.task}, of {entry.library}; accepted: image classifiers of "
+                         f"timm and "
                          f"torchvision. A model of transformers is adopted by its folder.")
     plain = entry.model.partition('.')[0]
     if all(re.match(r'(module\.)?[01]\.', k) for k in state): return fastai_source(path, state, entry.library, plain)
@@ -127,7 +130,8 @@ def _other_heads(model:nn.Module, state:dict, arch:str, args:dict, path:Path) ->
         model[1] = create_head(nf, args['num_classes'], pool=pool, **head)
         if not misfit(state, model.state_dict()): return model.eval(), args | head
     model = build_model('fastai', arch, args)
-    raise InputError(f"`{path}` does not fit a `vision_learner` on {arch}: {misfit(state, model.state_dict())}. Accepted: "
+    raise InputError(f"`{path}` does not fit a `vision_learner` on {arch}: {misfit(state, model.state_dict())}. "
+                     f"Accepted: "
                      f"another `--arch`, and heads that fastai's `create_head` makes.")
 
 # %% ../../nbs/models/15_sources.ipynb #b83df106
@@ -136,12 +140,14 @@ def timm_source(folder:Path) -> Found:
     from timm.data import create_transform, resolve_data_config
     arch, args, cfg = timm_folder(folder)
     file = state_file(folder)
-    if file is None: raise InputError(f"`{folder}` has no model.safetensors or pytorch_model.bin beside its config.json.")
+    if file is None:
+        raise InputError(f"`{folder}` has no model.safetensors or pytorch_model.bin beside its config.json.")
     args = check_args({k: v for k,v in args.items()}, f'`{folder}/config.json`')
     model = build_model('timm', arch, args)
     fit_state(model, read_state(file), Entry(arch, 'image', 'timm', arch), str(file))
     classes = cfg.get('label_names') or read_json(folder/'config.json').get('label_names')
-    return Found('timm', arch, model, [folder], args, classes and list(map(str, classes)), of_timm(cfg), "timm's config.json",
+    return Found('timm', arch, model, [folder], args, classes and list(map(str, classes)), of_timm(cfg),
+                 "timm's config.json",
                  create_transform(**resolve_data_config({}, pretrained_cfg=cfg)), cfg.get('license'))
 
 # %% ../../nbs/models/15_sources.ipynb #2d5f8af1
@@ -150,16 +156,19 @@ def transformers_source(folder:Path) -> Found:
     from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
     c = read_json(folder/'config.json', 'configuration')
     kind = ' '.join(c.get('architectures') or [])
-    if not re.search('For(Image|Sequence)Classification|ForImageClassificationWithTeacher', kind): raise InputError(_no_head(folder, kind))
+    if not re.search('For(Image|Sequence)Classification|ForImageClassificationWithTeacher', kind):
+        raise InputError(_no_head(folder, kind))
     image = 'ForImageClassification' in kind
     auto = AutoModelForImageClassification if image else AutoModelForSequenceClassification
     model, report = read_pretrained(auto, folder.name, folder)
     if lack := sorted(report['missing_keys']):
-        raise InputError(f"checkpoint `{folder}` lacks {len(lack)} tensors ({', '.join(lack[:3])}); they would be random "
+        raise InputError(f"checkpoint `{folder}` lacks {len(lack)} tensors ({', '.join(lack[:3])}); they would be "
+                         f"random "
                          f"numbers. Give a complete checkpoint.")
     model, config = model.float().eval(), model.config
     if getattr(config, 'problem_type', None) == 'multi_label_classification':
-        raise InputError(f"`{folder}` gives several classes at once (`multi_label_classification`); accepted: one class for "
+        raise InputError(f"`{folder}` gives several classes at once (`multi_label_classification`); accepted: one "
+                         f"class for "
                          f"each input.")
     classes = [str(config.id2label[i]) for i in range(config.num_labels)]
     found = Found('transformers', config.model_type, model, [folder], dict(kind='image' if image else 'text'), classes)
@@ -170,7 +179,8 @@ def _no_head(folder:Path, kind:str) -> str:
     if 'ObjectDetection' in kind:
         return (f"`{folder}` is a detector ({kind}), which is not adopted but learned on from: "
                 f"`{tl_hint('run', 'crossing', '-p', f'arch={folder}')}`.")
-    return (f"`{folder}` is a {kind or 'model'} without a head of a classifier. Accepted: classifiers; a body alone is a "
+    return (f"`{folder}` is a {kind or 'model'} without a head of a classifier. Accepted: classifiers; a body alone "
+            f"is a "
             f"backbone: `{tl_hint('run', 'reviews', '-p', f'backbone={folder}')}`.")
 
 def _with_processor(found:Found, folder:Path) -> Found:
@@ -208,8 +218,10 @@ def sentence_source(folder:Path, pooling:str='') -> Found:
         raise InputError(f"`{folder}` is a chain of {', '.join(kinds)}; accepted: Transformer, Pooling and Normalize.")
     inner = folder/steps[0]['path']
     c = read_json(folder/steps[1]['path']/'config.json')
-    how = [m for m in ('mean', 'cls', 'max') if c.get('pooling_mode') == m or c.get(f'pooling_mode_{m}_token{"s"*(m != "cls")}')]
-    if len(how) != 1: raise InputError(f"`{folder}` pools tokens by {c.get('pooling_mode') or how}; accepted: mean, cls or max.")
+    how = [m for m in ('mean', 'cls', 'max') if c.get('pooling_mode') == m
+           or c.get(f'pooling_mode_{m}_token{"s"*(m != "cls")}')]
+    if len(how) != 1:
+        raise InputError(f"`{folder}` pools tokens by {c.get('pooling_mode') or how}; accepted: mean, cls or max.")
     weight, bias = _sentence_head(folder)
     setfit = read_json(folder/'config_setfit.json') if (folder/'config_setfit.json').is_file() else {}
     normalize = 'Normalize' in kinds or bool(setfit.get('normalize_embeddings'))
@@ -217,7 +229,8 @@ def sentence_source(folder:Path, pooling:str='') -> Found:
     body = read_pretrained(AutoModel, folder.name, inner)[0]
     body.pooler = None if getattr(body, 'pooler', None) is not None else getattr(body, 'pooler', None)
     model = SentenceModel(body.float(), **args).eval()
-    found = Found('sentence-transformers', body.config.model_type, model, [folder], args, setfit.get('labels') or _lines(folder))
+    found = Found('sentence-transformers', body.config.model_type, model, [folder], args,
+                  setfit.get('labels') or _lines(folder))
     found = _with_tokenizer(found, inner)
     if (own := inner/'sentence_bert_config.json').is_file() and (n := read_json(own).get('max_seq_length')):
         found.max_tokens = min(found.max_tokens, int(n))
@@ -234,15 +247,18 @@ def _sentence_head(folder:Path) -> tuple[torch.Tensor, torch.Tensor]:
     "Weight (k, d) and bias (k,) of the head beside a sentence transformer"
     if (file := folder/'head.safetensors').is_file():
         state = read_state(file)
-        if set(state) != {'weight', 'bias'} or state['weight'].ndim != 2 or len(state['bias'].flatten()) != len(state['weight']):
+        if set(state) != {'weight',
+                          'bias'} or state['weight'].ndim != 2 or len(state['bias'].flatten()) != len(state['weight']):
             raise InputError(f"`{file}` has {', '.join(sorted(state))}; accepted: weight (k, d) and bias (k,).")
         w, b = state['weight'].float(), state['bias'].float().flatten()
         # two classes: scikit-learn keeps the score of the second alone
         return (torch.cat([torch.zeros_like(w), w]), torch.cat([torch.zeros_like(b), b])) if len(w) == 1 else (w, b)
     if found := next((p for p in folder.iterdir() if p.suffix in PICKLES), None):
-        raise InputError(f"`{found}` is a pickle, and reading it would run code from it. It was not read. In the folder, "
+        raise InputError(f"`{found}` is a pickle, and reading it would run code from it. It was not read. In the "
+                         f"folder, "
                          f"where it was made, these lines save what is needed:\n{lines_to_type('sklearn', found.name)}")
-    raise InputError(f"`{folder}` has no head of a classifier. Accepted: with head.safetensors and classes.txt; a body alone "
+    raise InputError(f"`{folder}` has no head of a classifier. Accepted: with head.safetensors and classes.txt; a "
+                     f"body alone "
                      f"is a backbone: `{tl_hint('run', 'reviews', '-p', f'backbone={folder}')}`.")
 
 def _their_encode(folder:Path, normalize:bool) -> Callable:
@@ -252,7 +268,8 @@ def _their_encode(folder:Path, normalize:bool) -> Callable:
         raise InputError(f"the model in `{folder}` can only be compared with its own code, which is not installed: "
                          f"{install_hint('sentence-transformers')}") from None
     model = SentenceTransformer(str(folder), device='cpu', local_files_only=True, trust_remote_code=False)
-    return lambda texts: model.encode(texts, convert_to_tensor=True, normalize_embeddings=normalize, show_progress_bar=False)
+    return lambda texts: model.encode(texts, convert_to_tensor=True, normalize_embeddings=normalize,
+                                      show_progress_bar=False)
 
 # %% ../../nbs/models/15_sources.ipynb #0c386f43
 def find_source(source:str|Path, arch:str='', size:int=0) -> Found:
@@ -263,7 +280,8 @@ def find_source(source:str|Path, arch:str='', size:int=0) -> Found:
         return weights_source(path, arch, size)
     if not path.is_dir():
         if path.suffix in (*ENDINGS, *PICKLES) or len(path.parts) != 2 or path.is_absolute():
-            raise InputError(f"`{source}` does not exist; accepted: a file of weights, a model's folder, or a name on the "
+            raise InputError(f"`{source}` does not exist; accepted: a file of weights, a model's folder, or a name on "
+                             f"the "
                              f"Hugging Face hub such as org/name.")
         entry = Entry(str(source), 'image', 'transformers', str(source), hub_id=str(source), revision='main')
         path = Path(locate(entry).where)

@@ -40,7 +40,8 @@ def likely(pre:dict) -> dict[str, dict]: # What would be typed → what differs 
     for name in ('bilinear_exact', 'bicubic'): out[f'--interpolation {name}'] = dict(interpolation=name)
     for levels in (IMAGENET, dict(mean=[.5]*3, std=[.5]*3), dict(mean=[0.]*3, std=[1.]*3)):
         out[' '.join(f"--{k} {','.join(f'{x:g}' for x in v)}" for k,v in levels.items())] = levels
-    out['--order ' + ('rgb' if pre.get('order') == 'bgr' else 'bgr')] = dict(order='rgb' if pre.get('order') == 'bgr' else 'bgr')
+    out['--order ' + ('rgb' if pre.get('order') == 'bgr' else 'bgr')] = dict(order='rgb' if pre.get('order') == 'bgr'
+            else 'bgr')
     now = dict(scale=size, order='rgb') | pre
     return {k: v for k,v in out.items() if any(not _alike(now.get(n), x) for n,x in v.items())}
 
@@ -68,9 +69,11 @@ class Checked:
         return sorted(clear, key=lambda k: self.ways[k]['loss'])
     def lines(self) -> list[str]:
         "What to say of it"
-        if not self.better: return [f"preparation: none of {len(self.ways)} other usual ways is clearly better on {self.n} items"]
+        if not self.better:
+            return [f"preparation: none of {len(self.ways)} other usual ways is clearly better on {self.n} items"]
         best = self.ways[self.better[0]]
-        return [f"PREPARATION: the model does clearly better with `{self.better[0]}`: loss {best['loss']:.3f} instead of "
+        return [f"PREPARATION: the model does clearly better with `{self.better[0]}`: loss {best['loss']:.3f} instead "
+                f"of "
                 f"{self.loss:.3f}, accuracy {best['accuracy']:.3f} instead of {self.accuracy:.3f} on {self.n} items "
                 f"(p {best['p']:.1g}). Is that how it was trained?"]
     def as_json(self) -> dict: return vars(self) | dict(better=self.better)
