@@ -135,7 +135,8 @@ def test_the_architecture_that_would_fit_is_named(tmp_path):
 
 @pytest.mark.parametrize('mean', ['0.5,0.5', 'a', '1,2,x', [1, 2]])
 def test_a_wrong_mean_is_refused(mean):
-    with pytest.raises(InputError, match='`mean` is .*accepted: three numbers'): image_net('resnet18', 2, 'random', mean=mean)
+    with pytest.raises(InputError, match='`mean` is .*accepted: three numbers'):
+        image_net('resnet18', 2, 'random', mean=mean)
 
 
 def tokenizer(folder, words=('good', 'bad', 'movie', 'plot', 'Great', 'the', 'a', 'was'), **kwargs):
@@ -144,8 +145,10 @@ def tokenizer(folder, words=('good', 'bad', 'movie', 'plot', 'Great', 'the', 'a'
     vocab = {w: i for i,w in enumerate(['[PAD]', '[UNK]', '[CLS]', '[SEP]', *words])}
     t = Tokenizer(models.WordLevel(vocab, unk_token='[UNK]'))
     t.pre_tokenizer = pre_tokenizers.Whitespace()
-    t.post_processor = processors.TemplateProcessing(single='[CLS] $A [SEP]', special_tokens=[('[CLS]', 2), ('[SEP]', 3)])
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=t, pad_token='[PAD]', unk_token='[UNK]', cls_token='[CLS]',
+    t.post_processor = processors.TemplateProcessing(single='[CLS] $A [SEP]',
+                                                     special_tokens=[('[CLS]', 2), ('[SEP]', 3)])
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=t, pad_token='[PAD]', unk_token='[UNK]',
+                                                cls_token='[CLS]',
                                                 sep_token='[SEP]', eos_token='[SEP]', model_max_length=32, **kwargs)
     if folder: fast.save_pretrained(folder)
     return fast
@@ -183,7 +186,8 @@ def test_a_language_model_with_another_head_is_a_backbone(how, tmp_path):
 
 def test_a_language_model_needs_its_tokenizer(tmp_path):
     with pytest.raises(InputError, match='accepted: that as `tok` too'): text_net(bert(None), 2)
-    with pytest.raises(InputError, match='is a Linear; accepted: models of transformers'): text_net(torch.nn.Linear(1, 1), 2)
+    with pytest.raises(InputError, match='is a Linear; accepted: models of transformers'):
+        text_net(torch.nn.Linear(1, 1), 2)
     data = read_texts(sample_path('reviews'))
     learn = text_learner(data, bert(None), tok=tokenizer(None), max_tokens=16, precision='fp32')
     with learn.no_bar(): learn.probe()
@@ -192,7 +196,8 @@ def test_a_language_model_needs_its_tokenizer(tmp_path):
 
 # --- models
 
-TIMM = ['resnet10t', 'efficientnet_lite0', 'mobilenetv3_small_050', 'convnext_atto', 'vit_tiny_patch16_224', 'regnetx_002',
+TIMM = ['resnet10t', 'efficientnet_lite0', 'mobilenetv3_small_050', 'convnext_atto', 'vit_tiny_patch16_224',
+        'regnetx_002',
         'tiny_vit_5m_224', 'efficientvit_m0', 'mixer_s32_224', 'ghostnet_050']
 TORCHVISION = ['resnet18', 'mobilenet_v2', 'shufflenet_v2_x0_5', 'mnasnet0_5', 'efficientnet_b0']
 
@@ -346,7 +351,8 @@ def sentences(folder, pooling='mean', normalize=True, k=3):
     model.save(str(folder))
     rng = np.random.default_rng(0)
     texts = [' '.join(rng.choice(['good', 'bad', 'movie', 'plot', 'Great', 'the', 'a', 'was'], 5)) for _ in range(30)]
-    return model, LogisticRegression().fit(model.encode(texts), np.array(['x', 'y', 'z'][:k])[rng.integers(0, k, 30)]), texts
+    return model, LogisticRegression().fit(model.encode(texts), np.array(['x', 'y', 'z'][:k])[rng.integers(0, k,
+            30)]), texts
 
 
 @pytest.mark.parametrize('pooling, normalize, k', [('mean', True, 3), ('cls', False, 3), ('mean', False, 2)])
@@ -376,15 +382,18 @@ def elsewhere(tmp_path_factory):
     make_parts(root/'all', kinds=PARTS[:3], n=16, size=96)
     for i,kind in enumerate(PARTS[:3]):
         for j,p in enumerate(sorted((root/'all'/kind).iterdir())):
-            place = root/(('judge new' if i == 2 else 'judge') if j % 4 == 3 else 'new' if i == 2 else 'old')/kind/p.name
+            place = root/(('judge new' if i == 2 else 'judge') if j % 4 == 3 else 'new' if i == 2
+                          else 'old')/kind/p.name
             place.parent.mkdir(parents=True, exist_ok=True); p.rename(place)
-            if place.parts[-3] == 'old' and j < 1: (root/'one'/kind).mkdir(parents=True); shutil.copy(place, root/'one'/kind)
+            if place.parts[-3] == 'old' and j < 1:
+                (root/'one'/kind).mkdir(parents=True); shutil.copy(place, root/'one'/kind)
     model = timm.create_model('tf_efficientnet_lite0', num_classes=2)
     body = load_image_model('efficientnet_lite0')[0].state_dict()
     model.load_state_dict({k: v for k,v in body.items() if 'classifier' not in k}, strict=False)
     files = [(p, i) for i,kind in enumerate(PARTS[:2]) for p in sorted((root/'old'/kind).iterdir())]
     tfm = timm.data.create_transform((3, 96, 96), is_training=False, crop_pct=1., mean=(.5,)*3, std=(.5,)*3)
-    with torch.no_grad(): x = model.eval().forward_features(torch.stack([tfm(open_image(p)) for p,_ in files])).mean((2, 3))
+    with torch.no_grad():
+        x = model.eval().forward_features(torch.stack([tfm(open_image(p)) for p,_ in files])).mean((2, 3))
     y, torch_opt = torch.tensor([i for _,i in files]), torch.optim.AdamW(model.classifier.parameters(), 1e-2)
     for _ in range(80):
         loss = F.cross_entropy(model.classifier(x), y); torch_opt.zero_grad(); loss.backward(); torch_opt.step()
@@ -393,7 +402,8 @@ def elsewhere(tmp_path_factory):
 
 
 def taken(root, out, **kwargs):
-    return adopt(root/'own.pth', out, arch='tf_efficientnet_lite0', classes=PARTS[:2], size=96, scale=96, mean=.5, std=.5,
+    return adopt(root/'own.pth', out, arch='tf_efficientnet_lite0', classes=PARTS[:2], size=96, scale=96, mean=.5,
+                 std=.5,
                  interpolation='bilinear_exact', **kwargs)
 
 
@@ -415,7 +425,8 @@ def scores(folder, files):
 @pytest.mark.parametrize('had', ['none', 'one', 'all'])
 def test_a_class_is_added_beside_the_head_whatever_is_left_of_old_items(had, elsewhere, adopted, tmp_path):
     (root, model), judge = elsewhere, files_of(elsewhere[0]/'judge') + files_of(elsewhere[0]/'judge new')
-    done = expand(adopted[had], root/'new', tmp_path/'larger', mode='keep-scores', old=root/'judge' if had != 'none' else '')
+    done = expand(adopted[had], root/'new', tmp_path/'larger', mode='keep-scores',
+                  old=root/'judge' if had != 'none' else '')
     c, paths = done.certificate, [p for p,_ in judge]
     before, after = scores(adopted[had], paths), scores(done.folder, paths)
     assert torch.equal(after[:,:2], before) and c['new_classes'] == [PARTS[2]]
@@ -439,7 +450,8 @@ def test_a_class_is_added_beside_the_head_whatever_is_left_of_old_items(had, els
 
 
 def test_with_old_items_an_adopted_model_is_joint_training(elsewhere, adopted, tmp_path):
-    "Whether they are given when it is adopted, or when it is expanded: the head that scikit-learn comes to on all items"
+    """Whether they are given when it is adopted, or when it is expanded: the head that scikit-learn comes to on all
+    items"""
     import numpy as np
     from ridge_oracle import joint_logits
     root, paths = elsewhere[0], [p for p,_ in files_of(elsewhere[0]/'judge')]
@@ -517,7 +529,8 @@ def test_a_model_that_would_answer_otherwise_is_not_kept(elsewhere, tmp_path, mo
     from tl_notebooks.models import adopt as module
     was = module.keep_rows
     monkeypatch.setattr(module, 'keep_rows', lambda net, w, b: was(net, w.flip(0), b.flip(0)))
-    with pytest.raises(module.NotTheSame, match='does not answer the same.*Nothing was kept'): taken(elsewhere[0], tmp_path/'m')
+    with pytest.raises(module.NotTheSame, match='does not answer the same.*Nothing was kept'):
+        taken(elsewhere[0], tmp_path/'m')
     assert [*tmp_path.iterdir()] == []
 
 
@@ -532,18 +545,22 @@ def wrong(kind, folder):
     state = timm_model().state_dict()
     if kind == 'pickle': (folder/'export.pkl').write_bytes(pickle.dumps(Payload(folder/'ran'))); return (
         folder/'export.pkl', given, "load_learner\\('export.pkl'\\)")
-    if kind == 'payload': torch.save({'model': state, 'x': Payload(folder/'ran')}, own); return own, given, 'would run code'
+    if kind == 'payload':
+        torch.save({'model': state, 'x': Payload(folder/'ran')}, own); return own, given, 'would run code'
     torch.save(state, own)
-    if kind == 'architecture': return own, given | dict(arch='resnet34'), 'missing .layer1.2.*They would fit timm/resnet18'
+    if kind == 'architecture':
+        return own, given | dict(arch='resnet34'), 'missing .layer1.2.*They would fit timm/resnet18'
     if kind == 'truncated': own.write_bytes(own.read_bytes()[:5000]); return own, given, 'damaged or incomplete'
     if kind == 'classes': return own, given | dict(classes='a,b'), 'gives 3 scores, but there are 2 class names'
-    if kind == 'no classes': return own, given | dict(classes=''), 'gives 3 scores and does not say what they are called'
+    if kind == 'no classes':
+        return own, given | dict(classes=''), 'gives 3 scores and does not say what they are called'
     if kind == 'twice': return own, given | dict(classes='a,b,a'), "'a' is empty or there more than once"
     if kind == 'no arch': return own, given | dict(arch=''), 'Accepted: `--arch`'
     if kind == 'no such arch': return own, given | dict(arch='resnet81'), "Did you mean .*resnet18"
     if kind == 'no head': torch.save({k: v for k,v in state.items() if 'fc' not in k}, own); return (
         own, given, 'missing .fc.weight')
-    if kind == 'header': own = folder/'h.safetensors'; own.write_bytes((4 << 30).to_bytes(8, 'little') + b'{}'*9); return (
+    if kind == 'header':
+        own = folder/'h.safetensors'; own.write_bytes((4 << 30).to_bytes(8, 'little') + b'{}'*9); return (
         own, given, 'h.safetensors.*damaged or incomplete')
     if kind == 'two heads':
         t = transformers
@@ -554,18 +571,21 @@ def wrong(kind, folder):
         bert(folder/'b').bert.save_pretrained(folder/'b')
         return folder/'b', {}, 'without a head of a classifier.*-p backbone='
     if kind == 'gone': return folder/'gone.pth', given, 'does not exist'
-    if kind == 'ours': adopt(own, folder/'m', **given, size=32); return folder/'m', {}, 'a model of this project already'
+    if kind == 'ours':
+        adopt(own, folder/'m', **given, size=32); return folder/'m', {}, 'a model of this project already'
     if kind == 'no folder': (folder/'e').mkdir(); return folder/'e', {}, 'config.json` does not exist'
     if kind == 'code':
         bert(folder/'c'); c = json.loads((folder/'c'/'config.json').read_text())
-        c |= dict(model_type='unheard_of', auto_map={'AutoConfig': 'evil.C', 'AutoModelForSequenceClassification': 'evil.M'})
+        c |= dict(model_type='unheard_of', auto_map={'AutoConfig': 'evil.C',
+                                                     'AutoModelForSequenceClassification': 'evil.M'})
         (folder/'c'/'config.json').write_text(json.dumps(c))
         (folder/'c'/'evil.py').write_text(f"import os; os.mkdir({str(folder/'ran')!r})")
         return folder/'c', {}, 'cannot be loaded'
     raise ValueError(kind)
 
 
-@pytest.mark.parametrize('kind', ['pickle', 'payload', 'architecture', 'truncated', 'classes', 'no classes', 'twice', 'no arch',
+@pytest.mark.parametrize('kind', ['pickle', 'payload', 'architecture', 'truncated', 'classes', 'no classes', 'twice',
+                                  'no arch',
                                   'no such arch', 'no head', 'header', 'two heads', 'body', 'gone', 'ours', 'no folder',
                                   'code'])
 def test_what_cannot_be_taken_in_is_refused_in_one_message(kind, tmp_path):

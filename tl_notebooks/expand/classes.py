@@ -461,15 +461,9 @@ def expand_model(
     if memory is not None: take_exemplars([], [], memory) # whether it is a number that can be meant
     columns = model.task.options(columns)
     fixes = read_corrections(model, correct) if correct else []
-    bare = is_adopted(model) and not all(_old_statistics(model).counts)
-    new, judge, replay = (_read_all(model, (data, old, tuning.replay), test_pct, seed, on_bad, columns, bare) if bare
-                          else (None,)*3)
-    s, judge, taken = _take_old(model, judge) if bare else (None, judge, [])
-    if bare and not all(s.counts) and (mode not in ('keep-scores', 'auto') or remove or join or fixes):
-        need_statistics(model)
-    if s is None: s = need_statistics(model) if _asked(data) or remove or join or fixes else model.statistics()
+    s, (new, judge, replay), taken = _statistics_and_data(model, (data, old, tuning.replay), mode,
+            bool(remove or join or fixes), (test_pct, seed, on_bad, columns))
     s, known = edit_classes(correct_labels(s, model, fixes), model.classes, remove, join, rename)
-    if not bare: new, judge, replay = _read_all(model, (data, old, tuning.replay), test_pct, seed, on_bad, columns)
     if new: new = leave_out_learned(new, model, known)
     kept = model.exemplars().renamed({c: None for c in remove} | (join or {})).renamed(rename or {})
     more = replay.everything() if replay else Exemplars([], [])
@@ -483,6 +477,17 @@ def expand_model(
     return Expansion(_save(out, job, made, _memory(model, job.old, new, memory, seed)), made.certificate)
 
 def _asked(d) -> bool: return isinstance(d, LabelledData) or bool(d)
+
+def _statistics_and_data(model:Model, given:Sequence, mode:str, changes:bool,
+                         how:tuple) -> tuple[ClassStatistics|None, list, list]:
+    "Statistics of old classes; what was given, read; and the items of it that statistics were taken from just now"
+    asked = changes or _asked(given[0])
+    if not asked or not is_adopted(model) or all(_old_statistics(model).counts):
+        return need_statistics(model) if asked else model.statistics(), _read_all(model, given, *how), []
+    new, judge, replay = _read_all(model, given, *how, split_old=True)
+    s, judge, taken = _take_old(model, judge)
+    if not all(s.counts) and (changes or mode not in ('keep-scores', 'auto')): need_statistics(model)
+    return s, [new, judge, replay], taken
 
 def _old_statistics(model:Model) -> ClassStatistics:
     "The statistics of a model, with no rows where it has none"

@@ -174,8 +174,8 @@ def build_model(library:str, arch:str, args:dict, folder:str|Path|None=None) -> 
     try: return make(arch, **args).eval()
     except InputError: raise
     except Exception as e:
-        raise InputError(
-                f"{where}: {library} cannot build `{arch}` here ({type(e).__name__}: {str(e).strip()[:200]}).") from None
+        why = f'{type(e).__name__}: {str(e).strip()[:200]}'
+        raise InputError(f"{where}: {library} cannot build `{arch}` here ({why}).") from None
 
 def _timm(arch:str, **args):
     import timm

@@ -65,13 +65,15 @@ def _config(net) -> dict:
     if hasattr(net, 'config_json'): return {'config.json': net.config_json()}
     return net.body.config_json() if hasattr(getattr(net, 'body', None), 'config_json') else {}
 
-def _check_library(info:dict) -> None:
-    "An `InputError` where no library can build the network again"
+def _backbone(info:dict) -> dict:
+    "What a manifest says of the body; an `InputError` where no library can build the network again"
     if info.get('library', '') is None:
         raise InputError(f"the body is a {info.get('model')} of your own, whose code no model folder can hold. "
                          f"Accepted: "
                          f"models of timm, torchvision, transformers or fastai; or keep this one by fastai's "
                          f"`learn.save('name', with_opt=False)`.")
+    return {k: info.get(k) for k in BACKBONE} | {k: info[k] for k,usual in SPECIAL.items()
+                                                 if info.get(k, usual) != usual}
 
 def write_manifest(folder:Path, manifest:dict) -> None:
     "Write `manifest.json` with its own hash as the last entry"
@@ -105,7 +107,6 @@ def save_model(
     "Write a model folder, whole or not at all"
     folder = Path(folder)
     if folder.exists(): raise InputError(f"model folder `{folder}` exists already. Choose another name, or remove it.")
-    _check_library(info)
     state = {k: v.detach().cpu().contiguous().clone() for k,v in net.state_dict().items()}
     tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}.'))
     try:
@@ -115,9 +116,7 @@ def save_model(
         for name,text in (_config(net) | (extra or {})).items(): (tmp/name).write_text(text, encoding='utf-8')
         files = {p.name: dict(sha256=hash_file(p), bytes=p.stat().st_size) for p in sorted(tmp.iterdir())}
         write_manifest(tmp, dict(
-            schema=SCHEMA, task=(task := _task(info, net, tok)).name, classes=list(classes),
-            backbone={k: info.get(k) for k in BACKBONE}
-            | {k: info[k] for k,usual in SPECIAL.items() if info.get(k, usual) != usual},
+            schema=SCHEMA, task=(task := _task(info, net, tok)).name, classes=list(classes), backbone=_backbone(info),
             preprocessing={k: info[k] for k in task.preprocessing} | {k: info[k] for k in task.may_hold if k in info},
             metrics=metrics or {}, data=data or {}, head=head or {}, parent=parent, lineage=list(lineage),
             **({'adopted': adopted} if adopted else {}),
