@@ -509,6 +509,8 @@ def test_texts_go_on_too(tmp_path):
     with torch.inference_mode():
         assert torch.equal(a.net.head(a.features(texts)), b.net.head(b.features(texts))[:,:3])
     assert b.classes == ['x', 'y', 'z', 'plot', 'worse']
+    with pytest.raises(InputError, match='was adopted as a whole'):
+        expand(tmp_path/'m', '', tmp_path/'w', words=tmp_path/'new.csv')
 
 
 # --- requests that are wrong

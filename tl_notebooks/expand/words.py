@@ -258,6 +258,10 @@ def _checked(out, parent, words, corpus, train, thaw) -> tuple[Path, Model]:
     if model.task.column != 'text':
         raise InputError(f"`{parent}` is a model for images; accepted: text models, as "
                          f"`{tl_hint('run', 'reviews')}` and `{tl_hint('run', 'mail')}` make them.")
+    if 'at' in model.manifest['backbone']:
+        raise InputError(f"`{parent}` was adopted as a whole, and words are added to bodies alone. Accepted: a model "
+                         f"learned "
+                         f"here on its body: `{tl_hint('run', 'reviews', '-p', 'backbone=FOLDER')}`.")
     check_growable(model)
     if not words and not corpus:
         raise InputError("neither words nor a corpus to find them in; accepted: one of them, or both.")
