@@ -393,7 +393,7 @@ class BoxNet(nn.Module):
             self.register_buffer(name, torch.tensor(v).view(3, 1, 1), persistent=False)
 
     def normalised(self, x): return channels_last((x.float()/255 - self.mean)/self.std)
-    def features(self, x): return self.body(self.normalised(x)) # measured by `choose_precision`
+    def features(self, x): return self.body(self.normalised(x)) # measured by `settle`
     def param_groups(self) -> list[list[nn.Parameter]]:
         "The body's groups, then the rest: fastai's splitter"
         body = {id(p) for p in self.body.parameters()}
