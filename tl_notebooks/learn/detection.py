@@ -407,7 +407,8 @@ def unpad(boxes:torch.Tensor, labels:torch.Tensor, shift:int=0) -> list[dict]:
 class DenseNet(BoxNet):
     """A pyramid, a feature pyramid network of `channels`, and a head of torchvision's.
 
-    Called with images (n, 3, size, size), 0 … 255, or rows of the cache, which go on from step `cut` of the body;
+    Called with images (n, 3, size, size), 0 … 255, or rows of the cache, which go on from step `split_point` of the
+    body;
     gives
     the head's raw outputs. `loss` and `detect` read them. `convs`: layers of each branch of an FCOS head.
     """
