@@ -151,7 +151,7 @@ BITS, PART_BITS = 16, 12 # frequencies in each direction, of whole images and of
 
 def _close(a:np.ndarray, b:np.ndarray, max_bits:int, block:int=512) -> Iterator[tuple[np.ndarray, np.ndarray,
         np.ndarray]]:
-    """By the block of rows: row of `a`, row of `b` and in how many bits they differ, where that is at most `most`;
+    """By the block of rows: row of `a`, row of `b` and in how many bits they differ, where that is at most `max_bits`;
     signs (n, k, k)"""
     a, b = a.reshape(len(a), -1), np.ascontiguousarray(b.reshape(len(b), -1))
     bits = a.shape[1] - 1

@@ -52,7 +52,8 @@ def _file_looks(files:Sequence[Path]) -> Looks:
 # %% ../../nbs/data/70_learned.ipynb #217f4de1
 @dataclass
 class Learned:
-    """Hashes of items that a model and its ancestors learned from; `complete`: of all of them; `loose`: keys of items
+    """Hashes of items that a model and its ancestors learned from; `complete`: of all of them; `unlabelled`: keys of
+    items
     without a label"""
     keys:set[str] = field(default_factory=set) # 32 hexadecimal digits each
     images:ImageHashes = field(default_factory=lambda: ImageHashes.of(np.zeros((0, 64, 64)), []))

@@ -29,7 +29,7 @@ def sample_path(
 
 # %% ../../nbs/data/90_samples.ipynb #3abd5a67
 def _new_folder(root, n, size, max_n):
-    "`root` as a new folder for `n` of `most` images of `size` pixels"
+    "`root` as a new folder for `n` of `max_n` images of `size` pixels"
     root = Path(root).expanduser()
     for name, value, high in (('n', n, max_n), ('size', size, 1024)):
         if not isinstance(value, int) or not 1 <= value <= high:

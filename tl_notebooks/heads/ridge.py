@@ -158,7 +158,7 @@ def sample_size(k:int) -> int:
     return max(LEAST, min(EACH, MOST//k))
 
 def sample_rows(x:np.ndarray, max_rows:int) -> np.ndarray:
-    "(s,) places of at most `most` of the rows (n, d), drawn by their content, in order"
+    "(s,) places of at most `max_rows` of the rows (n, d), drawn by their content, in order"
     if len(x) <= max_rows: return np.arange(len(x))
     bits = np.ascontiguousarray(x + 0., 'f4').view('u4').astype('u8') # + 0.: one zero, not two
     odd = np.random.PCG64(0).random_raw(x.shape[1]).astype('u8') | np.uint64(1)

@@ -34,9 +34,11 @@ class ClassStatistics:
     """What a ridge head needs to know of its training features, class by class; float64.
 
     counts (k,) int64: rows per class;  sums (k, d): their sums
-    rows: per class (m, d) of its rows as they came: all of them, or a sample where `within` or `common` has their
+    rows: per class (m, d) of its rows as they came: all of them, or a sample where `class_scatter` or `common` has
+    their
     scatter
-    within: per class the upper half (d*(d+1)/2,) of its rows' scatter around their mean; None where `rows` has all, or
+    class_scatter: per class the upper half (d*(d+1)/2,) of its rows' scatter around their mean; None where `rows` has
+    all, or
     `common` has it
     common: (d*(d+1)/2,) scatter of the classes without their own, or None;  prior (k, d): see `ridge_loo`, or None
     """

@@ -393,7 +393,7 @@ class BoxNet(nn.Module):
             self.register_buffer(name, torch.tensor(v).view(3, 1, 1), persistent=False)
 
     def normalised(self, x): return channels_last((x.float()/255 - self.mean)/self.std)
-    def features(self, x): return self.body(self.normalised(x)) # measured by `choose_precision`
+    def features(self, x): return self.body(self.normalised(x)) # measured by `settle`
     def param_groups(self) -> list[list[nn.Parameter]]:
         "The body's groups, then the rest: fastai's splitter"
         body = {id(p) for p in self.body.parameters()}
@@ -407,7 +407,8 @@ def unpad(boxes:torch.Tensor, labels:torch.Tensor, shift:int=0) -> list[dict]:
 class DenseNet(BoxNet):
     """A pyramid, a feature pyramid network of `channels`, and a head of torchvision's.
 
-    Called with images (n, 3, size, size), 0 … 255, or rows of the cache, which go on from step `cut` of the body;
+    Called with images (n, 3, size, size), 0 … 255, or rows of the cache, which go on from step `split_point` of the
+    body;
     gives
     the head's raw outputs. `loss` and `detect` read them. `convs`: layers of each branch of an FCOS head.
     """

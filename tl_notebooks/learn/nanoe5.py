@@ -103,6 +103,10 @@ class BlockEmbedding(nn.Module):
         high = (pairs/16).floor()
         return ((torch.cat([pairs - 16*high, high], -1) - 8)*self.scale[ids].unsqueeze(-1)).flatten(-2)
 
+    def plain(self) -> nn.Embedding:
+        "The dequantised table, for a format that knows no blocks"
+        with torch.no_grad(): return nn.Embedding.from_pretrained(self(torch.arange(self.num_embeddings)), freeze=False)
+
     def extra_repr(self) -> str: return f'{self.num_embeddings}, {self.embedding_dim}'
 
 def bert_with_blocks(config):

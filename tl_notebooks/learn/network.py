@@ -39,7 +39,8 @@ class TransferNet(nn.Module):
 
     body      : module with a list `groups` of lists of parameters (input to output); maps a batch to (n, n_features)
     n_classes : rows of the head
-    A batch of `Activations` goes on from `cut`. `step`: items that the body takes at a time where no BatchNorm mixes
+    A batch of `Activations` goes on from `split_point`. `micro_batch`: items that the body takes at a time where no
+    BatchNorm mixes
     them; 0: all.
     """
     feature_sets = {} # name → slice of what the body gives, where a probe is to choose

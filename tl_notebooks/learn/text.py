@@ -768,7 +768,8 @@ def pseudo_labels(
 # %% ../../nbs/learn/60_text.ipynb #0bccb86d
 def self_trained(x, y, unlabelled:torch.Tensor, n_classes:int, prior, rounds:int=2, part:float=.8) -> tuple[RidgeHead,
         torch.Tensor, torch.Tensor]:
-    """A head of labelled rows (n, d) and of `loose` ones that it labels itself; also all the rows it was solved from,
+    """A head of labelled rows (n, d) and of `unlabelled` ones that it labels itself; also all the rows it was solved
+    from,
     and their classes"""
     shares = np.bincount(y, minlength=n_classes)/len(y)
     found, rows, of = ridge_loo(x, y, n_classes, prior=prior), x, y
