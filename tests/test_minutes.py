@@ -127,8 +127,8 @@ def test_a_tuned_network_gives_its_features_from_what_is_kept(photos, monkeypatc
 def a_run(control, spent, params=None):
     params = dict(control=control, bs=2) | (params or {})
     return SimpleNamespace(p=SimpleNamespace(**params), record=dict(timings=dict(rest=spent), params=params, control={},
-                           data=dict(fingerprint='f'*64)), phase=lambda name: io.StringIO(), metric=lambda *a, **k: None,
-                           track=lambda name: [])
+                           data=dict(fingerprint='f'*64)), phase=lambda name: io.StringIO(),
+                           metric=lambda *a, **k: None, track=lambda name: [])
 
 
 def test_a_control_is_never_dearer_than_the_rest(photos, monkeypatch, tmp_path, capsys):

@@ -95,7 +95,8 @@ def is_checkout(root:Path) -> bool:
 def stage(usecase:str, values:dict, root:Path) -> dict:
     "A use case as a stage of dvc.yaml"
     home, here = f'{HOME}/{usecase}', is_checkout(root)
-    tracks = 'run.track(' in find_usecase(usecase).read_text(encoding='utf-8')
+    source = find_usecase(usecase).read_text(encoding='utf-8')
+    tracks = 'run.track(' in source or ' fine_tune(run' in source
     return dict(cmd=f'{COMMAND} {usecase}',
                 deps=[*([f'nbs/usecases/{usecase}.ipynb', 'tl_notebooks'] if here else []),
                       *(f'${{{usecase}.{n}}}' for n in FILES if values.get(n))],
