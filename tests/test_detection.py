@@ -280,8 +280,8 @@ def test_a_model_is_asked_with_pictures_made_square_as_it_was_trained(scenes, tm
     old = Model(tmp_path/'m')
     assert old.task.reading['interpolation'] == 'bilinear' and not torch.equal(old.task.take(file), m.task.take(file))
     write_manifest(tmp_path/'m', manifest | {'preprocessing': {**manifest['preprocessing'],
-                                                               'interpolation': 'nearest'}})
-    with pytest.raises(InputError, match="'nearest'; this version reads bicubic, bilinear"): Model(tmp_path/'m')
+                                                               'interpolation': 'magic'}})
+    with pytest.raises(InputError, match="'magic'; this version reads bicubic, bilinear"): Model(tmp_path/'m')
 
 
 # Detectors of torchvision, as they come

@@ -918,7 +918,7 @@ def text_learner(
     max_tokens = max_tokens or min(longest, 256)
     if max_tokens > longest: raise InputError(f"`max_tokens` is {max_tokens}; {info['name']} reads at most {longest}.")
     dls = dls or text_dls(data, tok, max_tokens, bs, prefix=info.get('prefix', ''))
-    net = settle(net, sample_tokens(32, net), precision, info['model'], dls.device, engine,
+    net = settle(net, sample_tokens(32, net), precision, info['name'], dls.device, engine,
                  len(data.items) < FEW_TEXTS)
     info |= {'max_tokens': max_tokens, 'precision': net.precision, 'engine': net.engine,
              'layers': list(net.body.layers)}

@@ -219,6 +219,7 @@ def image_dls(
     known = dict(zip(data.items.path, data.items.sha256))
     depth = getattr(data, 'depth', 0) if depth is None else depth
     reader = reader(data.root, size, resize, known, interpolation=interpolation, depth=depth, draft=draft, **how)
+    if draft and getattr(data, 'square', None) == reader.square: reader.take(data.squares)
     dsets = Datasets(paths, [[reader], [lambda path: labels[path], Categorize(vocab=list(data.classes), sort=False)]],
                      splits=splits)
     aug = aug_transforms(size=size, max_rotate=15., max_lighting=.2) if augment else []
@@ -473,7 +474,7 @@ def image_learner(
     sample = noise_images(16, info['size']).to(dls.device)
     net.micro_batch = micro_batch_for(sample)
     few = len(data.items) < FEW_STEPS*(net.micro_batch or 1)
-    net = settle(net, sample, precision, info['model'], dls.device, engine, few)
+    net = settle(net, sample, precision, info['name'], dls.device, engine, few)
     # TF32 for what is left of fp32
     if dls.device.type == 'cuda' and precision != 'fp32': torch.set_float32_matmul_precision('high')
     # hooks that come and go would be compiled again and again

@@ -6,6 +6,7 @@
 __all__ = ['BACKBONE', 'keep_model', 'fine_tune', 'validate', 'calibrate', 'test', 'show_confusion', 'show_reliability', 'save']
 
 # %% ../../nbs/runs/35_steps.ipynb #c0f70902
+import shutil
 import pandas as pd
 from ..core import hash_state
 from ..judge import plots
@@ -76,5 +77,6 @@ def show_reliability(run:Run, found:Evaluation, items:str='images'):
 def save(run:Run, learn:TransferLearner) -> None:
     "The model folder of the run, with its metrics"
     with run.phase('saving'):
-        learn.save_model(run.folder/'model', run.record['metrics'], run.p.memory, run.p.seed)
+        shutil.rmtree(run.folder/'model', ignore_errors=True) # of a run that goes on, from before it was cut off
+        learn.save_model(run.folder/'model', run.record['metrics'], getattr(run.p, 'memory', 0), run.p.seed)
         run.record['model']['artifact_sha256'] = hash_state(learn.model.state_dict())
