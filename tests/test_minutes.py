@@ -74,6 +74,17 @@ def test_what_is_remembered_is_what_a_reader_reads(photos):
     assert again.fingerprint == data.fingerprint and not again.squares
 
 
+def test_squares_that_fill_the_memory_leave_the_rest_to_be_read_when_it_is_wanted(photos):
+    "More squares than a reader may keep: it reads no other image ahead"
+    data = read_images(photos, square=Square(32), progress=False)
+    reader = vision.ImageReader(data.root, 32, keep=3*32*32)
+    paths = [*data.items.path]
+    reader.take({p: torch.zeros(3, 32, 32, dtype=torch.uint8) for p in paths[:3]})
+    reader.preload(paths)
+    assert reader.left < 0 and {*reader.kept} == {*paths[:3]}
+    assert reader.read(paths[5]).shape == (3, 32, 32) and paths[5] not in reader.kept
+
+
 def test_the_size_in_the_data_is_that_of_the_file(tmp_path):
     for c,turn in (('a', None), ('b', 6)):
         (tmp_path/c).mkdir()
