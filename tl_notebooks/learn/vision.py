@@ -171,7 +171,8 @@ class ImageReader(Transform):
 
     def preload(self, paths:Sequence[str]) -> None:
         "Decode `paths` with several threads, as far as memory is allowed"
-        new = self._decode([p for p in paths if p not in self.kept][:max(0, self.left)//(3*self.size**2)], 'reading images')
+        new = self._decode([p for p in paths if p not in self.kept][:max(0, self.left)//(3*self.size**2)],
+                           'reading images')
         self.left -= sum(t.numel() for t in new.values()); self.kept |= new
 
 # %% ../../nbs/learn/50_vision.ipynb #19030c6e
