@@ -13,10 +13,11 @@ from tl_notebooks.data.decode import open_image
 from tl_notebooks.data.images import read_images
 from tl_notebooks.judge import evaluate as _evaluate # noqa: F401  gives learners `evaluate`
 from tl_notebooks.learn import vision
+from tl_notebooks.learn.machine import begin_choices, end_choices
 from tl_notebooks.learn.stages import Stage
 from tl_notebooks.learn.vision import Square, image_learner, image_net, image_tensor, square_for
 from tl_notebooks.models.save import load_model
-from tl_notebooks.runs.control import Control, run_control
+from tl_notebooks.runs.control import BATCHES, Control, run_control
 
 
 def photo(path, size=(1600, 1200), seed=0, turn=None):
@@ -156,6 +157,12 @@ def test_a_control_is_never_dearer_than_the_rest(photos, monkeypatch, tmp_path, 
     whole = ask(a_run('yes', 1e-6))
     assert whole.whole and whole.metrics['accuracy']['n'] == len(data.subset('test')) and len(made) == 2
     assert ask(a_run('auto', 1e-6)) == whole and len(made) == 2 # looked up
+    # a run that repeats another trains: what is looked up would prove nothing
+    for n in (3, 2):
+        begin_choices({BATCHES: dict(asked='auto', took=n, why='')})
+        try: assert ask(a_run('auto', 1e-6)).batches == n and len(made) == 6 - n
+        finally: end_choices()
+    del made[2:]
     assert isinstance(ask(a_run('yes', 1., dict(bs=3))), Control) and len(made) == 3 # another setting
 
 

@@ -215,7 +215,7 @@ def without_augmentation(dl):
 MAX_CHOOSING = 1000 # training items that choose among sets of features
 
 @patch
-def _choose_features(self:TransferLearner, x, y, vx, seed:int) -> tuple[torch.Tensor, torch.Tensor, dict]:
+def _choose_features(self:TransferLearner, x, y, vx) -> tuple[torch.Tensor, torch.Tensor, dict]:
     """Let the head see the set of features with the least leave-one-out loss on training items; gives the training and
     validation items' features of that set, and the losses"""
     sets, at = self.model.feature_sets, sample_rows(x.numpy(), MAX_CHOOSING)
@@ -247,7 +247,7 @@ def probe(
         x, y = self.features(train, 'probe: training items')
     vx, vy = self.features(self.dls[1], 'probe: validation items')
     tried = {}
-    if net.feature_sets and net.columns is None: x, vx, tried = self._choose_features(x, y, vx, seed)
+    if net.feature_sets and net.columns is None: x, vx, tried = self._choose_features(x, y, vx)
     if project:
         net.map_features(RandomFeatures(*scale_of(x.double().numpy()), project, seed))
         with torch.inference_mode():

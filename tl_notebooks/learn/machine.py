@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'environment', 'processor_name', 'code_version', 'begin_choices', 'end_choices', 'tell_choice',
-           'make_choice', 'unlike_asked', 'new_run_id']
+           'make_choice', 'is_recorded', 'unlike_asked', 'new_run_id']
 
 # %% ../../nbs/learn/00_machine.ipynb #d36cf1de
 import importlib.metadata
@@ -84,6 +84,10 @@ def make_choice(
     elif took != asked and asked != 'auto': tell(why)
     if made is not None: made[name] = new; _run['keep']()
     return took
+
+def is_recorded(name:str) -> bool:
+    "Whether this process is a run that takes a choice of this name again"
+    return name in (_run['choices'] or {})
 
 def unlike_asked(choices:dict) -> dict:
     "Those of a record's choices in which something else was taken than what was asked for, or recorded before"

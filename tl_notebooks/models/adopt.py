@@ -218,7 +218,7 @@ class _Parts:
 
 def _cut(found:Found, before:_Before, pre:dict, assumed:list[str], classes) -> _Parts:
     "The network without its head, the head's rows, and what is known of both"
-    at, run = '', (lambda: found.model(before.sample)) if not found.texts else _text_run(found, before.sample)
+    run = (lambda: found.model(before.sample)) if not found.texts else _text_run(found, before.sample)
     at, w, b = ('', *found.head) if found.head else find_head(found.model, run, f'`{found.name}`')
     names = check_classes(read_classes(classes) or found.classes, len(w), found.name)
     if len(names) < 2:
