@@ -23,7 +23,7 @@ run: .venv/.run ## install what is missing, then run a use case: make run [USECA
 
 test: .venv/.dev ## every notebook of the house, then tests/
 	@echo "notebooks: each runs from top to bottom in a fresh kernel …"
-	@$(BIN)/nbdev_test --file_re '^[0-9][0-9]_.*\.ipynb$$' --n_workers 2 --timing
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && TMPDIR=$$tmp $(BIN)/nbdev_test --file_re '^[0-9][0-9]_.*\.ipynb$$' --n_workers 2 --timing
 	@echo "tests/ …"
 	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
