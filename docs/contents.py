@@ -46,8 +46,8 @@ def parts(pages:list[str]) -> dict[str, list[str]]:
     start, later = some(START), some(LATER)
     return {'Start': start, 'Tutorials': some(TUTORIALS, 'usecases/', 'usecases/'),
             'Guides': [p for p in some(GUIDES, 'guides/', 'guides/') if p not in start + later],
-            'Benchmarks': some((), rest='benchmarks/'),
             'Reference': some(('cli', 'all')) + [f'reference/{part}.md' for part in API if members(part, pages)],
+            'Benchmarks': some((), rest='benchmarks/'),
             'The project': [p for p in pages if p.endswith('.md')] + later + ['internals.md']}
 
 
