@@ -59,9 +59,19 @@ def cmd_resume(args) -> int:
 
 # %% ../nbs/90_cli.ipynb #06f1911a
 def cmd_models(args) -> int:
-    from tl_notebooks.learn.backbones import format_models, models_table
-    rows = models_table()
-    print(json.dumps(rows, indent=1, ensure_ascii=False) if args.format == 'json' else format_models(rows))
+    from tl_notebooks.learn.backbones import format_models, models_table, other_models
+    word = (args.word or '').lower()
+    rows, others = [r for r in models_table() if word in r['key']], [n for n in other_models() if word in n]
+    if not rows and not others:
+        raise InputError(f"no model has `{word}` in its name; accepted: a part of one, such as convnext.")
+    if args.format == 'json':
+        print(json.dumps([*rows, *({'key': n} for n in others if word)], indent=1, ensure_ascii=False))
+        return 0
+    if rows: print(format_models(rows))
+    if word: print(*others, sep='\n')
+    else:
+        print(f"\n{len(others):,} more names of timm and torchvision are accepted, and every text model of transformers "
+              f"as transformers/OWNER/NAME.\nTo search the names: {tl_hint('models', 'convnext')}")
     return 0
 
 # %% ../nbs/90_cli.ipynb #7810c71a
@@ -423,6 +433,8 @@ def make_parser() -> argparse.ArgumentParser:
     resume.add_argument('run', metavar='RUN', help='a run folder, or its name below outputs')
     resume.set_defaults(func=cmd_resume)
     models = sub.add_parser('models', help='the pretrained models, and which can be used on this machine now')
+    models.add_argument('word', metavar='WORD', nargs='?',
+                        help='a part of a name: all models that have it in theirs, also those outside the catalogue')
     models.add_argument('--format', choices=['text', 'json'], default='text')
     models.set_defaults(func=cmd_models)
     _add_sweep(sub)
