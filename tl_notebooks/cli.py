@@ -91,7 +91,7 @@ def cmd_predict(args) -> int:
     if args.max_pixels: model.task.options(dict(max_pixels=args.max_pixels))
     inputs = model.find(args.input, args.text_column or '')
     rows, start = _Rows(args.format, ['path', 'label', 'probability', *model.classes]), time.perf_counter()
-    for p in model.predict(inputs, args.bs):
+    for p in model.predict(iter(inputs), args.bs):
         figures = [p.label, '' if p.error else f'{p.probability:.6f}', *(f'{v:.6f}' for v in p.probabilities.values())]
         rows.add(p, [[p.path, *figures]])
     took, n = time.perf_counter() - start, len(inputs)

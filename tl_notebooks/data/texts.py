@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TABLES', 'SPLITS_OF_TEXTS', 'MAILS', 'TEXT_SUFFIXES', 'TEXTS', 'ACCEPTED', 'COLUMNS', 'html_text', 'read_mail',
            'mail_text', 'split_mails', 'looks_like_mail', 'read_table', 'find_columns', 'Found', 'Unread', 'read_files',
-           'content_hash', 'label_typos', 'TextData', 'read_texts', 'parse_names', 'draw_labels', 'list_texts']
+           'content_hash', 'label_typos', 'TextData', 'read_texts', 'parse_names', 'draw_labels', 'list_texts',
+           'read_text']
 
 # %% ../../nbs/data/60_texts.ipynb #cdf17717
 import codecs
@@ -653,3 +654,15 @@ def _table_texts(p:Path, columns:dict[str, str], text:str) -> tuple[list[tuple[s
     "(name, text) of a table, from the columns that a model remembers where the table has them"
     found = _found_rows(p, str(p), {'text': text, 'split': 'none'}, ('text',), columns)
     return _bodies(found.rows), found.bad
+
+# %% ../../nbs/data/60_texts.ipynb #9bc40cb0
+def read_text(item, columns:dict|None=None):
+    "A text itself, or the only one of a file (a `Path`) or of its bytes"
+    if isinstance(item, (bytes, bytearray)): return item.decode('utf-8', 'replace')
+    if isinstance(item, (str, tuple)): return str(item) if isinstance(item, str) else item
+    if not isinstance(item, os.PathLike):
+        raise InputError(f"{name_item(item)} is no text. Accepted: a `str`, a `Path` of a text file, or its bytes.")
+    if not Path(item).is_file(): raise InputError(f"`{item}` is no file. Accepted: a text file, or the text as `str`.")
+    found = list_texts([item], columns, unread=True)
+    if len(found) == 1: return found[0]
+    raise InputError(f"`{item}` holds {len(found)} texts. For all of them: model.predict(model.find(['{item}']))")

@@ -148,6 +148,19 @@ def _onward(self:TransferLearner, middle:CachedDL, desc:str) -> tuple[torch.Tens
     finally: self.model.split_point = was
     return torch.cat(xs), torch.cat(ys) if ys else torch.empty(0, dtype=torch.int64)
 
+# %% ../../nbs/learn/30_learner.ipynb #fc39e967
+@patch
+def predict(self:TransferLearner, item, rm_type_tfms=None, with_input:bool=False):
+    """As fastai's: label, its number and all probabilities of an item, which is whatever the learner's reader takes
+    (see its `input_types`); for a list of items, a list of these"""
+    with self.no_bar():
+        if not isinstance(item, (list, tuple, L)) and getattr(item, 'ndim', 0) < 4:
+            return Learner.predict(self, item, rm_type_tfms, with_input)
+        if not len(item): return []
+        if with_input: return [Learner.predict(self, i, rm_type_tfms, True) for i in item]
+        probs, _ = self.get_preds(dl=self.dls.test_dl([*item], rm_type_tfms=rm_type_tfms, num_workers=0))
+    return [(self.dls.vocab[int(i)], i, p) for i,p in zip(self.loss_func.decodes(probs), probs)]
+
 # %% ../../nbs/learn/30_learner.ipynb #a4b493a1
 @patch
 def precompute(
@@ -258,6 +271,7 @@ def probe(
     self.statistics = ClassStatistics.from_features(x, y, len(found.weight))
     device = next(self.model.head.parameters()).device
     with torch.no_grad(): logits = self.model.head.eval()(vx.to(device)).cpu()
+    self.freeze_to(-(thaw or 1)) # what trains next, as fastai's pretrained learners begin; `unfreeze` trains all
     self.opt = None # an optimiser that still holds moments of the old head would undo the solution
     self.probe_result = Probe(float(found.alpha), float(found.loo_accuracy),
                               (logits.argmax(1) == vy).float().mean().item(),

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from ..core import InputError, did_you_mean, hash_file, hash_state, progress, read_json, umask
 from ..data.splits import LabelledData
 from ..learn.checkpoints import load_tensors
-from ..learn.box_predict import BoxPrediction, check_request, predict_boxes
+from ..learn.box_predict import BoxPrediction, check_request, is_video, predict_boxes
 from ..learn.detection import BoxNet, image_detector
 from ..frozen.openvino import CannotConvert
 from ..heads.features import RandomFeatures
@@ -402,13 +402,21 @@ def find(self:Model, inputs:Iterable[str|Path], text_column:str='') -> list|dict
 @patch
 def predict(
     self:Model,
-    inputs:Iterable, # Paths of images; texts, or (name, text) pairs; for a detector paths of images and videos
+    inputs,          # One input, or many: texts (`str`; a file's is its `Path`); images (`as_image`); videos
     bs:int=32,       # Inputs at a time
     threshold:float|None=None, # Detectors: least score; `None`: the one chosen with the model
     slice:int=0,     # Detectors: side of the parts that large images are looked at in too; 0: only as a whole
     **boxes,         # Detectors: `drawings` and `tell` of `predict_boxes`
-) -> Iterator[Prediction|BoxPrediction]:
-    "A prediction per input (and frame), in order, with a bar on stderr; unreadable files give one with `error`"
+) -> Prediction|BoxPrediction|list|Iterator:
+    """One prediction for one input; a list of them for a list, in order; an iterator for what else can be iterated, and
+    for a video's frames. Of many, those that cannot be read have an `error`; one alone is an `InputError`"""
+    if self.task.alone(inputs) and (self.task.classifies or not is_video(inputs)):
+        (one,) = self.predict(iter([inputs]), bs, threshold, slice, **boxes)
+        if one.error: raise InputError(one.error)
+        return one
+    if isinstance(inputs, (list, tuple, np.ndarray, torch.Tensor)):
+        return [*self.predict(iter(inputs), bs, threshold, slice, **boxes)]
+    inputs = map(self.task.given, [inputs] if self.task.alone(inputs) else inputs)
     if self.task.classifies:
         if given := [*['threshold']*(threshold is not None), *['slice']*bool(slice), *boxes]:
             raise InputError(f"`{given[0]}` is about boxes, and `{self.manifest['folder']}` gives one answer for each "
@@ -419,7 +427,7 @@ def predict(
     check_request(threshold, bs, slice)
     look = image_detector(self.net, score=threshold, **self.task.reading)
     sliced = (lambda images: [predict_sliced(look, im, slice) for im in images]) if slice else look
-    return predict_boxes(sliced, [*map(Path, inputs)], self.classes, threshold, bs, max_pixels=self.task.max_pixels,
+    return predict_boxes(sliced, inputs, self.classes, threshold, bs, max_pixels=self.task.max_pixels,
                          depth=self.task.depth, **boxes)
 
 @patch
