@@ -14,6 +14,7 @@ import contextlib
 import difflib
 import email
 import email.policy
+import os
 import random
 import re
 import sys
@@ -27,7 +28,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core import InputError, did_you_mean, hash_bytes, install_hint
-from .decode import SUFFIXES
+from .decode import SUFFIXES, name_item
 from .images import check_args, check_whole
 from .listing import (OTHER_WAYS, SIDE_FILES, ItemKind, files_below, is_litter, list_folder,
                                        name_some, name_splits, natural_key, odd_below, quoted, split_problems, unused)
@@ -659,7 +660,7 @@ def _table_texts(p:Path, columns:dict[str, str], text:str) -> tuple[list[tuple[s
 def read_text(item, columns:dict|None=None):
     "A text itself, or the only one of a file (a `Path`) or of its bytes"
     if isinstance(item, (bytes, bytearray)): return item.decode('utf-8', 'replace')
-    if isinstance(item, (str, tuple)): return str(item) if isinstance(item, str) else item
+    if isinstance(item, (str, tuple)): return item
     if not isinstance(item, os.PathLike):
         raise InputError(f"{name_item(item)} is no text. Accepted: a `str`, a `Path` of a text file, or its bytes.")
     if not Path(item).is_file(): raise InputError(f"`{item}` is no file. Accepted: a text file, or the text as `str`.")

@@ -23,7 +23,7 @@ from fastai.metrics import accuracy
 from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn
-from ..core import InputError, hash_state, progress
+from ..core import InputError, Shown, hash_state, progress
 from ..frozen.cut import CannotCache
 from ..frozen.loader import Activations, CachedDL
 from ..frozen.store import hash_prefix
@@ -35,8 +35,8 @@ from .network import NORMS, NormEval, TransferNet, plain_tensor
 from .prefix import FrozenPrefix
 
 # %% ../../nbs/learn/30_learner.ipynb #5ff618bc
-@dataclass
-class Probe:
+@dataclass(repr=False)
+class Probe(Shown):
     "What a probe found; accuracies are shares of images"
     alpha: float           # ridge strength, chosen by leave-one-out
     loo_accuracy: float    # leave-one-out accuracy on the training images
@@ -46,6 +46,13 @@ class Probe:
     n: int                 # training images
     features:str=''        # what the head sees, where that was chosen, and the leave-one-out losses that chose it
     tried:dict = field(default_factory=dict)
+    def shown(self) -> dict[str, str]:
+        "With the digits that say something"
+        valid = self.valid_accuracy == self.valid_accuracy # NaN where there are no validation items
+        return ({'accuracy, each left out': f'{self.loo_accuracy:.3f} ({self.n} items)'}
+                | ({'validation accuracy': f'{self.valid_accuracy:.3f} (loss {self.valid_loss:.3f})'} if valid else {})
+                | {'ridge strength': f'{self.alpha:.3g}'} | ({'features': self.features} if self.features else {})
+                | {'seconds': f'{self.seconds:.1f}'})
 
 # %% ../../nbs/learn/30_learner.ipynb #ffc568cc
 class FitProgress(Callback):

@@ -25,7 +25,8 @@ import torch
 from torch import nn
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
-from ..core import InputError, did_you_mean, hash_file, hash_state, progress, read_json, umask
+from ..core import (InputError, Shown, did_you_mean, figure_text, hash_file, hash_state, progress, read_json,
+                               umask)
 from ..data.splits import LabelledData
 from ..learn.checkpoints import load_tensors
 from ..learn.box_predict import BoxPrediction, check_request, is_video, predict_boxes
@@ -222,16 +223,21 @@ def _head_rows(weights:Path) -> int:
         raise InputError(f"`{weights}` has no head of a classifier (tensor `head.1.bias`).") from None
 
 # %% ../../nbs/models/00_folder.ipynb #e2b43bf0
-@dataclass
-class Prediction:
+@dataclass(repr=False)
+class Prediction(Shown):
     "The classes' probabilities for one input, or the reason why there are none"
     path:str
     label:str|None
     probability:float|None
     probabilities:dict[str, float]
     error:str|None=None
+    def shown(self) -> dict[str, str]:
+        "The likeliest classes"
+        if self.error: return dict(error=self.error)
+        best = sorted(self.probabilities.items(), key=lambda p: -p[1])[:5]
+        return {c: f'{p:.3f}' for c,p in best} | {'of': self.path if len(self.path) < 100 else self.path[:99] + '…'}
 
-class Model:
+class Model(Shown):
     "A model folder, loaded: `classes`, `manifest` and `predict`"
     def __init__(self, folder:str|Path):
         self.manifest = m = read_manifest(folder)
@@ -251,6 +257,15 @@ class Model:
             self.net.engine = m['preprocessing'].get('engine', 'torch')
             self.net.micro_batch = self.task.micro_batch() or self.net.micro_batch
         self.net.eval().to(self.device)
+
+    def shown(self) -> dict[str, str]:
+        "What the manifest says first"
+        m, names = self.manifest, ', '.join(self.classes[:6]) + ', …'*(len(self.classes) > 6)
+        figures = {k: figure_text(v) for k,v in [*m['metrics'].items()][:1] if isinstance(v, dict)}
+        size = f", {m['preprocessing']['size']} px" if 'size' in m['preprocessing'] else ''
+        return {'folder': str(m['folder']), 'task': m['task'].replace('_', ' '),
+                'backbone': f"{m['backbone'].get('name') or m['backbone'].get('model')}{size}",
+                f'{len(self.classes)} classes': names} | figures
 
 # %% ../../nbs/models/00_folder.ipynb #953c99aa
 def take_feature_map(net:TransferNet, state:dict, folder:Path) -> None:

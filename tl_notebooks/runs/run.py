@@ -26,7 +26,7 @@ import pandas as pd
 import psutil
 from fastcore.basics import patch
 from ..core import (InputError, atomic_write, did_you_mean, hash_file, install_hint, locked, read_json,
-                               seed_everything, take_lock, tl_hint, write_json)
+                               seed_everything, take_lock, tell, tl_hint, working, write_json)
 from ..data.problems import data_path
 from ..data.splits import list_items, list_sources
 from ..learn.machine import begin_choices, code_version, end_choices, environment, new_run_id
@@ -148,7 +148,8 @@ class Drawn:
 def phase(self:Run, name:str):
     "Time a part of the work; adds to the record's timings in seconds"
     start = time.perf_counter()
-    try: yield
+    try:
+        with working(name): yield
     finally:
         self.record['timings'][name] = round(self.record['timings'].get(name, 0) + time.perf_counter() - start, 3)
         self.save()
@@ -192,8 +193,8 @@ def answered(self:Run) -> None:
     self.record['figures'] = self.captions
     self.save(); write_report(self.folder)
     name, figure = next(iter(self.record['metrics'].items()))
-    print(f"answer: {name} {figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f}) on {figure['n']} items, "
-          f"after {time.perf_counter() - self.began:.0f} s; what follows explains it", file=sys.stderr, flush=True)
+    tell(f"answer: {name} {figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f}) on {figure['n']} items, "
+         f"after {time.perf_counter() - self.began:.0f} s; what follows explains it")
 
 @patch
 def _say_times(self:Run) -> None:
@@ -201,8 +202,7 @@ def _say_times(self:Run) -> None:
     parts, total = self.record['timings'], self.record['seconds']
     shown = [f'{n} {s:.1f}' for n,s in sorted(parts.items(), key=lambda p: -p[1]) if s >= .05]
     rest = total - sum(parts.values())
-    print(f"seconds: {', '.join([*shown, f'figures and the rest {max(0, rest):.1f}'])}; {total:.1f} in all",
-          file=sys.stderr, flush=True)
+    tell(f"seconds: {', '.join([*shown, f'figures and the rest {max(0, rest):.1f}'])}; {total:.1f} in all")
 
 @patch
 def finish(self:Run) -> str:
