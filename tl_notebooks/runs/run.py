@@ -30,6 +30,7 @@ from ..core import (InputError, atomic_write, did_you_mean, hash_file, install_h
 from ..data.problems import data_path
 from ..data.splits import list_items, list_sources
 from ..learn.machine import begin_choices, code_version, end_choices, environment, new_run_id
+from .notebook import Finished, enter_home, keep_executed, notebook_at_work
 from .params import Param, check_params, find_usecase, usecase_params
 from .record import (hash_cells, load_record, new_record, notebook_cells, outputs_root, run_folder,
                                       save_record, this_process)
@@ -79,7 +80,8 @@ def start_run(
 ) -> 'Run':
     "Check the notebook's parameters, pin seed and threads, and open the run's folder, where training keeps checkpoints"
     from tl_notebooks.learn.resume import keep_checkpoints # and with it fastai, which `tl run` itself does without
-    notebook = Path(os.environ.get('TL_RUN_NOTEBOOK') or find_usecase(usecase)) # `tl run` may have been given another
+    enter_home()
+    notebook = notebook_at_work(usecase)
     params = params_from(ns, usecase_params(notebook))
     folder = os.environ.get('TL_RUN_DIR')
     folder = Path(folder) if folder else make_run_folder(usecase, params, notebook, params.get('out', ''))
@@ -219,7 +221,8 @@ def finish(self:Run) -> str:
     if module := sys.modules.get('tl_notebooks.learn.resume'): module.keep_checkpoints(None)
     end_choices()
     shutil.rmtree(self.folder/'checkpoints', ignore_errors=True)
-    return str(self.folder)
+    keep_executed(self.folder)
+    return Finished(self.folder)
 
 # %% ../../nbs/runs/30_run.ipynb #8e4fe118
 def _same_data(run:'Run') -> None:
