@@ -207,7 +207,9 @@ def open_image(
 
 # %% ../../nbs/data/00_decode.ipynb #1ceee20a
 def as_image(
-    item, # A path; bytes of a file; an image of Pillow's or fastai's; (h, w), (h, w, 3) or (h, w, 4) array; (3, h, w) tensor
+    # A path; bytes of a file; an image of Pillow's or fastai's; an array (h, w), (h, w, 3) or (h, w, 4); a tensor
+    # (3, h, w)
+    item,
     max_pixels:int=MAX_PIXELS, # See `open_image`, and the others
     depth:int|None=16,
     side:int|None=None,
@@ -221,8 +223,9 @@ def as_image(
             raise BadImage('too large', f'{n:,} pixels; accepted: {max_pixels:,}')
         return _rgb(image, depth)
     except (BadImage, OSError) as e:
-        raise InputError(f"{name_item(item)} cannot be read as an image ({e}). Accepted: a path, bytes of a file, an "
-                         f"image of Pillow's, an array (h, w, 3) or a tensor (3, h, w), uint8 or from 0 to 1.") from None
+        raise InputError(f"{name_item(item)} cannot be read as an image ({e}). Accepted: a path, bytes of a file, "
+                         f"an image of Pillow's, an array (h, w, 3) or a tensor (3, h, w), uint8 or from 0 to "
+                         f"1.") from None
 
 def name_item(item) -> str:
     "A path as it is; what has no name, by what it is"

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fastcore.basics import patch
 from fastcore.foundation import L
 
-from ..core import InputError, install_hint, progress
+from ..core import InputError, Shown, install_hint, progress
 from ..data.decode import MAX_PIXELS, SUFFIXES, as_image, name_item, open_image
 from ..data.draw import BOX_COLORS, shorten
 from .detection import BoxLearner, image_detector
@@ -105,12 +105,21 @@ def drawing_paths(scenes:dict[Path, Path], folder:str|Path) -> dict[Path, Path]:
     return out
 
 # %% ../../nbs/learn/75_box_predict.ipynb #da6062cf
-@dataclass
-class BoxPrediction:
+@dataclass(repr=False)
+class BoxPrediction(Shown):
     "What was found in an image or a frame, best first; or why there is nothing"
     path:str
     found:dict[str, np.ndarray]|None # boxes (n, 4), scores (n,), labels (n,)
     error:str|None=None
+    classes:Sequence[str]=()
+    def shown(self) -> dict[str, str]:
+        "The surest boxes"
+        if self.error: return dict(error=self.error)
+        f = {k: v[:8] for k,v in self.found.items()}
+        names = [self.classes[k] if self.classes else f'class {k}' for k in f['labels']]
+        return {f'{n}. {c}': f"{s:.2f} at {', '.join(f'{v:.0f}' for v in b)}"
+                for n,(c,s,b) in enumerate(zip(names, f['scores'], f['boxes']), 1)} | {
+                'boxes': str(len(self.found['scores'])), 'of': self.path}
 
 # %% ../../nbs/learn/75_box_predict.ipynb #1fc99f78
 def check_request(threshold:float, bs:int, slice:int=0) -> None:
@@ -201,7 +210,7 @@ def predict_boxes(
             for f in batch:
                 if isinstance(f.image, str): yield BoxPrediction(f.name, None, f.image); continue
                 drawer.put(f, seen := next(found))
-                yield BoxPrediction(f.name, seen)
+                yield BoxPrediction(f.name, seen, classes=classes)
         drawer.close()
     finally: drawer.abandon()
 
