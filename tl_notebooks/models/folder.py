@@ -25,10 +25,11 @@ import torch
 from torch import nn
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
-from ..core import InputError, did_you_mean, hash_file, hash_state, progress, read_json, umask
+from ..core import (InputError, Shown, did_you_mean, figure_text, hash_file, hash_state, progress, read_json,
+                               umask)
 from ..data.splits import LabelledData
 from ..learn.checkpoints import load_tensors
-from ..learn.box_predict import BoxPrediction, check_request, predict_boxes
+from ..learn.box_predict import BoxPrediction, check_request, is_video, predict_boxes
 from ..learn.detection import BoxNet, image_detector
 from ..frozen.openvino import CannotConvert
 from ..heads.features import RandomFeatures
@@ -222,16 +223,21 @@ def _head_rows(weights:Path) -> int:
         raise InputError(f"`{weights}` has no head of a classifier (tensor `head.1.bias`).") from None
 
 # %% ../../nbs/models/00_folder.ipynb #e2b43bf0
-@dataclass
-class Prediction:
+@dataclass(repr=False)
+class Prediction(Shown):
     "The classes' probabilities for one input, or the reason why there are none"
     path:str
     label:str|None
     probability:float|None
     probabilities:dict[str, float]
     error:str|None=None
+    def shown(self) -> dict[str, str]:
+        "The likeliest classes"
+        if self.error: return dict(error=self.error)
+        best = sorted(self.probabilities.items(), key=lambda p: -p[1])[:5]
+        return {c: f'{p:.3f}' for c,p in best} | {'of': self.path if len(self.path) < 100 else self.path[:99] + '…'}
 
-class Model:
+class Model(Shown):
     "A model folder, loaded: `classes`, `manifest` and `predict`"
     def __init__(self, folder:str|Path):
         self.manifest = m = read_manifest(folder)
@@ -251,6 +257,15 @@ class Model:
             self.net.engine = m['preprocessing'].get('engine', 'torch')
             self.net.micro_batch = self.task.micro_batch() or self.net.micro_batch
         self.net.eval().to(self.device)
+
+    def shown(self) -> dict[str, str]:
+        "What the manifest says first"
+        m, names = self.manifest, ', '.join(self.classes[:6]) + ', …'*(len(self.classes) > 6)
+        figures = {k: figure_text(v) for k,v in [*m['metrics'].items()][:1] if isinstance(v, dict)}
+        size = f", {m['preprocessing']['size']} px" if 'size' in m['preprocessing'] else ''
+        return {'folder': str(m['folder']), 'task': m['task'].replace('_', ' '),
+                'backbone': f"{m['backbone'].get('name') or m['backbone'].get('model')}{size}",
+                f'{len(self.classes)} classes': names} | figures
 
 # %% ../../nbs/models/00_folder.ipynb #953c99aa
 def take_feature_map(net:TransferNet, state:dict, folder:Path) -> None:
@@ -402,13 +417,21 @@ def find(self:Model, inputs:Iterable[str|Path], text_column:str='') -> list|dict
 @patch
 def predict(
     self:Model,
-    inputs:Iterable, # Paths of images; texts, or (name, text) pairs; for a detector paths of images and videos
+    inputs,          # One input, or many: texts (`str`; a file's is its `Path`); images (`as_image`); videos
     bs:int=32,       # Inputs at a time
     threshold:float|None=None, # Detectors: least score; `None`: the one chosen with the model
     slice:int=0,     # Detectors: side of the parts that large images are looked at in too; 0: only as a whole
     **boxes,         # Detectors: `drawings` and `tell` of `predict_boxes`
-) -> Iterator[Prediction|BoxPrediction]:
-    "A prediction per input (and frame), in order, with a bar on stderr; unreadable files give one with `error`"
+) -> Prediction|BoxPrediction|list|Iterator:
+    """One prediction for one input; a list of them for a list, in order; an iterator for what else can be iterated, and
+    for a video's frames. Of many, those that cannot be read have an `error`; one alone is an `InputError`"""
+    if self.task.alone(inputs) and (self.task.classifies or not is_video(inputs)):
+        (one,) = self.predict(iter([inputs]), bs, threshold, slice, **boxes)
+        if one.error: raise InputError(one.error)
+        return one
+    if isinstance(inputs, (list, tuple, np.ndarray, torch.Tensor)):
+        return [*self.predict(iter(inputs), bs, threshold, slice, **boxes)]
+    inputs = map(self.task.given, [inputs] if self.task.alone(inputs) else inputs)
     if self.task.classifies:
         if given := [*['threshold']*(threshold is not None), *['slice']*bool(slice), *boxes]:
             raise InputError(f"`{given[0]}` is about boxes, and `{self.manifest['folder']}` gives one answer for each "
@@ -419,7 +442,7 @@ def predict(
     check_request(threshold, bs, slice)
     look = image_detector(self.net, score=threshold, **self.task.reading)
     sliced = (lambda images: [predict_sliced(look, im, slice) for im in images]) if slice else look
-    return predict_boxes(sliced, [*map(Path, inputs)], self.classes, threshold, bs, max_pixels=self.task.max_pixels,
+    return predict_boxes(sliced, inputs, self.classes, threshold, bs, max_pixels=self.task.max_pixels,
                          depth=self.task.depth, **boxes)
 
 @patch
