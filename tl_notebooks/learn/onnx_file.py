@@ -377,7 +377,7 @@ def _as_head(part:Part) -> nn.Sequential:
                 t.copy_(torch.from_numpy(part.norm[k].copy()))
     return holder.head.eval()
 
-# %% ../../nbs/learn/33_onnx_file.ipynb #4104956b
+# %% ../../nbs/learn/33_onnx_file.ipynb #311d6048
 def file_with(body:OnnxBody, head:nn.Module) -> bytes:
     "The file of `body` with `head` in the place of its own head"
     new = [*getattr(head, 'parts', [head])]
@@ -399,7 +399,7 @@ def _with_parts(model, body:OnnxBody, parts:Sequence) -> bytes: # numbers: of pa
     own, graph = find_onnx_head(model, body.where, body.head.features), model.graph
     last = max(i for i,n in enumerate(graph.node) if any(n is m for p in own.parts for m in p.nodes)) + 1
     if own.joined: graph.node.remove(own.joined[0])
-    taken, names, added = {o for n in graph.node for o in n.output}, [], []
+    taken, names, added = {i for n in graph.node for i in [*n.input, *n.output]}, [], []
     for p in parts:
         if isinstance(p, int):
             node = own.parts[p].nodes[-1]
@@ -418,15 +418,16 @@ def _with_parts(model, body:OnnxBody, parts:Sequence) -> bytes: # numbers: of pa
     _resize(next(o for o in graph.output if o.name == own.output), sum(_rows(own, p) for p in parts))
     return model.SerializeToString(deterministic=True)
 
-# %% ../../nbs/learn/33_onnx_file.ipynb #143dd311
+# %% ../../nbs/learn/33_onnx_file.ipynb #8a7c33f0
 def _rows(own:OnnxHead, part) -> int:
     return len(own.parts[part].bias) if isinstance(part, int) else part[-1].out_features
 
 def _free(name:str, taken:set[str]) -> str:
-    "A name that no tensor has yet"
-    k = next(k for k in range(len(taken) + 1) if f'tl_notebooks.{name}.{k}' not in taken)
-    taken.add(f'tl_notebooks.{name}.{k}')
-    return f'tl_notebooks.{name}.{k}'
+    "A name that no tensor has yet, nor one of its parts"
+    ways = (f'tl_notebooks.{name}.{k}' for k in range(len(taken) + 1))
+    found = next(w for w in ways if not any(t == w or t.startswith(f'{w}.') for t in taken))
+    taken.add(found)
+    return found
 
 def _part_nodes(head:nn.Sequential, features:str, taken:set[str]) -> tuple[list, list]:
     "A head as a normalisation and a linear map: nodes and numbers"
