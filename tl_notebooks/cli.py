@@ -203,7 +203,8 @@ def cmd_adopt(args) -> int:
                      data=args.data or '',
                      items=args.items or '', mean=args.mean, std=args.std, size=args.size or 0,
                      resize=args.resize or '',
-                     scale=args.scale or 0, interpolation=args.interpolation or '', order=args.order or '')
+                     scale=args.scale or 0, interpolation=args.interpolation or '', order=args.order or '',
+                     tokenizer=args.tokenizer or '')
     except NotTheSame as e: say(e); return 1
     for line in done.lines(): say(line)
     print(done.folder)
@@ -211,7 +212,7 @@ def cmd_adopt(args) -> int:
 
 def _add_adopt(sub) -> None:
     adopt = sub.add_parser('adopt', help='take in a model that was trained elsewhere: timm, torchvision, transformers, '
-                                         'fastai, sentence-transformers')
+                                         'fastai, sentence-transformers, ONNX')
     adopt.add_argument('source', metavar='SOURCE',
                        help='a file of weights, the folder of a model, or its name on the hub')
     for name,metavar,what in (('arch', 'NAME', 'architecture of a file of weights: timm/NAME or torchvision/NAME'),
@@ -225,6 +226,7 @@ def _add_adopt(sub) -> None:
                               ('resize', 'HOW', 'how images become square: short, squish, crop or pad'),
                               ('interpolation', 'NAME', 'bicubic, bilinear_exact, …'),
                               ('order', 'NAME', 'of the colours: rgb or bgr'),
+                              ('tokenizer', 'FILE', 'tokenizer.json of an ONNX model for texts (default: beside it)'),
                               ('out', 'DIR', 'the new model folder (default: below outputs/adopt)')):
         adopt.add_argument(f'--{name}', metavar=metavar, help=what)
     for name,what in (('size', 'side of the square that the network gets'),
