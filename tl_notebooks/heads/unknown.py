@@ -98,7 +98,7 @@ def conformal_p(
     held = np.sort(np.asarray(held, float))
     return (1 + len(held) - np.searchsorted(held, np.asarray(scores, float), 'left'))/(len(held) + 1)
 
-# %% ../../nbs/heads/40_unknown.ipynb #88d857eb
+# %% ../../nbs/heads/40_unknown.ipynb #fb87d0ca
 class Unknown:
     """Scores of items by features, and p-values for "this is of a known class".
 
@@ -117,7 +117,8 @@ class Unknown:
         self.rows = self.whiten(x)
         cos = self.whiten(held) @ self.rows.T
         for i,h in enumerate(held): cos[i, at.get(h.tobytes(), [])] = -1
-        self.held = np.sort(1 - _nearest(cos))
+        self.held_in_order = 1 - _nearest(cos) # as `held` has them
+        self.held = np.sort(self.held_in_order)
 
     def scores(self, x) -> np.ndarray:
         "(n,) of features (n, d), from 0 to 2"

@@ -10,8 +10,8 @@ import numpy as np
 from sklearn.cluster import HDBSCAN
 from sklearn.decomposition import PCA
 
-# %% ../../nbs/judge/55_groups.ipynb #2ee1adab
-LEAST, DIMS = 5, 20 # items of a group; dimensions in which groups are looked for
+# %% ../../nbs/judge/55_groups.ipynb #aeafdf69
+LEAST, DIMS = 5, 5 # items of a group; dimensions in which groups are looked for
 
 def find_groups(
     z,    # (n, d) features of unknown items, of length 1, see `Whitening`
@@ -25,8 +25,9 @@ def find_groups(
     label = HDBSCAN(least, min_samples=min(3, least), allow_single_cluster=True, copy=True).fit_predict(low)
     out = []
     for at in (np.flatnonzero(label == c) for c in range(label.max() + 1)):
-        cos = np.sort(z[at] @ z[at].T, axis=1)
-        at = at[cos[:, -min(4, len(at)):-1].mean(1) > near[at]] # to the nearest three others
+        cos = np.where(np.arange(len(z))[:,None] == at, -1, z @ z[at].T) # items of no group may belong here too
+        alike = np.sort(cos, axis=1)[:,-3:].mean(1) > near
+        at = np.flatnonzero(alike & ((label == label[at[0]]) | (label < 0)))
         if len(at) >= least: out.append(at[np.argsort(-(z[at] @ z[at].mean(0)), kind='stable')])
     return sorted(out, key=len, reverse=True)
 
