@@ -101,10 +101,13 @@ def cmd_predict(args) -> int:
                              f"none.")
     if args.max_pixels: model.task.options(dict(max_pixels=args.max_pixels))
     inputs = model.find(args.input, args.text_column or '')
-    rows, start = _Rows(args.format, ['path', 'label', 'probability', *model.classes]), time.perf_counter()
-    for p in model.predict(iter(inputs), args.bs):
+    more = dict(p_known=args.unknown, classes=args.coverage)
+    more = {k: lambda p, k=k: f'{v:.6f}' if isinstance(v := getattr(p, k), float) else '|'.join(v)
+            for k,asked in more.items() if asked is not None}
+    rows, start = _Rows(args.format, ['path', 'label', 'probability', *model.classes, *more]), time.perf_counter()
+    for p in model.predict(iter(inputs), args.bs, unknown=args.unknown, coverage=args.coverage):
         figures = [p.label, '' if p.error else f'{p.probability:.6f}', *(f'{v:.6f}' for v in p.probabilities.values())]
-        rows.add(p, [[p.path, *figures]])
+        rows.add(p, [[p.path, *figures, *(show(p) for show in more.values() if not p.error)]])
     took, n = time.perf_counter() - start, len(inputs)
     if n > 1: print(f"tl predict: {n:,} {model.task.what} in {took:.1f} s, {n/took:.0f} a second", file=sys.stderr)
     return rows.end(n, [vars(p) for p in rows.done])
@@ -145,6 +148,8 @@ def _predict_boxes(args, model) -> int:
     from tl_notebooks.learn.box_predict import COLUMNS, box_rows, coco_results, drawing_paths
     def say(text): print(f'tl predict: {text}', file=sys.stderr)
     if args.max_pixels: model.task.options(dict(max_pixels=args.max_pixels))
+    for name in ('unknown', 'coverage'):
+        if getattr(args, name) is not None: model._answers_once(f'--{name}')
     scenes, failed, rows, results, read = model.find(args.input, args.text_column or ''), {}, [], [], 0
     drawings = drawing_paths(scenes, args.draw) if args.draw else None
     found = model.predict(scenes, args.bs, args.threshold, slice=args.slice or 0, drawings=drawings, tell=say)
@@ -500,6 +505,11 @@ def _add_predict(sub) -> None:
     predict.add_argument('--slice', type=int, metavar='N',
                          help='detectors: look at large images in parts of so many pixels too, for small and '
                               'distant objects')
+    for name,metavar,what in (('unknown', 'RATE', 'the answer is unknown where an item of a known class would yield as '
+                                                  'much in at most this share of cases, such as 0.05'),
+                              ('coverage', 'C', 'also a set of classes, in which the true one is in this share of '
+                                                'cases, such as 0.9')):
+        predict.add_argument(f'--{name}', type=float, metavar=metavar, help=what)
     predict.set_defaults(func=cmd_predict)
 
 # %% ../nbs/90_cli.ipynb #a11fd0c3

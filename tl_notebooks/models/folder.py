@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'WEIGHTS', 'FILES', 'MANIFEST', 'BACKBONE', 'SPECIAL', 'FEW', 'write_manifest', 'save_model',
-           'read_manifest', 'Prediction', 'Model', 'take_feature_map', 'ahead', 'memory_of', 'free_folder']
+           'read_manifest', 'Prediction', 'Model', 'take_feature_map', 'ahead', 'Observed', 'OpenPrediction',
+           'memory_of', 'free_folder']
 
 # %% ../../nbs/models/00_folder.ipynb #d84f121d
 import copy
@@ -36,6 +37,7 @@ from ..heads.features import RandomFeatures
 from ..learn.learner import GrownHead, TransferLearner
 from ..learn.network import TransferNet
 from ..heads.statistics import ClassStatistics, statistics_from, statistics_state
+from ..heads.unknown import HeldOut, Unknown, class_sets, held_out_from, held_out_state
 from ..data.learned import Learned, learned_from, learned_items, learned_state, looks_of
 from ..learn.machine import code_version, environment, new_run_id, tell_choice
 from ..learn.onnx_file import OnnxBody, file_with
@@ -49,7 +51,8 @@ from ..learn.text import name_texts
 SCHEMA = 'tl_notebooks/model/1'
 WEIGHTS = ('weights.safetensors', 'model.onnx') # a folder has one of them
 FILES = (*WEIGHTS, 'statistics.safetensors', 'config.json', 'tokenizer.json', 'tokenizer_config.json',
-         'certificate.json', 'certificate.html', 'memory.safetensors', 'learned.safetensors')
+         'certificate.json', 'certificate.html', 'memory.safetensors', 'learned.safetensors',
+         'heldout.safetensors')
 MANIFEST = dict(schema=str, task=str, classes=list, backbone=dict, preprocessing=dict, metrics=dict, data=dict,
                 versions=dict, weights_sha256=str, files=dict, sha256=str)
 
@@ -106,6 +109,7 @@ def save_model(
     memory:Exemplars|None=None, # Items that stay with the model
     learned:Learned|LabelledData|None=None, # What it and its ancestors learned from
     adopted:dict|None=None,   # Where it came from and how that was checked, if it was trained elsewhere
+    held:HeldOut|None=None,   # What it says of items that it has not learned from
 ) -> Path:
     "Write a model folder, whole or not at all"
     folder = Path(folder)
@@ -117,6 +121,7 @@ def save_model(
         else: save_file(state, tmp/'weights.safetensors')
         if tok is not None: _save_text_parts(tmp, net, tok)
         _save_items(tmp, statistics, memory, learned, classes)
+        if held is not None: save_file(held_out_state(held), tmp/'heldout.safetensors')
         for name,text in (_config(net) | (extra or {})).items(): (tmp/name).write_text(text, encoding='utf-8')
         files = {p.name: dict(sha256=hash_file(p), bytes=p.stat().st_size) for p in sorted(tmp.iterdir())}
         write_manifest(tmp, dict(
@@ -394,6 +399,23 @@ def statistics(self:Model) -> ClassStatistics|None:
     return statistics_from(load_file(path)) if 'statistics.safetensors' in self.manifest['files'] else None
 
 @patch
+def held_out(self:Model) -> HeldOut|None:
+    "What it says of items that it has not learned from, if the folder has it"
+    if 'heldout.safetensors' not in self.manifest['files']: return None
+    return held_out_from(load_file(self.manifest['folder']/'heldout.safetensors'), len(self.classes),
+                         self.net.n_features)
+
+@patch
+def unknown(self:Model) -> Unknown|None:
+    "What says whether an item is like what it learned, made at the first call; None where the folder has no features"
+    if not hasattr(self, 'judge_unknown'):
+        s, held = self.statistics(), self.held_out()
+        rows = [] if s is None else [r for r in s.rows if len(r)]
+        if not rows and held is not None: rows = [r for c in range(len(self.classes)) if len(r := held.features[held.y == c])]
+        self.judge_unknown = Unknown(rows, held and held.features) if rows else None
+    return self.judge_unknown
+
+@patch
 def word_features(self:Model, names:Sequence[str]) -> np.ndarray|None:
     "(classes, n_features) features of what classes are called, for a text model; None where a name has no letters"
     texts = name_texts(names)
@@ -438,23 +460,28 @@ def predict(
     bs:int=32,       # Inputs at a time
     threshold:float|None=None, # Detectors: least score; `None`: the one chosen with the model
     slice:int=0,     # Detectors: side of the parts that large images are looked at in too; 0: only as a whole
+    unknown:float|None=None, # Label `unknown` what an item of a known class would yield in so large a share of cases
+    coverage:float|None=None, # Also the classes among which the true one is in so large a share of cases
     **boxes,         # Detectors: `drawings` and `tell` of `predict_boxes`
 ) -> Prediction|BoxPrediction|list|Iterator:
     """One prediction for one input; a list of them for a list, in order; an iterator for what else can be iterated, and
     for a video's frames. Of many, those that cannot be read have an `error`; one alone is an `InputError`"""
     if self.task.alone(inputs) and (self.task.classifies or not is_video(inputs)):
-        (one,) = self.predict(iter([inputs]), bs, threshold, slice, **boxes)
+        (one,) = self.predict(iter([inputs]), bs, threshold, slice, unknown, coverage, **boxes)
         if one.error: raise InputError(one.error)
         return one
     if isinstance(inputs, (list, tuple, np.ndarray, torch.Tensor)):
-        return [*self.predict(iter(inputs), bs, threshold, slice, **boxes)]
+        return [*self.predict(iter(inputs), bs, threshold, slice, unknown, coverage, **boxes)]
     inputs = map(self.task.given, [inputs] if self.task.alone(inputs) else inputs)
     if self.task.classifies:
         if given := [*['threshold']*(threshold is not None), *['slice']*bool(slice), *boxes]:
             raise InputError(f"`{given[0]}` is about boxes, and `{self.manifest['folder']}` gives one answer for each "
                              f"input. "
                              "Accepted: none.")
-        return self._predict_each(inputs, bs)
+        if unknown is None and coverage is None: return self._predict_each(inputs, bs)
+        return self._predict_open(inputs, bs, unknown, coverage)
+    for name,v in dict(unknown=unknown, coverage=coverage).items():
+        if v is not None: self._answers_once(name)
     if threshold is None: threshold = (self.manifest.get('head') or {}).get('threshold', .3)
     check_request(threshold, bs, slice)
     look = image_detector(self.net, score=threshold, **self.task.reading)
@@ -475,6 +502,83 @@ def _one(self:Model, path:str, p) -> Prediction:
     if isinstance(p, str): return Prediction(path, None, None, {}, p)
     best = int(p.argmax())
     return Prediction(path, self.classes[best], float(p[best]), dict(zip(self.classes, map(float, p))))
+
+# %% ../../nbs/models/00_folder.ipynb #6bb35dfc
+@dataclass
+class Observed:
+    "A batch: inputs with why some could not be read ('': it was), features (n, d) and logits (n, k) of the others"
+    inputs:list
+    errors:list[str]
+    features:np.ndarray
+    logits:np.ndarray
+
+@patch
+def observe(self:Model, inputs:Iterable, bs:int=32, desc:str='watching') -> Iterator[Observed]:
+    "Features and logits of inputs by the batch, as `predict` takes them; what cannot be read is named"
+    self._answers_once('observe')
+    features = self._features(len(inputs := list(inputs)))
+    for part,read,good in self.read_batches(inputs, bs, desc):
+        errors = [r if isinstance(r, str) else '' for r in read]
+        if good is None:
+            yield Observed(part, errors, *(np.zeros((0, k)) for k in (self.net.n_features, len(self.classes)))); continue
+        with torch.inference_mode():
+            x = features(self.task.normal(good))
+            yield Observed(part, errors, x.float().cpu().numpy(), self.net.head(x).float().cpu().numpy())
+
+# %% ../../nbs/models/00_folder.ipynb #9e01f921
+@dataclass
+class OpenPrediction(Prediction):
+    """A prediction that may be `unknown`, or of several classes.
+
+    p_known : share of known items that are at least as strange, None where nobody asked;
+    classes : a set that holds the true class in the share of cases that was asked for, None where nobody asked
+    """
+    p_known:float|None=None
+    classes:list[str]|None=None
+
+@patch
+def need_unknown(self:Model, rate:float) -> Unknown:
+    "What tells unknown items, for a rate that it can tell; an `InputError` says what is missing, and how to get it"
+    where = self.manifest['folder']
+    if not 0 < rate < 1: raise InputError(f"`unknown` is {rate:g}; accepted: a rate above 0 and below 1.")
+    if (judge := self.unknown()) is None:
+        raise InputError(f"`{where}` holds no features of what it learned, so nobody can tell what is unknown to it. "
+                         f"Accepted: a model that was trained here, or adopted with old items (`tl adopt … --data "
+                         f"OLD`).")
+    if rate*(len(judge.held) + 1) < 1:
+        raise InputError(f"`unknown` is {rate:g}, and `{where}` has {len(judge.held)} items to judge by; accepted: "
+                         f"{1/(len(judge.held) + 1):.2g} or more.")
+    return judge
+
+@patch
+def need_held_out(self:Model, what:str) -> HeldOut:
+    "What the model says of items that it has not learned from; an `InputError` where the folder has none"
+    if (held := self.held_out()) is None:
+        raise InputError(f"`{what}` wants items that the model has not learned from, and `{self.manifest['folder']}` "
+                         f"keeps none (heldout.safetensors). Accepted: a model that was trained here by this version, "
+                         f"with validation items; or one adopted with old items (`tl adopt … --data OLD`).")
+    return held
+
+@patch
+def _predict_open(self:Model, inputs:Iterable, bs:int, unknown:float|None, coverage:float|None) -> Iterator:
+    judge = None if unknown is None else self.need_unknown(unknown)
+    held = None if coverage is None else self.need_held_out('coverage')
+    if held is not None: class_sets(held, held.logits[:1], coverage) # refused now, not after the first batch
+    return self._open_each(inputs, bs, unknown, judge, coverage, held)
+
+@patch
+def _open_each(self:Model, inputs:Iterable, bs:int, unknown, judge, coverage, held) -> Iterator[OpenPrediction]:
+    for b in self.observe(inputs, bs, 'predicting'):
+        p = judge.p_values(b.features) if judge and len(b.features) else [None]*len(b.features)
+        sets = class_sets(held, b.logits, coverage) if held is not None and len(b.logits) else [None]*len(b.logits)
+        rows = zip(torch.from_numpy(b.logits).softmax(1), p, sets)
+        for item,error in zip(b.inputs, b.errors):
+            if error: yield OpenPrediction(self.task.name_of(item), None, None, {}, error); continue
+            probs, known, some = next(rows)
+            said = vars(self._one(self.task.name_of(item), probs))
+            if known is not None and known <= unknown: said['label'] = 'unknown'
+            yield OpenPrediction(**said, p_known=None if known is None else float(known),
+                                 classes=None if some is None else [c for c,s in zip(self.classes, some) if s])
 
 # %% ../../nbs/models/00_folder.ipynb #14254a05
 @patch
