@@ -6,7 +6,7 @@
 __all__ = ['BEST', 'graph_size', 'OnnxBody', 'MapHead', 'MapsNet', 'stride_of', 'inside', 'read_detector', 'maps_net',
            'copy_rows', 'detector_info', 'choose_detector', 'box_learner', 'box_net']
 
-# %% ../../nbs/learn/69_onnx_detector.ipynb #f4f9d35d
+# %% ../../nbs/learn/69_onnx_detector.ipynb #d5b74946
 import functools
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from ..core import InputError, hash_file
 from ..frozen.openvino import CannotConvert, compile_graph, load_openvino
 from .backbones import find_entry, sources
 from .declarations import Declaration, Places, find_declaration, join_scores, pick_boxes, read_boxes_of
-from .detection import BoxLearner, BoxNet, DenseNet, PyramidCut, detection_learner
+from .detection import ARCHS, BoxLearner, BoxNet, DenseNet, PyramidCut, detection_learner
 from .detection import box_net as own_box_net
 from .kinds import COCO, match_kinds
 from .map_loss import map_loss
@@ -349,7 +349,7 @@ def detector_info(path:str|Path, net:MapsNet, size:int) -> dict:
                 weights_sha256=hash_file(path), n_features=net.n_features, made=net.made, channels=96, convs=0,
                 mean=net.mean.flatten().tolist(), std=net.std.flatten().tolist(), size=size)
 
-# %% ../../nbs/learn/69_onnx_detector.ipynb #82ec2dcd
+# %% ../../nbs/learn/69_onnx_detector.ipynb #4b40e11d
 BEST = ('rtdetr_v2_r18', 'dfine_small', 'fcos_resnet50_fpn', 'retinanet_resnet50_fpn')
 
 def choose_detector(arch:str, weights:str|None) -> tuple[str, str]: # arch, why
@@ -366,12 +366,13 @@ def box_learner(data, arch:str='auto', backbone:str='efficientnet_lite0', weight
                 known:str='', kinds:Sequence[str]=(), **kwargs) -> BoxLearner:
     """A fastai `Learner` that finds the objects of `data`; `arch` also auto, or the family of the ONNX file `weights`.
 
-    size : side of the square, pixels; 0: what the detector was made for, or 416
+    size : side of the square, pixels; 0: what an ONNX file was made for, 416 for other whole detectors, else 256
     known, kinds : of an ONNX file, see `match_kinds` and `read_detector`;  others : see `detection_learner`
     """
     arch, why = choose_detector(arch, weights)
     if not str(weights or '').endswith('.onnx'):
-        learn = detection_learner(data, arch, backbone, weights, size or 416, **kwargs)
+        usual = 256 if arch in ARCHS else 416
+        learn = detection_learner(data, arch, backbone, weights, size or usual, **kwargs)
         learn.chosen, learn.match = (arch, why), {}
         return learn
     begin_learner('fp32', kwargs.get('seed', 0))
