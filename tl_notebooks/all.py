@@ -11,7 +11,7 @@ from .data.images import read_images
 from .data.texts import read_texts
 from .expand.door import expand
 from .judge import evaluate as _evaluate # noqa: F401  gives learners `evaluate`
-from .learn.detection import box_learner
+from .learn.onnx_detector import box_learner
 from .learn.stages import Stage
 from .learn.text import text_learner
 from .learn.vision import image_learner

@@ -24,7 +24,7 @@ from ..data.listing import list_inputs
 from ..data.splits import LabelledData
 from ..data.texts import Unread, list_texts, read_text, read_texts
 from .box_predict import VIDEOS
-from .detection import box_net
+from .onnx_detector import box_net
 from .framework import build_net
 from .learner import TransferLearner
 from .network import micro_batch_for
@@ -224,6 +224,7 @@ class BoxTask(ImageTask):
     name, what = 'boxes', 'images or videos'
     preprocessing = ('size', 'mean', 'std', 'resize', 'precision', 'arch', 'channels', 'convs')
     read, suffixes, classifies = staticmethod(read_boxes), SUFFIXES | VIDEOS, False
+    may_hold = (*ImageTask.may_hold, 'made') # of detectors that are ONNX files
     interpolation, depth = 'bilinear', 16 # detectors of before; by the high byte
 
     def net(self) -> nn.Module:
