@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_ITEMS', 'ROUNDING', 'LEVELS', 'read_classes', 'check_classes', 'made_images', 'made_texts', 'read_items',
-           'preparation', 'prepared_apart', 'NotTheSame', 'Adopted', 'adopt']
+           'preparation', 'prepared_apart', 'NotTheSame', 'Adopted', 'adopt', 'check_preparation']
 
 # %% ../../nbs/models/20_adopt.ipynb #3e7f28d7
 import json
@@ -316,7 +316,7 @@ def _old_items(model:Model, data, columns:dict|None, report:dict) -> dict:
     counts = np.bincount(y, minlength=len(model.classes))
     report['old_items'] = dict(n=len(y), right=int(right.sum()), per_class=dict(zip(model.classes, map(int, counts))),
                                fingerprint=d.fingerprint)
-    checked = _check_preparation(model, items, y)
+    checked = check_preparation(model, items, y)
     report['notes'] = [f"old items: the model is right on {right.sum()} of {len(y)}",
                        *(checked.lines() if checked else [])]
     if checked: report['preparation_checked'] = checked.as_json()
@@ -324,7 +324,7 @@ def _old_items(model:Model, data, columns:dict|None, report:dict) -> dict:
     return dict(statistics=statistics_state(s), data=dict(fingerprint=d.fingerprint, counts=d.counts()),
                 learned=Learned.of(looks_of(items)) + Learned(complete=False))
 
-def _check_preparation(model:Model, items:Sequence, y:np.ndarray):
+def check_preparation(model:Model, items:Sequence, y:np.ndarray):
     "What another preparation would do on labelled items; see `variants`"
     if model.task.column == 'text':
         return check_texts(model.net, model.task.reader, lambda ids: model.task.batch([*ids]),
