@@ -677,7 +677,8 @@ def models_table() -> list[dict]:
 # %% ../../nbs/learn/05_backbones.ipynb #105cc110
 def other_models() -> list[str]:
     "What `find_entry` accepts of timm and torchvision beyond the catalogue and has published weights, as LIBRARY/NAME"
-    import timm, torchvision
+    import timm
+    import torchvision
     known = {e.model.partition('.')[0] for e in catalogue().values()}
     vision = {*torchvision.models.list_models(module=torchvision.models)}
     return [*(f'timm/{n}' for n in dict.fromkeys(n.partition('.')[0] for n in timm.list_models(pretrained=True))
