@@ -5,8 +5,10 @@
 """
 import argparse
 import ast
+import base64
 import configparser
 import hashlib
+import io
 import json
 import os
 import re
@@ -308,8 +310,40 @@ def read_page(source:str):
     path = Path(source).relative_to('nbs')
     nb = executed(path.stem) if path.parent.name == 'usecases' and path.stem in EXECUTED else nbformat.read(
             ROOT/'_proc'/path, 4)
+    plot = lead(nb)
     nb.cells = [a for c in nb.cells for a in adapt(c)]
+    nb.cells[1:1] = plot
+    describe_images(nb)
     return nb
+
+
+def lead(nb) -> list:
+    "The plot of the cell tagged `story`, for the top of the page, without the code"
+    for c in nb.cells:
+        shown = [o for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]
+        if 'story' in c.metadata.get('tags', []) and shown:
+            return [nbformat.v4.new_code_cell('…', outputs=shown[:1], metadata=dict(tags=['remove-input']))]
+    return []
+
+
+def describe_images(nb) -> None:
+    "Alternative texts for the plots: what the figure's file or its output says, or else the sentence that led to it"
+    prose = ''
+    for c in nb.cells:
+        if c.cell_type == 'markdown':
+            found = [l for l in c.source.splitlines() if l and l[0] not in '#|`-']
+            prose = found[0] if found else prose
+        for o in c.get('outputs', []):
+            if 'image/png' not in o.get('data', {}): continue
+            said = o.metadata.get('image/png', {}).get('alt') or f'Plot. {prose}'
+            alt = re.sub(r'[*`]|\]\([^)]*\)|\[', '', text_of_png(o.data['image/png']) or said)
+            c.metadata.setdefault('mystnb', {})['image'] = dict(alt=alt[:400])
+
+
+def text_of_png(data:str) -> str:
+    "What a figure of a run says of itself in its file, or ''"
+    from PIL import Image
+    return Image.open(io.BytesIO(base64.b64decode(data))).info.get('Description', '')
 
 
 def write_pages() -> set[str]:
