@@ -20,7 +20,7 @@ from scipy.special import softmax
 from torch import nn
 
 from . import evidence, plots
-from .pages import encode_png, render_page
+from .pages import describe_figure, encode_png, render_page
 from ..learn.network import TransferNet
 from ..core import InputError, Shown, figure_text
 from ..data.learned import count_reasons
@@ -194,7 +194,8 @@ def certificate_page(
                                                             highlight=[r for r in rows if r.endswith('before')])))
     if matrix is not None and matrix.sum():
         figures.append(('confusions', plots.plot_confusion(matrix, c['child']['classes'])))
-    return render_page('certificate.html', c=c, figures=[dict(name=n, data=encode_png(f)) for n,f in figures])
+    drawn = [dict(name=n, data=encode_png(f), alt=describe_figure(f)) for n,f in figures]
+    return render_page('certificate.html', c=c, figures=drawn)
 
 def _old_rows(c:dict) -> dict:
     "What a certificate knows class by class, before and after"

@@ -24,10 +24,11 @@ from ..data.listing import list_inputs
 from ..data.splits import LabelledData
 from ..data.texts import Unread, list_texts, read_text, read_texts
 from .box_predict import VIDEOS
-from .detection import box_net
+from .onnx_detector import box_net
 from .framework import build_net
 from .learner import TransferLearner
 from .network import micro_batch_for
+from .onnx_file import load_onnx_net
 from .replay import content_of
 from .text import (PadTokens, TextLearner, TokenReader, load_tokenizer, net_from_config,
                                      sample_tokens, text_dls)
@@ -130,6 +131,7 @@ class ImageTask(Task):
                              f"{', '.join(INTERPOLATIONS)}.")
     def net(self) -> nn.Module:
         b = self.manifest['backbone']
+        if b.get('library') == 'onnx': return load_onnx_net(self.manifest)
         if 'at' in b: return build_net(b, self.pre, self.manifest['folder'], len(self.manifest['classes']))
         prefix = {'timm': 'timm/', 'torchvision': 'torchvision/'}.get(b.get('library'), '')
         return image_net(prefix + b['model'], len(self.manifest['classes']), 'random', self.pre['size'],
@@ -192,6 +194,7 @@ class TextTask(Task):
         if 'at' in manifest['backbone']: self.learner = TransferLearner
     def net(self) -> nn.Module:
         b = self.manifest['backbone']
+        if b.get('library') == 'onnx': return load_onnx_net(self.manifest)
         if 'at' in b: return build_net(b, self.pre, self.manifest['folder'], len(self.manifest['classes']))
         return net_from_config(self.manifest['folder'], len(self.manifest['classes']), self.pre['layers'])
     def sample(self, net:nn.Module) -> torch.Tensor: return sample_tokens(2, net)
@@ -221,6 +224,7 @@ class BoxTask(ImageTask):
     name, what = 'boxes', 'images or videos'
     preprocessing = ('size', 'mean', 'std', 'resize', 'precision', 'arch', 'channels', 'convs')
     read, suffixes, classifies = staticmethod(read_boxes), SUFFIXES | VIDEOS, False
+    may_hold = (*ImageTask.may_hold, 'made') # of detectors that are ONNX files
     interpolation, depth = 'bilinear', 16 # detectors of before; by the high byte
 
     def net(self) -> nn.Module:
