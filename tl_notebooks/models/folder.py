@@ -209,8 +209,9 @@ def _check_fields(m:dict, path:Path) -> None:
         raise InputError(f"`{path}`: `task` is {m['task']!r}; this version reads {', '.join(TASKS)}.")
     if lack := [k for k in TASKS[m['task']].preprocessing if k not in m['preprocessing']]:
         raise InputError(f"`{path}`: `preprocessing` does not name {', '.join(lack)}.")
-    if sum(n in m['files'] for n in WEIGHTS) != 1 or ('model.onnx' in m['files']) != (m['backbone'].get('library') == 'onnx'):
-        raise InputError(f"`{path}`: `files` does not name weights.safetensors (or, for an ONNX model, model.onnx).")
+    want = WEIGHTS[m['backbone'].get('library') == 'onnx']
+    if [n for n in WEIGHTS if n in m['files']] != [want]:
+        raise InputError(f"`{path}`: `files` does not name {want} alone.")
 
 def _check_file(folder:Path, name:str, entry:dict, path:Path) -> None:
     file = folder/name
