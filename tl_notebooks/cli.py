@@ -186,7 +186,9 @@ def _columns(args) -> dict:
 # %% ../nbs/90_cli.ipynb #02eb1251
 def cmd_adopt(args) -> int:
     from tl_notebooks.models.adopt import NotTheSame, adopt
+    from tl_notebooks.models.adopt_detector import is_detector
     def say(text): print(f'tl adopt: {text}', file=sys.stderr)
+    if is_detector(args.source, args.arch or ''): return _adopt_detector(args, say)
     try:
         done = adopt(args.source, args.out or '', arch=args.arch or '', classes=args.classes or '',
                      data=args.data or '',
@@ -203,7 +205,8 @@ def _add_adopt(sub) -> None:
                                          'fastai, sentence-transformers')
     adopt.add_argument('source', metavar='SOURCE',
                        help='a file of weights, the folder of a model, or its name on the hub')
-    for name,metavar,what in (('arch', 'NAME', 'architecture of a file of weights: timm/NAME or torchvision/NAME'),
+    for name,metavar,what in (('arch', 'NAME', 'architecture of a file of weights: timm/NAME or torchvision/NAME; '
+                               'of a detector in an ONNX file nanodet, yolox, …'),
                               ('classes', 'FILE|a,b,c', 'names of its classes, in the order of its scores'),
                               ('data', 'OLD',
                                'items with labels that it learned from: statistics are taken, so that it can '
@@ -220,6 +223,19 @@ def _add_adopt(sub) -> None:
                       ('scale', 'side before the middle is cut out')):
         adopt.add_argument(f'--{name}', metavar='N', type=int, help=f'{what}, pixels')
     adopt.set_defaults(func=cmd_adopt)
+
+# %% ../nbs/90_cli.ipynb #5447ec02
+def _adopt_detector(args, say) -> int:
+    from tl_notebooks.models.adopt_detector import NotTheSame, adopt_detector
+    for name in ('data', 'items', 'resize', 'scale', 'interpolation'):
+        if getattr(args, name): raise InputError(f"--{name} is not for detectors in ONNX files; accepted: none.")
+    try:
+        done = adopt_detector(args.source, args.out or '', args.arch, args.classes or '', args.size or 0, args.mean,
+                              args.std, args.order or '')
+    except NotTheSame as e: say(e); return 1
+    for line in done.lines(): say(line)
+    print(done.folder)
+    return 0
 
 # %% ../nbs/90_cli.ipynb #92b04f93
 def cmd_expand(args) -> int:
