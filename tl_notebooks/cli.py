@@ -234,7 +234,9 @@ def _add_looks(sub) -> None:
 # %% ../nbs/90_cli.ipynb #02eb1251
 def cmd_adopt(args) -> int:
     from tl_notebooks.models.adopt import NotTheSame, adopt
+    from tl_notebooks.models.adopt_detector import is_detector
     def say(text): print(f'tl adopt: {text}', file=sys.stderr)
+    if is_detector(args.source, args.arch or ''): return _adopt_detector(args, say)
     try:
         done = adopt(args.source, args.out or '', arch=args.arch or '', classes=args.classes or '',
                      data=args.data or '',
@@ -252,7 +254,8 @@ def _add_adopt(sub) -> None:
                                          'fastai, sentence-transformers, ONNX')
     adopt.add_argument('source', metavar='SOURCE',
                        help='a file of weights, the folder of a model, or its name on the hub')
-    for name,metavar,what in (('arch', 'NAME', 'architecture of a file of weights: timm/NAME or torchvision/NAME'),
+    for name,metavar,what in (('arch', 'NAME', 'architecture of a file of weights: timm/NAME or torchvision/NAME; '
+                               'of a detector in an ONNX file nanodet, yolox, …'),
                               ('classes', 'FILE|a,b,c', 'names of its classes, in the order of its scores'),
                               ('data', 'OLD',
                                'items with labels that it learned from: statistics are taken, so that it can '
@@ -302,6 +305,19 @@ def _add_lab(sub) -> None:
     lab.add_argument('usecase', metavar='USECASE', nargs='?', help='one of them (default: all)')
     lab.add_argument('--no-browser', action='store_true', help='only say where it can be opened')
     lab.set_defaults(func=cmd_lab)
+
+# %% ../nbs/90_cli.ipynb #5447ec02
+def _adopt_detector(args, say) -> int:
+    from tl_notebooks.models.adopt_detector import NotTheSame, adopt_detector
+    for name in ('data', 'items', 'resize', 'scale', 'interpolation'):
+        if getattr(args, name): raise InputError(f"--{name} is not for detectors in ONNX files; accepted: none.")
+    try:
+        done = adopt_detector(args.source, args.out or '', args.arch, args.classes or '', args.size or 0, args.mean,
+                              args.std, args.order or '')
+    except NotTheSame as e: say(e); return 1
+    for line in done.lines(): say(line)
+    print(done.folder)
+    return 0
 
 # %% ../nbs/90_cli.ipynb #92b04f93
 def cmd_expand(args) -> int:
