@@ -11,6 +11,7 @@ from .data.images import read_images
 from .data.texts import read_texts
 from .expand.door import expand
 from .judge import evaluate as _evaluate # noqa: F401  gives learners `evaluate`
+from .judge.watch import watch
 from .learn.detection import box_learner
 from .learn.stages import Stage
 from .learn.text import text_learner
@@ -21,4 +22,4 @@ from .models.save import load_model
 # %% ../nbs/95_all.ipynb #d0d5efef
 __all__ = ['Stage', 'adopt', 'box_learner', 'expand', 'image_learner', 'load_model', 'read_boxes', 'read_images',
            'read_texts',
-           'text_learner']
+           'text_learner', 'watch']
