@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_labels', 'labelled_items']
 
-# %% ../../nbs/expand/45_labelled.ipynb #df8843a5
+# %% ../../nbs/expand/45_labelled.ipynb #3325e9fa
 import contextlib
 import csv
 import os
@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from ..core import InputError
-
 from ..learn.tasks import TASKS
 from ..models.folder import read_manifest
 

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['last_watch', 'sample_model', 'LimitPassed', 'finish_watch', 'check_limits']
 
-# %% ../../nbs/runs/38_watching.ipynb #08603c3b
+# %% ../../nbs/runs/38_watching.ipynb #f86ecdf9
 import contextlib
 from pathlib import Path
-import torch
 from ..core import InputError, read_json
 from ..data.images import read_images
 from ..data.samples import PARTS, make_parts
