@@ -12,6 +12,7 @@ from .data.texts import read_texts
 from .expand.door import expand
 from .judge.audit import audit
 from .judge import evaluate as _evaluate # noqa: F401  gives learners `evaluate`
+from .judge.watch import watch
 from .learn.onnx_detector import box_learner
 from .learn.stages import Stage
 from .learn.text import text_learner
@@ -22,4 +23,4 @@ from .models.save import load_model
 
 # %% ../nbs/95_all.ipynb #d0d5efef
 __all__ = ['Stage', 'adopt', 'audit', 'box_learner', 'expand', 'export', 'image_learner', 'load_model', 'read_boxes',
-           'read_images', 'read_texts', 'text_learner']
+           'read_images', 'read_texts', 'text_learner', 'watch']
