@@ -8,7 +8,7 @@ import pytest
 
 from conftest import ROOT
 
-GUIDES = [ROOT/'nbs'/'guides'/f'{n}.ipynb' for n in ('quickstart', 'predict', 'unknown', 'export')]
+GUIDES = [ROOT/'nbs'/'guides'/f'{n}.ipynb' for n in ('quickstart', 'predict', 'unknown', 'export', 'alarm')]
 ASSIGNED = re.compile(r'([A-Z]+)=\$\((tl .*)\)$')
 
 
