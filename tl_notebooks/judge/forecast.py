@@ -168,7 +168,7 @@ def _advice(f:Forecast) -> list[dict]:
                                    f"{c.n} labels"))
     return sorted(out, key=lambda a: -a['weight'])
 
-# %% ../../nbs/judge/76_forecast.ipynb #1dea3a42
+# %% ../../nbs/judge/76_forecast.ipynb #f743a700
 def _class_rows(seen:Seen, y:np.ndarray, right:np.ndarray, sizes:Sequence[int]) -> pd.DataFrame:
     "What twice the labels would bring to each class that has enough items to tell"
     out = []
@@ -210,9 +210,11 @@ def plot_forecast(f:Forecast) -> Figure:
     ax.fill_between(ahead, [i.low for i in found], [i.high for i in found], color=BLUE, alpha=.2, lw=0,
                     label='80 % of the laws that fit')
     ax.plot(ahead, [i.value for i in found], color=BLUE, lw=1.2)
-    ax.plot(f.sizes, [np.nanmean(f.right[:, i]) for i in range(len(f.sizes))], 'o', color=ORANGE, ms=5, label='measured')
+    ax.plot(f.sizes, [np.nanmean(f.right[:, i]) for i in range(len(f.sizes))], 'o', color=ORANGE, ms=5,
+            label='measured')
     ax.axvline(f.n, color=MUTED, lw=1, ls='--')
-    ax.annotate('labels there are', (f.n, ax.get_ylim()[0]), fontsize=8, color=MUTED, rotation=90, va='bottom', ha='right')
+    ax.annotate('labels there are', (f.n, ax.get_ylim()[0]), fontsize=8, color=MUTED, rotation=90, va='bottom',
+                ha='right')
     if f.reach: ax.axhline(f.reach, color=MUTED, lw=1, ls=':')
     ax.set(xscale='log', xlabel='labels', ylabel='share right'); ax.grid(color=GRID)
     ax.legend(frameon=False, fontsize=9, loc='lower right')

@@ -26,7 +26,7 @@ from ..learn.precision import measure, passes_of
 from ..learn.text import sample_tokens
 from ..learn.vision import FEATURES, noise_images
 
-# %% ../../nbs/judge/78_rank.ipynb #3550d7ca
+# %% ../../nbs/judge/78_rank.ipynb #ed141d0a
 _FORM = re.compile(r'(?P<name>[^@:=]+)(@(?P<size>\d+))?(:(?P<features>\w+))?(?P<random>=random)?')
 
 def candidate(text:str, kind:str) -> dict: # name, backbone, and what `see` takes beside it
@@ -38,7 +38,8 @@ def candidate(text:str, kind:str) -> dict: # name, backbone, and what `see` take
     entry = find_entry(m['name'])
     if entry.task != kind: raise InputError(f"backbone {m['name']!r} is for {entry.task}; accepted: one for {kind}.")
     if (m['size'] or m['features']) and kind == 'text':
-        raise InputError(f"backbone {text!r}: size and features are of images; accepted for texts: NAME or NAME=random.")
+        raise InputError(f"backbone {text!r}: size and features are of images; accepted for texts: NAME or "
+                         f"NAME=random.")
     if m['features'] and m['features'] not in FEATURES:
         raise InputError(f"backbone {text!r}: {did_you_mean(m['features'], FEATURES)}")
     out = dict(size=int(m['size']) if m['size'] else None, features=m['features'],
@@ -74,7 +75,7 @@ def log_evidence(x:np.ndarray, y:np.ndarray, n_classes:int, steps:int=11) -> flo
         out.append((fit - np.log(a + b*s**2).sum() - (d - len(s))*np.log(a))/(2*n))
     return float(np.mean(out))
 
-# %% ../../nbs/judge/78_rank.ipynb #05000219
+# %% ../../nbs/judge/78_rank.ipynb #2e688da0
 FIRST = 20 # items of a class to begin with
 
 @dataclass
@@ -108,7 +109,8 @@ def _speed(seen:Seen, texts:bool) -> float:
 def _look(r:Ranked, data:LabelledData, rows:np.ndarray, family:np.ndarray) -> None:
     "Let a candidate see these rows"
     some = replace(data, items=data.items.iloc[rows].reset_index(drop=True))
-    r.seen = see(some, r.what['backbone'], family[rows], **{k: v for k,v in r.what.items() if k not in ('name', 'backbone')})
+    more = {k: v for k,v in r.what.items() if k not in ('name', 'backbone')}
+    r.seen = see(some, r.what['backbone'], family[rows], **more)
     r.probs, r.rounds = left_out(r.seen), r.rounds + 1
 
 def _drop_behind(left:list[Ranked]) -> list[Ranked]:
@@ -119,7 +121,7 @@ def _drop_behind(left:list[Ranked]) -> list[Ranked]:
         if r is not best and d.high < 0: r.out = f'{100*d.value:+.1f} points beside {best.name} on {d.n} items'
     return [r for r in left if not r.out]
 
-# %% ../../nbs/judge/78_rank.ipynb #107ba9a9
+# %% ../../nbs/judge/78_rank.ipynb #047f4e34
 @dataclass
 class Ranking:
     "`table`: a row for each candidate, the best first; `best`: its name; `alike`: those not clearly behind it"
@@ -147,8 +149,9 @@ def _advise(t:pd.DataFrame, alike:list[str]) -> list[dict]:
     top, out = t.iloc[0], []
     for r in t[t.backbone.isin(alike)].itertuples():
         if r.images_per_second > 1.2*top.images_per_second:
-            out.append(dict(what=f"take {r.backbone} where speed matters", weight=r.images_per_second/top.images_per_second,
-                            figure=f"{r.images_per_second/top.images_per_second:.1f} times as fast, "
+            faster = r.images_per_second/top.images_per_second
+            out.append(dict(what=f"take {r.backbone} where speed matters", weight=faster,
+                            figure=f"{faster:.1f} times as fast, "
                                    f"{100*(r.accuracy - top.accuracy):+.1f} points on {r.items} items"))
     rest = t[~t.backbone.isin([top.backbone, *alike])]
     gain = top.accuracy - rest.accuracy.max() if len(rest) else 0
@@ -191,16 +194,17 @@ def rank(
     alike = [r.name for r in left if r.name != table.backbone[0]]
     return Ranking(table, table.backbone[0], alike, time.perf_counter() - start, texts, _advise(table, alike))
 
-# %% ../../nbs/judge/78_rank.ipynb #5631229f
+# %% ../../nbs/judge/78_rank.ipynb #33cd4bd6
 def plot_ranking(r:Ranking) -> Figure:
     "Accuracy against cost; the line is the Pareto front"
     t = r.table.assign(cost=1000/r.table.images_per_second.clip(lower=1e-3))
     fig, (ax,) = new_figure(width=6.4, height=3.6)
     for c in t.itertuples():
         color = ORANGE if c.backbone == r.best else MUTED if c.out else BLUE
-        ax.errorbar(c.cost, c.accuracy, yerr=[[c.accuracy - c.low], [c.high - c.accuracy]], fmt='o', color=color, capsize=2)
-        ax.annotate(shorten(c.backbone, 30), (c.cost, c.accuracy), xytext=(5, 4), textcoords='offset points', fontsize=8,
-                    color=INK)
+        ax.errorbar(c.cost, c.accuracy, yerr=[[c.accuracy - c.low], [c.high - c.accuracy]], fmt='o', color=color,
+                    capsize=2)
+        ax.annotate(shorten(c.backbone, 30), (c.cost, c.accuracy), xytext=(5, 4), textcoords='offset points',
+                    fontsize=8, color=INK)
     front = t.sort_values(['cost', 'accuracy'], ascending=[True, False])
     front = front[front.accuracy >= front.accuracy.cummax()]
     ax.step(front.cost, front.accuracy, where='post', color=MUTED, lw=1, ls=':')
