@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOOKS', 'WATCH', 'cmd_run', 'cmd_resume', 'cmd_models', 'cmd_sweep', 'cmd_predict', 'cmd_adopt', 'cmd_export',
-           'cmd_lab', 'cmd_watch', 'cmd_expand', 'cmd_merge', 'cmd_show', 'cmd_runs', 'cmd_diff', 'cmd_reproduce',
-           'cmd_prune', 'cmd_cache', 'cmd_dvc', 'make_parser', 'main']
+           'cmd_serve', 'cmd_lab', 'cmd_watch', 'cmd_expand', 'cmd_merge', 'cmd_show', 'cmd_runs', 'cmd_diff',
+           'cmd_reproduce', 'cmd_prune', 'cmd_cache', 'cmd_dvc', 'make_parser', 'main']
 
 # %% ../nbs/90_cli.ipynb #5ea086b4
 import argparse
@@ -293,6 +293,33 @@ def _add_export(sub) -> None:
     export.add_argument('--items', metavar='PATH', help='items to compare on, without labels (default: made up)')
     export.set_defaults(func=cmd_export)
 
+# %% ../nbs/90_cli.ipynb #d6f9c98c
+def cmd_serve(args) -> int:
+    from tl_notebooks.serve.http import Limits, serve
+    limits = Limits(args.max_bytes, args.max_pixels, args.max_items, args.seconds, args.max_waiting)
+    serve(args.model, args.host, args.port, limits, os.environ.get('TL_SERVE_TOKEN', ''), args.keep or '',
+          args.keep_bytes, args.threads)
+    return 0
+
+def _add_serve(sub) -> None:
+    serve = sub.add_parser('serve', help='answer over HTTP: POST /predict, and a page to try it on')
+    serve.add_argument('model', metavar='MODEL', nargs='+',
+                       help='an exported folder (needs no torch) or a model folder, or NAME=FOLDER for several')
+    serve.add_argument('--host', default='127.0.0.1',
+                       help='address to listen on (default: 127.0.0.1, this machine alone); TL_SERVE_TOKEN in the '
+                            'environment: a bearer token that is wanted')
+    serve.add_argument('--keep', metavar='DIR', help='keep what it saw here (default: nothing is kept)')
+    for name,kind,default,what in (('port', int, 8000, 'to listen on'),
+                                   ('keep-bytes', int, 2**30, 'that are kept; the oldest make room'),
+                                   ('max-bytes', int, 20 << 20, 'of a request'),
+                                   ('max-pixels', int, 50_000_000, 'of an image'),
+                                   ('max-items', int, 32, 'of a request'),
+                                   ('max-waiting', int, 256, 'items of all requests; more are told to come again'),
+                                   ('seconds', float, 30., 'that a request may take'),
+                                   ('threads', int, 0, 'that compute; 0: as many as the engine likes')):
+        serve.add_argument(f'--{name}', metavar='N', type=kind, default=default, help=f'{what} (default: {default})')
+    serve.set_defaults(func=cmd_serve)
+
 # %% ../nbs/90_cli.ipynb #f13bdf5f
 def cmd_lab(args) -> int:
     from tl_notebooks.runs.lab import lab_command
@@ -566,6 +593,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_looks(sub)
     _add_export(sub)
     _add_watch(sub)
+    _add_serve(sub)
     _add_predict(sub)
     _add_expand(sub)
     _add_merge_and_show(sub)
