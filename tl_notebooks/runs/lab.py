@@ -38,8 +38,8 @@ def lab_command(
     made = {name: working_copy(name) for name in ([usecase] if usecase else usecases())}
     folder = outputs_root().parent.joinpath(*COPIES)
     kept = [str(copy) for copy,new in made.values() if not new]
-    tell(f"working copies: {folder}" + f"; kept as they were: {', '.join(Path(k).name for k in kept)} (remove one for a "
-                                       f"fresh copy)"*bool(kept))
+    tell(f'working copies: {folder}')
+    if kept: tell(f"kept as they were: {', '.join(Path(k).name for k in kept)}; remove one for a fresh copy")
     opened = next(iter(made.values()))[0] if usecase else folder
     return [sys.executable, '-m', 'jupyterlab', f'--ServerApp.root_dir={folder.parents[1]}', str(opened),
             *([] if browser else ['--no-browser'])]
