@@ -330,8 +330,8 @@ def wrong(kind, folder, exported):
     raise ValueError(kind)
 
 
-WRONG = ['no onnx', 'empty', 'truncated', 'custom', 'unknown', 'sigmoid', 'one score', 'classes', 'grey', 'size', 'half',
-         'old', 'outside', 'link', 'missing', 'short']
+WRONG = ['no onnx', 'empty', 'truncated', 'custom', 'unknown', 'sigmoid', 'one score', 'classes', 'grey', 'size',
+         'half', 'old', 'outside', 'link', 'missing', 'short']
 
 @pytest.mark.parametrize('kind', WRONG)
 def test_what_cannot_be_taken_in_is_refused_in_one_message(kind, exported, tmp_path):

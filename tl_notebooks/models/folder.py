@@ -209,8 +209,9 @@ def _check_fields(m:dict, path:Path) -> None:
         raise InputError(f"`{path}`: `task` is {m['task']!r}; this version reads {', '.join(TASKS)}.")
     if lack := [k for k in TASKS[m['task']].preprocessing if k not in m['preprocessing']]:
         raise InputError(f"`{path}`: `preprocessing` does not name {', '.join(lack)}.")
-    if sum(n in m['files'] for n in WEIGHTS) != 1 or ('model.onnx' in m['files']) != (m['backbone'].get('library') == 'onnx'):
-        raise InputError(f"`{path}`: `files` does not name weights.safetensors (or, for an ONNX model, model.onnx).")
+    want = WEIGHTS[m['backbone'].get('library') == 'onnx']
+    if [n for n in WEIGHTS if n in m['files']] != [want]:
+        raise InputError(f"`{path}`: `files` does not name {want} alone.")
 
 def _check_file(folder:Path, name:str, entry:dict, path:Path) -> None:
     file = folder/name
@@ -649,6 +650,7 @@ def save_child(
     data:dict|None=None,    # `None`: the parent's
     tok=None,               # `None`: the parent's
     memory:Exemplars|None=None,
+    held:HeldOut|None=None, # What the child says of items that it has not learned from
     learned:Sequence|Learned=(), # What the child learned from beside what this model did: items or hashes
     **more,                 # For this model's entry in the lineage
 ) -> Path:
@@ -666,6 +668,6 @@ def save_child(
                       m['data'] if data is None else {k: data[k] for k in ('fingerprint', 'counts') if k in data},
                       parent=m['sha256'], statistics=statistics and statistics_state(statistics),
                       tok=tok or self.task.parts().get('tok'), head=head,
-                      lineage=[*m.get('lineage', []), entry], extra=extra, memory=memory,
+                      lineage=[*m.get('lineage', []), entry], extra=extra, memory=memory, held=held,
                       learned=self.learned() + (learned if isinstance(learned, Learned)
                                                 else Learned.of(looks_of(learned))))

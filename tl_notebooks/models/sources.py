@@ -295,7 +295,8 @@ def _beside(path:Path, k:int) -> list[str]|None:
     "The names of `k` classes in the config.json beside a file"
     if not (file := path.parent/'config.json').is_file(): return None
     names = read_json(file).get('id2label')
-    return [str(names[str(i)]) for i in range(k)] if isinstance(names, dict) and {*names} == {*map(str, range(k))} else None
+    if not isinstance(names, dict) or {*names} != {*map(str, range(k))}: return None
+    return [str(names[str(i)]) for i in range(k)]
 
 # %% ../../nbs/models/15_sources.ipynb #479c727b
 LENGTHS = (512, 256, 128, 64, 32) # tokens that are tried where nobody says how many a file takes
