@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tl_notebooks.runs.lab import working_copy
 from tl_notebooks.runs.params import find_usecase
 
 SMALL = dict(data='photos', backbone='resnet18', weights='random', size=64, epochs=0, control='no', engine='torch',
@@ -77,14 +78,14 @@ def outputs_of(notebook): return [o for c in json.loads(notebook.read_text())['c
 def test_a_run_in_jupyterlab(home):
     playwright, chromium = browser()
     pristine, notebook = find_usecase('parts').read_bytes(), home/'outputs'/'notebooks'/'parts.ipynb'
-    notebook.parent.mkdir(parents=True); notebook.write_bytes(pristine); with_parameters(notebook, **SMALL)
+    working_copy('parts', notebook.parent); with_parameters(notebook, **SMALL)
     with jupyterlab(home, 'parts') as url, playwright.sync_playwright() as driver:
         page = driver.chromium.launch(executable_path=chromium, args=['--no-sandbox']).new_page(
             viewport=dict(width=1400, height=1000))
         page.goto(url)
         page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]', timeout=120_000)
         page.click('text=Run >> nth=0'); page.click('li[data-command="runmenu:run-all"]')
-        report = page.wait_for_selector('.jp-RenderedMarkdown a:has-text("report")', timeout=240_000)
+        report = page.wait_for_selector('.jp-RenderedMarkdown a:has-text("report")', timeout=400_000)
         assert not page.query_selector('[data-mime-type="application/vnd.jupyter.stderr"]')
         page.keyboard.press('Control+s')
         folder, = [f for f in (home/'outputs'/'parts').iterdir()]
