@@ -62,6 +62,7 @@ clean: ## remove what can be made again: pages, caches, build folders; keeps .ve
 	@$(INSTALL) torch torchvision
 	@echo "installing fastai, timm, transformers, papermill and this package (2 of 2; about a minute) …"
 	@$(INSTALL) -e .
+	@$(BIN)/python -c 'from tl_notebooks.core import guard_environment; guard_environment()'
 	@touch $@
 
 .venv/.dev: .venv/.run

@@ -167,3 +167,11 @@ def test_torchvision_calls_it():
     rows = [(classes == k).nonzero()[:,0] for k in range(3)]
     each = [r[nms(boxes[r], scores[r], 0.4)] for r in rows]
     assert sorted(batched_nms(boxes, scores, classes, 0.4).tolist()) == sorted(torch.cat(each).tolist())
+
+
+def test_fastai_may_come_first_in_an_environment_that_was_guarded(tmp_path, works_alone):
+    from tl_notebooks.core import guard_environment
+    written = guard_environment(tmp_path)
+    if works_alone: assert written is None; return
+    p = python(f"import site; site.addsitedir({str(tmp_path)!r}); {USES['fastai']}")
+    assert p.returncode == 0, p.stderr

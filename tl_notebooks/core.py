@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['InputError', 'naming', 'did_you_mean', 'install_hint', 'tl_hint', 'watched', 'tell', 'show_line', 'CellBar',
            'progress', 'working', 'Shown', 'figure_text', 'nms', 'guard_torchvision', 'install_guard',
-           'seed_everything', 'seeded', 'hash_bytes', 'hash_file', 'hash_json', 'hash_state', 'atomic_write', 'umask',
-           'write_json', 'take_lock', 'locked', 'read_json', 'cache_dir']
+           'guard_environment', 'seed_everything', 'seeded', 'hash_bytes', 'hash_file', 'hash_json', 'hash_state',
+           'atomic_write', 'umask', 'write_json', 'take_lock', 'locked', 'read_json', 'cache_dir']
 
 # %% ../nbs/00_core.ipynb #d9c11fcc
 import contextlib
@@ -199,6 +199,19 @@ def install_guard() -> None:
     if 'torchvision' not in sys.modules: sys.meta_path.insert(0, _TorchvisionHook())
 
 install_guard()
+
+# %% ../nbs/00_core.ipynb #0fccafdd
+def guard_environment(folder:str|Path|None=None) -> Path|None: # the file; `None`: torchvision needs none
+    "Let every Python of an environment (`folder`: its site-packages) use the guard, whatever is imported first"
+    import sysconfig
+    path = Path(folder or sysconfig.get_path('purelib'))/'tl_notebooks_guard.pth'
+    if guard_torchvision() != 'guarded': path.unlink(missing_ok=True); return None
+    with atomic_write(path) as f:
+        f.write("import sys; sys.meta_path.insert(0, type('Guard', (), {'find_spec': staticmethod(lambda name, "
+                "path=None, target=None: name == 'torchvision' and "
+                "__import__('importlib.util').util.find_spec('tl_notebooks') and "
+                "__import__('tl_notebooks.core').core.guard_torchvision() and None or None)}))\n")
+    return path
 
 # %% ../nbs/00_core.ipynb #c9377466
 def seed_everything(

@@ -308,7 +308,8 @@ def refit(self:TransferLearner, **kwargs) -> RidgeHead:
     n = sum(map(len, self.probe_features[1::2])) # what follows them has no label of its own
     self.opt, self.statistics = None, ClassStatistics.from_features(x[:n], y[:n], len(found.weight),
             kwargs.get('prior'))
-    self.refitted = True
+    self.refitted, scores = True, found.loo_scores[:n]*found.scale
+    self.left_out = y[:n].numpy(), torch.from_numpy(scores).softmax(1).numpy() # classes, probabilities without each
     self.mark('solved', 'statistics')
     return found
 

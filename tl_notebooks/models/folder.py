@@ -467,13 +467,14 @@ def predict(
 ) -> Prediction|BoxPrediction|list|Iterator:
     """One prediction for one input; a list of them for a list, in order; an iterator for what else can be iterated, and
     for a video's frames. Of many, those that cannot be read have an `error`; one alone is an `InputError`"""
-    if self.task.alone(inputs) and (self.task.classifies or not is_video(inputs)):
+    alone = self.task.alone(inputs) or not hasattr(inputs, '__iter__')
+    if alone and (self.task.classifies or not is_video(inputs)):
         (one,) = self.predict(iter([inputs]), bs, threshold, slice, unknown, coverage, **boxes)
         if one.error: raise InputError(one.error)
         return one
     if isinstance(inputs, (list, tuple, np.ndarray, torch.Tensor)):
         return [*self.predict(iter(inputs), bs, threshold, slice, unknown, coverage, **boxes)]
-    inputs = map(self.task.given, [inputs] if self.task.alone(inputs) else inputs)
+    inputs = map(self.task.given, [inputs] if alone else inputs)
     if self.task.classifies:
         if given := [*['threshold']*(threshold is not None), *['slice']*bool(slice), *boxes]:
             raise InputError(f"`{given[0]}` is about boxes, and `{self.manifest['folder']}` gives one answer for each "

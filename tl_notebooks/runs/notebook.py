@@ -51,7 +51,7 @@ class Finished(str):
         folder, here = Path(self), session_notebook()
         base = Path(os.path.relpath(folder, here.parent)).as_posix() if here else '.'
         links = {'report': 'report.html', 'run folder': '', 'model': 'model/manifest.json',
-                 'predictions': 'predictions.csv'}
+                 'predictions': 'predictions.csv', 'wrong and unsure ones': 'review.html'}
         shown = [f'[{name}]({base}/{file})' for name,file in links.items() if (folder/file).exists()]
         return '\n\n'.join([' · '.join(shown), *(f'{what}: `{command}`' for what,command in self.next_steps())])
 

@@ -4,15 +4,19 @@
 
 # %% auto #0
 __all__ = ['BACKBONE', 'keep_model', 'fine_tune', 'stages_table', 'validate', 'calibrate', 'test', 'show_confusion',
-           'show_reliability', 'save', 'answer_one']
+           'show_reliability', 'save', 'Review', 'look_through', 'answer_one']
 
 # %% ../../nbs/runs/35_steps.ipynb #c0f70902
 import contextlib
+import html
 import shutil
+from dataclasses import dataclass
+from pathlib import Path
 import pandas as pd
-from ..core import hash_state
+from ..core import atomic_write, hash_state, watched
 from ..judge import plots
 from ..judge.evaluate import Evaluation
+from ..judge.review import Doubt, doubts, review_page
 from ..judge.evidence import class_metrics, ece, reliability
 from ..learn.learner import FitProgress, TransferLearner
 from ..learn.stages import Stage
@@ -94,6 +98,33 @@ def save(run:Run, learn:TransferLearner) -> None:
         shutil.rmtree(run.folder/'model', ignore_errors=True) # of a run that goes on, from before it was cut off
         learn.save_model(run.folder/'model', run.record['metrics'], getattr(run.p, 'memory', 0), run.p.seed)
         run.record['model']['artifact_sha256'] = hash_state(learn.model.state_dict())
+
+# %% ../../nbs/runs/35_steps.ipynb #246f9d9e
+@dataclass
+class Review:
+    "A page of doubtful items in a run's folder, shown where a person looks at a notebook, and named elsewhere"
+    folder:Path
+    doubts:list[Doubt]
+    def __repr__(self):
+        return '\n'.join([f"{len(self.doubts)} wrong or unsure{', see review.html' if self.doubts else ''}"] + [
+            f"{Path(d.item).name}: labelled {d.label}; the model says {d.says()}" for d in self.doubts[:5]])
+    def _repr_mimebundle_(self, **kwargs):
+        out = {'text/plain': repr(self)}
+        if not self.doubts or watched() != 'cell': return out
+        page = html.escape((self.folder/'review.html').read_text(encoding='utf-8'), quote=True)
+        return out | {'text/html': f'<iframe srcdoc="{page}" width="100%" height="760" frameborder="0"></iframe>'}
+
+# %% ../../nbs/runs/35_steps.ipynb #58677e45
+def look_through(run:Run, learn:TransferLearner, found:Evaluation) -> Review:
+    "A pager of wrong and unsure images: those that the head was solved from, judged without each, and test images"
+    data, of, max_pixels = learn.data, [], getattr(run.p, 'max_pixels', 50_000_000)
+    if learn.kept != 'fine-tuned' and hasattr(learn, 'left_out'):
+        y, probs = learn.left_out
+        of += doubts([f for s in ('train', 'valid') for f in data.files(s)], y, probs, data.classes, True)
+    of += doubts(data.files('test'), found.y, found.probs, data.classes, False)
+    if of:
+        with atomic_write(run.folder/'review.html') as f: f.write(review_page(of, data.classes, 'path', max_pixels))
+    return Review(run.folder, of)
 
 # %% ../../nbs/runs/35_steps.ipynb #b63177f2
 def answer_one(run:Run, mine, example):
