@@ -662,7 +662,9 @@ def _add_expand(sub) -> None:
     expand.add_argument('--data', metavar='NEW',
                         help='new items, laid out as for the use case that made the model; classes may be new or known')
     expand.add_argument('--mode',
-                        help='exact: the head of joint training; keep-scores: old logits keep their bits; fine-tune: '
+                        help='exact: the head of joint training; keep-scores: old logits keep their bits; '
+                             'few: of an adopted model '
+                             'with few old items, a head on its scores; fine-tune: '
                              'the last layers learn too; auto: what it takes (default: exact; for a detector '
                              'fine-tune)')
     expand.add_argument('--out', metavar='DIR', help='the new model folder (default: below outputs/expand)')
