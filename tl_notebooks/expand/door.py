@@ -10,7 +10,9 @@ import inspect
 from pathlib import Path
 from ..core import InputError, did_you_mean
 from .boxes import expand_boxes
+from ..data.splits import LabelledData
 from .classes import expand_model
+from .labelled import labelled_items
 from .words import expand_words
 from ..judge.certificate import Expansion
 from ..learn.tasks import TASKS
@@ -22,11 +24,16 @@ def expand(
     data='',          # New items: a path, laid out as for the use case that made the model, or data that was read
     out:str|Path='',  # The new model folder, which must not exist; '': a new one below outputs/expand
     *,
+    labels:str|Path='', # `labels.csv` as the page of `watch` saves it, instead of `data`
     words:str|Path='',  # A file of new words, one a line, for a model of texts
     corpus:str|Path='', # Texts of the field, one a line; without `words`, words are found in it
     **options,        # For `expand_model`, `expand_boxes` or `expand_words`
 ) -> Expansion:
     "A larger model with its certificate; `folder` says where"
+    if labels:
+        if isinstance(data, LabelledData) or data:
+            raise InputError("`labels` and `data` are both new items; accepted: one of them.")
+        with labelled_items(model, labels) as data: return expand(model, data, out, words=words, corpus=corpus, **options)
     if words or corpus: return expand_words(model, out, words, corpus, learn=data, **options)
     way = expand_model if TASKS[read_manifest(model)['task']].classifies else expand_boxes
     if wrong := [k for k in options if k not in inspect.signature(way).parameters]:

@@ -53,11 +53,11 @@ def label_errors(
     rows = rows[np.argsort(-score[rows], kind='stable')]
     return pd.DataFrame(dict(row=rows, suggested=probs[rows].argmax(1), score=score[rows]))
 
-# %% ../../nbs/judge/72_audit.ipynb #89e606ed
+# %% ../../nbs/judge/72_audit.ipynb #9f9d5f94
 FEW, CONFUSED, HEAPS, SMALL_HEAP, FAR = 20, .1, .88, .15, 6.
 
 def class_table(seen:Seen, probs:np.ndarray) -> pd.DataFrame:
-    "A row for each class: n, recall with its interval, what it is most taken for, and the recall if all were as frequent"
+    "By class: n, recall with its interval, what it is most taken for, and the recall if all were as frequent"
     k, pred = len(seen.classes), probs.argmax(1)
     counts = np.bincount(seen.y, minlength=k)
     level = (np.log(probs + 1e-12) - np.log(np.maximum(counts, 1)/len(seen.y))).argmax(1)
@@ -118,12 +118,13 @@ def copies_table(data:LabelledData, family:np.ndarray) -> pd.DataFrame: # family
     kind = np.where(labels > 1, 'two labels', np.where(splits > 1, 'across splits', 'same class'))
     return t.assign(kind=kind)[['family', 'row', 'kind']].sort_values(['family', 'row']).reset_index(drop=True)
 
-# %% ../../nbs/judge/72_audit.ipynb #8e2a334b
+# %% ../../nbs/judge/72_audit.ipynb #b58a7d3b
 WITHIN = .05 # half an interval: a figure that is known no better than this says nothing
 
 def judge_claim(claimed:dict, found:Interval) -> dict: # value (and low, high) of a claim → claimed, verdict and more
     "Whether a claimed share holds against a measured one"
-    value, off = claimed['value'], {k: abs(claimed.get(k, claimed['value']) - claimed['value']) for k in ('low', 'high')}
+    value = claimed['value']
+    off = {k: abs(claimed.get(k, value) - value) for k in ('low', 'high')}
     # Newcombe's interval of the difference of two shares of different items
     low = found.value - value - float(np.hypot(found.value - found.low, off['high']))
     high = found.value - value + float(np.hypot(found.high - found.value, off['low']))
@@ -147,7 +148,8 @@ def check_claim(model:str|Path, data:LabelledData) -> dict:
     notes = [f"{int((~known).sum())} items of classes that the model does not know were left out"]*bool((~known).any())
     notes += [f"{int(learned.sum())} items were left out: the model learned from them, or from near copies"]*bool(
         learned.any())
-    if not model.learned().complete: notes.append('what the model learned from is not fully known: the figure may flatter')
+    if not model.learned().complete:
+        notes.append('what the model learned from is not fully known: the figure may flatter')
     at = np.flatnonzero(known & ~learned)
     if not len(at): raise InputError("`model`: no item is left that it knows the class of and did not learn from.")
     some, y = [items[i] for i in at], np.array([model.classes.index(l) for l in labels[at]])
@@ -238,7 +240,7 @@ def audit_json(a:Audit) -> dict:
                 confused=plain(a.confused), left_out=len(a.data.problems), claim=a.claim, advice=a.advice,
                 seconds=a.seconds)
 
-# %% ../../nbs/judge/72_audit.ipynb #c188606c
+# %% ../../nbs/judge/72_audit.ipynb #c61a572a
 def _remaining(seen:Seen, probs:np.ndarray, s:Shortcut) -> tuple[Interval, Interval]:
     "Accuracy on the class that bears a mark, as it is; and on its items without the mark, by a head that saw none"
     own = seen.y == seen.classes.index(s.label)
@@ -274,11 +276,18 @@ def _of_copies(a:Audit) -> list[dict]:
     return out
 
 def _of_shortcuts(a:Audit) -> list[dict]:
-    out = []
+    out, told = [], []
     for s in a.shortcuts:
         if not s.found: continue
+        # the same items may be told by several kinds of mark: one line for all
+        if (same := next((i for i,o in enumerate(told) if o.label == s.label and len(np.intersect1d(o.rows, s.rows))
+                          > .8*max(len(o.rows), len(s.rows))), None)) is not None:
+            out[same]['what'] += f', {s.feature}'
+            continue
         was, rest = _remaining(a.seen, a.probs, s)
-        out.append(dict(what=f"take {s.label!r} again without its mark: {s.feature}", weight=was.value - rest.value + .5,
+        told.append(s)
+        out.append(dict(what=f"take {s.label!r} again without its mark: {s.feature}",
+                        weight=max(was.value - rest.value, 0) + s.share*.5,
                         figure=f"{s.feature} alone tells the class in {s.accuracy.value:.1%} (guessing "
                                f"{s.chance:.1%}); {s.share:.0%} of {s.label!r} bear the mark; {was.value:.1%} of it "
                                f"are recognised now, {rest.value:.1%} ({rest.low:.1%} to {rest.high:.1%}) of those "

@@ -6,10 +6,10 @@
 __all__ = ['DEFAULTS', 'READERS', 'kind_of', 'read_labelled', 'look_pairs', 'families_of', 'Seen', 'class_numbers',
            'best_columns', 'see', 'left_out']
 
-# %% ../../nbs/judge/71_labelled.ipynb #95df6f45
+# %% ../../nbs/judge/71_labelled.ipynb #5c712174
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from ..data.copies import linked, near_pairs, thumbnail, unpack_thumbnails
 from ..data.decode import SUFFIXES, open_image
 from ..data.images import FACTS_SIDE, read_images
 from ..data.known import KnownFacts
-from ..data.listing import SPLITS, has_suffix, list_files
+from ..data.listing import has_suffix, list_files
 from ..data.problems import data_path
 from ..data.splits import LabelledData
 from ..data.texts import content_hash, read_texts
@@ -88,7 +88,7 @@ def _same_texts(texts:Sequence[str]) -> np.ndarray:
 def families_of(data:LabelledData) -> np.ndarray: # (n,) the same number for copies of one another
     return linked(len(data.items), look_pairs(data))
 
-# %% ../../nbs/judge/71_labelled.ipynb #3a64c953
+# %% ../../nbs/judge/71_labelled.ipynb #25666286
 @dataclass
 class Seen:
     """Features (n, d) of all items, in the order of `data.items`.
@@ -103,6 +103,7 @@ class Seen:
     classes:list[str]
     precision:str=''
     engine:str=''
+    learn:object=None # That made the pass
 
     @property
     def one_each(self) -> np.ndarray: # rows
@@ -112,17 +113,11 @@ class Seen:
 def class_numbers(data:LabelledData) -> np.ndarray: # (n,)
     return np.array([data.classes.index(l) for l in data.items.label], 'int64')
 
-def _pass(learn, data:LabelledData, texts:bool) -> torch.Tensor:
+def _pass(learn, texts:bool) -> torch.Tensor:
     "Features of every item, all layers of texts side by side: (n, …)"
-    out = None
-    for split in SPLITS:
-        at = np.flatnonzero((data.items.split == split).to_numpy())
-        if not len(at): continue
-        dl = learn.split_dl(split)
-        x = learn.layer_means_of(dl, 'features')[0] if texts else learn.features(dl)[0]
-        out = x.new_zeros(len(data.items), *x.shape[1:]) if out is None else out
-        out[at] = x[torch.tensor(list(dl.get_idxs())).argsort()]
-    return out
+    dl = learn.split_dl('train')
+    x = learn.layer_means_of(dl, 'features')[0] if texts else learn.features(dl)[0]
+    return x[torch.tensor(list(dl.get_idxs())).argsort()]
 
 def best_columns(x:np.ndarray, y:np.ndarray, sets:dict[str, slice], k:int, max_rows:int=1000) -> slice:
     "The set of columns under which rows that are left out are predicted best"
@@ -140,13 +135,14 @@ def see(
     "Features of all items by a frozen backbone, the set of layers chosen by leave-one-out"
     texts, y, start = 'text' in data.items, class_numbers(data), time.perf_counter()
     backbone = backbone or DEFAULTS['texts' if texts else 'images']
+    data = replace(data, items=data.items.assign(split='train')) # whatever it is for, it is looked at
     learn = text_learner(data, backbone, **kwargs) if texts else image_learner(data, backbone,
                                                                                **{'features': 'auto'} | kwargs)
-    with learn.no_bar(): x = _pass(learn, data, texts)
+    with learn.no_bar(): x = _pass(learn, texts)
     took, k = time.perf_counter() - start, len(data.classes)
     family = families_of(data) if family is None else family
     found = Seen(x, y, family, learn.info['name'], took, list(data.classes), learn.info['precision'],
-                 learn.info.get('engine', ''))
+                 learn.info.get('engine', ''), learn)
     one = found.one_each
     if texts: found.x = pick_layers(x, choose_layers(x[one], torch.from_numpy(y[one]), k).layers).numpy()
     else:

@@ -107,7 +107,7 @@ KINDS = dict([('file format', ['format']), ('JPEG quality', ['quality']), ('file
 ABOUT = ('file size', 'borders', 'brightness', 'colour cast', 'blur', 'number in the name', 'length', 'punctuation',
          'case', 'digits', 'layout')
 
-# %% ../../nbs/judge/70_shortcuts.ipynb #57dd4a4a
+# %% ../../nbs/judge/70_shortcuts.ipynb #120823a7
 FOLDS, PURE, SHARE, LEAST, APART = 5, .9, .2, 8, .75 # APART: share of a class's variance between marked and others
 
 @dataclass
@@ -130,7 +130,8 @@ class Shortcut:
     def as_json(self) -> dict:
         a = self.accuracy
         return dict(feature=self.feature, accuracy=a.value, low=a.low, high=a.high, chance=self.chance,
-                    found=self.found, label=self.label, share=self.share, items=0 if self.rows is None else len(self.rows))
+                    found=self.found, label=self.label, share=self.share,
+                    items=0 if self.rows is None else len(self.rows))
 
 def _numbers(columns:pd.DataFrame) -> np.ndarray: # (n, columns); texts by how frequent they are
     def one(c):
@@ -139,7 +140,7 @@ def _numbers(columns:pd.DataFrame) -> np.ndarray: # (n, columns); texts by how f
         return c.map(order).fillna(-1).to_numpy(float)
     return np.stack([one(columns[c]) for c in columns], 1)
 
-# %% ../../nbs/judge/70_shortcuts.ipynb #23857a25
+# %% ../../nbs/judge/70_shortcuts.ipynb #65a12f87
 def _unseen(x:np.ndarray, y:np.ndarray, family:np.ndarray, k:int) -> np.ndarray: # (n, k) shares of the leaf's classes
     "What trees that did not see an item say of it"
     out, folds = np.zeros((len(y), k)), StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
@@ -167,7 +168,8 @@ def _the_mark(found:Shortcut, x, y, probs, classes) -> Shortcut:
         pure = interval(right, told.sum())
         if pure.value < PURE or pure.low < .75: continue
         if found.feature in ABOUT and not _stands_apart(x, own, told): continue
-        found.found, found.label, found.rows, found.share, found.pure = True, classes[c], np.flatnonzero(told), share, pure
+        found.found, found.label, found.rows = True, classes[c], np.flatnonzero(told)
+        found.share, found.pure = share, pure
     return found
 
 # %% ../../nbs/judge/70_shortcuts.ipynb #1303f486

@@ -22,6 +22,7 @@ from ..data.listing import list_inputs
 from ..data.splits import LabelledData
 from ..data.texts import Unread, list_texts
 from ..heads.statistics import ClassStatistics, statistics_state
+from ..heads.unknown import HeldOut
 from ..learn.framework import find_head, framework_net, keep_rows, logits_of
 from ..learn.network import TransferNet
 from ..learn.onnx_file import onnx_net
@@ -312,7 +313,8 @@ def _old_items(model:Model, data, columns:dict|None, report:dict) -> dict:
             d.subset(s).label)))
     x = model.features(items, desc='old items')
     y = np.array([model.classes.index(l) for l in labels])
-    with torch.inference_mode(): right = (model.net.head(x.to(model.device)).argmax(1).cpu().numpy() == y)
+    with torch.inference_mode(): logits = model.net.head(x.to(model.device)).cpu().numpy()
+    right = logits.argmax(1) == y
     counts = np.bincount(y, minlength=len(model.classes))
     report['old_items'] = dict(n=len(y), right=int(right.sum()), per_class=dict(zip(model.classes, map(int, counts))),
                                fingerprint=d.fingerprint)
@@ -321,7 +323,7 @@ def _old_items(model:Model, data, columns:dict|None, report:dict) -> dict:
                        *(checked.lines() if checked else [])]
     if checked: report['preparation_checked'] = checked.as_json()
     s = ClassStatistics.from_features(x, y, len(model.classes))
-    return dict(statistics=statistics_state(s), data=dict(fingerprint=d.fingerprint, counts=d.counts()),
+    return dict(statistics=statistics_state(s), held=HeldOut.of(x, y, logits, False), data=dict(fingerprint=d.fingerprint, counts=d.counts()),
                 learned=Learned.of(looks_of(items)) + Learned(complete=False))
 
 def check_preparation(model:Model, items:Sequence, y:np.ndarray):

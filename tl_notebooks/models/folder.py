@@ -650,6 +650,7 @@ def save_child(
     data:dict|None=None,    # `None`: the parent's
     tok=None,               # `None`: the parent's
     memory:Exemplars|None=None,
+    held:HeldOut|None=None, # What the child says of items that it has not learned from
     learned:Sequence|Learned=(), # What the child learned from beside what this model did: items or hashes
     **more,                 # For this model's entry in the lineage
 ) -> Path:
@@ -667,6 +668,6 @@ def save_child(
                       m['data'] if data is None else {k: data[k] for k in ('fingerprint', 'counts') if k in data},
                       parent=m['sha256'], statistics=statistics and statistics_state(statistics),
                       tok=tok or self.task.parts().get('tok'), head=head,
-                      lineage=[*m.get('lineage', []), entry], extra=extra, memory=memory,
+                      lineage=[*m.get('lineage', []), entry], extra=extra, memory=memory, held=held,
                       learned=self.learned() + (learned if isinstance(learned, Learned)
                                                 else Learned.of(looks_of(learned))))

@@ -43,7 +43,8 @@ def write_report(folder:str|Path) -> Path:
     figures = [dict(name=n, caption=c, data=base64.b64encode(pictures[n]).decode(), alt=_alt(pictures[n]) or c)
                for n,c in rec.get('figures', {}).items()]
     name, choices = next(iter(rec['metrics']), None), rec.get('choices', {})
-    page = render_page(rec.get('page', 'report.html'), r={'started': '', 'notes': '', **rec}, figures=figures, name=name,
+    page = render_page(rec.get('page', 'report.html'), r={'started': '', 'notes': '', **rec}, figures=figures,
+                       name=name,
                        main=rec['metrics'].get(name), control=rec['control'].get(name), command=repeat_command(rec),
                        choices={n: c for n,c in choices.items() if c['why'] or 'recorded' in c},
                        unlike=unlike_asked(choices))

@@ -369,6 +369,7 @@ def _after_failure(folder:Path, e:Exception, timeout:float|None=None) -> None:
     "Turn what papermill raised into `InputError` (folder removed) or `RunFailed` (record marked)"
     kind, message = getattr(e, 'ename', type(e).__name__), getattr(e, 'evalue', str(e))
     rec = load_record(folder)
+    if rec['status'] == 'ok': raise RunFailed(folder, 'ok', f'{kind}: {message}') from None # done, and not content
     if timeout or kind == 'DeadKernelError': _after_death(folder, rec, timeout)
     if kind == 'InputError' and rec.get('resumed'): raise InputError(message) from None
     if kind == 'InputError' and not rec['model']:
