@@ -467,6 +467,19 @@ def test_with_old_items_an_adopted_model_is_joint_training(elsewhere, adopted, t
     assert load_model(fewer.folder).classes == [*PARTS[1:3]]
 
 
+def test_with_few_old_items_the_head_looks_through_the_old_scores(elsewhere, adopted, tmp_path):
+    "One image of each old class: every new score is a linear function of the old ones and of one number more"
+    root, paths = elsewhere[0], [p for p,_ in files_of(elsewhere[0]/'judge') + files_of(elsewhere[0]/'judge new')]
+    done = expand(adopted['one'], root/'new', tmp_path/'m', mode='few', test_pct=0.)
+    c, old, new = done.certificate, scores(adopted['one'], paths).numpy(), scores(done.folder, paths).numpy()
+    assert c['mode'] == 'few' and 'solved on the scores of the one that was adopted' in ' '.join(c['notes'])
+    assert c['head']['kind'] == "solved on the old head's scores" and c['head']['left_out'] is None
+    assert np.linalg.matrix_rank(new - new.mean(0), tol=1e-3*np.ptp(new)) <= old.shape[1] + 1
+    for bad in (dict(mode='few', remove=[PARTS[0]]), dict(mode='few', rename={PARTS[0]: 'x'}, data='')):
+        with pytest.raises(InputError, match='`few` is for an adopted model'):
+            expand(adopted['one'], bad.pop('data', root/'new'), tmp_path/'x', **bad)
+
+
 def test_without_old_items_a_head_is_not_solved_again(elsewhere, adopted, tmp_path):
     for kwargs in ({}, dict(mode='fine-tune'), dict(mode='auto', remove=[PARTS[0]])):
         with pytest.raises(InputError, match='adopted without old items.*--mode keep-scores'):

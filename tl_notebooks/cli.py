@@ -744,7 +744,9 @@ def _add_expand(sub) -> None:
     expand.add_argument('--labels', metavar='CSV', help='new items as `label.html` of `tl watch` saves them: columns '
                                                         'path or text, and label')
     expand.add_argument('--mode',
-                        help='exact: the head of joint training; keep-scores: old logits keep their bits; fine-tune: '
+                        help='exact: the head of joint training; keep-scores: old logits keep their bits; '
+                             'few: of an adopted model '
+                             'with few old items, a head on its scores; fine-tune: '
                              'the last layers learn too; auto: what it takes (default: exact; for a detector '
                              'fine-tune)')
     expand.add_argument('--out', metavar='DIR', help='the new model folder (default: below outputs/expand)')

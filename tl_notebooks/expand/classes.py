@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODES', 'FEW_ITEMS', 'SAME', 'NewData', 'read_new', 'leave_out_learned', 'need_statistics', 'new_statistics',
-           'edit_classes', 'read_corrections', 'correct_labels', 'solved_net', 'kept_net', 'beside_net',
+           'edit_classes', 'read_corrections', 'correct_labels', 'solved_net', 'kept_net', 'beside_net', 'through_net',
            'calibrate_new_logits', 'expected_confusion', 'close_pairs', 'Tuning', 'Rows', 'learning_rows', 'Tried',
            'tuned_net', 'balanced_loss', 'expand_model', 'merge_models', 'family_tree']
 
@@ -34,7 +34,7 @@ from ..learn.stages import Stage, compare_losses
 from ..heads.ridge import SolvedHead, scale_of
 from ..heads.statistics import (ClassStatistics, carry_statistics, fit_into, join_classes, keep_classes,
                                            merge_statistics, move_rows, sample_scores, solve_statistics, take_away)
-from .alone import FOUND, is_adopted, no_rows, rows_beside, with_rows
+from .alone import FOUND, Through, is_adopted, no_rows, rows_beside, rows_through, with_rows
 from .labels import class_places
 from ..data.learned import Learned, looks_of, why_learned
 from ..heads.unknown import HeldOut
@@ -164,7 +164,7 @@ def correct_labels(s:ClassStatistics, model:Model, rows:Sequence[tuple]) -> Clas
     return s
 
 # %% ../../nbs/expand/10_classes.ipynb #15f7f088
-MODES = ('exact', 'keep-scores', 'fine-tune', 'auto')
+MODES = ('exact', 'keep-scores', 'few', 'fine-tune', 'auto')
 
 def solved_net(model:Model, s:ClassStatistics, seed:int=0, head:SolvedHead|None=None) -> tuple[TransferNet, dict]:
     """The model's body with the head that statistics give (`head`, if it is there already), and what is known of that
@@ -203,6 +203,14 @@ def beside_net(model:Model, s:ClassStatistics, x:torch.Tensor, y:Sequence[int], 
     head = dict(kind='kept, with a part for new classes', factor=made.factor, offset=made.offset, alpha=made.alpha,
                 rows=len(z), old_rows=int(s.n))
     return _with_head(model, GrownHead([*parts, holder.head])).eval(), head
+
+# %% ../../nbs/expand/10_classes.ipynb #ec2ca4ad
+def through_net(model:Model, s:ClassStatistics, found:Through) -> tuple[TransferNet, dict]:
+    "The model with a head that looks at features through the old head's scores"
+    net = _with_head(model, TransferNet(nn.Identity(), s.d, len(s.counts)).head)
+    put_head(net, found.weight, found.bias, 1., s.mean, s.std)
+    return net.eval(), dict(kind="solved on the old head's scores", rows=s.n, left_out=found.left_out,
+                            instead_of=found.instead_of)
 
 # %% ../../nbs/expand/10_classes.ipynb #e771cd31
 def calibrate_new_logits(s:ClassStatistics, old_weight, old_bias, head:SolvedHead, seed:int=0) -> tuple[float, float]:
@@ -423,6 +431,9 @@ def _check_request(mode:str, anything:bool, changes:bool, limits:Limits, tuning:
                          "label corrected; accepted: mode 'exact'.")
 
 def _check_job(job:_Job, mode:str, test_pct:float) -> None:
+    if mode == 'few' and (not is_adopted(job.model) or not job.added or not job.same or job.fixed or job.gone):
+        raise InputError("`few` is for an adopted model with a few items of each old class, and for new classes beside "
+                         "them; accepted otherwise: mode 'exact'.")
     if mode == 'keep-scores' and not job.added:
         raise InputError("`keep-scores` adds new classes beside the old head, and the new data has none; accepted: "
                          "mode 'exact'.")
@@ -567,6 +578,12 @@ def _make(job:_Job, mode:str) -> _Made:
     if mode == 'auto': made.certificate['notes'].append(_why(job, made.certificate, len(done)))
     return made
 
+# %% ../../nbs/expand/10_classes.ipynb #e44c12f6
+def _through(job:_Job) -> Through|None:
+    "A head through the scores of the model's own; None where the one that is solved from all features is as good"
+    parts = [raw_head(p) for p in getattr(job.model.net.head, 'parts', [job.model.net.head])]
+    return rows_through(*(np.concatenate(v) for v in zip(*parts)), job.grown)
+
 # %% ../../nbs/expand/10_classes.ipynb #b7b22c34
 def _ways(job:_Job) -> list[str]:
     """Cheap and faithful ways first; training last, and only where the features confuse a new class with another and
@@ -599,6 +616,8 @@ def _made(job:_Job, way:str, tried:list) -> _Made|None:
         fresh = [i for i,c in enumerate(at) if c >= 0]
         net, head = beside_net(job.model, job.statistics, job.x[fresh], [at[i] for i in fresh], job.seed)
         s = job.grown
+    elif way == 'few' and (found := _through(job)):
+        net, head, s = *through_net(job.model, job.grown, found), job.grown
     else:
         net, head, s = *(kept_net if way == 'keep-scores' else solved_net)(job.model, job.grown, job.seed,
                 job.solved), job.grown
@@ -716,7 +735,7 @@ def _notes(job:_Job, items, mode:str, head:dict) -> list[str]:
         out.append("the network is the same to the bit, under other names: no answer can have changed.")
     if not items and not any(job.judging.reasons[0]) and job.rows_change:
         out.append("no items of old classes to judge by; give some with `--old FOLDER` (in Python `old=`).")
-    out += _adopted_notes(job, mode)
+    out += _adopted_notes(job, mode, head)
     if not job.same: out.append("classes were removed or joined: old scores cannot be compared one by one.")
     return out + [f"new data: {n}." for n in getattr(job.new and job.new.data, 'how_read', [])]
 
@@ -760,7 +779,7 @@ def _save(out:Path, job:_Job, made:_Made, memory:Exemplars) -> Path:
 
 FEW_ITEMS = 20 # of a class
 
-def _adopted_notes(job:_Job, mode:str) -> list[str]:
+def _adopted_notes(job:_Job, mode:str, head:dict) -> list[str]:
     "What little is known of the old classes of an adopted model"
     if not is_adopted(job.model) or job.statistics is None: return []
     counts = job.statistics.counts
@@ -771,9 +790,12 @@ def _adopted_notes(job:_Job, mode:str) -> list[str]:
                 f"that they win {100*FOUND:.0f} % of their own items, each left out. How many old items they take "
                 f"cannot be "
                 f"judged without such."]
-    if counts.min() >= FEW_ITEMS: return []
+    if counts.min() >= FEW_ITEMS and 'instead_of' not in head: return []
     more = ('' if mode == 'keep-scores'
-            else " The head was solved from so few again; `--mode keep-scores` would keep it.")
+            else " The head was solved from so few again; `--mode few` would solve it on the scores of the "
+                 "adopted one, and `--mode keep-scores` would keep that.")
+    if 'instead_of' in head:
+        more = " So the head was solved on the scores of the one that was adopted, which knew more of them."
     return [f"the statistics of old classes come from few items: {counts.min()} to {counts.max()} of each.{more}"]
 
 # %% ../../nbs/expand/10_classes.ipynb #a74a6fdb
