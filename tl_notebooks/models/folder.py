@@ -117,7 +117,8 @@ def save_model(
         files = {p.name: dict(sha256=hash_file(p), bytes=p.stat().st_size) for p in sorted(tmp.iterdir())}
         write_manifest(tmp, dict(
             schema=SCHEMA, task=(task := _task(info, net, tok)).name, classes=list(classes), backbone=_backbone(info),
-            preprocessing={k: info[k] for k in task.preprocessing} | {k: info[k] for k in task.may_hold if k in info},
+            preprocessing={k: info[k] for k in task.preprocessing} | {k: info[k] for k in task.may_hold if k in info}
+            | ({'made': net.made} if hasattr(net, 'made') else {}), # a detector that grew has more heads
             metrics=metrics or {}, data=data or {}, head=head or {}, parent=parent, lineage=list(lineage),
             **({'adopted': adopted} if adopted else {}),
             versions=dict(tl_notebooks=code_version(), python=(env := environment())['python'], **env['packages']),
