@@ -112,7 +112,8 @@ def tuned_boxes(model:Model, net:DenseNet, data:BoxData, classes:Sequence[str], 
         data = numbered(data, classes)
         data.depth = model.task.depth # white is what the model takes for it
         dls = box_dls(data, bs=tuning.bs, views=tuning.views, seed=seed, **model.task.reading)
-        learn = BoxLearner(dls, net, ema=.99 if mode == 'fine-tune' else 0, info=model.manifest['backbone'] | pre,
+        learn = BoxLearner(dls, net, ema=.99 if mode == 'fine-tune' or whole else 0,
+                            info=model.manifest['backbone'] | pre,
                             wd=0. if mode == 'keep-scores' else .02, path=Path('.'))
         learn.loss_func = lambda out, boxes, labels: drawn_loss(net, out, boxes, labels, drawn)
         learn.freeze_to(-tuning.thaw if mode == 'fine-tune' else -1)

@@ -75,7 +75,8 @@ def step_seconds(learn:BoxLearner, n:int=4) -> float:
     return float(np.median(timed.seconds[1:] or timed.seconds))
 
 def epochs_within(learn:BoxLearner, minutes:float, spent:float, most:int=200) -> int:
-    "Passes, at least 1, that fit in what `spent` seconds leave of `minutes`; a run that repeats another takes its number"
+    """Passes, at least 1, that fit in what `spent` seconds leave of `minutes`; a run that repeats another takes its
+    number"""
     def decide():
         each = step_seconds(learn)
         left, steps = 60*minutes - spent, len(learn.dls.train) + .5*len(learn.dls.valid)

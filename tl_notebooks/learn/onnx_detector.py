@@ -19,7 +19,8 @@ from torch import nn
 from ..core import InputError, hash_file
 from ..frozen.openvino import CannotConvert, compile_graph, load_openvino
 from .backbones import find_entry, sources
-from .declarations import Declaration, Places, find_declaration, join_scores, pick_boxes, read_boxes_of
+from .declarations import (Declaration, Places, find_declaration, join_scores, pick_boxes,
+                                             read_boxes_of)
 from .detection import ARCHS, BoxLearner, BoxNet, DenseNet, PyramidCut, detection_learner
 from .detection import box_net as own_box_net
 from .kinds import COCO, match_kinds
@@ -66,8 +67,8 @@ def _scaled(conv):
     while len(targets := [t for t in out.get_target_inputs() if t.get_node().get_type_name() != 'ShapeOf']) == 1:
         n = targets[0].get_node()
         others = [n.input_value(i).get_node() for i in range(len(n.inputs())) if i != targets[0].get_index()]
-        if n.get_type_name() not in ('Transpose', 'Add', 'Subtract', 'Multiply', 'Divide') or not all(map(_is_fixed, others)):
-            break
+        if n.get_type_name() not in ('Transpose', 'Add', 'Subtract', 'Multiply', 'Divide'): break
+        if not all(map(_is_fixed, others)): break
         out = n.output(0)
     return out
 
@@ -85,8 +86,8 @@ def _reshape(model, n:int, size:int) -> None:
     "Give a graph a size, or say which it has"
     shape = model.inputs[0].get_partial_shape()
     if len(model.inputs) != 1 or len(shape) != 4 or not shape[1].is_dynamic and shape[1].get_length() != 3:
-        raise InputError(f"the ONNX file takes {', '.join(str(i.get_partial_shape()) for i in model.inputs)}; accepted: "
-                         f"one input (n, 3, height, width).")
+        raise InputError(f"the ONNX file takes {', '.join(str(i.get_partial_shape()) for i in model.inputs)}; "
+                         f"accepted: one input (n, 3, height, width).")
     try: model.reshape([n, 3, size, size])
     except RuntimeError as e:
         raise InputError(f"the ONNX file takes no {n} images of {size} pixels, only {shape}. Accepted: that size "
@@ -189,7 +190,8 @@ class MapsNet(DenseNet):
         self.body, self.arch, self.d, self.made = OnnxBody(data, made['names'], made['shapes'], size), 'maps', d, made
         self.head = nn.ModuleList(MapHead(d, self.body.channels, kinds, made['bins'], made['kernel'])
                                    for kinds in made['heads'])
-        self.sides, self.nms_thresh, self.n_features = [s[1] for s in self.body.shapes], d.overlap, self.body.channels[-1]
+        self.sides, self.nms_thresh = [s[1] for s in self.body.shapes], d.overlap
+        self.n_features = self.body.channels[-1]
         self.owner = [i for i,kinds in enumerate(made['heads']) for _ in kinds]
         self.to(memory_format=torch.channels_last)
 
@@ -202,6 +204,8 @@ class MapsNet(DenseNet):
         return [m.to(self.mean.device).float().contiguous(memory_format=torch.channels_last) for m in maps]
     @property
     def body_cut(self) -> PyramidCut: return self.body.cut_before(1, None)
+    @property
+    def manifest_info(self) -> dict: return dict(made=self.made) # a larger one has more heads
     def places(self) -> Places:
         return Places(self.d, self.sides, [stride_of(self.size, s) for s in self.sides], self.mean.device)
     def forward(self, x) -> dict:
@@ -220,8 +224,8 @@ class MapsNet(DenseNet):
             if not mine: continue
             number = torch.full((self.n_classes + 1,), -1, device=labels.device)
             number[mine] = torch.arange(len(mine), device=labels.device)
-            total = total + map_loss(self.d, at, out['cls_logits'][..., mine], made[:,:,i], out['bbox_regression'][:,:,i],
-                                     boxes, number[labels])
+            total = total + map_loss(self.d, at, out['cls_logits'][..., mine], made[:,:,i],
+                                     out['bbox_regression'][:,:,i], boxes, number[labels])
         return total
     def detect(self, out:dict) -> list[dict[str, torch.Tensor]]:
         owner = torch.tensor(self.owner, device=out['cls_logits'].device)
@@ -251,8 +255,8 @@ def _fit_parts(d:Declaration, counts:Sequence[int], k:int) -> tuple[int, list[st
     said = f"{k} kinds{' and a score of the place' if 'object' in fixed else ''}, {a} time{'s'*(a > 1)}"
     if bins < 1 or bins % 1 or (bins > 1) != (d.box == 'bins'):
         raise InputError(f"maps of {' + '.join(map(str, counts))} channels do not fit `{d.family}`: without {said}, "
-                         f"{left} are left for boxes; accepted: {'a multiple of 4, from 8' if d.box == 'bins' else 4*a}."
-                         f" Other kinds can be named (--classes), or another family (--arch).")
+                         f"{left} are left for boxes; accepted: "
+                         f"{'a multiple of 4, from 8' if d.box == 'bins' else 4*a}. Other kinds can be named (--classes), or another family (--arch).")
     sizes = d.numbers(k, int(bins))
     if len(counts) == 1: return int(bins), [*d.parts]
     order = [p for c in counts for p in d.parts if sizes[p] == c]
@@ -267,8 +271,8 @@ def _copied(data:bytes, convs:list, size:int, x:np.ndarray) -> tuple[list, list[
     "(weight, bias) of last convolutions, with what scales them folded in, and their outputs for `x`"
     names = [f'{c.get_friendly_name()}:0' for c in convs]
     ends = [*map(_end_of, convs)]
-    got = [torch.from_numpy(np.array(v)) for v in
-           _compiled(data, tuple([*names, *ends]), size, len(x), torch.get_num_threads()).infer_new_request([x]).values()]
+    run = _compiled(data, (*names, *ends), size, len(x), torch.get_num_threads())
+    got = [torch.from_numpy(np.array(v)) for v in run.infer_new_request([x]).values()]
     out = []
     for c,raw,end in zip(convs, got, got[len(convs):]):
         w = torch.from_numpy(_constant(c.input_value(1).get_node()))
@@ -371,7 +375,8 @@ def maps_net(about:dict, parts:dict, classes:Sequence[str], known:str='') -> tup
     return net.eval(), match
 
 def grown_maps(net:MapsNet, fresh:Sequence[str]) -> MapsNet:
-    "A network with one more head, for the classes `fresh`, which begin from the file's kinds of their names; no bit of the rest moves"
+    """A network with one more head, for the classes `fresh`, which begin from the file's kinds of their names; no bit of
+    the rest moves"""
     d, kinds = net.d, net.made['kinds']
     _, parts = parse_detector(net.body.data, d, kinds, net.size)
     own, match = maps_net(net.made | dict(size=net.size), parts, fresh)
@@ -404,8 +409,8 @@ def choose_detector(arch:str, weights:str|None) -> tuple[str, str]: # arch, why
     if arch != 'auto': return arch, 'as was asked for'
     here = [] if weights else [n for n in BEST if sources(find_entry(n))]
     if here: return here[0], 'a detector that has seen COCO, and on this machine'
-    return 'fcos', (f"no detector that has seen COCO is on this machine ({', '.join(BEST)}), and `weights` names no ONNX "
-                    f"file: a body that has seen ImageNet, and a new head")
+    return 'fcos', (f"no detector that has seen COCO is on this machine ({', '.join(BEST)}), and `weights` names no "
+                    f"ONNX file: a body that has seen ImageNet, and a new head")
 
 def box_learner(data, arch:str='auto', backbone:str='efficientnet_lite0', weights:str|None=None, size:int=0,
                 known:str='', kinds:Sequence[str]=(), **kwargs) -> BoxLearner:

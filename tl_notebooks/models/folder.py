@@ -105,7 +105,7 @@ def save_model(
     adopted:dict|None=None,   # Where it came from and how that was checked, if it was trained elsewhere
 ) -> Path:
     "Write a model folder, whole or not at all"
-    folder = Path(folder)
+    folder, info = Path(folder), info | getattr(net, 'manifest_info', {}) # of a detector that grew
     if folder.exists(): raise InputError(f"model folder `{folder}` exists already. Choose another name, or remove it.")
     state = {k: v.detach().cpu().contiguous().clone() for k,v in net.state_dict().items()}
     tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}.'))
@@ -117,8 +117,7 @@ def save_model(
         files = {p.name: dict(sha256=hash_file(p), bytes=p.stat().st_size) for p in sorted(tmp.iterdir())}
         write_manifest(tmp, dict(
             schema=SCHEMA, task=(task := _task(info, net, tok)).name, classes=list(classes), backbone=_backbone(info),
-            preprocessing={k: info[k] for k in task.preprocessing} | {k: info[k] for k in task.may_hold if k in info}
-            | ({'made': net.made} if hasattr(net, 'made') else {}), # a detector that grew has more heads
+            preprocessing={k: info[k] for k in task.preprocessing} | {k: info[k] for k in task.may_hold if k in info},
             metrics=metrics or {}, data=data or {}, head=head or {}, parent=parent, lineage=list(lineage),
             **({'adopted': adopted} if adopted else {}),
             versions=dict(tl_notebooks=code_version(), python=(env := environment())['python'], **env['packages']),
