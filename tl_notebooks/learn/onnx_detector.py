@@ -395,8 +395,9 @@ def copy_rows(conv:nn.Conv2d, w:torch.Tensor, b:torch.Tensor, used:Sequence[int]
 
 def detector_info(path:str|Path, net:MapsNet, size:int) -> dict:
     "What a learner and a manifest hold of it"
-    return dict(name=Path(path).stem, library='onnx', model=net.d.family, source='given', licence=None, arch='maps',
-                weights_sha256=hash_file(path), n_features=net.n_features, made=net.made, channels=96, convs=0,
+    # its weights are safetensors, the graph among them: not the `onnx` of classifiers
+    return dict(name=Path(path).stem, library='onnx-detector', model=net.d.family, source='given', licence=None,
+                arch='maps', weights_sha256=hash_file(path), n_features=net.n_features, made=net.made, channels=96, convs=0,
                 mean=net.mean.flatten().tolist(), std=net.std.flatten().tolist(), size=size)
 
 # %% ../../nbs/learn/69_onnx_detector.ipynb #4b40e11d
