@@ -126,7 +126,8 @@ def test_the_use_case_starts_from_a_file_and_says_what_it_was_worth_before(squar
               'views=1', '-p', 'lr=0.005', '-p', 'threads=1', cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     rec = record(done.stdout.strip().splitlines()[-1])
-    assert rec['known'] == {'red': ['scarlet']} and rec['chosen'][0] == 'yolox' and rec['model']['library'] == 'onnx-detector'
+    assert rec['known'] == {'red': ['scarlet']} and rec['chosen'][0] == 'yolox'
+    assert rec['model']['library'] == 'onnx-detector'
     assert rec['before']['map50']['n'] == rec['metrics']['map50']['n']
     assert rec['losses'][-1]['train'] < rec['losses'][0]['train']
     assert rec['frozen'][0]['dtype'] == ['float16'] and 'cannot be trained' in rec['control_about']

@@ -256,7 +256,8 @@ def _fit_parts(d:Declaration, counts:Sequence[int], k:int) -> tuple[int, list[st
     if bins < 1 or bins % 1 or (bins > 1) != (d.box == 'bins'):
         raise InputError(f"maps of {' + '.join(map(str, counts))} channels do not fit `{d.family}`: without {said}, "
                          f"{left} are left for boxes; accepted: "
-                         f"{'a multiple of 4, from 8' if d.box == 'bins' else 4*a}. Other kinds can be named (--classes), or another family (--arch).")
+                         f"{'a multiple of 4, from 8' if d.box == 'bins' else 4*a}. Other kinds can be named "
+                         f"(--classes), or another family (--arch).")
     sizes = d.numbers(k, int(bins))
     if len(counts) == 1: return int(bins), [*d.parts]
     order = [p for c in counts for p in d.parts if sizes[p] == c]
@@ -375,8 +376,7 @@ def maps_net(about:dict, parts:dict, classes:Sequence[str], known:str='') -> tup
     return net.eval(), match
 
 def grown_maps(net:MapsNet, fresh:Sequence[str]) -> MapsNet:
-    """A network with one more head, for the classes `fresh`, which begin from the file's kinds of their names; no bit of
-    the rest moves"""
+    "A network with one more head, for the classes `fresh`, from the file's kinds of their names; the rest stays as it is"
     d, kinds = net.d, net.made['kinds']
     _, parts = parse_detector(net.body.data, d, kinds, net.size)
     own, match = maps_net(net.made | dict(size=net.size), parts, fresh)
@@ -397,7 +397,8 @@ def detector_info(path:str|Path, net:MapsNet, size:int) -> dict:
     "What a learner and a manifest hold of it"
     # its weights are safetensors, the graph among them: not the `onnx` of classifiers
     return dict(name=Path(path).stem, library='onnx-detector', model=net.d.family, source='given', licence=None,
-                arch='maps', weights_sha256=hash_file(path), n_features=net.n_features, made=net.made, channels=96, convs=0,
+                arch='maps', weights_sha256=hash_file(path), n_features=net.n_features, made=net.made,
+                channels=96, convs=0,
                 mean=net.mean.flatten().tolist(), std=net.std.flatten().tolist(), size=size)
 
 # %% ../../nbs/learn/69_onnx_detector.ipynb #4b40e11d
