@@ -376,7 +376,7 @@ def maps_net(about:dict, parts:dict, classes:Sequence[str], known:str='') -> tup
     return net.eval(), match
 
 def grown_maps(net:MapsNet, fresh:Sequence[str]) -> MapsNet:
-    "A network with one more head, for the classes `fresh`, from the file's kinds of their names; the rest stays as it is"
+    "A network with one more head, for the classes `fresh`, from the file's kinds of these names; no other bit moves"
     d, kinds = net.d, net.made['kinds']
     _, parts = parse_detector(net.body.data, d, kinds, net.size)
     own, match = maps_net(net.made | dict(size=net.size), parts, fresh)
