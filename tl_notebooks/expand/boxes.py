@@ -24,7 +24,8 @@ from ..judge.certificate import (Expansion, Limits, begin_certificate, certifica
                                             judged_by)
 from ..core import InputError, naming, progress, seeded
 from ..data.decode import open_image
-from ..learn.detection import BoxLearner, DenseNet, box_dls, box_net, image_detector
+from ..learn.detection import BoxLearner, DenseNet, box_dls, image_detector
+from ..learn.onnx_detector import MapsNet, box_net, grown_maps
 from ..learn.vision import ANY_SIZE, image_tensor
 from ..learn.learner import FitProgress
 from ..learn.replay import Distil
@@ -46,12 +47,13 @@ def moved_answers(now:dict, was:dict, columns:Sequence[int]) -> torch.Tensor:
     for k in ('bbox_regression', 'bbox_ctrness'):
         if k not in was: continue
         if k == 'bbox_ctrness': by = kl(now[k], was[k].sigmoid())
-        else: by = nn.functional.smooth_l1_loss(now[k], was[k], reduction='none')
-        loss = loss + (seen[..., None]**2*by).sum()/n
+        else: by = nn.functional.smooth_l1_loss(now[k][:, :, :was[k].shape[2]], was[k], reduction='none')
+        loss = loss + (seen[..., None]**2*by.flatten(2)).sum()/n
     return loss
 
 def drawn_loss(net:DenseNet, out:dict, boxes:torch.Tensor, labels:torch.Tensor, columns:Sequence[int]) -> torch.Tensor:
     "The detector's own loss for the classes of `columns`, as if there were no others"
+    if isinstance(net, MapsNet): return net.loss(out, boxes, labels, columns)
     place = torch.full((net.n_classes + 1,), -1, device=labels.device)
     place[[*columns]] = torch.arange(len(columns), device=labels.device)
     labels = labels.as_subclass(torch.Tensor)
@@ -59,10 +61,12 @@ def drawn_loss(net:DenseNet, out:dict, boxes:torch.Tensor, labels:torch.Tensor, 
                     place[labels.clamp(min=-1)] if len(labels) else labels)
 
 # %% ../../nbs/expand/20_boxes.ipynb #82fdb38d
-GROWS = ('fcos', 'retinanet')
+GROWS = ('fcos', 'retinanet', 'maps')
 
 def grown_net(model:Model, classes:Sequence[str], seed:int=0) -> DenseNet:
     "A detector with a model's weights and a fresh row for each class that it does not know"
+    if isinstance(model.net, MapsNet):
+        with seeded(seed): return _ready(grown_maps(model.net, classes[len(model.classes):]), model)
     pre, k = model.manifest['preprocessing'], len(classes)
     net, rows = box_net(model.manifest['backbone'], pre, k, model.manifest['folder']), class_rows(model.classes,
             classes)
@@ -76,6 +80,10 @@ def grown_net(model:Model, classes:Sequence[str], seed:int=0) -> DenseNet:
         if name == 'bias': new[len(model.classes):] = -float(np.log(99))
         state = state | {key: new.transpose(0, 1).flatten(0, 1)}
     net.load_state_dict(state)
+    return _ready(net, model)
+
+def _ready(net:DenseNet, model:Model) -> DenseNet:
+    "`net` as it answers in `model`"
     net.micro_batch, net.precision, net.score_thresh, net.nms_thresh, net.max_boxes = (model.net.micro_batch,
             model.net.precision,
             model.net.score_thresh, model.net.nms_thresh, model.net.max_boxes)
@@ -98,19 +106,21 @@ def tuned_boxes(model:Model, net:DenseNet, data:BoxData, classes:Sequence[str], 
     pre, start = model.manifest['preprocessing'], time.perf_counter()
     drawn = [i for i,c in enumerate(classes) if c in data.classes]
     rest = [i for i in range(len(model.classes)) if i not in drawn]
-    head = net.head.head.classification_head.cls_logits
+    whole = isinstance(net, MapsNet) # the new classes have a head of their own
+    head = net.head[-1] if whole else net.head.head.classification_head.cls_logits
     with seeded(seed):
         data = numbered(data, classes)
         data.depth = model.task.depth # white is what the model takes for it
         dls = box_dls(data, bs=tuning.bs, views=tuning.views, seed=seed, **model.task.reading)
-        learn = BoxLearner(dls, net, ema=.99 if mode == 'fine-tune' else 0, info=model.manifest['backbone'] | pre,
+        learn = BoxLearner(dls, net, ema=.99 if mode == 'fine-tune' or whole else 0,
+                            info=model.manifest['backbone'] | pre,
                             wd=0. if mode == 'keep-scores' else .02, path=Path('.'))
         learn.loss_func = lambda out, boxes, labels: drawn_loss(net, out, boxes, labels, drawn)
         learn.freeze_to(-tuning.thaw if mode == 'fine-tune' else -1)
         if mode == 'keep-scores':
             for p in net.parameters(): p.requires_grad_(any(p is q for q in head.parameters()))
         hooks = [p.register_hook(lambda g: _only_new(g, len(model.classes), len(classes)))
-                 for p in head.parameters()] if mode == 'keep-scores' else []
+                 for p in head.parameters()] if mode == 'keep-scores' and not whole else []
         held = Distil(model.net, weight=tuning.distil, moved=lambda now, was: moved_answers(now, was, rest))
         cbs = [FitProgress('new class'), *([held] if mode == 'fine-tune' and rest else [])]
         with learn.no_bar(), learn.no_logging():

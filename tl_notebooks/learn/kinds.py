@@ -11,8 +11,10 @@ from ..core import InputError, did_you_mean
 
 # %% ../../nbs/learn/66_kinds.ipynb #c2550644
 COCO = """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
-parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, handbag, tie,
-suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket,
+parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe,
+backpack, umbrella, handbag, tie,
+suitcase, frisbee, skis, snowboard,
+sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket,
 bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza,
 donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard, cell phone,
 microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, hair drier, toothbrush"""
@@ -20,8 +22,8 @@ COCO = COCO.replace('\n', ' ').split(', ')
 
 # %% ../../nbs/learn/66_kinds.ipynb #fdf11209
 SAME = dict(pedestrian='person', people='person', walker='person', cyclist='bicycle', bike='bicycle',
-            vehicle='car+bus+truck', motorbike='motorcycle', rider='motorcycle', lorry='truck', van='truck', tram='train',
-            plane='airplane', phone='cell phone', sofa='couch', television='tv')
+            vehicle='car+bus+truck', motorbike='motorcycle', rider='motorcycle', lorry='truck', van='truck',
+            tram='train', plane='airplane', phone='cell phone', sofa='couch', television='tv')
 
 def match_kinds(
     classes:Sequence[str], # A person's

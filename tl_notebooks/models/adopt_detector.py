@@ -35,8 +35,10 @@ class AdoptedDetector:
         "The report in sentences"
         r = self.report
         d, (first, *_) = r['declaration'], r['kinds']
-        return [f"{r['family']}: {len(r['kinds'])} kinds ({first}, …), maps of {', '.join(f'{c} × {h} × {w}' for c,h,w in r['shapes'])}",
-                f"pixels {'in the order ' + d['order']}, less {[round(v, 2) for v in d['mean']]}, by {[round(v, 2) for v in d['std']]}",
+        maps = ', '.join(f'{c} × {h} × {w}' for c,h,w in r['shapes'])
+        less, by = ([round(v, 2) for v in d[k]] for k in ('mean', 'std'))
+        return [f"{r['family']}: {len(r['kinds'])} kinds ({first}, …), maps of {maps}",
+                f"pixels of 0 … 255 in the order {d['order']}, less {less}, divided by {by}",
                 f"scores: greatest difference to the file's own {r['same']:.2g} on {r['items']} made-up images (up to "
                 f"{LIMIT:g} is the rounding of stored maps)"]
 
@@ -48,11 +50,12 @@ def adopt_detector(
     size:int=0,           # Side of the square, pixels; 0: what it was made for
     mean=None, std=None, order:str='', # Of pixels 0 … 1, where the family's are not meant
 ) -> AdoptedDetector:
-    """A model folder that finds all kinds of a detector in an ONNX file; `NotTheSame` where its scores would differ, and
-    an `InputError` where the request is wrong"""
+    """A model folder that finds all kinds of a detector in an ONNX file; `NotTheSame` where its scores would differ,
+    and an `InputError` where the request is wrong"""
     out = free_folder(out, 'adopt')
     said = {k: tuple(255*v for v in three(given, k)) for k,given in (('mean', mean), ('std', std)) if given is not None}
-    about, parts = read_detector(source, arch, read_classes(classes) or (), size, **said | ({'order': order} if order else {}))
+    if order: said['order'] = order
+    about, parts = read_detector(source, arch, read_classes(classes) or (), size, **said)
     net, _ = maps_net(about, parts, about['kinds'])
     report = dict(source=Path(source).name, sha256=hash_file(source), family=net.d.family, kinds=about['kinds'],
                   declaration=about['declaration'], shapes=about['shapes'], **_compared(net, about, parts))

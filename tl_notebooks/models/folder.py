@@ -112,7 +112,7 @@ def save_model(
     held:HeldOut|None=None,   # What it says of items that it has not learned from
 ) -> Path:
     "Write a model folder, whole or not at all"
-    folder = Path(folder)
+    folder, info = Path(folder), info | getattr(net, 'manifest_info', {}) # of a detector that grew
     if folder.exists(): raise InputError(f"model folder `{folder}` exists already. Choose another name, or remove it.")
     state = {k: v.detach().cpu().contiguous().clone() for k,v in net.state_dict().items()}
     tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}.'))
