@@ -30,7 +30,7 @@ from .label import ToLabel, write_label_files
 from .pages import encode_png, render_page
 from ..models.folder import Model
 
-# %% ../../nbs/judge/65_watch.ipynb #debe4b5e
+# %% ../../nbs/judge/65_watch.ipynb #b16462e2
 DRAWS, FEW_WRONG = 100, 3 # bootstrap samples; wrong held-out items below which no regression is fitted
 
 def _measures(conf, strange, held_strange) -> np.ndarray:
@@ -53,7 +53,7 @@ def estimate_accuracy(
     strange,      # (n,) their scores
     seed:int=0,
 ) -> Interval:    # `n`: of new items
-    "Share of new items whose class is the one that was said, without labels; the interval spans what is usually estimated"
+    "Share of new items that are what was said, without labels; the interval spans what is usually estimated"
     conf, rng = np.asarray(conf, float), np.random.default_rng(seed)
     some = rng.permutation(len(conf))[:5000]
     held_conf, right = held.probs.max(1), held.right
@@ -158,13 +158,14 @@ def fresh_items(model:Model, inputs:Sequence) -> tuple[list, list[str]]:
 def _numbers(hexadecimal:Sequence[str]) -> np.ndarray: # int64, for `add_items`
     return np.array([int.from_bytes(bytes.fromhex(h[:16]), 'big', signed=True) for h in hexadecimal], 'i8')
 
-# %% ../../nbs/judge/65_watch.ipynb #84ffebc7
+# %% ../../nbs/judge/65_watch.ipynb #c78d86da
 def _look(model:Model, inputs:Sequence, content:Sequence[str], eye:_Eye, state:DriftState,
           bs:int) -> tuple[_Seen, _Pool, _Pool, DriftState]:
     "One pass over all items"
     seen, strangest, unsure, done, keys = _Seen(), _Pool(), _Pool(), 0, iter(_numbers(content))
     for b in model.observe(inputs, bs):
-        good, came = ([v for v,e in zip(part, b.errors) if not e] for part in (b.inputs, [next(keys) for _ in b.inputs]))
+        good, came = ([v for v,e in zip(part, b.errors) if not e]
+                      for part in (b.inputs, [next(keys) for _ in b.inputs]))
         seen.bad += [(model.task.name_of(i), e) for i,e in zip(b.inputs, b.errors) if e]
         if not good: continue
         probs = softmax(b.logits.astype(float), 1)
@@ -333,7 +334,7 @@ def _trust(unknown:Interval|None, state:DriftState, held:HeldOut|None, rate:floa
     if not held.validation: why.append("it was judged on items that it had learned from, each left out")
     return '; '.join(why)
 
-# %% ../../nbs/judge/65_watch.ipynb #becf4bd5
+# %% ../../nbs/judge/65_watch.ipynb #dafdc557
 def _groups(model:Model, seen:_Seen, pool:_Pool, a:dict, rate:float) -> list[dict]:
     at, z = pool.at[0], pool.z[0]
     mine = a['p'][at] <= rate
@@ -341,7 +342,8 @@ def _groups(model:Model, seen:_Seen, pool:_Pool, a:dict, rate:float) -> list[dic
     return [dict(n=len(g), at=[int(i) for i in at[mine][g]],
                  examples=[item_text(model, seen.inputs[i]) for i in at[mine][g][:8]]) for g in found]
 
-def _next(model:Model, seen:_Seen, a:dict, strangest:_Pool, unsure:_Pool, groups:list, n:int, rate:float) -> list[ToLabel]:
+def _next(model:Model, seen:_Seen, a:dict, strangest:_Pool, unsure:_Pool, groups:list, n:int,
+          rate:float) -> list[ToLabel]:
     "What to label next: doubtful items that are unlike one another"
     at, first = np.unique(np.concatenate([strangest.at[0], unsure.at[0]]), return_index=True)
     z = np.concatenate([strangest.z[0], unsure.z[0]])[first]
@@ -384,7 +386,7 @@ def strange_words(texts:Sequence, strange:np.ndarray, n:int=8, least:int=3) -> l
              for w,c in inside.items() if c >= least}
     return [w for w in sorted(ratio, key=lambda w: (-ratio[w], w)) if ratio[w] > 2][:n]
 
-# %% ../../nbs/judge/65_watch.ipynb #a866ee17
+# %% ../../nbs/judge/65_watch.ipynb #cc27b437
 def group_picture(model:Model, paths:Sequence[str], title:str=''):
     "A grid of images of one group"
     images = [open_image(p, model.task.max_pixels, 16, 112).resize((112, 112)) for p in paths[:8]]
@@ -397,7 +399,8 @@ def write_watched(folder:str|Path, w:Watched, model:Model, limits:Sequence[dict]
     write_label_files(folder, w.next, model.classes, model.task.column, Path(model.manifest['folder']).name, **pixels)
     with atomic_write(folder/'watch.safetensors', 'wb') as f:
         f.write(save(drift_tensors(w.state)))
-    pictures = [encode_png(group_picture(model, g['examples'])) if model.task.column == 'path' else '' for g in w.groups]
+    show = lambda g: encode_png(group_picture(model, g['examples'])) if model.task.column == 'path' else ''
+    pictures = [*map(show, w.groups)]
     page = render_page('watch.html', w=w, limits=limits, pictures=pictures, model=str(model.manifest['folder']),
                        what=model.task.what)
     with atomic_write(folder/'report.html') as f: f.write(page)
