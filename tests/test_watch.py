@@ -13,7 +13,7 @@ from tl_notebooks.data.samples import PARTS, make_parts
 from tl_notebooks.expand.door import expand
 from tl_notebooks.heads.statistics import ClassStatistics, solve_statistics
 from tl_notebooks.heads.unknown import HeldOut, Unknown, class_sets
-from tl_notebooks.judge.drift import DriftState, add_items
+from tl_notebooks.judge.drift import DriftState, add_night
 from tl_notebooks.judge.watch import watch, write_watched
 from tl_notebooks.learn.vision import image_learner
 from tl_notebooks.models.save import load_model
@@ -47,14 +47,14 @@ def test_sets_hold_the_true_class_as_often_as_asked():
 
 
 def test_quiet_years_and_a_change_that_is_noticed():
-    "Ville's inequality, seen: false alarms over whole streams are no more than chance would have of 5 %"
+    "False alarms over whole streams are no more than chance would have of 5 %, and 5 % of strange items are seen"
     rng, alarms, noticed = np.random.default_rng(0), 0, 0
     for _ in range(40):
-        state = DriftState(rng.standard_normal((80, 6)))
-        for _ in range(20): state = add_items(state, rng.standard_normal((30, 6)))
+        state = DriftState(rng.standard_normal((200, 6)))
+        for _ in range(20): state = add_night(state, rng.standard_normal((30, 6)))
         alarms += state.p <= .05
         new = rng.standard_normal((200, 6)); new[rng.random(200) < .05, 0] += 4
-        noticed += add_items(state, new).p <= .05
+        noticed += add_night(state, new).p <= .05
     assert binomtest(alarms, 40, .05, 'greater').pvalue > .01 and noticed >= 36
 
 

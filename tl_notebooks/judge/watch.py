@@ -7,7 +7,7 @@ __all__ = ['DRAWS', 'FEW_WRONG', 'DIRECTIONS', 'FIGURES', 'MAX_POOL', 'LEARNED_M
            'fresh_items', 'Watched', 'watch', 'read_state', 'item_text', 'strange_words', 'group_picture',
            'write_watched']
 
-# %% ../../nbs/judge/65_watch.ipynb #9f9a2de2
+# %% ../../nbs/judge/65_watch.ipynb #3e14f89d
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from ..data.decode import open_image
 from ..data.problems import printable
 from ..data.texts import content_hash
 from ..heads.unknown import HeldOut, conformal_p
-from .drift import DriftState, add_items, drift_from, drift_tensors
+from .drift import DriftState, add_night, drift_from, drift_tensors
 from .evidence import Interval, interval
 from .groups import find_groups, pick_next
 from .label import ToLabel, write_label_files
@@ -158,11 +158,12 @@ def fresh_items(model:Model, inputs:Sequence) -> tuple[list, list[str]]:
 def _numbers(hexadecimal:Sequence[str]) -> np.ndarray: # int64, for `add_items`
     return np.array([int.from_bytes(bytes.fromhex(h[:16]), 'big', signed=True) for h in hexadecimal], 'i8')
 
-# %% ../../nbs/judge/65_watch.ipynb #c78d86da
+# %% ../../nbs/judge/65_watch.ipynb #086bb2b1
 def _look(model:Model, inputs:Sequence, content:Sequence[str], eye:_Eye, state:DriftState,
           bs:int) -> tuple[_Seen, _Pool, _Pool, DriftState]:
     "One pass over all items"
-    seen, strangest, unsure, done, keys = _Seen(), _Pool(), _Pool(), 0, iter(_numbers(content))
+    seen, strangest, unsure, done, keys, figures = _Seen(), _Pool(), _Pool(), 0, iter(_numbers(content)), []
+    kept = []
     for b in model.observe(inputs, bs):
         good, came = ([v for v,e in zip(part, b.errors) if not e]
                       for part in (b.inputs, [next(keys) for _ in b.inputs]))
@@ -175,22 +176,23 @@ def _look(model:Model, inputs:Sequence, content:Sequence[str], eye:_Eye, state:D
         p = np.ones(len(good)) if eye.judge is None else conformal_p(eye.judge.held, strange)
         z = b.features if eye.judge is None else eye.judge.whiten(b.features)
         if eye.judge is None: z = z/np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
-        state = add_items(state, eye.figures(b.features, b.logits, strange), came)
+        figures.append(eye.figures(b.features, b.logits, strange).astype('f4')); kept += came
         at = np.arange(done, done + len(good)); done += len(good)
         strangest.add(at, strange, z); unsure.add(at, 1 - (top[:,0] - top[:,1]), z)
         seen.inputs += good
         for name,v in dict(p=p, strange=strange, probs=top[:,0], second=top[:,1], pred=order[:,0],
                            runner=order[:,1]).items(): getattr(seen, name).append(v)
+    if figures: state = add_night(state, np.concatenate(figures), kept)
     strangest.cut(); unsure.cut()
     return seen, strangest, unsure, state
 
-# %% ../../nbs/judge/65_watch.ipynb #fc53c7de
+# %% ../../nbs/judge/65_watch.ipynb #4d974d26
 @dataclass
 class Watched:
     """What new items say of a model.
 
     unknown : share of items that a known class would yield in at most `rate` of cases, None where nobody can tell
-    drift : greatest growth of a bet against "nothing has changed" over all nights, and the p-value that this gives
+    drift : p-value for "nothing has changed", corrected for all nights, and one over it as the statistic
     accuracy : estimated without labels, None where the folder keeps nothing to judge by;  trust : '' or why not to
     shares : class → share of these items, and of held-out ones (None without);  unsure : items between two classes
     groups : unknown items that look alike;  next : what to label;  unread : (name, why);  notes : what is missing
@@ -293,15 +295,14 @@ def read_state(folder:str|Path, model:Model, s:int) -> DriftState:
     if state is None: raise InputError(f"`since`: `{path}` holds other figures than this version watches.")
     return state
 
-# %% ../../nbs/judge/65_watch.ipynb #74e7fb5a
+# %% ../../nbs/judge/65_watch.ipynb #91d451db
 def _judged(model:Model, eye:_Eye, seen:_Seen, strangest:_Pool, unsure:_Pool, state:DriftState, rate:float,
             n_label:int, seed:int) -> Watched:
     a, n, held = seen.arrays(), len(seen.inputs), eye.held
     strange = a['p'] <= rate
     unknown = None if eye.judge is None else interval(strange.sum(), n)
-    figure, large = state.moved
-    drift = dict(statistic=state.evidence, p=state.p, items=state.items, figure=eye.names[figure],
-                 direction='large' if large else 'small')
+    drift = dict(statistic=state.evidence, p=state.p, items=state.items, nights=state.nights,
+                 figure=eye.names[state.figure], direction='large' if state.large else 'small')
     accuracy = None
     if held is not None:
         scores = np.zeros(len(held.y)) if eye.judge is None else eye.judge.held_in_order
