@@ -460,6 +460,7 @@ def expand_model(
     _check_request(mode, bool(_asked(data) or remove or join or rename or correct), bool(remove or join or correct),
                    limits, tuning)
     out, model = free_folder(out), Model(parent)
+    if mode == 'fine-tune': model.must_train("mode 'fine-tune'")
     if memory is not None: take_exemplars([], [], memory) # whether it is a number that can be meant
     columns = model.task.options(columns)
     fixes = read_corrections(model, correct) if correct else []
@@ -570,7 +571,8 @@ def _make(job:_Job, mode:str) -> _Made:
 def _ways(job:_Job) -> list[str]:
     """Cheap and faithful ways first; training last, and only where the features confuse a new class with another and
     old items are there"""
-    tune = ['fine-tune'] if job.pairs and job.new and job.old and job.limits.max_logit_change is None else []
+    tune = ['fine-tune'] if (job.pairs and job.new and job.old and job.limits.max_logit_change is None
+                             and getattr(job.model.net.body, 'trains', True)) else []
     keep = ['keep-scores'] if job.added and job.same else []
     if job.gone: return ['keep-scores']
     return keep + ['exact'] if keep and job.limits.max_logit_change is not None else ['exact', *keep, *tune]

@@ -16,7 +16,7 @@ from .labelled import labelled_items
 from .words import expand_words
 from ..judge.certificate import Expansion
 from ..learn.tasks import TASKS
-from ..models.folder import read_manifest
+from ..models.folder import Model, read_manifest
 
 # %% ../../nbs/expand/50_door.ipynb #65787446
 def expand(
@@ -40,3 +40,9 @@ def expand(
         raise InputError(f"`{wrong[0]}` is not for a model of this kind. "
                          f"{did_you_mean(wrong[0], [*inspect.signature(way).parameters][3:])}")
     return way(model, data, out, **options)
+
+# %% ../../nbs/expand/50_door.ipynb #b106c009
+def _expand_model(self:Model, data='', out:str|Path='', **options) -> Expansion:
+    "A larger model with its certificate, see `expand`; this one stays as it is"
+    return expand(self.manifest['folder'], data, out, **options)
+Model.expand = _expand_model

@@ -23,7 +23,7 @@ from fastai.metrics import accuracy
 from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn
-from ..core import InputError, hash_state, progress
+from ..core import InputError, Shown, hash_state, progress
 from ..frozen.cut import CannotCache
 from ..frozen.loader import Activations, CachedDL
 from ..frozen.store import hash_prefix
@@ -36,8 +36,8 @@ from .network import NORMS, NormEval, TransferNet, plain_tensor
 from .prefix import FrozenPrefix
 
 # %% ../../nbs/learn/30_learner.ipynb #5ff618bc
-@dataclass
-class Probe:
+@dataclass(repr=False)
+class Probe(Shown):
     "What a probe found; accuracies are shares of images"
     alpha: float           # ridge strength, chosen by leave-one-out
     loo_accuracy: float    # leave-one-out accuracy on the training images
@@ -47,6 +47,13 @@ class Probe:
     n: int                 # training images
     features:str=''        # what the head sees, where that was chosen, and the leave-one-out losses that chose it
     tried:dict = field(default_factory=dict)
+    def shown(self) -> dict[str, str]:
+        "With the digits that say something"
+        valid = self.valid_accuracy == self.valid_accuracy # NaN where there are no validation items
+        return ({'accuracy, each left out': f'{self.loo_accuracy:.3f} ({self.n} items)'}
+                | ({'validation accuracy': f'{self.valid_accuracy:.3f} (loss {self.valid_loss:.3f})'} if valid else {})
+                | {'ridge strength': f'{self.alpha:.3g}'} | ({'features': self.features} if self.features else {})
+                | {'seconds': f'{self.seconds:.1f}'})
 
 # %% ../../nbs/learn/30_learner.ipynb #ffc568cc
 class FitProgress(Callback):
@@ -148,6 +155,19 @@ def _onward(self:TransferLearner, middle:CachedDL, desc:str) -> tuple[torch.Tens
                 ys += [plain_tensor(t).cpu() for t in b[k:]]
     finally: self.model.split_point = was
     return torch.cat(xs), torch.cat(ys) if ys else torch.empty(0, dtype=torch.int64)
+
+# %% ../../nbs/learn/30_learner.ipynb #fc39e967
+@patch
+def predict(self:TransferLearner, item, rm_type_tfms=None, with_input:bool=False):
+    """As fastai's: label, its number and all probabilities of an item, which is whatever the learner's reader takes
+    (see its `input_types`); for a list of items, a list of these"""
+    with self.no_bar():
+        if not isinstance(item, (list, tuple, L)) and getattr(item, 'ndim', 0) < 4:
+            return Learner.predict(self, item, rm_type_tfms, with_input)
+        if not len(item): return []
+        if with_input: return [Learner.predict(self, i, rm_type_tfms, True) for i in item]
+        probs, _ = self.get_preds(dl=self.dls.test_dl([*item], rm_type_tfms=rm_type_tfms, num_workers=0))
+    return [(self.dls.vocab[int(i)], i, p) for i,p in zip(self.loss_func.decodes(probs), probs)]
 
 # %% ../../nbs/learn/30_learner.ipynb #a4b493a1
 @patch
@@ -259,6 +279,7 @@ def probe(
     self.statistics = ClassStatistics.from_features(x, y, len(found.weight))
     device = next(self.model.head.parameters()).device
     with torch.no_grad(): logits = self.model.head.eval()(vx.to(device)).cpu()
+    self.freeze_to(-(thaw or 1)) # what trains next, as fastai's pretrained learners begin; `unfreeze` trains all
     self.opt = None # an optimiser that still holds moments of the old head would undo the solution
     self.probe_result = Probe(float(found.alpha), float(found.loo_accuracy),
                               (logits.argmax(1) == vy).float().mean().item(),
