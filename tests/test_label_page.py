@@ -1,4 +1,4 @@
-"`label.html` in a real browser, from file://, by keyboard alone and by mouse; and `tl expand --labels` takes what it saves."
+"`label.html` in a real browser, from file://, by keyboard alone and by mouse."
 import csv
 import shutil
 from pathlib import Path

@@ -112,8 +112,7 @@ def save_model(
     held:HeldOut|None=None,   # What it says of items that it has not learned from
 ) -> Path:
     "Write a model folder, whole or not at all"
-    folder = Path(folder)
-    if folder.exists(): raise InputError(f"model folder `{folder}` exists already. Choose another name, or remove it.")
+    if (folder := Path(folder)).exists(): raise InputError(f"model folder `{folder}` exists already. Choose another name, or remove it.")
     state = {k: v.detach().cpu().contiguous().clone() for k,v in net.state_dict().items()}
     tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}.'))
     try:
@@ -131,8 +130,7 @@ def save_model(
             versions=dict(tl_notebooks=code_version(), python=(env := environment())['python'], **env['packages']),
             weights_sha256=hash_state(state), files=files))
         for p in tmp.iterdir(): p.chmod(0o666 & ~umask()) # safetensors makes files that only their owner may read
-        tmp.chmod(0o777 & ~umask())
-        _move(tmp, folder)
+        tmp.chmod(0o777 & ~umask()); _move(tmp, folder)
     except BaseException: shutil.rmtree(tmp, ignore_errors=True); raise
     return folder
 
