@@ -361,6 +361,13 @@ def write_pages() -> set[str]:
     return files
 
 
+def for_everyone(html:str) -> str:
+    "What theme and extension leave out: code that scrolls is reached by the keyboard, headings at the side have a level"
+    html = html.replace('<p class="caption" role="heading">', '<p class="caption" role="heading" aria-level="2">')
+    html = html.replace('<summary aria-label="Toggle hidden content">', '<summary>')     # it hid the word that is seen
+    return re.sub(r'<pre>', '<pre tabindex="0">', html)
+
+
 def build_site() -> None:
     "Build _docs/; any warning, a dead link among them, is an error"
     from sphinx.cmd.build import main as sphinx
@@ -372,6 +379,7 @@ def build_site() -> None:
         sys.exit('docs: see the warnings above')
     shutil.rmtree(OUT, ignore_errors=True)
     shutil.move(built, OUT)
+    for page in OUT.rglob('*.html'): page.write_text(for_everyone(page.read_text(encoding='utf-8')), encoding='utf-8')
     for f in files: copy(ROOT/f, OUT/f)         # for <img src="…">, which Sphinx does not follow
     print(f'{(OUT/"index.html").relative_to(ROOT)}: {len(list(OUT.rglob("*.html")))} pages')
 

@@ -31,4 +31,4 @@ html_show_sourcelink = html_copy_source = False
 html_show_sphinx = False
 html_static_path, html_css_files = ['static'], ['site.css']
 html_theme_options = {'light_css_variables': {'color-brand-primary': '#2563a8', 'color-brand-content': '#2563a8'}}
-pygments_style, pygments_dark_style = 'tango', 'monokai'
+pygments_style, pygments_dark_style = 'a11y-high-contrast-light', 'a11y-high-contrast-dark'  # furo brings them

@@ -1,9 +1,9 @@
 """What stands where in the pages, and under which name. What is not named here comes at the end of its part; a page of
 the library that is not named is one of the internals."""
 
-START = 'guides/quickstart guides/predict guides/bring_your_own guides/alarm guides/export guides/glossary'.split()
+START = [f'guides/{n}' for n in 'quickstart predict bring_your_own unknown alarm export glossary'.split()]
 # from what is common to what is rare, each building on those before it
-TUTORIALS = 'parts expand_parts reviews mail crossing vocabulary adopt audit rank forecast watch'.split()
+TUTORIALS = 'parts expand_parts audit watch reviews mail crossing vocabulary adopt rank forecast'.split()
 GUIDES = 'data_layouts experiments sweep_on_a_cluster work_with_dvc'.split()
 LATER = 'guides/extend',
 
@@ -18,10 +18,10 @@ API = {
         'resume': 'Go on after an interruption', 'box_predict': 'Predict boxes'}),
     'heads': ('Heads', 'Heads in closed form, and what features to give them.', {
         'ridge': 'Ridge head', 'statistics': 'Class statistics', 'features': 'Random projection',
-        'calibrate': 'Calibration', 'unknown': 'Unknown inputs'}),
+        'calibrate': 'Calibration', 'unknown': 'Score of what is unknown'}),
     'models': ('Models', 'A model on disk: saved, loaded, asked, taken in from elsewhere, handed on.', {
         'folder': 'Model folder: load, predict, save', 'save': 'Save and load', 'adopt': 'Adopt a model',
-        'export': 'Export a model'}),
+        'export': 'Hand a model on'}),
     'expand': ('Expansion', 'A model and new data become a larger model.', {
         'door': 'Expand', 'classes': 'Expand by classes', 'boxes': 'Expand by kinds of objects',
         'words': 'Expand by words'}),

@@ -8,7 +8,7 @@ import pytest
 
 from conftest import ROOT
 
-GUIDES = [ROOT/'nbs'/'guides'/f'{n}.ipynb' for n in ('quickstart', 'predict')]
+GUIDES = [ROOT/'nbs'/'guides'/f'{n}.ipynb' for n in ('quickstart', 'predict', 'unknown', 'export', 'alarm')]
 ASSIGNED = re.compile(r'([A-Z]+)=\$\((tl .*)\)$')
 
 
@@ -34,7 +34,7 @@ def commands(path):
 
 
 def test_the_pages_have_commands():
-    assert len(commands(ROOT/'README.md')) > 20 and all(len(commands(g)) > 4 for g in GUIDES)
+    assert len(commands(ROOT/'README.md')) > 20 and all(len(commands(g)) > 1 for g in GUIDES)
 
 
 @pytest.mark.parametrize('line', sorted({c for p in (ROOT/'README.md', *GUIDES) for c in commands(p)}))

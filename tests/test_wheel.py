@@ -28,3 +28,13 @@ def test_run_from_an_installed_wheel(tmp_path, pictures):
     assert done.returncode == 0, done.stderr[-2000:]
     folder, = (tmp_path/'empty'/'outputs'/'parts').iterdir()
     assert record(folder)['status'] == 'ok' and done.stdout.strip().endswith(folder.name)
+
+    def tl(*args):
+        done = subprocess.run([sys.executable, '-m', 'tl_notebooks', *map(str, args)], env=env, cwd=tmp_path/'empty',
+                              capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+    answers = tl('predict', folder, next(p for p in pictures.rglob('*') if p.is_file())).splitlines()
+    assert answers[0].startswith('path,label,probability') and len(answers) == 2
+    larger = tl('expand', folder, '--rename', 'bolt=screw_bolt').strip().splitlines()[-1]
+    assert (tmp_path/'empty'/larger/'certificate.html').is_file() and 'screw_bolt' in tl('show', larger)

@@ -71,8 +71,8 @@ def cmd_models(args) -> int:
     if rows: print(format_models(rows))
     if word: print(*others, sep='\n')
     else:
-        print(f"\n{len(others):,} more names of timm and torchvision are accepted, and every text model of transformers "
-              f"as transformers/OWNER/NAME.\nTo search the names: {tl_hint('models', 'convnext')}")
+        print(f"\n{len(others):,} more names of timm and torchvision are accepted, and every text model of "
+              f"transformers as transformers/OWNER/NAME.\nTo search the names: {tl_hint('models', 'convnext')}")
     return 0
 
 # %% ../nbs/90_cli.ipynb #7810c71a
