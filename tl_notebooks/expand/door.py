@@ -33,7 +33,7 @@ def expand(
     if labels:
         if isinstance(data, LabelledData) or data:
             raise InputError("`labels` and `data` are both new items; accepted: one of them.")
-        with labelled_items(model, labels) as data: return expand(model, data, out, words=words, corpus=corpus, **options)
+        with labelled_items(model, labels) as new: return expand(model, new, out, words=words, corpus=corpus, **options)
     if words or corpus: return expand_words(model, out, words, corpus, learn=data, **options)
     way = expand_model if TASKS[read_manifest(model)['task']].classifies else expand_boxes
     if wrong := [k for k in options if k not in inspect.signature(way).parameters]:

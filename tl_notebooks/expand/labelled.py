@@ -17,7 +17,7 @@ from ..core import InputError
 from ..learn.tasks import TASKS
 from ..models.folder import read_manifest
 
-# %% ../../nbs/expand/45_labelled.ipynb #6b98bde9
+# %% ../../nbs/expand/45_labelled.ipynb #4bcc7e7b
 def read_labels(path:str|Path, column:str) -> list[tuple[str, str]]: # (item, label)
     "The rows of `labels.csv` that have a label; `column`: path or text"
     path = Path(path).expanduser()
@@ -27,8 +27,8 @@ def read_labels(path:str|Path, column:str) -> list[tuple[str, str]]: # (item, la
         raise InputError(f"`labels`: `{path}` cannot be read as a CSV: {e}") from None
     columns = [*table[0]] if table else []
     if not {column, 'label'} <= {*columns}:
-        raise InputError(f"`labels`: `{path}` has {f'columns {columns}' if table else 'no rows'}; accepted: the columns "
-                         f"{column} and label, as `label.html` saves them.")
+        raise InputError(f"`labels`: `{path}` has {f'columns {columns}' if table else 'no rows'}; accepted: the "
+                         f"columns {column} and label, as `label.html` saves them.")
     rows = [(r[column], r['label'].strip()) for r in table if r[column] and (r['label'] or '').strip()]
     if not rows: raise InputError(f"`labels`: no row of `{path}` has a label.")
     return rows

@@ -282,7 +282,7 @@ def _movement(x:np.ndarray, moved:np.ndarray) -> tuple[Callable, np.ndarray, flo
 def solve_statistics(
     s:ClassStatistics,
     alpha:float|None=None, # Ridge strength, as `RidgeHead.alpha`; `None`: chosen by leaving out rows
-    held=None,             # Features (m, d) and classes (m,) of rows whose left-out scores are wanted, all among those of `s`
+    held=None,             # Features (m, d) and classes (m,) of rows of `s` whose left-out scores are wanted
 ) -> SolvedHead:
     "The ridge head from statistics alone"
     if alpha is not None and not alpha > 0: raise InputError(f"`alpha` is {alpha}; accepted: a number above 0.")

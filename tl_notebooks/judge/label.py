@@ -62,13 +62,13 @@ def label_page(
     for a in '<>&\u2028\u2029': data = data.replace(a, f'\\u{ord(a):04x}')
     return render_page('label.html', data=data, name=name, n=len(rows))
 
-# %% ../../nbs/judge/60_label.ipynb #470dbf8a
+# %% ../../nbs/judge/60_label.ipynb #6bfbc728
 def studio_tasks(items:Sequence[ToLabel], column:str) -> list[dict]:
     "Tasks for Label Studio, with `<Choices name=\"label\" toName=\"item\">` in its labelling interface"
     kind = 'image' if column == 'path' else 'text'
     url = lambda i: f'/data/local-files/?d={i.lstrip("/")}' if column == 'path' else i
-    guess = lambda i: dict(model_version='tl_notebooks', score=float(i.probabilities.get(i.suggestion, 0)), result=[dict(
-        from_name='label', to_name='item', type='choices', value=dict(choices=[i.suggestion]))])
+    guess = lambda i: dict(model_version='tl_notebooks', score=float(i.probabilities.get(i.suggestion, 0)), result=[
+        dict(from_name='label', to_name='item', type='choices', value=dict(choices=[i.suggestion]))])
     return [dict(data={kind: url(i.item), 'reason': i.reason}, predictions=[guess(i)]*bool(i.suggestion))
             for i in items]
 

@@ -7,7 +7,7 @@ __all__ = ['DRAWS', 'FEW_WRONG', 'DIRECTIONS', 'FIGURES', 'MAX_POOL', 'LEARNED_M
            'fresh_items', 'Watched', 'watch', 'read_state', 'item_text', 'strange_words', 'group_picture',
            'write_watched']
 
-# %% ../../nbs/judge/65_watch.ipynb #9f9a2de2
+# %% ../../nbs/judge/65_watch.ipynb #3e14f89d
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ from ..data.decode import open_image
 from ..data.problems import printable
 from ..data.texts import content_hash
 from ..heads.unknown import HeldOut, conformal_p
-from .drift import DriftState, add_items, drift_from, drift_tensors
+from .drift import DriftState, add_night, drift_from, drift_tensors
 from .evidence import Interval, interval
 from .groups import find_groups, pick_next
 from .label import ToLabel, write_label_files
 from .pages import encode_png, render_page
 from ..models.folder import Model
 
-# %% ../../nbs/judge/65_watch.ipynb #debe4b5e
+# %% ../../nbs/judge/65_watch.ipynb #b16462e2
 DRAWS, FEW_WRONG = 100, 3 # bootstrap samples; wrong held-out items below which no regression is fitted
 
 def _measures(conf, strange, held_strange) -> np.ndarray:
@@ -53,7 +53,7 @@ def estimate_accuracy(
     strange,      # (n,) their scores
     seed:int=0,
 ) -> Interval:    # `n`: of new items
-    "Share of new items whose class is the one that was said, without labels; the interval spans what is usually estimated"
+    "Share of new items that are what was said, without labels; the interval spans what is usually estimated"
     conf, rng = np.asarray(conf, float), np.random.default_rng(seed)
     some = rng.permutation(len(conf))[:5000]
     held_conf, right = held.probs.max(1), held.right
@@ -158,13 +158,15 @@ def fresh_items(model:Model, inputs:Sequence) -> tuple[list, list[str]]:
 def _numbers(hexadecimal:Sequence[str]) -> np.ndarray: # int64, for `add_items`
     return np.array([int.from_bytes(bytes.fromhex(h[:16]), 'big', signed=True) for h in hexadecimal], 'i8')
 
-# %% ../../nbs/judge/65_watch.ipynb #84ffebc7
+# %% ../../nbs/judge/65_watch.ipynb #086bb2b1
 def _look(model:Model, inputs:Sequence, content:Sequence[str], eye:_Eye, state:DriftState,
           bs:int) -> tuple[_Seen, _Pool, _Pool, DriftState]:
     "One pass over all items"
-    seen, strangest, unsure, done, keys = _Seen(), _Pool(), _Pool(), 0, iter(_numbers(content))
+    seen, strangest, unsure, done, keys, figures = _Seen(), _Pool(), _Pool(), 0, iter(_numbers(content)), []
+    kept = []
     for b in model.observe(inputs, bs):
-        good, came = ([v for v,e in zip(part, b.errors) if not e] for part in (b.inputs, [next(keys) for _ in b.inputs]))
+        good, came = ([v for v,e in zip(part, b.errors) if not e]
+                      for part in (b.inputs, [next(keys) for _ in b.inputs]))
         seen.bad += [(model.task.name_of(i), e) for i,e in zip(b.inputs, b.errors) if e]
         if not good: continue
         probs = softmax(b.logits.astype(float), 1)
@@ -174,22 +176,23 @@ def _look(model:Model, inputs:Sequence, content:Sequence[str], eye:_Eye, state:D
         p = np.ones(len(good)) if eye.judge is None else conformal_p(eye.judge.held, strange)
         z = b.features if eye.judge is None else eye.judge.whiten(b.features)
         if eye.judge is None: z = z/np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
-        state = add_items(state, eye.figures(b.features, b.logits, strange), came)
+        figures.append(eye.figures(b.features, b.logits, strange).astype('f4')); kept += came
         at = np.arange(done, done + len(good)); done += len(good)
         strangest.add(at, strange, z); unsure.add(at, 1 - (top[:,0] - top[:,1]), z)
         seen.inputs += good
         for name,v in dict(p=p, strange=strange, probs=top[:,0], second=top[:,1], pred=order[:,0],
                            runner=order[:,1]).items(): getattr(seen, name).append(v)
+    if figures: state = add_night(state, np.concatenate(figures), kept)
     strangest.cut(); unsure.cut()
     return seen, strangest, unsure, state
 
-# %% ../../nbs/judge/65_watch.ipynb #fc53c7de
+# %% ../../nbs/judge/65_watch.ipynb #4d974d26
 @dataclass
 class Watched:
     """What new items say of a model.
 
     unknown : share of items that a known class would yield in at most `rate` of cases, None where nobody can tell
-    drift : greatest growth of a bet against "nothing has changed" over all nights, and the p-value that this gives
+    drift : p-value for "nothing has changed", corrected for all nights, and one over it as the statistic
     accuracy : estimated without labels, None where the folder keeps nothing to judge by;  trust : '' or why not to
     shares : class → share of these items, and of held-out ones (None without);  unsure : items between two classes
     groups : unknown items that look alike;  next : what to label;  unread : (name, why);  notes : what is missing
@@ -292,15 +295,14 @@ def read_state(folder:str|Path, model:Model, s:int) -> DriftState:
     if state is None: raise InputError(f"`since`: `{path}` holds other figures than this version watches.")
     return state
 
-# %% ../../nbs/judge/65_watch.ipynb #74e7fb5a
+# %% ../../nbs/judge/65_watch.ipynb #91d451db
 def _judged(model:Model, eye:_Eye, seen:_Seen, strangest:_Pool, unsure:_Pool, state:DriftState, rate:float,
             n_label:int, seed:int) -> Watched:
     a, n, held = seen.arrays(), len(seen.inputs), eye.held
     strange = a['p'] <= rate
     unknown = None if eye.judge is None else interval(strange.sum(), n)
-    figure, large = state.moved
-    drift = dict(statistic=state.evidence, p=state.p, items=state.items, figure=eye.names[figure],
-                 direction='large' if large else 'small')
+    drift = dict(statistic=state.evidence, p=state.p, items=state.items, nights=state.nights,
+                 figure=eye.names[state.figure], direction='large' if state.large else 'small')
     accuracy = None
     if held is not None:
         scores = np.zeros(len(held.y)) if eye.judge is None else eye.judge.held_in_order
@@ -333,7 +335,7 @@ def _trust(unknown:Interval|None, state:DriftState, held:HeldOut|None, rate:floa
     if not held.validation: why.append("it was judged on items that it had learned from, each left out")
     return '; '.join(why)
 
-# %% ../../nbs/judge/65_watch.ipynb #becf4bd5
+# %% ../../nbs/judge/65_watch.ipynb #dafdc557
 def _groups(model:Model, seen:_Seen, pool:_Pool, a:dict, rate:float) -> list[dict]:
     at, z = pool.at[0], pool.z[0]
     mine = a['p'][at] <= rate
@@ -341,7 +343,8 @@ def _groups(model:Model, seen:_Seen, pool:_Pool, a:dict, rate:float) -> list[dic
     return [dict(n=len(g), at=[int(i) for i in at[mine][g]],
                  examples=[item_text(model, seen.inputs[i]) for i in at[mine][g][:8]]) for g in found]
 
-def _next(model:Model, seen:_Seen, a:dict, strangest:_Pool, unsure:_Pool, groups:list, n:int, rate:float) -> list[ToLabel]:
+def _next(model:Model, seen:_Seen, a:dict, strangest:_Pool, unsure:_Pool, groups:list, n:int,
+          rate:float) -> list[ToLabel]:
     "What to label next: doubtful items that are unlike one another"
     at, first = np.unique(np.concatenate([strangest.at[0], unsure.at[0]]), return_index=True)
     z = np.concatenate([strangest.z[0], unsure.z[0]])[first]
@@ -384,7 +387,7 @@ def strange_words(texts:Sequence, strange:np.ndarray, n:int=8, least:int=3) -> l
              for w,c in inside.items() if c >= least}
     return [w for w in sorted(ratio, key=lambda w: (-ratio[w], w)) if ratio[w] > 2][:n]
 
-# %% ../../nbs/judge/65_watch.ipynb #a866ee17
+# %% ../../nbs/judge/65_watch.ipynb #cc27b437
 def group_picture(model:Model, paths:Sequence[str], title:str=''):
     "A grid of images of one group"
     images = [open_image(p, model.task.max_pixels, 16, 112).resize((112, 112)) for p in paths[:8]]
@@ -397,7 +400,8 @@ def write_watched(folder:str|Path, w:Watched, model:Model, limits:Sequence[dict]
     write_label_files(folder, w.next, model.classes, model.task.column, Path(model.manifest['folder']).name, **pixels)
     with atomic_write(folder/'watch.safetensors', 'wb') as f:
         f.write(save(drift_tensors(w.state)))
-    pictures = [encode_png(group_picture(model, g['examples'])) if model.task.column == 'path' else '' for g in w.groups]
+    show = lambda g: encode_png(group_picture(model, g['examples'])) if model.task.column == 'path' else ''
+    pictures = [*map(show, w.groups)]
     page = render_page('watch.html', w=w, limits=limits, pictures=pictures, model=str(model.manifest['folder']),
                        what=model.task.what)
     with atomic_write(folder/'report.html') as f: f.write(page)

@@ -323,7 +323,8 @@ def _old_items(model:Model, data, columns:dict|None, report:dict) -> dict:
                        *(checked.lines() if checked else [])]
     if checked: report['preparation_checked'] = checked.as_json()
     s = ClassStatistics.from_features(x, y, len(model.classes))
-    return dict(statistics=statistics_state(s), held=HeldOut.of(x, y, logits, False), data=dict(fingerprint=d.fingerprint, counts=d.counts()),
+    return dict(statistics=statistics_state(s), held=HeldOut.of(x, y, logits, False),
+                data=dict(fingerprint=d.fingerprint, counts=d.counts()),
                 learned=Learned.of(looks_of(items)) + Learned(complete=False))
 
 def check_preparation(model:Model, items:Sequence, y:np.ndarray):

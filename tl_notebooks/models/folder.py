@@ -120,8 +120,7 @@ def save_model(
         if isinstance(net.body, OnnxBody): (tmp/'model.onnx').write_bytes(file_with(net.body, net.head))
         else: save_file(state, tmp/'weights.safetensors')
         if tok is not None: _save_text_parts(tmp, net, tok)
-        _save_items(tmp, statistics, memory, learned, classes)
-        if held is not None: save_file(held_out_state(held), tmp/'heldout.safetensors')
+        _save_items(tmp, statistics, memory, learned, classes, held)
         for name,text in (_config(net) | (extra or {})).items(): (tmp/name).write_text(text, encoding='utf-8')
         files = {p.name: dict(sha256=hash_file(p), bytes=p.stat().st_size) for p in sorted(tmp.iterdir())}
         write_manifest(tmp, dict(
@@ -132,8 +131,7 @@ def save_model(
             versions=dict(tl_notebooks=code_version(), python=(env := environment())['python'], **env['packages']),
             weights_sha256=hash_state(state), files=files))
         for p in tmp.iterdir(): p.chmod(0o666 & ~umask()) # safetensors makes files that only their owner may read
-        tmp.chmod(0o777 & ~umask())
-        _move(tmp, folder)
+        tmp.chmod(0o777 & ~umask()); _move(tmp, folder)
     except BaseException: shutil.rmtree(tmp, ignore_errors=True); raise
     return folder
 
@@ -147,10 +145,11 @@ def _move(tmp:Path, folder:Path) -> None:
 
 # %% ../../nbs/models/00_folder.ipynb #90ebaba6
 def _save_items(folder:Path, statistics:dict|None, memory:Exemplars|None, learned:Learned|LabelledData|None,
-                classes:Sequence[str]) -> None:
+                classes:Sequence[str], held:HeldOut|None) -> None:
     "What stays of the items that the model learned from"
     if statistics: save_file({k: v.contiguous() for k,v in statistics.items()}, folder/'statistics.safetensors')
     if memory: save_file(exemplars_state(memory, classes), folder/'memory.safetensors')
+    if held is not None: save_file(held_out_state(held), folder/'heldout.safetensors')
     if isinstance(learned, LabelledData): learned = learned_items(learned)
     if learned is not None: save_file(learned_state(learned), folder/'learned.safetensors')
 
@@ -412,7 +411,7 @@ def unknown(self:Model) -> Unknown|None:
     if not hasattr(self, 'judge_unknown'):
         s, held = self.statistics(), self.held_out()
         rows = [] if s is None else [r for r in s.rows if len(r)]
-        if not rows and held is not None: rows = [r for c in range(len(self.classes)) if len(r := held.features[held.y == c])]
+        if not rows and held is not None: rows = [held.features[held.y == c] for c in sorted({*held.y.tolist()})]
         self.judge_unknown = Unknown(rows, held and held.features) if rows else None
     return self.judge_unknown
 
@@ -522,7 +521,8 @@ def observe(self:Model, inputs:Iterable, bs:int=32, desc:str='watching') -> Iter
     for part,read,good in self.read_batches(inputs, bs, desc):
         errors = [r if isinstance(r, str) else '' for r in read]
         if good is None:
-            yield Observed(part, errors, *(np.zeros((0, k)) for k in (self.net.n_features, len(self.classes)))); continue
+            yield Observed(part, errors, np.zeros((0, self.net.n_features)), np.zeros((0, len(self.classes))))
+            continue
         with torch.inference_mode():
             x = features(self.task.normal(good))
             yield Observed(part, errors, x.float().cpu().numpy(), self.net.head(x).float().cpu().numpy())
