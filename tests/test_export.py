@@ -1,0 +1,138 @@
+"What `tl export` makes answers as the model's own framework does, in programs that know nothing of this package."
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+from conftest import tl
+from PIL import Image
+
+import tl_notebooks  # noqa: F401  before timm
+import timm
+import torch
+from test_adopt import timm_model, tokenizer
+from tl_notebooks.core import InputError
+from tl_notebooks.models import export as door
+from tl_notebooks.models.adopt import adopt
+from tl_notebooks.models.save import load_model
+
+torch.set_num_threads(1)
+SHAPES = [(37, 41), (300, 64), (1, 1), (96, 97), (700, 1001)]  # height, width
+
+
+@pytest.fixture(scope='module')
+def theirs(tmp_path_factory):
+    "A model of timm, and its folder after it was taken in"
+    root, model = tmp_path_factory.mktemp('adopted'), timm_model('resnet10t')
+    torch.save(model.state_dict(), root/'own.pth')
+    adopt(root/'own.pth', root/'model', arch='resnet10t', classes='bolt,nut,pin', size=64, scale=72,
+          interpolation='bicubic', mean='0.5,0.4,0.3', std='0.2')
+    return model, root/'model'
+
+
+@pytest.fixture(scope='module')
+def images():
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize(s[::-1], 3) for s in SHAPES]
+
+
+def timm_answers(model, images, interpolation='bicubic'):
+    "By timm's own preparation and network"
+    how = dict(input_size=(3, 64, 64), interpolation=interpolation, mean=(.5, .4, .3), std=(.2,)*3, crop_pct=64/72)
+    prepare = timm.data.create_transform(**how, is_training=False)
+    with torch.no_grad(): return torch.cat([model(prepare(im)[None]) for im in images]).softmax(1).numpy()
+
+
+def test_onnx_runtime_alone_gives_the_answers_of_timm(theirs, images, tmp_path):
+    model, folder = theirs
+    done = tl('export', folder, '--out', tmp_path/'onnx', cwd=tmp_path)
+    assert done.returncode == 0 and '100.0% of the decisions on 18 made-up images' in done.stderr, done.stderr
+    assert done.stdout.splitlines()[-1] == str(tmp_path/'onnx')
+    session = onnxruntime.InferenceSession(tmp_path/'onnx'/'model.onnx')
+    got = np.concatenate([session.run(None, {'images': np.asarray(im)[None]})[0] for im in images])
+    want = timm_answers(model, images)
+    assert np.abs(got - want).max() < 1e-5 and np.ptp(want, axis=0).max() > .01
+    assert np.array_equal(got.argmax(1), want.argmax(1))
+    several = session.run(None, {'images': np.stack([np.asarray(images[0])]*3)})[0]
+    assert np.allclose(several, got[0], atol=1e-5)
+    assert (tmp_path/'onnx'/'classes.txt').read_text() == 'bolt\nnut\npin\n'
+
+
+def test_preparation_that_is_left_behind_fails_the_export(theirs, tmp_path, monkeypatch):
+    "As if the image had been stretched instead of cut: the file is not written"
+    whole = door.image_graph
+    def stretched(model):
+        model.task.reading = model.task.reading | dict(resize='squish', scale=None)
+        graph = whole(model)
+        model.task.reading = model.task.reading | dict(resize='short', scale=72)
+        return graph
+    monkeypatch.setattr(door, 'image_graph', stretched)
+    with pytest.raises(door.NotTheSame, match='does not answer as the folder does.*Nothing was kept'):
+        door.export(load_model(theirs[1]), tmp_path/'onnx')
+    assert not [*tmp_path.iterdir()]
+
+
+TORCHLESS = """
+import sys
+class Never:
+    def find_spec(self, name, *rest):
+        if name.split('.')[0] in ('torch', 'onnx', 'fastai', 'transformers', 'timm', 'pandas'):
+            raise ImportError(f'{name} is not there')
+sys.meta_path.insert(0, Never())
+import json
+from tl_notebooks.models.exported import Exported
+model = Exported(sys.argv[1], 1)
+print(json.dumps([p.tolist() for p in model.answer([model.take(t) for t in sys.argv[2:]])]))
+"""
+
+
+def torchless(folder, *items):
+    done = subprocess.run([sys.executable, '-c', TORCHLESS, folder, *items], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return np.array(json.loads(done.stdout))
+
+
+def test_a_folder_answers_where_torch_cannot_be_imported(theirs, images, tmp_path):
+    model, folder = theirs
+    images[1].save(tmp_path/'a.png')
+    door.export(folder, tmp_path/'onnx')
+    assert np.allclose(torchless(tmp_path/'onnx', tmp_path/'a.png'), timm_answers(model, images[1:2]), atol=1e-4)
+
+
+@pytest.fixture(scope='module')
+def sentences(tmp_path_factory):
+    "A classifier of transformers, its tokenizer, and its folder after it was taken in"
+    import transformers
+    root = tmp_path_factory.mktemp('texts')
+    torch.manual_seed(0)
+    tok = tokenizer(root/'bert')
+    config = transformers.BertConfig(vocab_size=len(tok), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                                     intermediate_size=64, max_position_embeddings=64, initializer_range=.6,
+                                     id2label={0: 'good', 1: 'bad'}, label2id=dict(good=0, bad=1))
+    model = transformers.BertForSequenceClassification(config).eval()
+    model.save_pretrained(root/'bert')
+    adopt(root/'bert', root/'model')
+    return model, tok, root/'model'
+
+
+TEXTS = ['good movie', 'the plot was bad bad bad', 'Great', 'a '*200, '']
+
+
+def test_texts_go_in_by_the_tokenizer_file(sentences, tmp_path):
+    model, tok, folder = sentences
+    done = door.export(folder, tmp_path/'onnx')
+    with torch.no_grad():
+        want = torch.cat([model(**tok(t, return_tensors='pt', truncation=True, max_length=32)).logits
+                          for t in TEXTS]).softmax(1).numpy()
+    assert np.allclose(torchless(tmp_path/'onnx', *TEXTS)[:4], want[:4], atol=1e-4) and done.parity.passed
+    assert want.std(0).max() > .05
+
+
+def test_what_cannot_be_exported_is_said(theirs, tmp_path):
+    for given, says in ((['--to', 'onxx'], "Did you mean 'onnx'?"), (['--precision', 'fp8'], "`precision` is 'fp8'"),
+                        (['--items', 'gone'], 'gone')):
+        done = tl('export', theirs[1], '--out', tmp_path/'x', *given, cwd=tmp_path)
+        assert done.returncode == 2 and says in done.stderr and not [*tmp_path.iterdir()], done.stderr
+    with pytest.raises(InputError, match='exists already'): door.export(theirs[1], tmp_path)
