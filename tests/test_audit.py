@@ -37,7 +37,7 @@ def test_flipped_labels_rank_as_high_as_the_usual_way_has_them(share):
         s.y = np.where(flipped, (s.y + rng.integers(1, 4, len(s.y))) % 4, s.y)
         usual = cross_val_predict(LogisticRegression(max_iter=500), s.x, s.y, cv=5, method='predict_proba')
         for out,probs in ((ours, left_out(s)), (theirs, usual)):
-            quality = get_label_quality_scores(s.y, probs, method='normalized_margin')
+            quality = get_label_quality_scores(s.y, probs, method='self_confidence')
             out.append(average_precision_score(flipped, -quality))
         found = label_errors(left_out(s), s.y)
         assert flipped[found.row].mean() > .7 and flipped[found.row].sum() > .6*flipped.sum()

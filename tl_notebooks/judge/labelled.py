@@ -27,7 +27,7 @@ from ..heads.ridge import fit_scale, log_losses, ridge_loo, sample_rows
 from ..learn.text import choose_layers, pick_layers, text_learner
 from ..learn.vision import image_learner, square_for
 
-# %% ../../nbs/judge/71_labelled.ipynb #3f1208fa
+# %% ../../nbs/judge/71_labelled.ipynb #7c0a9224
 DEFAULTS = dict(images='efficientnet_lite0', texts='auto')
 READERS = dict(images=read_images, texts=read_texts)
 
@@ -55,8 +55,8 @@ def read_labelled(
     if kind not in ('auto', *READERS): raise InputError(f"`kind` is {kind!r}; accepted: auto, {', '.join(READERS)}.")
     kind = kind_of(path) if kind == 'auto' else kind
     if kind == 'boxes':
-        raise InputError(f"`{path}` holds images with boxes; accepted: a class for each image or text. With -p kind=images "
-                         f"its folders are read as classes.")
+        raise InputError(f"`{path}` holds images with boxes; accepted: a class for each image or text. With "
+                         f"-p kind=images its folders are read as classes.")
     options = {k: v for k,v in options.items() if v not in ('', None)}
     if kind == 'images': options.setdefault('square', square_for(DEFAULTS['images']))
     options.setdefault('addition', True)
