@@ -37,8 +37,10 @@ from .shortcuts import Shortcut, find_shortcuts, marks_of_images, marks_of_texts
 from ..models.adopt import check_preparation
 from ..models.save import load_model
 
-# %% ../../nbs/judge/72_audit.ipynb #18832534
-SURE = .8 # score from which a label is doubted also where its class has too few items to know how noisy it is
+# %% ../../nbs/judge/72_audit.ipynb #4a5e4f19
+# how much likelier another class is where a label is doubted although its class has too few items to know how noisy
+# it is
+SURE = .6
 
 def label_errors(
     probs:np.ndarray, # (n, k) from `left_out`
@@ -47,8 +49,8 @@ def label_errors(
     "Items whose label is doubted"
     if len(np.unique(y)) < probs.shape[1]: raise InputError("a class has no items; accepted: at least one of each.")
     doubted = find_label_issues(y, probs, n_jobs=1, filter_by='prune_by_noise_rate')
-    score = 1 - get_label_quality_scores(y, probs, method='normalized_margin')
-    doubted = (doubted | (score >= SURE)) & (probs.argmax(1) != y)
+    score = 1 - get_label_quality_scores(y, probs, method='self_confidence')
+    doubted = (doubted | (probs.max(1) - (1 - score) >= SURE)) & (probs.argmax(1) != y)
     rows = np.flatnonzero(doubted)
     rows = rows[np.argsort(-score[rows], kind='stable')]
     return pd.DataFrame(dict(row=rows, suggested=probs[rows].argmax(1), score=score[rows]))

@@ -6,7 +6,7 @@
 __all__ = ['DEFAULTS', 'READERS', 'kind_of', 'read_labelled', 'look_pairs', 'families_of', 'Seen', 'class_numbers',
            'best_columns', 'see', 'left_out']
 
-# %% ../../nbs/judge/71_labelled.ipynb #5c712174
+# %% ../../nbs/judge/71_labelled.ipynb #00935f94
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from scipy.special import softmax
 from ..core import InputError
-from ..data.boxes import read_boxes
 from ..data.copies import linked, near_pairs, thumbnail, unpack_thumbnails
 from ..data.decode import SUFFIXES, open_image
 from ..data.images import FACTS_SIDE, read_images
@@ -28,9 +27,9 @@ from ..heads.ridge import fit_scale, log_losses, ridge_loo, sample_rows
 from ..learn.text import choose_layers, pick_layers, text_learner
 from ..learn.vision import image_learner, square_for
 
-# %% ../../nbs/judge/71_labelled.ipynb #d10dff76
+# %% ../../nbs/judge/71_labelled.ipynb #7c0a9224
 DEFAULTS = dict(images='efficientnet_lite0', texts='auto')
-READERS = dict(images=read_images, texts=read_texts, boxes=read_boxes)
+READERS = dict(images=read_images, texts=read_texts)
 
 def kind_of(path:str|Path) -> str: # 'images', 'texts' or 'boxes'
     "What lies at `path`, by the names of its files"
@@ -48,18 +47,21 @@ def kind_of(path:str|Path) -> str: # 'images', 'texts' or 'boxes'
 
 def read_labelled(
     path:str|Path,
-    kind:str='auto', # 'images', 'texts', 'boxes'; 'auto': what lies there
+    kind:str='auto', # 'images' or 'texts'; 'auto': what lies there
     on_bad:str='skip',
     **options,       # Of the reader
 ) -> LabelledData:
     "Labelled data as it is: given splits stay, none are made"
     if kind not in ('auto', *READERS): raise InputError(f"`kind` is {kind!r}; accepted: auto, {', '.join(READERS)}.")
     kind = kind_of(path) if kind == 'auto' else kind
+    if kind == 'boxes':
+        raise InputError(f"`{path}` holds images with boxes; accepted: a class for each image or text. With "
+                         f"-p kind=images its folders are read as classes.")
     options = {k: v for k,v in options.items() if v not in ('', None)}
     if kind == 'images': options.setdefault('square', square_for(DEFAULTS['images']))
-    if kind != 'boxes': options.setdefault('addition', True)
+    options.setdefault('addition', True)
     data = READERS[kind](path, valid_pct=0., test_pct=0., on_bad=on_bad, **options)
-    if len(data.classes) < 2 and kind != 'boxes':
+    if len(data.classes) < 2:
         raise InputError(f"`{path}` has one class, {data.classes[0]!r}; accepted: at least two, to tell one from "
                          f"another.")
     return data

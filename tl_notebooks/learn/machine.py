@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'environment', 'processor_name', 'code_version', 'begin_choices', 'end_choices', 'tell_choice',
-           'make_choice', 'is_recorded', 'unlike_asked', 'new_run_id']
+           'make_choice', 'is_recorded', 'unrecorded', 'unlike_asked', 'new_run_id']
 
 # %% ../../nbs/learn/00_machine.ipynb #d36cf1de
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -87,6 +88,14 @@ def make_choice(
 def is_recorded(name:str) -> bool:
     "Whether this process is a run that takes a choice of this name again"
     return name in (_run['choices'] or {})
+
+@contextlib.contextmanager
+def unrecorded():
+    "Inside, choices are made afresh and not kept: what is only tried out must not bind what follows"
+    was = dict(_run)
+    end_choices()
+    try: yield
+    finally: _run.update(was)
 
 def unlike_asked(choices:dict) -> dict:
     "Those of a record's choices in which something else was taken than what was asked for, or recorded before"
