@@ -36,8 +36,8 @@ export: .venv/.dev ## write tl_notebooks/, README.md, params.yaml and dvc.yaml f
 docs: .venv/.dev ## build the pages in _docs/ from the notebooks
 	@$(BIN)/python docs/build.py site
 
-lab: .venv/.dev ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab nbs
+lab: .venv/.dev ## open working copies of the use cases in JupyterLab: make lab [ARGS=parts]; the house's own: ARGS=nbs
+	@if [ "$(ARGS)" = nbs ]; then $(BIN)/jupyter lab nbs; else $(BIN)/tl lab $(ARGS); fi
 
 bench: .venv/.dev ## execute nbs/benchmarks/*.ipynb into outputs/benchmarks/ (many minutes): make bench [NOTEBOOK=image_speed] [ARGS='-p name value']
 	@mkdir -p outputs/benchmarks; failed=; for nb in nbs/benchmarks/$(NOTEBOOK).ipynb; do \

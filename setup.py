@@ -24,9 +24,10 @@ setup(
     install_requires=[*cfg['requirements'].split(),
                       *(f"{r} ; sys_platform == 'linux' and platform_machine == 'x86_64'"
                         for r in cfg['linux_x86_64_requirements'].split())],
-    extras_require={'parquet': ['pyarrow>=15'], 'heif': cfg['heif_requirements'].split(), 'distributed': ['accelerate>=1.0'], 'dvc': ['dvc>=3.60,<4', 'dvclive>=3.48,<4'],
-                    'tensorboard': ['tensorboard>=2.16'], 'export': cfg['export_requirements'].split(), 'serve': cfg['serve_requirements'].split(),
-                    'dev': ' '.join(cfg[f'{k}_requirements'] for k in ('dev', 'export', 'serve')).split()},
+    extras_require={'parquet': ['pyarrow>=15'], 'heif': cfg['heif_requirements'].split(), 'onnx': cfg['onnx_requirements'].split(),
+                    'distributed': ['accelerate>=1.0'], 'dvc': ['dvc>=3.60,<4', 'dvclive>=3.48,<4'],
+                    'tensorboard': ['tensorboard>=2.16'], 'serve': cfg['serve_requirements'].split(),
+                    'dev': ' '.join(cfg[f'{k}_requirements'] for k in ('dev', 'onnx', 'serve')).split()},
     # The second lets nbdev link the names of this package between its pages.
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     zip_safe=False,

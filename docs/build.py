@@ -5,8 +5,10 @@
 """
 import argparse
 import ast
+import base64
 import configparser
 import hashlib
+import io
 import json
 import os
 import re
@@ -18,10 +20,15 @@ from pathlib import Path
 
 import nbformat
 
+sys.path.insert(0, str(Path(__file__).parent))
+import contents # noqa: E402
+from examples import as_example, readable # noqa: E402
+
 ROOT = Path(__file__).resolve().parents[1]
 SITE, OUT = ROOT/'_proc'/'_site', ROOT/'_docs'
 EXECUTED = ['parts']                                # use cases that the site shows with their results
-PACKAGES = 'data frozen heads learn models judge expand runs'.split()  # of the library, from the ground floor up
+PACKAGES = 'data frozen heads learn models judge expand runs serve'.split()  # of the library, from the ground floor up
+PROMPTS = 'code_prompt_show', 'code_prompt_hide'   # what is written where a cell is folded
 END = '<!-- the end of a notebook -->'
 PROJECT = ['CONTRIBUTING.md', 'CHANGELOG.md']       # pages that are not notebooks
 MADE = '<!-- Made from nbs/index.ipynb by `make export`; edit it there. -->'
@@ -118,17 +125,6 @@ def heading(raw:str) -> str:
     return '\n\n'.join([f"# {front['title']}", *([front['description']] if front.get('description') else [])])
 
 
-def documented(markdown:str) -> str:
-    "`show_doc` output without rule and source link; a docstring in columns keeps them"
-    text = re.sub(r'^---\n+', '', markdown)
-    text = re.sub(r'^\[source\]\(.*\n+', '', text, flags=re.M)
-    head, _, rest = text.partition('\n```\n')
-    head = re.sub(r'^def (?=(\w+\.)*[A-Z]\w*\()', 'class ', head, flags=re.M)    # nbdev writes `def` for classes too
-    summary, _, more = rest.strip().partition('\n\n')
-    if re.search(r'^\s*[\w`, ]+ +: ', more, re.M): more = f'```text\n{more.rstrip()}\n```'
-    return '\n\n'.join(filter(None, [f'{head}\n```', summary, more]))
-
-
 def adapt(cell) -> list:
     "The cells of a page that stand for one cell: none, itself, or markdown instead of `show_doc`"
     from nbformat.v4 import new_markdown_cell
@@ -143,9 +139,11 @@ def adapt(cell) -> list:
     cell.source = undirected(cell).strip()
     if cell.source.startswith('show_doc('):
         shown = [o.data['text/markdown'] for o in cell.outputs if 'text/markdown' in o.get('data', {})]
-        return [new_markdown_cell(documented(text)) for text in shown]
-    cell.metadata['tags'] = [
-            'hide-input'] if 'code-fold' in found else ['remove-input'] if found.get('echo') == 'false' else []
+        return [new_markdown_cell(readable(text)) for text in shown]
+    fold = 'code-fold' in found
+    if not fold and found.get('eval') == 'false': cell.source, fold = as_example(cell.source)
+    if fold and 'code-fold' not in found: cell.metadata['mystnb'] = dict.fromkeys(PROMPTS, 'Checks')
+    cell.metadata['tags'] = ['hide-input'] if fold else ['remove-input'] if found.get('echo') == 'false' else []
     return [cell] if cell.source else []
 
 
@@ -197,18 +195,29 @@ def write_page(source:str, nb, pages:dict, heads:dict, files:set) -> None:
     nbformat.write(nb, SITE/page)
 
 
-def contents(pages:list[str]) -> str:
-    "The site's table of contents: use cases and guides first, then the library from the ground floor up"
-    groups = {'Use cases': [p for p in pages if p.startswith('usecases/')],
-              'Guides': [p for p in pages if p.startswith('guides/')],
-              'The library': ['all.ipynb', 'core.ipynb', 'cli.ipynb'],
-              **{f'{name}/': [p for p in pages if p.startswith(f'{name}/')] for name in PACKAGES},
-              'Benchmarks': [p for p in pages if p.startswith('benchmarks/')],
-              'The project': [p for p in pages if p.endswith('.md')]}
-    def tree(caption, names):
-        return '\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', '',
-                          *(str(Path(p).with_suffix('')) for p in names), '```'])
-    return '\n\n'.join(tree(caption, names) for caption,names in groups.items() if names)
+def says(nb) -> tuple[str, str]:
+    "Title and line of a page"
+    title, line = re.match(r'# (.+)\n*(?:> )?(.*)', nb.cells[0].source).groups()
+    return title, line
+
+
+def name_page(page:str, nb) -> None:
+    "A page of the library gets a name that a reader knows, and below it the module's"
+    title, line = says(nb)
+    module = f"{settings()['lib_name']}.{page.removesuffix('.ipynb').replace('/', '.')}"
+    nb.cells[0].source = f"# {contents.NAMES.get(page, module)}\n\n{line}\n\n`from {module} import …`"
+
+
+def write_lists(pages:list[str], made:dict) -> None:
+    "The pages that list others: one for each part of the reference, and the internals"
+    said = {page: says(nb) for page,nb in made.items() if not isinstance(nb, str)}
+    (SITE/'reference').mkdir(parents=True, exist_ok=True)
+    for part,(title, about, _) in contents.API.items():
+        if not (some := contents.members(part, pages)): continue
+        (SITE/'reference'/f'{part}.md').write_text(contents.listing(title, about, some, said), encoding='utf-8')
+    about = 'Modules that only the library itself needs. CONTRIBUTING says how they fit together.'
+    text = contents.listing('Internals', about, contents.internals(pages), said)
+    (SITE/'internals.md').write_text(text, encoding='utf-8')
 
 
 # A use case with its results
@@ -301,8 +310,40 @@ def read_page(source:str):
     path = Path(source).relative_to('nbs')
     nb = executed(path.stem) if path.parent.name == 'usecases' and path.stem in EXECUTED else nbformat.read(
             ROOT/'_proc'/path, 4)
+    plot = lead(nb)
     nb.cells = [a for c in nb.cells for a in adapt(c)]
+    nb.cells[1:1] = plot
+    describe_images(nb)
     return nb
+
+
+def lead(nb) -> list:
+    "The plot of the cell tagged `story`, for the top of the page, without the code"
+    for c in nb.cells:
+        shown = [o for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]
+        if 'story' in c.metadata.get('tags', []) and shown:
+            return [nbformat.v4.new_code_cell('…', outputs=shown[:1], metadata=dict(tags=['remove-input']))]
+    return []
+
+
+def describe_images(nb) -> None:
+    "Alternative texts for the plots: what the figure's file or its output says, or else the sentence that led to it"
+    prose = ''
+    for c in nb.cells:
+        if c.cell_type == 'markdown':
+            found = [l for l in c.source.splitlines() if l and l[0] not in '#|`-']
+            prose = found[0] if found else prose
+        for o in c.get('outputs', []):
+            if 'image/png' not in o.get('data', {}): continue
+            said = o.metadata.get('image/png', {}).get('alt') or f'Plot. {prose}'
+            alt = re.sub(r'[*`]|\]\([^)]*\)|\[', '', text_of_png(o.data['image/png']) or said)
+            c.metadata.setdefault('mystnb', {})['image'] = dict(alt=alt[:400])
+
+
+def text_of_png(data:str) -> str:
+    "What a figure of a run says of itself in its file, or ''"
+    from PIL import Image
+    return Image.open(io.BytesIO(base64.b64decode(data))).info.get('Description', '')
 
 
 def write_pages() -> set[str]:
@@ -311,7 +352,11 @@ def write_pages() -> set[str]:
     by_nbdev([s for s in pages if s.endswith('.ipynb')])
     made = {s: read_page(s) for s in pages}
     heads = {pages[s]: anchors(nb) for s,nb in made.items() if not isinstance(nb, str)}
-    made['nbs/index.ipynb'].cells.append(nbformat.v4.new_markdown_cell(contents(list(pages.values()))))
+    library = lambda s: re.match(rf"nbs/(\d\d_|({'|'.join(PACKAGES)})/)", s)
+    for s in filter(library, made): name_page(pages[s], made[s])
+    trees = '\n\n'.join(contents.tree(some, caption) for caption,some in contents.parts([*pages.values()]).items())
+    made['nbs/index.ipynb'].cells.append(nbformat.v4.new_markdown_cell(trees))
+    write_lists([*pages.values()], {pages[s]: nb for s,nb in made.items()})
     for s,nb in made.items(): write_page(s, nb, pages, heads, files)
     return files
 

@@ -281,21 +281,6 @@ def test_what_the_readme_shows_is_installed_by_make_run():
     assert {'distributed', 'opencv-python-headless'} <= needed      # `tl sweep`, and `tl predict … film.mp4`
 
 
-def readme_commands():
-    blocks = re.findall(r'^```sh\n(.*?)^```', (ROOT/'README.md').read_text(), re.M | re.S)
-    return [l for b in blocks for l in b.splitlines() if l.startswith('.venv/bin/tl ')]
-
-
-@pytest.mark.parametrize('line', readme_commands())
-def test_each_command_of_the_readme_is_one(line):
-    from tl_notebooks.cli import make_parser
-    from tl_notebooks.runs.params import find_usecase, usecase_params
-    words = shlex.split(re.sub(r'\s+>\s+\S+', '', line), comments=True)
-    args = make_parser().parse_args(words[1:])
-    if args.command in ('run', 'sweep'):
-        assert {p.partition('=')[0] for p in args.p} <= usecase_params(find_usecase(args.usecase)).keys()
-
-
 def test_a_run_is_named_as_the_readme_names_it(tmp_path):
     "`outputs/parts/RUN` in one line, `RUN` in the next"
     a, b = run_with(tmp_path/'outputs', 'first', .8, .95), run_with(tmp_path/'outputs', 'second', .9, .7)

@@ -42,6 +42,6 @@ for text,p in zip(texts, ours):
                           env={**os.environ, 'PYTHONPATH': str(ROOT)})
     assert done.returncode == 0, done.stderr[-3000:]
     assert not (tmp_path/'never').exists() and 'They would fit timm/resnet10t' in done.stdout
-    for name in ('timm', 'checkpoint', 'torchvision', 'vit', 'bert', 'fastai', 'setfit'):
+    for name in ('timm', 'checkpoint', 'torchvision', 'vit', 'bert', 'fastai', 'setfit', 'onnx'):
         same = json.loads((tmp_path/f'my_{name}'/'manifest.json').read_text())['adopted']['same']
         assert same['passed'] and same['scores'] <= 1e-5*max(1, same['limit']/1e-5), name

@@ -10,8 +10,12 @@ from .data.boxes import read_boxes
 from .data.images import read_images
 from .data.texts import read_texts
 from .expand.door import expand
+from .judge.audit import audit
+from .judge.forecast import forecast
+from .judge.rank import rank
 from .judge import evaluate as _evaluate # noqa: F401  gives learners `evaluate`
-from .learn.detection import box_learner
+from .judge.watch import watch
+from .learn.onnx_detector import box_learner
 from .learn.stages import Stage
 from .learn.text import text_learner
 from .learn.vision import image_learner
@@ -20,5 +24,5 @@ from .models.export import export
 from .models.save import load_model
 
 # %% ../nbs/95_all.ipynb #d0d5efef
-__all__ = ['Stage', 'adopt', 'box_learner', 'expand', 'export', 'image_learner', 'load_model', 'read_boxes',
-           'read_images', 'read_texts', 'text_learner']
+__all__ = ['Stage', 'adopt', 'audit', 'box_learner', 'expand', 'export', 'forecast', 'image_learner', 'load_model',
+           'rank', 'read_boxes', 'read_images', 'read_texts', 'text_learner', 'watch']

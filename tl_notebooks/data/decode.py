@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'PHONES', 'SUFFIXES', 'MAX_PIXELS', 'DEPTHS', 'BadImage', 'bit_depth', 'decode_image', 'draft_scale',
-           'read_bytes', 'open_image']
+           'read_bytes', 'open_image', 'as_image', 'name_item']
 
 # %% ../../nbs/data/00_decode.ipynb #9650796d
 import contextlib
@@ -204,3 +204,40 @@ def open_image(
     try: return decode_image(read_bytes(path, max_pixels), max_pixels, depth, side)[0]
     except BadImage as e:
         raise InputError(f"`{path}` cannot be read as an image ({e.detail}). Replace or remove it.") from None
+
+# %% ../../nbs/data/00_decode.ipynb #1ceee20a
+def as_image(
+    # A path; bytes of a file; an image of Pillow's or fastai's; an array (h, w), (h, w, 3) or (h, w, 4); a tensor
+    # (3, h, w)
+    item,
+    max_pixels:int=MAX_PIXELS, # See `open_image`, and the others
+    depth:int|None=16,
+    side:int|None=None,
+) -> Image.Image: # Mode RGB, upright
+    "`open_image` for whatever holds an image; numbers are uint8, or floats from 0 to 1; `item` stays as it is"
+    if isinstance(item, (str, os.PathLike)): return open_image(item, max_pixels, depth, side)
+    try:
+        if isinstance(item, (bytes, bytearray)): return decode_image(bytes(item), max_pixels, depth, side)[0]
+        image = item.copy() if isinstance(item, Image.Image) else _of_numbers(item)
+        if (n := image.width*image.height) > max_pixels:
+            raise BadImage('too large', f'{n:,} pixels; accepted: {max_pixels:,}')
+        return _rgb(image, depth)
+    except (BadImage, OSError) as e:
+        raise InputError(f"{name_item(item)} cannot be read as an image ({e}). Accepted: a path, bytes of a file, "
+                         f"an image of Pillow's, an array (h, w, 3) or a tensor (3, h, w), uint8 or from 0 to "
+                         f"1.") from None
+
+def name_item(item) -> str:
+    "A path as it is; what has no name, by what it is"
+    return str(item) if isinstance(item, (str, os.PathLike)) else f'<{type(item).__name__}>'
+
+def _of_numbers(item) -> Image.Image:
+    try: a = np.asarray(item.detach().cpu() if (tensor := hasattr(item, 'detach')) else item)
+    except Exception: raise BadImage('unreadable', 'it holds no numbers') from None
+    if a.ndim == 3 and a.shape[0] in (1, 3, 4) and (tensor or a.shape[2] not in (1, 3, 4)): a = a.transpose(1, 2, 0)
+    if a.ndim == 3 and a.shape[2] == 1: a = a[...,0]
+    if a.dtype.kind == 'f' and a.size and a.min() >= 0 and a.max() <= 1: a = (a*255 + .5).astype('uint8')
+    if a.dtype != np.uint8 or not a.size or not (a.ndim == 2 or a.ndim == 3 and a.shape[2] in (3, 4)):
+        span = f' from {a.min():.3g} to {a.max():.3g}' if a.size and a.dtype.kind in 'fiu' else ''
+        raise BadImage('unreadable', f'{a.dtype} numbers of shape {a.shape}{span}')
+    return Image.fromarray(np.ascontiguousarray(a))

@@ -9,7 +9,6 @@ __all__ = ['FACTS_SIDE', 'KEEP', 'ImageData', 'scan_images', 'check_share', 'che
 import hashlib
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
-from ..core import InputError
+from ..core import InputError, progress as progress_bar
 from .copies import pack_thumbnail, thumbnail
 from .decode import BadImage, MAX_PIXELS, decode_image, draft_scale, read_bytes
 from .known import KnownFacts
@@ -92,8 +90,7 @@ def scan_images(
     with ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 2))) as pool, KnownFacts() as known:
         found = pool.map(lambda i: _read_one(root, rows[i]['path'], max_pixels, known, square if i < few else None),
                          range(len(rows)))
-        found = list(tqdm(found, 'reading images', len(rows), leave=False, delay=2,
-                          mininterval=.5, file=sys.stderr, disable=not progress))
+        found = list(progress_bar(found, 'reading images', len(rows)) if progress else found)
     good = [{**r, **f} for r,f in zip(rows, found) if isinstance(f, dict)]
     cols = ['path','label','split','group','sha256','content','width','height','mode','look','bits']
     cols += [c for c in (good[0] if good else ()) if c not in cols]

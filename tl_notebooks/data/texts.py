@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TABLES', 'SPLITS_OF_TEXTS', 'MAILS', 'TEXT_SUFFIXES', 'TEXTS', 'ACCEPTED', 'COLUMNS', 'html_text', 'read_mail',
            'mail_text', 'split_mails', 'looks_like_mail', 'read_table', 'find_columns', 'Found', 'Unread', 'read_files',
-           'content_hash', 'label_typos', 'TextData', 'read_texts', 'parse_names', 'draw_labels', 'list_texts']
+           'content_hash', 'label_typos', 'TextData', 'read_texts', 'parse_names', 'draw_labels', 'list_texts',
+           'read_text']
 
 # %% ../../nbs/data/60_texts.ipynb #cdf17717
 import codecs
@@ -13,6 +14,7 @@ import contextlib
 import difflib
 import email
 import email.policy
+import os
 import random
 import re
 import sys
@@ -26,7 +28,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core import InputError, did_you_mean, hash_bytes, install_hint
-from .decode import SUFFIXES
+from .decode import SUFFIXES, name_item
 from .images import check_args, check_whole
 from .listing import (OTHER_WAYS, SIDE_FILES, ItemKind, files_below, is_litter, list_folder,
                                        name_some, name_splits, natural_key, odd_below, quoted, split_problems, unused)
@@ -653,3 +655,15 @@ def _table_texts(p:Path, columns:dict[str, str], text:str) -> tuple[list[tuple[s
     "(name, text) of a table, from the columns that a model remembers where the table has them"
     found = _found_rows(p, str(p), {'text': text, 'split': 'none'}, ('text',), columns)
     return _bodies(found.rows), found.bad
+
+# %% ../../nbs/data/60_texts.ipynb #9bc40cb0
+def read_text(item, columns:dict|None=None):
+    "A text itself, or the only one of a file (a `Path`) or of its bytes"
+    if isinstance(item, (bytes, bytearray)): return item.decode('utf-8', 'replace')
+    if isinstance(item, (str, tuple)): return item
+    if not isinstance(item, os.PathLike):
+        raise InputError(f"{name_item(item)} is no text. Accepted: a `str`, a `Path` of a text file, or its bytes.")
+    if not Path(item).is_file(): raise InputError(f"`{item}` is no file. Accepted: a text file, or the text as `str`.")
+    found = list_texts([item], columns, unread=True)
+    if len(found) == 1: return found[0]
+    raise InputError(f"`{item}` holds {len(found)} texts. For all of them: model.predict(model.find(['{item}']))")

@@ -37,6 +37,7 @@ from ..heads.statistics import (ClassStatistics, carry_statistics, fit_into, joi
 from .alone import FOUND, is_adopted, no_rows, rows_beside, with_rows
 from .labels import class_places
 from ..data.learned import Learned, looks_of, why_learned
+from ..heads.unknown import HeldOut
 from ..learn.replay import Distil, Exemplars, content_of, take_exemplars
 
 # %% ../../nbs/expand/10_classes.ipynb #14c9a1b8
@@ -400,6 +401,7 @@ class _Job:
     grown:ClassStatistics|None=None
     solved:SolvedHead|None=None
     x:torch.Tensor|None=None       # features of the new items
+    held:HeldOut|None=None         # items that say what is usual, with the parent's logits of old ones
     pairs:list = field(default_factory=list)
 
     @property
@@ -458,6 +460,7 @@ def expand_model(
     _check_request(mode, bool(_asked(data) or remove or join or rename or correct), bool(remove or join or correct),
                    limits, tuning)
     out, model = free_folder(out), Model(parent)
+    if mode == 'fine-tune': model.must_train("mode 'fine-tune'")
     if memory is not None: take_exemplars([], [], memory) # whether it is a number that can be meant
     columns = model.task.options(columns)
     fixes = read_corrections(model, correct) if correct else []
@@ -541,7 +544,8 @@ def _make(job:_Job, mode:str) -> _Made:
                                                s.prior is not None), class_places(job.known, new.data.classes)[1])
     job.grown = fit_into(s)
     if not job.gone:
-        job.solved = solve_statistics(job.grown)
+        job.held = _to_hold_out(job)
+        job.solved = solve_statistics(job.grown, held=job.held and (job.held.features, job.held.y))
         job.pairs = close_pairs(job.grown, job.solved, job.classes, job.added) if job.added else []
     tried, done = [], []
     # exact: where training did not help
@@ -567,7 +571,8 @@ def _make(job:_Job, mode:str) -> _Made:
 def _ways(job:_Job) -> list[str]:
     """Cheap and faithful ways first; training last, and only where the features confuse a new class with another and
     old items are there"""
-    tune = ['fine-tune'] if job.pairs and job.new and job.old and job.limits.max_logit_change is None else []
+    tune = ['fine-tune'] if (job.pairs and job.new and job.old and job.limits.max_logit_change is None
+                             and getattr(job.model.net.body, 'trains', True)) else []
     keep = ['keep-scores'] if job.added and job.same else []
     if job.gone: return ['keep-scores']
     return keep + ['exact'] if keep and job.limits.max_logit_change is not None else ['exact', *keep, *tune]
@@ -727,11 +732,30 @@ def _learned(job:_Job) -> Learned:
     for items in (job.new.train if job.new else [], replay, job.fixed, job.taken): out += Learned.of(looks_of(items))
     return out
 
+def _to_hold_out(job:_Job) -> HeldOut|None:
+    "The parent's held-out items and the new ones, whose logits are still to come"
+    was = job.model.held_out()
+    if was is None or not job.same or job.new is None: return was if job.same else None
+    y = [*was.y, *(job.classes.index(l) for l in job.new.train_labels)]
+    x = np.concatenate([was.features, job.x.numpy()])
+    return HeldOut.of(x, y, np.zeros((len(y), len(job.classes))), was.validation)
+
+def _held_out(job:_Job, made:_Made) -> HeldOut|None:
+    "What the child says of items that it has not learned from; None where its body is another, or the parent keeps none"
+    if not job.rows_change: return job.model.held_out()
+    h = job.held
+    if h is None or made.net.body is not job.model.net.body: return None
+    if made.head.get('kind') == 'solved': logits = job.solved.scale*job.solved.left_scores
+    else:
+        with torch.inference_mode():
+            logits = made.net.head.eval()(torch.from_numpy(h.features).to(job.model.device)).cpu().numpy()
+    return replace(h, logits=np.asarray(logits, 'f4'))
+
 def _save(out:Path, job:_Job, made:_Made, memory:Exemplars) -> Path:
     c = made.certificate
     metrics = {k: c[v] for k,v in (('old_accuracy', 'old_accuracy_after'), ('new_accuracy', 'new_accuracy')) if v in c}
     return job.model.save_child(out, made.net, job.classes, made.statistics, made.head, c,
-                                certificate_page(c, made.matrix), metrics, c['data'], memory=memory,
+                                certificate_page(c, made.matrix), metrics, c['data'], memory=memory, held=_held_out(job, made),
                                 learned=_learned(job))
 
 FEW_ITEMS = 20 # of a class

@@ -10,11 +10,13 @@ import inspect
 from pathlib import Path
 from ..core import InputError, did_you_mean
 from .boxes import expand_boxes
+from ..data.splits import LabelledData
 from .classes import expand_model
+from .labelled import labelled_items
 from .words import expand_words
 from ..judge.certificate import Expansion
 from ..learn.tasks import TASKS
-from ..models.folder import read_manifest
+from ..models.folder import Model, read_manifest
 
 # %% ../../nbs/expand/50_door.ipynb #65787446
 def expand(
@@ -22,14 +24,25 @@ def expand(
     data='',          # New items: a path, laid out as for the use case that made the model, or data that was read
     out:str|Path='',  # The new model folder, which must not exist; '': a new one below outputs/expand
     *,
+    labels:str|Path='', # `labels.csv` as the page of `watch` saves it, instead of `data`
     words:str|Path='',  # A file of new words, one a line, for a model of texts
     corpus:str|Path='', # Texts of the field, one a line; without `words`, words are found in it
     **options,        # For `expand_model`, `expand_boxes` or `expand_words`
 ) -> Expansion:
     "A larger model with its certificate; `folder` says where"
+    if labels:
+        if isinstance(data, LabelledData) or data:
+            raise InputError("`labels` and `data` are both new items; accepted: one of them.")
+        with labelled_items(model, labels) as data: return expand(model, data, out, words=words, corpus=corpus, **options)
     if words or corpus: return expand_words(model, out, words, corpus, learn=data, **options)
     way = expand_model if TASKS[read_manifest(model)['task']].classifies else expand_boxes
     if wrong := [k for k in options if k not in inspect.signature(way).parameters]:
         raise InputError(f"`{wrong[0]}` is not for a model of this kind. "
                          f"{did_you_mean(wrong[0], [*inspect.signature(way).parameters][3:])}")
     return way(model, data, out, **options)
+
+# %% ../../nbs/expand/50_door.ipynb #b106c009
+def _expand_model(self:Model, data='', out:str|Path='', **options) -> Expansion:
+    "A larger model with its certificate, see `expand`; this one stays as it is"
+    return expand(self.manifest['folder'], data, out, **options)
+Model.expand = _expand_model

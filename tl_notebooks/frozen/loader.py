@@ -15,8 +15,7 @@ from fastai.torch_core import TensorBase, to_device
 from fastcore.basics import patch
 from fasttransform import Pipeline
 from torch import nn
-from tqdm import tqdm
-from ..core import hash_bytes, hash_json, hash_state, seeded, tl_hint
+from ..core import hash_bytes, hash_json, hash_state, progress, seeded, tl_hint
 from .cut import CannotCache, SplitPoint
 from .store import ActivationStore, BLOCK, describe, filling, say, store_lock
 
@@ -49,7 +48,7 @@ def fill(
 def _fill(stores, ids, compute, todo, batch, desc) -> None:
     block = max(1, min(BLOCK//max(s.row_bytes*(64 if s.ragged else 1) for s in stores), 128)//batch)*batch
     blocks, home = [todo[k:k+block] for k in range(0, len(todo), block)], min(stores, key=lambda s: s.key).folder
-    with tqdm(total=len(todo), desc=desc, delay=2, leave=False, mininterval=.5) as bar:
+    with progress(None, desc, len(todo)) as bar:
         for wait in (False, True):
             for some in blocks.copy():
                 claim = home/f'.claim-{hash_json([ids[p] for p in some])[:16]}'

@@ -15,7 +15,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import time
 import types
 import zlib
@@ -29,7 +28,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn
 from ..core import (InputError, atomic_write, cache_dir, hash_bytes, hash_json, hash_state, locked,
-                               take_lock, tl_hint, write_json)
+                               take_lock, tell, tl_hint, write_json)
 from .cut import CannotCache, SplitPoint
 from .openvino import clear_graphs
 
@@ -268,8 +267,8 @@ def _in_use(folder:Path) -> bool:
     return False
 
 def say(message:str) -> None:
-    "One line for the person, on stderr"
-    print(f'activations: {message}', file=sys.stderr, flush=True)
+    "One line for the person"
+    tell(f'activations: {message}')
 
 # %% ../../nbs/frozen/20_store.ipynb #fd2c3076
 @dataclass

@@ -282,6 +282,7 @@ def _movement(x:np.ndarray, moved:np.ndarray) -> tuple[Callable, np.ndarray, flo
 def solve_statistics(
     s:ClassStatistics,
     alpha:float|None=None, # Ridge strength, as `RidgeHead.alpha`; `None`: chosen by leaving out rows
+    held=None,             # Features (m, d) and classes (m,) of rows whose left-out scores are wanted, all among those of `s`
 ) -> SolvedHead:
     "The ridge head from statistics alone"
     if alpha is not None and not alpha > 0: raise InputError(f"`alpha` is {alpha}; accepted: a number above 0.")
@@ -297,7 +298,9 @@ def solve_statistics(
                    np.repeat(there, [len(a) for a in at]),
                    np.concatenate([np.full(len(a), s.counts[c]/max(len(a), 1)) for a,c in zip(at, there)]))
     return _solve(s.mean, by, 2*s.counts/s.n - 1, s.n, moment, left, rows/by if few else None,
-                  None if few else s.scatter/np.outer(by, by), s.prior, None if alpha is None else [alpha])
+                  None if few else s.scatter/np.outer(by, by), s.prior, None if alpha is None else [alpha],
+                  None if held is None else LeftOut((np.asarray(held[0], float) - s.mean)/by, np.asarray(held[1]),
+                                                    np.ones(len(held[1]))))
 
 # %% ../../nbs/heads/10_statistics.ipynb #eb81ffb9
 def sample_scores(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Judged', 'old_figures', 'new_figures', 'Limits', 'check_limits_given', 'check_limits', 'judged_by', 'judging_notes',
-           'latency', 'state_bytes', 'Expansion', 'begin_certificate', 'end_certificate', 'certificate_page']
+           'latency', 'state_bytes', 'Certificate', 'Expansion', 'begin_certificate', 'end_certificate',
+           'certificate_page']
 
 # %% ../../nbs/judge/30_certificate.ipynb #70a4feee
 import statistics
@@ -19,9 +20,9 @@ from scipy.special import softmax
 from torch import nn
 
 from . import evidence, plots
-from .pages import encode_png, render_page
+from .pages import describe_figure, encode_png, render_page
 from ..learn.network import TransferNet
-from ..core import InputError
+from ..core import InputError, Shown, figure_text
 from ..data.learned import count_reasons
 from ..data.splits import LabelledData
 from ..learn.machine import code_version, processor_name
@@ -133,14 +134,27 @@ def latency(net:TransferNet, item:torch.Tensor, reps:int=9) -> float:
 def state_bytes(net:nn.Module) -> int: return sum(t.numel()*t.element_size() for t in net.state_dict().values())
 
 # %% ../../nbs/judge/30_certificate.ipynb #45efe704
-@dataclass
-class Expansion:
+class Certificate(Shown, dict):
+    "What is known of an expansion, JSON-ready"
+    def shown(self) -> dict[str, str]:
+        "Whether it passed, and the figures that it has"
+        names = dict(old_accuracy_before='old classes, before', old_accuracy_after='old classes, after',
+                     new_accuracy='new classes')
+        return ({'certificate': self['status'], 'mode': self['mode']}
+                | ({'new': ', '.join(self['new_classes'])} if self['new_classes'] else {})
+                | {text: figure_text(self[k]) for k,text in names.items() if self.get(k)}
+                | ({'greatest change of an old logit': f"{v:.3g}"}
+                   if (v := self.get('greatest_change_of_an_old_logit')) is not None else {}))
+
+@dataclass(repr=False)
+class Expansion(Shown):
     "A larger model's folder and its certificate; `proposal`: the words that were found, where they were to be"
     folder:Path
     certificate:dict
     proposal:object=None
     @property
     def passed(self) -> bool: return self.certificate['status'] == 'pass'
+    def shown(self) -> dict[str, str]: return {'folder': str(self.folder)} | Certificate(self.certificate).shown()
 
 def begin_certificate(
     mode:str,
@@ -164,8 +178,8 @@ def begin_certificate(
 def end_certificate(c:dict, limits:Limits|None, notes:Sequence[str]=()) -> dict:
     "The certificate with its notes, its limits and whether they were met"
     met = check_limits(c, limits or Limits())
-    return c | dict(notes=[*notes, *judging_notes(c['judged_by'])], limits=met,
-                    status='pass' if all(l['passed'] for l in met) else 'fail')
+    return Certificate(c | dict(notes=[*notes, *judging_notes(c['judged_by'])], limits=met,
+                                status='pass' if all(l['passed'] for l in met) else 'fail'))
 
 # %% ../../nbs/judge/30_certificate.ipynb #a0c09c19
 def certificate_page(
@@ -180,7 +194,8 @@ def certificate_page(
                                                             highlight=[r for r in rows if r.endswith('before')])))
     if matrix is not None and matrix.sum():
         figures.append(('confusions', plots.plot_confusion(matrix, c['child']['classes'])))
-    return render_page('certificate.html', c=c, figures=[dict(name=n, data=encode_png(f)) for n,f in figures])
+    drawn = [dict(name=n, data=encode_png(f), alt=describe_figure(f)) for n,f in figures]
+    return render_page('certificate.html', c=c, figures=drawn)
 
 def _old_rows(c:dict) -> dict:
     "What a certificate knows class by class, before and after"

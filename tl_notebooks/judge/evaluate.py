@@ -9,15 +9,15 @@ __all__ = ['LEAST', 'Evaluation', 'BoxEvaluation']
 from dataclasses import dataclass
 import numpy as np
 from fastcore.basics import patch
-from ..core import InputError, did_you_mean
+from ..core import InputError, Shown, did_you_mean
 from .box_scores import BoxScores, box_scores, choose_threshold
 from .evidence import Interval, class_metrics
 from ..learn.detection import BoxLearner, boxes_dl
 from ..learn.learner import TransferLearner
 
 # %% ../../nbs/judge/40_evaluate.ipynb #2a0630d4
-@dataclass
-class Evaluation:
+@dataclass(repr=False)
+class Evaluation(Shown):
     """Answers to the items of one split.
 
     probs (n, k): probabilities;  y (n,): class numbers;  metrics: name → figure with its interval, the main one first
@@ -37,6 +37,7 @@ class Evaluation:
         np.add.at(matrix, (self.y, self.pred), 1)
         return matrix
     def as_json(self) -> dict: return {name: figure.as_json() for name,figure in self.metrics.items()}
+    def shown(self) -> dict[str, str]: return {k: str(v) for k,v in self.metrics.items()}
 
 # %% ../../nbs/judge/40_evaluate.ipynb #d03fa5f3
 @patch
@@ -57,8 +58,8 @@ def evaluate(
     return found
 
 # %% ../../nbs/judge/40_evaluate.ipynb #0c664da4
-@dataclass
-class BoxEvaluation:
+@dataclass(repr=False)
+class BoxEvaluation(Shown):
     "What a detector found in the images of one split, and its figures; `found` and `truth` are in pixels, per image"
     split:str
     classes:list[str]
@@ -69,6 +70,7 @@ class BoxEvaluation:
     @property
     def metrics(self) -> dict[str, Interval]: return self.scores.metrics
     def as_json(self) -> dict: return {name: figure.as_json() for name,figure in self.metrics.items()}
+    def shown(self) -> dict[str, str]: return {k: str(v) for k,v in self.metrics.items()}
 
 LEAST = .02 # score of a guess that still counts in a precision-recall curve
 

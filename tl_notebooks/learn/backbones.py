@@ -6,7 +6,7 @@
 __all__ = ['ENDINGS', 'TEXT_DEFAULTS', 'Entry', 'catalogue', 'find_entry', 'Source', 'state_file', 'sources', 'read_state',
            'expected_sha', 'check_content', 'map_by_order', 'misfit', 'head_prefixes', 'fit_state', 'locate',
            'given_state', 'load_image_model', 'read_pretrained', 'load_text_model', 'default_text_model',
-           'load_box_model', 'models_table', 'format_models']
+           'load_box_model', 'models_table', 'other_models', 'format_models']
 
 # %% ../../nbs/learn/05_backbones.ipynb #46a31703
 import functools
@@ -675,6 +675,15 @@ def models_table() -> list[dict]:
     return rows
 
 # %% ../../nbs/learn/05_backbones.ipynb #105cc110
+def other_models() -> list[str]:
+    "What `find_entry` accepts of timm and torchvision beyond the catalogue and has published weights, as LIBRARY/NAME"
+    import timm
+    import torchvision
+    known = {e.model.partition('.')[0] for e in catalogue().values()}
+    vision = {*torchvision.models.list_models(module=torchvision.models)}
+    return [*(f'timm/{n}' for n in dict.fromkeys(n.partition('.')[0] for n in timm.list_models(pretrained=True))
+              if n not in known), *(f'torchvision/{n}' for n in sorted(vision - known))]
+
 def format_models(rows:Iterable[dict]) -> str:
     "The rows of `models_table` as aligned text, grouped by task"
     rows, head = list(rows), ('model', 'parameters', 'input', 'licence', 'usable', 'claimed by its authors')

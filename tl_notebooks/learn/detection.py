@@ -677,11 +677,13 @@ def detection_learner(
     convs:int=2,               # Layers of each branch of an FCOS head
     seed:int|None=0,           # `None`: leave the generators alone
     dls:DataLoaders|None=None, # Batches to use again
+    made:tuple[BoxNet, dict]|None=None, # A detector, and what is known of it; see `onnx_detector`
     **kwargs,                  # For `BoxLearner` (cache, ema, norm, …), and so for fastai's `Learner`
 ) -> BoxLearner:
     "A fastai `Learner` that finds the objects of `data`"
     begin_learner(precision, seed)
-    if arch in ARCHS:
+    if made: net, info = made
+    elif arch in ARCHS:
         body, info = pyramid(backbone, weights, check_size(size))
         net = DenseNet(body, arch, len(data.classes), size, info['mean'], info['std'], channels, convs)
     else: net, info = pretrained_detector(arch, weights, len(data.classes), check_size(size))

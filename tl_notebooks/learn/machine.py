@@ -12,11 +12,10 @@ import importlib.util
 import os
 import platform
 import re
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from ..core import hash_bytes
+from ..core import hash_bytes, tell
 
 # %% ../../nbs/learn/00_machine.ipynb #5ca785fe
 PACKAGES = ('torch', 'torchvision', 'timm', 'transformers', 'fastai', 'openvino', 'numpy', 'papermill', 'safetensors',
@@ -62,7 +61,7 @@ def begin_choices(given:dict|None=None, keep:Callable=lambda: None) -> dict:
 
 def end_choices() -> None: _run.update(choices=None, keep=None)
 
-def tell_choice(message:str) -> None: print(f'choice: {message}', file=sys.stderr, flush=True)
+def tell_choice(message:str) -> None: tell(f'choice: {message}')
 
 # %% ../../nbs/learn/00_machine.ipynb #4278bfaa
 def make_choice(

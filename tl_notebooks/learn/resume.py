@@ -42,6 +42,7 @@ from ..frozen.cut import CannotCache
 from ..frozen.loader import Items
 from ..frozen.store import describe
 from ..core import InputError, atomic_write, hash_json, hash_state, install_hint, seeded, take_lock
+from ..core import tell as tell_person
 from .machine import code_version
 
 # %% ../../nbs/learn/15_resume.ipynb #fa360cb4
@@ -293,7 +294,7 @@ def refuse_other(path:Path, was:dict, now:dict) -> None:
         raise InputError(f"checkpoint `{path}` was made with other {', '.join(other)}. Accepted: the same; to train "
                          f"anew, give another folder or remove `{path.parent}`.")
 
-def tell(message:str) -> None: print(f'checkpoint: {message}', file=sys.stderr, flush=True)
+def tell(message:str) -> None: tell_person(f'checkpoint: {message}')
 
 # %% ../../nbs/learn/15_resume.ipynb #ea416f54
 _held = {} # folder → lock, for as long as a fit lasts

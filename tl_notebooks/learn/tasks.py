@@ -13,20 +13,22 @@ from pathlib import Path
 from types import SimpleNamespace
 import pandas as pd
 import torch
+from PIL import Image
 from torch import nn
 from fastai.data.core import DataLoaders
 from ..core import InputError, hash_bytes, hash_file
 from ..data.boxes import read_boxes
-from ..data.decode import MAX_PIXELS, SUFFIXES
+from ..data.decode import MAX_PIXELS, SUFFIXES, as_image, name_item
 from ..data.images import read_images
 from ..data.listing import list_inputs
 from ..data.splits import LabelledData
-from ..data.texts import Unread, list_texts, read_texts
+from ..data.texts import Unread, list_texts, read_text, read_texts
 from .box_predict import VIDEOS
-from .detection import box_net
+from .onnx_detector import box_net
 from .framework import build_net
 from .learner import TransferLearner
 from .network import micro_batch_for
+from .onnx_file import load_onnx_net
 from .replay import content_of
 from .text import (PadTokens, TextLearner, TokenReader, load_tokenizer, net_from_config,
                                      sample_tokens, text_dls)
@@ -67,6 +69,12 @@ class Task:
     def take(self, item) -> torch.Tensor|str:
         "What the network takes, for one input; or why it cannot be read"
         raise NotImplementedError
+    def alone(self, given) -> bool:
+        "Whether a person gave one input, and not many"
+        return isinstance(given, (str, os.PathLike, bytes, bytearray))
+    def given(self, item):
+        "An input of a person as `take` knows it"
+        return item
     def keep(self, item):
         "An input as `memory` keeps it, and as its content is told from others"
         return self.take(item)
@@ -123,15 +131,23 @@ class ImageTask(Task):
                              f"{', '.join(INTERPOLATIONS)}.")
     def net(self) -> nn.Module:
         b = self.manifest['backbone']
+        if b.get('library') == 'onnx': return load_onnx_net(self.manifest)
         if 'at' in b: return build_net(b, self.pre, self.manifest['folder'], len(self.manifest['classes']))
         prefix = {'timm': 'timm/', 'torchvision': 'torchvision/'}.get(b.get('library'), '')
         return image_net(prefix + b['model'], len(self.manifest['classes']), 'random', self.pre['size'],
                          features=b.get('features', 'last'))[0]
     def take(self, item) -> torch.Tensor|str:
         if isinstance(item, torch.Tensor): return item
-        if item in self.squares: return self.squares[item]
-        try: return image_tensor(self.reader.open(item, self.max_pixels, self.depth, self.side), **self.reading)
+        path = isinstance(item, (str, os.PathLike))
+        if path and item in self.squares: return self.squares[item]
+        try: return image_tensor((self.reader.open if path else as_image)(item, self.max_pixels, self.depth, self.side),
+                                 **self.reading)
         except (InputError, OSError) as e: return str(e)
+    def alone(self, given) -> bool:
+        return super().alone(given) or isinstance(given, Image.Image) or getattr(given, 'ndim', 4) < 4
+    def given(self, item): # a tensor is a square only where `memory` kept it
+        return item.detach().cpu().numpy() if isinstance(item, torch.Tensor) else item
+    def name_of(self, item) -> str: return name_item(item)
     def reads(self) -> dict: return dict(square=Square(**self.reading)) if self.side else {}
     def remember(self, data:LabelledData) -> None:
         if data.square and data.square == self.reads().get('square'):
@@ -178,9 +194,11 @@ class TextTask(Task):
         if 'at' in manifest['backbone']: self.learner = TransferLearner
     def net(self) -> nn.Module:
         b = self.manifest['backbone']
+        if b.get('library') == 'onnx': return load_onnx_net(self.manifest)
         if 'at' in b: return build_net(b, self.pre, self.manifest['folder'], len(self.manifest['classes']))
         return net_from_config(self.manifest['folder'], len(self.manifest['classes']), self.pre['layers'])
     def sample(self, net:nn.Module) -> torch.Tensor: return sample_tokens(2, net)
+    def given(self, item): return read_text(item, self.pre.get('columns'))
     def name_of(self, item) -> str: return item[0] if isinstance(item, tuple) else str(item)
     def keep(self, item) -> str: return item[1] if isinstance(item, tuple) else str(item)
     def take(self, item) -> torch.Tensor|str:
@@ -206,6 +224,7 @@ class BoxTask(ImageTask):
     name, what = 'boxes', 'images or videos'
     preprocessing = ('size', 'mean', 'std', 'resize', 'precision', 'arch', 'channels', 'convs')
     read, suffixes, classifies = staticmethod(read_boxes), SUFFIXES | VIDEOS, False
+    may_hold = (*ImageTask.may_hold, 'made') # of detectors that are ONNX files
     interpolation, depth = 'bilinear', 16 # detectors of before; by the high byte
 
     def net(self) -> nn.Module:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RESIZES', 'GREY', 'INTERPOLATIONS', 'ANY_SIZE', 'FEATURES', 'USUAL', 'letterbox', 'image_tensor', 'Square',
-           'square_for', 'ImageReader', 'image_dls', 'test_dl', 'ImageBody', 'timm_body', 'last_blocks',
+           'square_for', 'paths_among', 'ImageReader', 'image_dls', 'test_dl', 'ImageBody', 'timm_body', 'last_blocks',
            'torchvision_body', 'input_facts', 'is_transformers', 'timm_source', 'library_name', 'folder_net',
            'module_net', 'image_net', 'noise_images', 'image_learner']
 
@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import nn
 from PIL import Image
-from ..core import InputError, hash_file, hash_state, progress, read_json
-from ..data.decode import open_image
+from ..core import InputError, hash_bytes, hash_file, hash_state, progress, read_json
+from ..data.decode import as_image, open_image
 from ..data.images import FACTS_SIDE, ImageData
 from . import stages as _stages # noqa: F401  gives learners `fine_tune` in stages
 from .learner import TransferLearner
@@ -131,20 +131,33 @@ def square_for(
     size = size or find_entry(backbone).input_size
     return Square(size, resize) if size else None
 
+def paths_among(items:Sequence) -> list[str]:
+    "Those of some inputs that are paths"
+    return [str(i) for i in items if isinstance(i, (str, os.PathLike))]
+
 class ImageReader(Transform):
-    """Paths to (3, size, size) uint8 `TensorImage`s; remembers up to `keep` bytes of them.
+    """Paths (below `root`, or from where Python runs), and whatever `as_image` takes, to (3, size, size) uint8
+    `TensorImage`s; remembers up to `keep` bytes of those of paths.
 
     known : path → sha256 of the file;  draft : whether large JPEGs are decoded smaller, see `decode_image`
     """
     open = staticmethod(open_image) # path, greatest number of pixels, bits used of 16, side → an RGB image
+    input_types = (str, os.PathLike, bytes, Image.Image, np.ndarray, torch.Tensor) # what `test_dl` and `predict` take
     def __init__(self, root:Path, size:int, resize:str='squish', known:dict|None=None, keep:int=2**30,
                  interpolation:str='bicubic', depth:int|None=0, draft:bool=True, **how):
         self.square, self.depth, self.draft = Square(size, resize, interpolation, **how), depth or None, draft
         self.root, self.size, self.known, self.left, self.kept, self.soon = Path(root), size, known or {}, keep, {}, {}
         super().__init__()
 
+    def __getstate__(self): return self.__dict__ | dict(kept={}, soon={}, known={}) # `learn.export` keeps no images
+
+    def place(self, path:str) -> Path:
+        "The file that is meant"
+        return Path(path) if not (below := self.root/path).exists() and Path(path).exists() else below
+
     def decode_file(self, path:str) -> torch.Tensor:
-        t = self.square(self.open(self.root/path, ANY_SIZE, self.depth, self.square.side if self.draft else None))
+        side = self.square.side if self.draft else None
+        t = self.square(self.open(self.place(path), ANY_SIZE, self.depth, side))
         if path in self.known and hash_file(self.root/path) != self.known[path]:
             raise InputError(f"`{self.root/path}` has changed since the data was checked. Read the data again.")
         return t
@@ -154,24 +167,27 @@ class ImageReader(Transform):
         self.kept |= squares
         self.left -= sum(t.numel() for t in squares.values())
 
-    def read(self, path:str) -> torch.Tensor:
+    def read(self, path) -> torch.Tensor:
+        if isinstance(path, os.PathLike): path = str(path)
+        if not isinstance(path, str):
+            return self.square(as_image(path, ANY_SIZE, self.depth, self.square.side if self.draft else None))
         for have in (self.kept, self.soon):
             if (t := have.get(path)) is not None: return t
         t = self.decode_file(path)
         if self.left >= t.numel(): self.left -= t.numel(); self.kept[path] = t
         return t
 
-    def encodes(self, path:str): return TensorImage(self.read(path))
+    def encodes(self, path): return TensorImage(self.read(path))
 
     def _decode(self, paths:Sequence[str], desc:str|None=None) -> dict[str, torch.Tensor]:
-        todo = [p for p in dict.fromkeys(paths) if p not in self.kept]
+        todo = [p for p in dict.fromkeys(paths_among(paths)) if p not in self.kept]
         with ThreadPoolExecutor(min(8, (os.cpu_count() or 2) + 1)) as pool:
             done = pool.map(self.decode_file, todo)
             return dict(zip(todo, progress(done, desc, len(todo)) if desc else done))
 
     def preload(self, paths:Sequence[str]) -> None:
         "Decode `paths` with several threads, as far as memory is allowed"
-        new = self._decode([p for p in paths if p not in self.kept][:max(0, self.left)//(3*self.size**2)],
+        new = self._decode([p for p in paths_among(paths) if p not in self.kept][:max(0, self.left)//(3*self.size**2)],
                            'reading images')
         self.left -= sum(t.numel() for t in new.values()); self.kept |= new
 
@@ -185,7 +201,9 @@ def ahead(self:ImageReader, paths:Sequence[str]):
     finally: self.soon = {}
 
 @patch
-def digest(self:ImageReader, path:str) -> str: return self.known.get(path) or hash_file(self.root/path)
+def digest(self:ImageReader, path) -> str:
+    if not isinstance(path, (str, os.PathLike)): return hash_bytes(self.read(path).numpy().tobytes())
+    return self.known.get(str(path)) or hash_file(self.place(path))
 
 @patch
 def spec(self:ImageReader) -> dict:

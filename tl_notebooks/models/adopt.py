@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_ITEMS', 'ROUNDING', 'LEVELS', 'read_classes', 'check_classes', 'made_images', 'made_texts', 'read_items',
-           'preparation', 'prepared_apart', 'NotTheSame', 'Adopted', 'adopt']
+           'preparation', 'prepared_apart', 'NotTheSame', 'Adopted', 'adopt', 'check_preparation']
 
 # %% ../../nbs/models/20_adopt.ipynb #3e7f28d7
 import json
@@ -22,8 +22,10 @@ from ..data.listing import list_inputs
 from ..data.splits import LabelledData
 from ..data.texts import Unread, list_texts
 from ..heads.statistics import ClassStatistics, statistics_state
+from ..heads.unknown import HeldOut
 from ..learn.framework import find_head, framework_net, keep_rows, logits_of
 from ..learn.network import TransferNet
+from ..learn.onnx_file import onnx_net
 from ..learn.preparation import three
 from ..learn.vision import INTERPOLATIONS, RESIZES
 from .folder import Model, free_folder, save_model
@@ -164,6 +166,7 @@ class _Before:
     scores:torch.Tensor # (n, k)
     levels:float|None   # see `prepared_apart`
     sample:torch.Tensor # two inputs, as the network takes them
+    final:str           # of `Found`
 
 def _ask_source(found:Found, items:list, pre:dict) -> _Before:
     "Its own code, on the items that are given, or on others"
@@ -174,7 +177,7 @@ def _ask_source(found:Found, items:list, pre:dict) -> _Before:
                         return_tensors='pt') if found.tok.pad_token_id is not None else found.tok(items[:1],
                 return_tensors='pt')
         sample = torch.where(ids['attention_mask'] > 0, ids['input_ids'], -1)
-        return _Before(items, made, torch.stack([found.answer(t) for t in items]), None, sample)
+        return _Before(items, made, torch.stack([found.answer(t) for t in items]), None, sample, found.final)
     items = items or made_images()
     x = normalized(items, pre)
     try:
@@ -183,7 +186,7 @@ def _ask_source(found:Found, items:list, pre:dict) -> _Before:
         raise InputError(f"`{found.name}` does not take images of {pre['size']} pixels ({str(e).strip()[:160]}). "
                          f"Accepted: "
                          f"another `--size`.") from None
-    return _Before(items, made, scores, prepared_apart(found, items, x, pre), x[:2])
+    return _Before(items, made, scores, prepared_apart(found, items, x, pre), x[:2], found.final)
 
 def _compared(model:Model, before:_Before) -> dict:
     "The model as it lies on disk, beside what its framework said"
@@ -194,6 +197,7 @@ def _compared(model:Model, before:_Before) -> dict:
             taken = [model.task.take(t) for t in before.items]
             now = torch.cat([net(model.task.batch(taken[i:i+8])) for i in range(0, len(taken), 8)])
         else: now = torch.cat([net(part) for part in normalized(before.items, model.task.pre).split(8)])
+    if before.final: now = now.softmax(1) if before.final == 'Softmax' else now.log_softmax(1)
     limit = ROUNDING*max(1., float(before.scores.abs().max()))
     apart = float((now - before.scores).abs().max())
     return dict(scores=apart, limit=limit, items=len(before.items), of='made-up items' if before.made
@@ -218,22 +222,37 @@ class _Parts:
 
 def _cut(found:Found, before:_Before, pre:dict, assumed:list[str], classes) -> _Parts:
     "The network without its head, the head's rows, and what is known of both"
-    run = (lambda: found.model(before.sample)) if not found.texts else _text_run(found, before.sample)
-    at, w, b = ('', *found.head) if found.head else find_head(found.model, run, f'`{found.name}`')
-    names = check_classes(read_classes(classes) or found.classes, len(w), found.name)
-    if len(names) < 2:
-        raise InputError(f"`{found.name}` gives one score; accepted: classifiers of two or more classes.")
     weights = hash_state(found.model.state_dict())
-    text = dict(pad=found.pad) if found.texts else {}
-    net = framework_net(found.model, at, len(names), before.sample, found.pad if found.texts else None)
-    keep_rows(net, w, b)
+    at, k, make = (_onnx_head if found.library == 'onnx' else _framework_head)(found, before, pre)
+    names = check_classes(read_classes(classes) or found.classes, k, found.name)
+    if k < 2: raise InputError(f"`{found.name}` gives one score; accepted: classifiers of two or more classes.")
+    text, net = dict(pad=found.pad) if found.texts else {}, make()
     info = dict(name=found.name, library=found.library, model=found.arch, args=found.args, at=at, source='adopted',
                 weights_sha256=weights, licence=found.licence, n_features=net.n_features,
                 assumed=assumed or None) | text | pre
-    report = dict(source=found.name, sha256=found.sha256, library=found.library, architecture=found.arch, head=at,
+    report = dict(source=found.name, sha256=found.sha256, library=found.library, architecture=found.arch,
+                  head=net.body.head.logits if found.library == 'onnx' else at,
                   features=net.n_features, classes=len(names), prepared_by=found.said_by or None, assumed=assumed,
                   preparation={k: v for k,v in pre.items() if k not in ('precision', 'layers')})
     return _Parts(found, net.eval(), info, names, report)
+
+def _framework_head(found:Found, before:_Before, pre:dict) -> tuple[str, int, Callable]:
+    "Name and rows of the head, and what makes the network"
+    run = (lambda: found.model(before.sample)) if not found.texts else _text_run(found, before.sample)
+    at, w, b = ('', *found.head) if found.head else find_head(found.model, run, f'`{found.name}`')
+    def make():
+        net = framework_net(found.model, at, len(w), before.sample, found.pad if found.texts else None)
+        keep_rows(net, w, b)
+        return net
+    return at, len(w), make
+
+def _onnx_head(found:Found, before:_Before, pre:dict) -> tuple[str, int, Callable]:
+    net = onnx_net(found.model.file, found.model.where, pad=found.pad, size=pre.get('size', 0))
+    with torch.no_grad(): shape = tuple(net.body(before.sample).shape)
+    if len(shape) != 2:
+        raise InputError(f"`{found.name}`: its last linear layer works on features of shape {shape}. Accepted: one row "
+                         f"for each input.")
+    return net.body.head.features, net.body.head.rows, lambda: net
 
 def _text_run(found:Found, ids:torch.Tensor) -> Callable:
     mask = ids >= 0
@@ -252,11 +271,12 @@ def adopt(
     size:int=0,           # Side of the square that the network gets, pixels
     resize:str='', scale:int=0, interpolation:str='', order:str='', # See `image_tensor`
     columns:dict|None=None, # Of `read_images` or `read_texts`, for `data`
+    tokenizer:str|Path='', # tokenizer.json of an ONNX model for texts, or its folder; '': beside the file
 ) -> Adopted:
     """A model folder from a model trained elsewhere; `NotTheSame` where it would not answer as the source does, and an
     `InputError` where the request is wrong. Nothing in the source is run but weights, and nothing is written then."""
     out = free_folder(out, 'adopt')
-    found = find_source(source, arch, size)
+    found = find_source(source, arch, size, tokenizer)
     pre, assumed = preparation(found, dict(mean=mean, std=std, size=size, resize=resize, scale=scale,
                                            interpolation=interpolation, order=order))
     before = _ask_source(found, read_items(found, items), pre)
@@ -293,19 +313,20 @@ def _old_items(model:Model, data, columns:dict|None, report:dict) -> dict:
             d.subset(s).label)))
     x = model.features(items, desc='old items')
     y = np.array([model.classes.index(l) for l in labels])
-    with torch.inference_mode(): right = (model.net.head(x.to(model.device)).argmax(1).cpu().numpy() == y)
+    with torch.inference_mode(): logits = model.net.head(x.to(model.device)).cpu().numpy()
+    right = logits.argmax(1) == y
     counts = np.bincount(y, minlength=len(model.classes))
     report['old_items'] = dict(n=len(y), right=int(right.sum()), per_class=dict(zip(model.classes, map(int, counts))),
                                fingerprint=d.fingerprint)
-    checked = _check_preparation(model, items, y)
+    checked = check_preparation(model, items, y)
     report['notes'] = [f"old items: the model is right on {right.sum()} of {len(y)}",
                        *(checked.lines() if checked else [])]
     if checked: report['preparation_checked'] = checked.as_json()
     s = ClassStatistics.from_features(x, y, len(model.classes))
-    return dict(statistics=statistics_state(s), data=dict(fingerprint=d.fingerprint, counts=d.counts()),
+    return dict(statistics=statistics_state(s), held=HeldOut.of(x, y, logits, False), data=dict(fingerprint=d.fingerprint, counts=d.counts()),
                 learned=Learned.of(looks_of(items)) + Learned(complete=False))
 
-def _check_preparation(model:Model, items:Sequence, y:np.ndarray):
+def check_preparation(model:Model, items:Sequence, y:np.ndarray):
     "What another preparation would do on labelled items; see `variants`"
     if model.task.column == 'text':
         return check_texts(model.net, model.task.reader, lambda ids: model.task.batch([*ids]),

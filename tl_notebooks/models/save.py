@@ -29,11 +29,13 @@ def save_model(
     if metrics is None: metrics = e.as_json() if (e := now('evaluated')) else {}
     statistics = now('statistics')
     if statistics is None and hasattr(self, 'take_statistics'): statistics = self.take_statistics()[0]
+    held = now('held_items') # boxes have none
+    if held is None and hasattr(self, 'hold_out') and not self.refitted: held = self.hold_out()
     return write_model(folder, self.model, self.info, self.data.classes, metrics,
                        {k: v for k,v in self.data.as_json().items() if k in ('fingerprint', 'counts')},
                        statistics=statistics_state(statistics) if statistics else None,
                        head=now('head_info') or dict(kind='trained'), tok=getattr(self, 'tok', None),
-                       memory=memory_of(self, memory, seed), learned=self.data)
+                       memory=memory_of(self, memory, seed), learned=self.data, held=held)
 
 # %% ../../nbs/models/10_save.ipynb #96f4ebe1
 def load_model(

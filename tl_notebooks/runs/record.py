@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PUT_IN', 'SCHEMA', 'MEASURED', 'STATUSES', 'FIELDS', 'ON', 'SILENT', 'notebook_cells', 'hash_cells', 'this_process',
-           'is_alive', 'new_record', 'check_record', 'save_record', 'load_record', 'choosing_figure', 'figure_text',
-           'run_state', 'outputs_root', 'run_folder', 'flatten', 'diff_records']
+           'is_alive', 'new_record', 'check_record', 'save_record', 'load_record', 'choosing_figure', 'run_state',
+           'outputs_root', 'run_folder', 'flatten', 'diff_records']
 
 # %% ../../nbs/runs/00_record.ipynb #8794e404
 import os
@@ -13,6 +13,7 @@ import platform
 import time
 from pathlib import Path
 import psutil
+from ..core import figure_text # noqa: F401  as it was
 from ..core import InputError, hash_bytes, hash_json, read_json, write_json
 from ..learn.machine import code_version
 
@@ -128,8 +129,6 @@ def choosing_figure(
     return group, name, rec.get(group, {}).get(name)
 
 ON = dict(valid='validation', metrics='test') # what a group of figures was measured on
-
-def figure_text(m:dict) -> str: return f"{m['value']:.3f} ({m['low']:.3f} … {m['high']:.3f}, n={m['n']})"
 
 # %% ../../nbs/runs/00_record.ipynb #156fed10
 SILENT = 24*3600 # seconds without a write after which a run of another machine counts as gone

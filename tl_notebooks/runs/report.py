@@ -7,8 +7,10 @@ __all__ = ['repeat_command', 'write_report']
 
 # %% ../../nbs/runs/20_report.ipynb #26fdce3a
 import base64
+import io
 import shlex
 from pathlib import Path
+from PIL import Image
 from ..core import atomic_write, tl_hint
 from ..judge.pages import render_page
 from ..learn.machine import unlike_asked
@@ -29,15 +31,20 @@ def repeat_command(rec:dict) -> str:
 
 def _again(rec:dict) -> str: return tl_hint(*shlex.split(repeat_command(rec))[1:]) # to be typed here and now
 
+def _alt(png:bytes) -> str:
+    "The alternative text that a figure of a run carries in its file; '' where it has none"
+    return Image.open(io.BytesIO(png)).info.get('Description', '')
+
 def write_report(folder:str|Path) -> Path:
     "Write `report.html` of a run folder from its record and figures"
     folder = Path(folder)
     rec = load_record(folder)
     pictures = {n: (folder/'figures'/f'{n}.png').read_bytes() for n in rec.get('figures', {})}
-    figures = [dict(name=n, caption=c, data=base64.b64encode(pictures[n]).decode()) for n,
-               c in rec.get('figures', {}).items()]
+    figures = [dict(name=n, caption=c, data=base64.b64encode(pictures[n]).decode(), alt=_alt(pictures[n]) or c)
+               for n,c in rec.get('figures', {}).items()]
     name, choices = next(iter(rec['metrics']), None), rec.get('choices', {})
-    page = render_page('report.html', r={'started': '', 'notes': '', **rec}, figures=figures, name=name,
+    page = render_page(rec.get('page', 'report.html'), r={'started': '', 'notes': '', **rec}, figures=figures,
+                       name=name,
                        main=rec['metrics'].get(name), control=rec['control'].get(name), command=repeat_command(rec),
                        choices={n: c for n,c in choices.items() if c['why'] or 'recorded' in c},
                        unlike=unlike_asked(choices))

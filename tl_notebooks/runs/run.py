@@ -26,10 +26,12 @@ import pandas as pd
 import psutil
 from fastcore.basics import patch
 from ..core import (InputError, atomic_write, did_you_mean, hash_file, install_hint, locked, read_json,
-                               seed_everything, take_lock, tl_hint, write_json)
+                               seed_everything, take_lock, tell, tl_hint, working, write_json)
 from ..data.problems import data_path
 from ..data.splits import list_items, list_sources
+from ..judge.pages import describe_figure
 from ..learn.machine import begin_choices, code_version, end_choices, environment, new_run_id
+from .notebook import Finished, enter_home, keep_executed, notebook_at_work
 from .params import Param, check_params, find_usecase, usecase_params
 from .record import (hash_cells, load_record, new_record, notebook_cells, outputs_root, run_folder,
                                       save_record, this_process)
@@ -79,7 +81,8 @@ def start_run(
 ) -> 'Run':
     "Check the notebook's parameters, pin seed and threads, and open the run's folder, where training keeps checkpoints"
     from tl_notebooks.learn.resume import keep_checkpoints # and with it fastai, which `tl run` itself does without
-    notebook = Path(os.environ.get('TL_RUN_NOTEBOOK') or find_usecase(usecase)) # `tl run` may have been given another
+    enter_home()
+    notebook = notebook_at_work(usecase)
     params = params_from(ns, usecase_params(notebook))
     folder = os.environ.get('TL_RUN_DIR')
     folder = Path(folder) if folder else make_run_folder(usecase, params, notebook, params.get('out', ''))
@@ -148,7 +151,8 @@ class Drawn:
 def phase(self:Run, name:str):
     "Time a part of the work; adds to the record's timings in seconds"
     start = time.perf_counter()
-    try: yield
+    try:
+        with working(name): yield
     finally:
         self.record['timings'][name] = round(self.record['timings'].get(name, 0) + time.perf_counter() - start, 3)
         self.save()
@@ -158,7 +162,8 @@ def figure(self:Run, name:str, fig, caption:str='', lead:bool=False) -> Drawn:
     """Save a figure as `figures/name.png` with its caption; gives that image for the cell to show, so that it is
     drawn once. `lead`: the report's first"""
     # a third of the time of 6, 5 % more bytes
-    drawn = io.BytesIO(); fig.savefig(drawn, dpi=110, pil_kwargs=dict(compress_level=4))
+    drawn = io.BytesIO()
+    fig.savefig(drawn, dpi=110, pil_kwargs=dict(compress_level=4), metadata=dict(Description=describe_figure(fig)))
     with atomic_write(self.folder/'figures'/f'{name}.png', 'wb') as f: f.write(drawn.getvalue())
     self.captions = {name: caption, **self.captions} if lead else {**self.captions, name: caption}
     return Drawn(drawn.getvalue(), caption)
@@ -192,8 +197,8 @@ def answered(self:Run) -> None:
     self.record['figures'] = self.captions
     self.save(); write_report(self.folder)
     name, figure = next(iter(self.record['metrics'].items()))
-    print(f"answer: {name} {figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f}) on {figure['n']} items, "
-          f"after {time.perf_counter() - self.began:.0f} s; what follows explains it", file=sys.stderr, flush=True)
+    tell(f"answer: {name} {figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f}) on {figure['n']} items, "
+         f"after {time.perf_counter() - self.began:.0f} s; what follows explains it")
 
 @patch
 def _say_times(self:Run) -> None:
@@ -201,8 +206,7 @@ def _say_times(self:Run) -> None:
     parts, total = self.record['timings'], self.record['seconds']
     shown = [f'{n} {s:.1f}' for n,s in sorted(parts.items(), key=lambda p: -p[1]) if s >= .05]
     rest = total - sum(parts.values())
-    print(f"seconds: {', '.join([*shown, f'figures and the rest {max(0, rest):.1f}'])}; {total:.1f} in all",
-          file=sys.stderr, flush=True)
+    tell(f"seconds: {', '.join([*shown, f'figures and the rest {max(0, rest):.1f}'])}; {total:.1f} in all")
 
 @patch
 def finish(self:Run) -> str:
@@ -219,7 +223,8 @@ def finish(self:Run) -> str:
     if module := sys.modules.get('tl_notebooks.learn.resume'): module.keep_checkpoints(None)
     end_choices()
     shutil.rmtree(self.folder/'checkpoints', ignore_errors=True)
-    return str(self.folder)
+    keep_executed(self.folder)
+    return Finished(self.folder)
 
 # %% ../../nbs/runs/30_run.ipynb #8e4fe118
 def _same_data(run:'Run') -> None:
@@ -364,6 +369,7 @@ def _after_failure(folder:Path, e:Exception, timeout:float|None=None) -> None:
     "Turn what papermill raised into `InputError` (folder removed) or `RunFailed` (record marked)"
     kind, message = getattr(e, 'ename', type(e).__name__), getattr(e, 'evalue', str(e))
     rec = load_record(folder)
+    if rec['status'] == 'ok': raise RunFailed(folder, 'ok', f'{kind}: {message}') from None # done, and not content
     if timeout or kind == 'DeadKernelError': _after_death(folder, rec, timeout)
     if kind == 'InputError' and rec.get('resumed'): raise InputError(message) from None
     if kind == 'InputError' and not rec['model']:

@@ -20,7 +20,7 @@ from ..learn.stages import Stage
 from ..learn.text import LabelledText, TextLearner, text_learner, tfidf_baseline, word_effects
 from .run import Run
 from .control import Control, run_control
-from .steps import fine_tune
+from .steps import fine_tune, stages_table
 
 # %% ../../nbs/runs/36_text_steps.ipynb #37bcf984
 @dataclass
@@ -79,7 +79,8 @@ def probe(run:Run, learn:TextLearner, texts:Texts) -> pd.DataFrame:
         found = learn.probe(layer_groups_to_thaw(run, learn) if p.epochs else None, names=p.use_names,
                             hints=texts.hints)
     run.record['probe'] = vars(found) | {'layers': list(learn.choice.layers), 'names': learn.prior is not None}
-    print(found, f"layers {', '.join(map(str, learn.choice.layers))}; "
+    print(f"accuracy, each left out: {found.loo_accuracy:.3f} ({found.n} texts); ridge strength {found.alpha:.3g}",
+          f"layers {', '.join(map(str, learn.choice.layers))}; "
           f"the classes' names {'help' if learn.prior is not None else 'are not used'}", sep='\n')
     index = ['layer ' + str(k[0]) if len(k) == 1 else f'layers {k[0]} to {k[-1]}' for k in learn.choice.errors]
     return pd.DataFrame({'leave-one-out error': [*learn.choice.errors.values()],
@@ -112,15 +113,16 @@ def self_train(run:Run, learn:TextLearner, texts:Texts) -> None:
     print(f"held-out loss {found.probe_loss:.3f} without them, {found.loss:.3f} with {found.texts} "
           f"(standard error of the difference {found.error:.3f}): {found.why or 'not kept'}")
 
-def thaw(run:Run, learn:TextLearner) -> pd.DataFrame:
+def thaw(run:Run, learn:TextLearner) -> pd.DataFrame|None:
     "Fine-tune the last blocks, where epochs were asked for; gives a table of all that was tried"
     stages = [Stage(layer_groups_to_thaw(run, learn), run.p.epochs, run.p.lr)] if run.p.epochs else []
     table = fine_tune(run, learn, stages, lr_mult=2)
     tried = run.record.get('contrast')
     if not tried or tried['kept']: return table
     # what was left out or undone has a row too
+    run.record['stages'] = [vars(s) for s in learn.stages]
     run.record['stages'].insert(1, vars(Stage(0, 0, 0., 'contrast', seconds=tried['seconds'], why=tried['why'])))
-    return pd.DataFrame(run.record['stages']).drop(columns='thaw').set_index('name').round(4)
+    return stages_table(run)
 
 # %% ../../nbs/runs/36_text_steps.ipynb #04568015
 def count_words(run:Run, texts:TextData) -> np.ndarray: # (n, k) probabilities for the test texts
