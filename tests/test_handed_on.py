@@ -158,7 +158,8 @@ def test_a_hub_gets_the_bytes_of_the_folder(theirs, tmp_path):  # noqa: F811
                HF_HOME=str(tmp_path/'home'), HF_HUB_OFFLINE='0')
     pushed = tl('push', done.folder, 'me/x', cwd=tmp_path, env=env)
     assert pushed.returncode == 0, pushed.stderr[-2000:]
-    assert re.fullmatch(r'http://127.0.0.1:\d+/me/x', pushed.stdout.splitlines()[-1]) and 'private' in json.dumps(Hub.made[0])
+    assert re.fullmatch(r'http://127.0.0.1:\d+/me/x', pushed.stdout.splitlines()[-1])
+    assert 'private' in json.dumps(Hub.made[0])
     for p in done.folder.iterdir(): assert Hub.files[p.name] == p.read_bytes()
     refused = tl('push', done.folder, 'me/x', cwd=tmp_path, env=env | dict(HF_TOKEN='hf_other'))
     server.shutdown()

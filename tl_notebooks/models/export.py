@@ -140,8 +140,8 @@ def _describe(model:Model, wish:Wish, folder:Path, parity:Parity) -> None:
     control = next((v for v in control.values() if isinstance(v, dict)), None) if isinstance(control, dict) else None
     use = USES[wish.to].replace('NAME', "'an image.jpg'" if model.task.name != TEXTS else "'a text'")
     use = use.replace('TASK', PIPELINES[m['task']])
-    card = model_card(m, 'transformers' if wish.to == 'huggingface' else wish.to, use, asdict(parity), read_json(certificate) if certificate.is_file() else None,
-                      control)
+    card = model_card(m, 'transformers' if wish.to == 'huggingface' else wish.to, use, asdict(parity),
+                      read_json(certificate) if certificate.is_file() else None, control)
     (folder/'README.md').write_text(card, encoding='utf-8')
     files = {p.name: hash_file(p) for p in sorted(folder.iterdir()) if p.name != 'export.json'}
     info = dict(schema=SCHEMA, to=wish.to, task=m['task'], precision=wish.precision, preprocessing=_reading(model),

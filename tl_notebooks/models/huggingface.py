@@ -32,8 +32,8 @@ def linear_head(net:nn.Module) -> tuple[torch.Tensor, torch.Tensor]: # (k, d), (
 
 # %% ../../nbs/models/45_huggingface.ipynb #971300b1
 def _no_place(model:Model, part:str) -> InputError:
-    return InputError(f"`{model.manifest['folder']}`: {part}, for which transformers has no place. Accepted: `--to onnx`, "
-                      f"which carries everything.")
+    return InputError(f"`{model.manifest['folder']}`: {part}, for which transformers has no place. Accepted: "
+                      f"`--to onnx`, which carries everything.")
 
 def _whole_model(model:Model) -> nn.Module:
     "The model inside the body, with the head where the framework has it"
@@ -60,7 +60,8 @@ def _pooled_model(model:Model) -> tuple[nn.Module, dict]:
     import timm
     b, body = model.manifest['backbone'], model.net.body
     if b.get('library') != 'timm' or b.get('features', 'last') != 'last' or body.layout == 'NLC':
-        what = 'several blocks' if b.get('features', 'last') != 'last' else f"the end of {b.get('library')}/{b['model']}"
+        several = b.get('features', 'last') != 'last'
+        what = 'several blocks' if several else f"the end of {b.get('library')}/{b['model']}"
         raise _no_place(model, f'its head sees {what}')
     w, bias = linear_head(model.net)
     args = dict(global_pool='catavgmax')
