@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOOKS', 'WATCH', 'cmd_run', 'cmd_resume', 'cmd_models', 'cmd_sweep', 'cmd_predict', 'cmd_adopt', 'cmd_export',
-           'cmd_serve', 'cmd_lab', 'cmd_watch', 'cmd_expand', 'cmd_merge', 'cmd_show', 'cmd_runs', 'cmd_diff',
-           'cmd_reproduce', 'cmd_prune', 'cmd_cache', 'cmd_dvc', 'make_parser', 'main']
+           'cmd_push', 'cmd_serve', 'cmd_lab', 'cmd_watch', 'cmd_expand', 'cmd_merge', 'cmd_show', 'cmd_runs',
+           'cmd_diff', 'cmd_reproduce', 'cmd_prune', 'cmd_cache', 'cmd_dvc', 'make_parser', 'main']
 
 # %% ../nbs/90_cli.ipynb #5ea086b4
 import argparse
@@ -283,15 +283,26 @@ def cmd_export(args) -> int:
     print(done.folder)
     return 0
 
+def cmd_push(args) -> int:
+    from tl_notebooks.models.huggingface import push
+    print(push(args.folder, args.name, not args.public, lambda text: print(f'tl push: {text}', file=sys.stderr)))
+    return 0
+
 def _add_export(sub) -> None:
     export = sub.add_parser('export', help='hand a model on: with its preparation inside, compared with its folder')
     export.add_argument('model', metavar='MODEL', help='a model folder, or a run folder with one')
     export.add_argument('--to', metavar='FORMAT', default='onnx',
-                        help='onnx: one file from pixels or token numbers to probabilities (default: onnx)')
+                        help='onnx: one file from pixels or token numbers to probabilities; huggingface: a folder for '
+                             'transformers (default: onnx)')
     export.add_argument('--out', metavar='DIR', required=True, help='the new folder')
     export.add_argument('--precision', metavar='NAME', default='fp32', help='fp32 (default: fp32)')
     export.add_argument('--items', metavar='PATH', help='items to compare on, without labels (default: made up)')
     export.set_defaults(func=cmd_export)
+    push = sub.add_parser('push', help='put an exported folder on a hub, by the login of huggingface_hub')
+    push.add_argument('folder', metavar='MODEL', help='what `tl export` made')
+    push.add_argument('name', metavar='NAME', help='of the repository: owner/name')
+    push.add_argument('--public', action='store_true', help='for everybody to see (default: private)')
+    push.set_defaults(func=cmd_push)
 
 # %% ../nbs/90_cli.ipynb #d6f9c98c
 def cmd_serve(args) -> int:

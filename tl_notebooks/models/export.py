@@ -6,7 +6,7 @@
 __all__ = ['MAX_ITEMS', 'SHAPES', 'TIE', 'LIMITS', 'USES', 'TARGETS', 'odd_images', 'items_to_compare', 'folder_answers', 'Limit',
            'NotTheSame', 'Parity', 'compared', 'Wish', 'Export', 'export']
 
-# %% ../../nbs/models/50_export.ipynb #87d84a79
+# %% ../../nbs/models/50_export.ipynb #46152575
 import os
 import shutil
 import tempfile
@@ -22,9 +22,10 @@ from ..data.listing import list_inputs
 from ..data.texts import Unread, list_texts
 from ..learn.vision import image_tensor
 from .adopt import made_images, made_texts
-from .card import model_card
+from .card import PIPELINES, model_card
 from .exported import SCHEMA, TEXTS, Exported
 from .folder import Model
+from .huggingface import PIPELINE_USE, pipeline_answers, save_for_transformers
 from .graph import image_graph, plain_net, text_graph, whole_tokenizer
 
 # %% ../../nbs/models/50_export.ipynb #ae3e2abc
@@ -96,7 +97,7 @@ def compared(want:np.ndarray, got:np.ndarray, of:str, precision:str, limit:Limit
             f"{apart:.2g} ({precision}; accepted: {limit.decisions:.1%} and {limit.probability:g})")
     return Parity(len(want), of, precision, apart, share, passed, says)
 
-# %% ../../nbs/models/50_export.ipynb #6b5d4c49
+# %% ../../nbs/models/50_export.ipynb #615821ca
 @dataclass
 class Wish:
     "What was asked of an export"
@@ -113,6 +114,7 @@ class Export:
 USES = dict(onnx='''from tl_notebooks.models.exported import Exported # onnxruntime, numpy, pillow; no torch
 model = Exported('FOLDER')
 for p in model.answer([model.take(NAME)]): print(model.classes[p.argmax()], p.max())''')
+USES['huggingface'] = PIPELINE_USE
 USES['openvino'] = USES['onnx'].replace('onnxruntime', 'openvino')
 
 def _onnx_files(model:Model, wish:Wish, folder:Path, items:Sequence) -> None:
@@ -122,7 +124,7 @@ def _onnx_files(model:Model, wish:Wish, folder:Path, items:Sequence) -> None:
     load_onnx().save(graph, folder/'model.onnx')
     if model.task.name == TEXTS: (folder/'tokenizer.json').write_text(whole_tokenizer(model), encoding='utf-8')
 
-# %% ../../nbs/models/50_export.ipynb #41da0070
+# %% ../../nbs/models/50_export.ipynb #7d96fb7d
 def _reading(model:Model) -> dict:
     "What a program has to know to read files as they were read for training"
     if model.task.name == TEXTS: return dict(max_tokens=model.task.pre['max_tokens'])
@@ -137,8 +139,9 @@ def _describe(model:Model, wish:Wish, folder:Path, parity:Parity) -> None:
     control = (read_json(record).get('control') or {}) if record.is_file() else {}
     control = next((v for v in control.values() if isinstance(v, dict)), None) if isinstance(control, dict) else None
     use = USES[wish.to].replace('NAME', "'an image.jpg'" if model.task.name != TEXTS else "'a text'")
-    card = model_card(m, wish.to, use, asdict(parity), read_json(certificate) if certificate.is_file() else None,
-                      control)
+    use = use.replace('TASK', PIPELINES[m['task']])
+    card = model_card(m, 'transformers' if wish.to == 'huggingface' else wish.to, use, asdict(parity),
+                      read_json(certificate) if certificate.is_file() else None, control)
     (folder/'README.md').write_text(card, encoding='utf-8')
     files = {p.name: hash_file(p) for p in sorted(folder.iterdir()) if p.name != 'export.json'}
     info = dict(schema=SCHEMA, to=wish.to, task=m['task'], precision=wish.precision, preprocessing=_reading(model),
@@ -179,13 +182,22 @@ def _graph_export(model:Model, wish:Wish, folder:Path, items:Sequence, of:str) -
     _describe(model, wish, folder, parity)
     return parity
 
-# %% ../../nbs/models/50_export.ipynb #f2694ffb
-TARGETS = dict(onnx=_graph_export)
+# %% ../../nbs/models/50_export.ipynb #9588b9b8
+def _transformers_export(model:Model, wish:Wish, folder:Path, items:Sequence, of:str) -> Parity:
+    if wish.precision != 'fp32': raise InputError(f"`precision` is {wish.precision!r}; accepted for huggingface: fp32.")
+    save_for_transformers(model, folder)
+    parity = compared(folder_answers(model, items), pipeline_answers(folder, model.task.name, items, model.classes),
+                      of, wish.precision)
+    _describe(model, wish, folder, parity)
+    return parity
+
+# %% ../../nbs/models/50_export.ipynb #cd6a93a2
+TARGETS = dict(onnx=_graph_export, huggingface=_transformers_export)
 
 def export(
     model:Model|str|Path, # A model, or its folder
     out:str|Path,         # Made by this call; must not exist
-    to:str='onnx',        # 'onnx'
+    to:str='onnx',        # 'onnx', or 'huggingface': what transformers loads
     precision:str='fp32', # 'fp32'
     items=(),             # Images or texts to compare on, as paths and folders (or texts); none: made up
 ) -> Export:

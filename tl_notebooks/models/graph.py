@@ -145,8 +145,11 @@ def trace_graph(module:nn.Module, sample:tuple, inputs:dict[str, dict], outputs:
     onnx = load_onnx()
     with tempfile.TemporaryDirectory() as tmp, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore') # of the tracer, about branches; what it makes is compared with the folder
-        torch.onnx.export(module.eval(), sample, f'{tmp}/net.onnx', dynamo=False, opset_version=OPSET,
-                          input_names=[*inputs], output_names=[*outputs], dynamic_axes=inputs | outputs)
+        try: torch.onnx.export(module.eval(), sample, f'{tmp}/net.onnx', dynamo=False, opset_version=OPSET,
+                               input_names=[*inputs], output_names=[*outputs], dynamic_axes=inputs | outputs)
+        except Exception as e:
+            raise InputError(f"torch cannot write this network as ONNX ({type(e).__name__}: "
+                             f"{' '.join(str(e).split())[:200]}).") from None
         return onnx.load(f'{tmp}/net.onnx')
 
 def joined(first, second, name:str):
