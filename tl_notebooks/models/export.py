@@ -115,7 +115,6 @@ USES = dict(onnx='''from tl_notebooks.models.exported import Exported # onnxrunt
 model = Exported('FOLDER')
 for p in model.answer([model.take(NAME)]): print(model.classes[p.argmax()], p.max())''')
 USES['huggingface'] = PIPELINE_USE
-USES['openvino'] = USES['onnx'].replace('onnxruntime', 'openvino')
 
 def _onnx_files(model:Model, wish:Wish, folder:Path, items:Sequence) -> None:
     "`model.onnx`, and the tokenizer of a model for texts"
