@@ -136,3 +136,24 @@ def test_what_cannot_be_exported_is_said(theirs, tmp_path):
         done = tl('export', theirs[1], '--out', tmp_path/'x', *given, cwd=tmp_path)
         assert done.returncode == 2 and says in done.stderr and not [*tmp_path.iterdir()], done.stderr
     with pytest.raises(InputError, match='exists already'): door.export(theirs[1], tmp_path)
+
+
+@pytest.mark.parametrize('precision', ['fp16', 'int8'])
+def test_fewer_bits_are_a_smaller_file_that_decides_alike(theirs, tmp_path, precision):
+    "Compared with timm, on images that the scales of int8 were not taken from"
+    model, folder = theirs
+    rng = np.random.default_rng(1)
+    shown = [Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((90, 70), 3) for _ in range(24)]
+    (tmp_path/'items').mkdir()
+    for i,im in enumerate(shown): im.save(tmp_path/'items'/f'{i:02}.png')
+    whole = door.export(folder, tmp_path/'whole').folder
+    done = door.export(folder, tmp_path/'small', precision=precision, items=tmp_path/'items')
+    small, large = ((f/'model.onnx').stat().st_size for f in (done.folder, whole))
+    assert small < large*dict(fp16=.6, int8=.4)[precision]
+    session = onnxruntime.InferenceSession(done.folder/'model.onnx')
+    got = np.concatenate([session.run(None, {'images': np.asarray(im)[None]})[0] for im in shown[1::2]])
+    want = timm_answers(model, shown[1::2])
+    assert np.abs(got - want).max() < .1 and 0 < done.parity.probability < .1
+    assert done.parity.n == dict(fp16=24, int8=12)[precision] and done.parity.decisions >= .98
+    wrong = tl('export', folder, '--out', tmp_path/'x', '--precision', 'int8', cwd=tmp_path)
+    assert wrong.returncode == 2 and '--items PATH' in wrong.stderr

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnxruntime
+import psutil
 import pytest
 from PIL import Image
 from test_export import images, sentences, theirs  # noqa: F401  fixtures
@@ -174,3 +175,46 @@ def test_a_new_version_takes_over_without_a_lost_request(folders, images, theirs
         stop.set()
         for t in threads: t.join()
     assert {*codes} == {200} and labels[0] == 'bolt' and labels[-1] == 'nut'
+
+
+def raw(port, data):
+    "What comes back for bytes on a socket, as far as the other side sends any"
+    with socket.create_connection(('127.0.0.1', port), timeout=20) as s, contextlib.suppress(OSError):
+        s.sendall(data)
+        s.shutdown(socket.SHUT_WR)
+        return s.recv(200)
+    return b''
+
+
+def test_hostile_requests_are_refused_and_leave_nothing_behind(folders, images):  # noqa: F811
+    rng, good = np.random.default_rng(0), png(images[0])
+    def fuzzed():
+        data = bytearray(good)
+        for at in rng.integers(0, len(good), 20): data[at] = rng.integers(256)
+        return bytes(data[:rng.integers(1, len(data))])
+    post = b'POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n'
+    lines = [b'GET /' + b'a'*500_000 + b' HTTP/1.1\r\n\r\n', b'GET / HTTP/1.1\r\nX: ' + b'b'*2_000_000 + b'\r\n\r\n',
+             post + b'Content-Length: -1\r\n\r\n', post + b'Content-Length: 99\r\n\r\nx', rng.bytes(500), b'\x16\x03\x01',
+             post + b'Transfer-Encoding: chunked\r\n\r\nzz\r\n']
+    bodies = [b'{', b'[', b'null', b'{"images": 3}', b'{"images": [["a"]]}', b'['*100_000,
+              b'\xff\xfe', b'{"images": [""]}']
+    codes = []
+    with serving(folders[0], '--seconds', 5) as (p, port):
+        memory = psutil.Process(p.pid).memory_info
+        for round_ in range(4):
+            for _ in range(60): codes.append(ask(port, 'POST', '/predict', fuzzed(), 'image/png'))
+            for b in bodies: codes.append(ask(port, 'POST', '/predict', b, 'application/json'))
+            for b in lines: assert b' 200 ' not in raw(port, b)[:20]
+            if round_ == 1: before = memory().rss
+        assert ask(port, 'POST', '/predict', good, 'image/png')[0] == 200
+        assert p.poll() is None and memory().rss < before*1.05 + 10e6
+    assert {c for c,_ in codes} <= {200, 400, 422} and len(codes) > 250
+    assert all(why['error'] for c,why in codes if c != 200)
+
+
+def test_a_port_that_cannot_be_had_is_named_before_a_model_is_loaded(folders):
+    with socket.create_server(('127.0.0.1', 0)) as taken:
+        for port in (taken.getsockname()[1], 99_999):
+            done = subprocess.run([sys.executable, '-c', NO_TORCH, 'serve', folders[0], '--port', str(port)],
+                                  capture_output=True, text=True, timeout=60)
+            assert done.returncode == 2 and f'127.0.0.1:{port} cannot be listened on' in done.stderr, done.stderr

@@ -295,8 +295,10 @@ def _add_export(sub) -> None:
                         help='onnx: one file from pixels or token numbers to probabilities; huggingface: a folder for '
                              'transformers (default: onnx)')
     export.add_argument('--out', metavar='DIR', required=True, help='the new folder')
-    export.add_argument('--precision', metavar='NAME', default='fp32', help='fp32 (default: fp32)')
-    export.add_argument('--items', metavar='PATH', help='items to compare on, without labels (default: made up)')
+    export.add_argument('--precision', metavar='NAME', default='fp32',
+                        help='fp32, fp16 or int8 of onnx (default: fp32); int8 wants --items')
+    export.add_argument('--items', metavar='PATH',
+                        help='items to compare on, without labels (default: made up); half of them scale int8')
     export.set_defaults(func=cmd_export)
     push = sub.add_parser('push', help='put an exported folder on a hub, by the login of huggingface_hub')
     push.add_argument('folder', metavar='MODEL', help='what `tl export` made')

@@ -26,7 +26,7 @@ from .card import PIPELINES, model_card
 from .exported import SCHEMA, TEXTS, Exported
 from .folder import Model
 from .huggingface import PIPELINE_USE, pipeline_answers, save_for_transformers
-from .graph import image_graph, plain_net, text_graph, whole_tokenizer
+from .graph import image_graph, load_onnx, plain_net, text_graph, whole_tokenizer
 
 # %% ../../nbs/models/50_export.ipynb #ae3e2abc
 MAX_ITEMS = 256
@@ -69,7 +69,7 @@ class Limit:
     decisions:float
 
 TIE = 1e-6 # between two probabilities, where float32 decides by its last bit
-LIMITS = dict(fp32=Limit(1e-4, 1.), fp16=Limit(.01, .995), int8=Limit(1., .98))
+LIMITS = dict(fp32=Limit(1e-4, 1.), fp16=Limit(.02, .995), int8=Limit(1., .98))
 
 class NotTheSame(RuntimeError):
     "An export answers otherwise than its model"
@@ -116,12 +116,46 @@ model = Exported('FOLDER')
 for p in model.answer([model.take(NAME)]): print(model.classes[p.argmax()], p.max())''')
 USES['huggingface'] = PIPELINE_USE
 
-def _onnx_files(model:Model, wish:Wish, folder:Path, items:Sequence) -> None:
-    "`model.onnx`, and the tokenizer of a model for texts"
-    from tl_notebooks.models.graph import load_onnx
+# %% ../../nbs/models/50_export.ipynb #6a81137e
+class _Feeds:
+    "Inputs of a graph one after another, as the quantisation of ONNX Runtime asks for them"
+    def __init__(self, feeds): self.feeds = iter(feeds)
+    def get_next(self): return next(self.feeds, None)
+
+def _half(path:Path) -> None:
+    "Weights and sums in float16; inputs and outputs as they were"
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    onnx = load_onnx()
+    onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=True), path)
+
+def _whole_numbers(path:Path, feeds:Sequence[dict]) -> None:
+    "Products of weights in 8 bits, each channel by its own scale, reaches measured on `feeds`"
+    from onnxruntime import quantization as q
+    with tempfile.TemporaryDirectory() as tmp:
+        q.quantize_static(str(path), f'{tmp}/q.onnx', _Feeds(feeds), per_channel=True, weight_type=q.QuantType.QInt8,
+                          activation_type=q.QuantType.QUInt8, op_types_to_quantize=['Conv', 'Gemm', 'MatMul'],
+                          extra_options=dict(MatMulConstBOnly=True))
+        shutil.move(f'{tmp}/q.onnx', path)
+
+# %% ../../nbs/models/50_export.ipynb #81e11eae
+def _taken(model:Model, items:Sequence) -> list:
+    return [*items] if model.task.name == TEXTS else [*map(np.asarray, items)]
+
+def _onnx_files(model:Model, wish:Wish, folder:Path, calibrate:Sequence) -> None:
+    "`model.onnx` and what `Exported` reads beside it; `calibrate`: the items that int8 is scaled by"
+    onnx = load_onnx()
     graph = (text_graph if model.task.name == TEXTS else image_graph)(model)
-    load_onnx().save(graph, folder/'model.onnx')
+    onnx.save(graph, folder/'model.onnx')
     if model.task.name == TEXTS: (folder/'tokenizer.json').write_text(whole_tokenizer(model), encoding='utf-8')
+    (folder/'classes.txt').write_text('\n'.join(model.classes) + '\n', encoding='utf-8')
+    write_json(folder/'export.json', dict(schema=SCHEMA, to=wish.to, task=model.task.name, files={}, sha256='',
+                                          preprocessing=_reading(model)))
+    if wish.precision == 'fp16': _half(folder/'model.onnx')
+    if wish.precision == 'int8':
+        asked = Exported(folder)
+        feeds = ([asked.tokens([t]) for t in calibrate] if model.task.name == TEXTS else
+                 [dict(images=t[None]) for t in _taken(model, calibrate)])
+        _whole_numbers(folder/'model.onnx', feeds)
 
 # %% ../../nbs/models/50_export.ipynb #7d96fb7d
 def _reading(model:Model) -> dict:
@@ -151,17 +185,15 @@ def _describe(model:Model, wish:Wish, folder:Path, parity:Parity) -> None:
 # %% ../../nbs/models/50_export.ipynb #64947f04
 def _beside(model:Model, folder:Path, wish:Wish, items:Sequence, of:str) -> Parity:
     "The files of an export beside the folder that they were made from"
-    (folder/'classes.txt').write_text('\n'.join(model.classes) + '\n', encoding='utf-8')
-    write_json(folder/'export.json', dict(schema=SCHEMA, to=wish.to, task=model.task.name, files={}, sha256='',
-                                          preprocessing=_reading(model)))
     exported = Exported(folder, torch.get_num_threads())
-    taken = items if model.task.name == TEXTS else [*map(np.asarray, items)]
-    got = np.stack(exported.answer(taken))
+    got = np.concatenate([exported.answer([t]) for t in _taken(model, items)])
     return compared(folder_answers(model, items), got, of, wish.precision)
 
 def _write_whole(model:Model, wish:Wish, out:Path, make:Callable) -> Export:
     "Whole, and only if it answers as the model does"
     items, of = items_to_compare(model, wish.items)
+    if wish.precision == 'int8' and len(items) < 20:
+        raise InputError(f"{len(items)} items for int8; accepted: 20 or more.")
     out.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(dir=out.parent, prefix=f'.{out.name}.'))
     try:
@@ -176,7 +208,9 @@ def _write_whole(model:Model, wish:Wish, out:Path, make:Callable) -> Export:
     return Export(out, parity)
 
 def _graph_export(model:Model, wish:Wish, folder:Path, items:Sequence, of:str) -> Parity:
-    _onnx_files(model, wish, folder, items)
+    calibrate = items[::2] if wish.precision == 'int8' else []
+    if len(calibrate): items, of = items[1::2], f'{of} that it was not calibrated on'
+    _onnx_files(model, wish, folder, calibrate)
     parity = _beside(model, folder, wish, items, of)
     _describe(model, wish, folder, parity)
     return parity
@@ -197,7 +231,7 @@ def export(
     model:Model|str|Path, # A model, or its folder
     out:str|Path,         # Made by this call; must not exist
     to:str='onnx',        # 'onnx', or 'huggingface': what transformers loads
-    precision:str='fp32', # 'fp32'
+    precision:str='fp32', # 'fp32', 'fp16', or 'int8', which wants `items`
     items=(),             # Images or texts to compare on, as paths and folders (or texts); none: made up
 ) -> Export:
     """A model for other programs: its preparation inside, compared with the folder that it came from.
@@ -207,6 +241,9 @@ def export(
     out = Path(out)
     if to not in TARGETS: raise InputError(f"`to` is {to!r}. {did_you_mean(to, TARGETS)}")
     if precision not in LIMITS: raise InputError(f"`precision` is {precision!r}. {did_you_mean(precision, LIMITS)}")
+    if precision == 'int8' and not (len(items) if isinstance(items, (list, tuple)) else str(items)):
+        raise InputError("int8 is scaled by items like those that it will see; accepted: `--items PATH` with 20 or "
+                         "more, of which half are for scaling and half for comparing.")
     if out.exists(): raise InputError(f"`{out}` exists already. Choose another name, or remove it.")
     model = model if isinstance(model, Model) else Model(model)
     if not model.task.classifies:

@@ -9,6 +9,7 @@ __all__ = ['OPSET', 'FILTERS', 'REACH', 'resize_functions', 'square_graph', 'loa
 # %% ../../nbs/models/40_graph.ipynb #22db4cdb
 import copy
 import json
+import re
 import tempfile
 import warnings
 import torch
@@ -177,7 +178,8 @@ _WIDE = '''  nought = Constant<value=uint8 {0}>()
 
 def resize_functions(how:str) -> str: # 'cubic' or 'linear'
     "ONNX functions `tl.tall` and `tl.wide`: uint8 planes and a number of rows or of columns to planes of that many"
-    numbers = ''.join(f'\n  {k} = Constant<value=double {{{float(v)}}}>()' for k,v in _NUMBERS.items())
+    used = {*re.findall(r'\w+', _WEIGHTS + _KERNELS[how])}
+    numbers = ''.join(f'\n  {k} = Constant<value=double {{{float(v)}}}>()' for k,v in _NUMBERS.items() if k in used)
     weights = _WEIGHTS.format(opset=OPSET, reach=float(REACH[how]), numbers=numbers, kernel=_KERNELS[how])
     tall = _SIDE.format(opset=OPSET, name='tall', axis=2, end=3, products=_TALL)
     wide = _SIDE.format(opset=OPSET, name='wide', axis=3, end=4, products=_WIDE)
@@ -235,7 +237,9 @@ def square_graph(
     text = _GRAPH.format(shape=_SHAPES[resize].format(**values), sizes=_SIZES[resize],
                          middle=_MIDDLES[middle].format(), **values)
     whole = onnx.parser.parse_model(text + resize_functions(FILTERS[interpolation]))
-    return onnx.inliner.inline_local_functions(whole)
+    flat = onnx.inliner.inline_local_functions(whole)
+    del flat.opset_import[:]; flat.opset_import.append(onnx.helper.make_opsetid('', OPSET))
+    return flat
 
 def load_onnx():
     "The package `onnx`, or an `InputError` that says how it is installed"
@@ -284,6 +288,7 @@ def joined(first, second, name:str):
     second.ir_version = first.ir_version = max(first.ir_version, second.ir_version)
     out = onnx.compose.merge_models(first, onnx.compose.add_prefix(second, 'net/', rename_outputs=False),
                                     [(name, f'net/{name}')])
+    del out.opset_import[1:] # the same operators twice
     out.producer_name = 'tl_notebooks'
     return out
 

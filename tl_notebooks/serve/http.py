@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Limits', 'Refused', 'LimitBody', 'read_items', 'answer_of', 'Server', 'metrics_text', 'make_app', 'load_served',
-           'serve']
+           'listening', 'serve']
 
 # %% ../../nbs/serve/10_http.ipynb #e6d0a493
 import asyncio
 import base64
 import contextlib
 import hmac
+import socket
 import sys
 import time
 from collections import Counter
@@ -169,6 +170,7 @@ def make_app(server:Server, look_every:float=2.):
     try: from fastapi import FastAPI
     except ImportError: raise InputError(f"`tl serve` needs FastAPI: {install_hint('fastapi', 'uvicorn')}") from None
     from fastapi.responses import JSONResponse
+    from starlette.exceptions import HTTPException
     @contextlib.asynccontextmanager
     async def life(app):
         for m in server.models.values():
@@ -186,6 +188,8 @@ def make_app(server:Server, look_every:float=2.):
     async def full(request, e): return failed(429, 'too many items are waiting; ask again later')
     @app.exception_handler(asyncio.TimeoutError)
     async def late(request, e): return failed(503, f'no answer within {server.limits.seconds:g} s')
+    @app.exception_handler(HTTPException)
+    async def other(request, e): return failed(e.status_code, str(e.detail).lower())
     _add_routes(app, server)
     app.add_middleware(LimitBody, limits=server.limits, counts=server.counts)
     return app
@@ -241,6 +245,16 @@ def load_served(given:Sequence[str], threads:int=0) -> dict[str, Served]:
     if not out: raise InputError("no model; accepted: one folder or more.")
     return out
 
+def listening(host:str, port:int) -> socket.socket:
+    "A socket that listens there, or an `InputError`: nothing is loaded for a port that cannot be had"
+    try:
+        if not 0 <= port < 65536: raise OverflowError('no such port')
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address, family=family, backlog=2048)
+    except (OSError, OverflowError) as e:
+        raise InputError(f"{host}:{port} cannot be listened on ({e}); accepted: an address of this machine and a free "
+                         f"port below 65536, as in `--port 8001`.") from None
+
 def serve(
     models:Sequence[str],  # See `load_served`
     host:str='127.0.0.1', port:int=8000,
@@ -252,11 +266,11 @@ def serve(
     "Answer until SIGTERM or Ctrl-C; requests that have begun are answered first"
     try: import uvicorn
     except ImportError: raise InputError(f"`tl serve` needs uvicorn: {install_hint('uvicorn', 'fastapi')}") from None
-    limits = limits or Limits()
+    limits, sock = limits or Limits(), listening(host, port)
     server = Server(load_served(models, threads), limits, token, Keeper(keep, keep_bytes) if str(keep) else None)
     if host not in ('127.0.0.1', 'localhost', '::1') and not token:
         print(f'tl serve: anybody who reaches {host} can ask: no token is wanted', file=sys.stderr)
-    config = uvicorn.Config(make_app(server), host=host, port=port, log_level='warning', timeout_keep_alive=10,
+    config = uvicorn.Config(make_app(server), log_level='warning', timeout_keep_alive=10,
                             limit_concurrency=4*limits.waiting, timeout_graceful_shutdown=int(limits.seconds) + 1)
-    print(f"tl serve: http://{host}:{port}/ answers for {', '.join(server.models)}", file=sys.stderr)
-    uvicorn.Server(config).run()
+    print(f"tl serve: http://{host}:{sock.getsockname()[1]}/ answers for {', '.join(server.models)}", file=sys.stderr)
+    with sock, contextlib.suppress(KeyboardInterrupt): uvicorn.Server(config).run(sockets=[sock])
