@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import tl
+from conftest import ROOT, tl
 from PIL import Image
 
 import tl_notebooks  # noqa: F401  before timm
@@ -157,3 +157,16 @@ def test_fewer_bits_are_a_smaller_file_that_decides_alike(theirs, tmp_path, prec
     assert done.parity.n == dict(fp16=24, int8=12)[precision] and done.parity.decisions >= .98
     wrong = tl('export', folder, '--out', tmp_path/'x', '--precision', 'int8', cwd=tmp_path)
     assert wrong.returncode == 2 and '--items PATH' in wrong.stderr
+
+
+def test_the_lines_of_the_guide_run_without_this_package(theirs, images, tmp_path):
+    page = json.loads((ROOT/'nbs'/'guides'/'export.ipynb').read_text())
+    text = ''.join(line for c in page['cells'] for line in c['source'])
+    code = text.split('with onnxruntime, numpy and Pillow:\n\n```python\n')[1].split('```')[0]
+    images[1].save(tmp_path/'image.jpg', quality=95)
+    door.export(theirs[1], tmp_path/'for_production')
+    done = subprocess.run([sys.executable, '-c', "import sys; sys.modules['tl_notebooks'] = None\n" + code],
+                          cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    want, label = timm_answers(theirs[0], [Image.open(tmp_path/'image.jpg')])[0], done.stdout.split()
+    assert label[0] == ['bolt', 'nut', 'pin'][want.argmax()] and abs(float(label[1]) - want.max()) < 1e-4

@@ -270,7 +270,9 @@ def serve(
     server = Server(load_served(models, threads), limits, token, Keeper(keep, keep_bytes) if str(keep) else None)
     if host not in ('127.0.0.1', 'localhost', '::1') and not token:
         print(f'tl serve: anybody who reaches {host} can ask: no token is wanted', file=sys.stderr)
-    config = uvicorn.Config(make_app(server), log_level='warning', timeout_keep_alive=10,
+    # h11 has a limit on headers, httptools has none
+    config = uvicorn.Config(make_app(server), http='h11', h11_max_incomplete_event_size=65536,
+                            log_level='warning', timeout_keep_alive=10,
                             limit_concurrency=4*limits.waiting, timeout_graceful_shutdown=int(limits.seconds) + 1)
     print(f"tl serve: http://{host}:{sock.getsockname()[1]}/ answers for {', '.join(server.models)}", file=sys.stderr)
     with sock, contextlib.suppress(KeyboardInterrupt): uvicorn.Server(config).run(sockets=[sock])
