@@ -194,8 +194,8 @@ def test_hostile_requests_are_refused_and_leave_nothing_behind(folders, images):
         return bytes(data[:rng.integers(1, len(data))])
     post = b'POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n'
     lines = [b'GET /' + b'a'*500_000 + b' HTTP/1.1\r\n\r\n', b'GET / HTTP/1.1\r\nX: ' + b'b'*2_000_000 + b'\r\n\r\n',
-             post + b'Content-Length: -1\r\n\r\n', post + b'Content-Length: 99\r\n\r\nx', rng.bytes(500), b'\x16\x03\x01',
-             post + b'Transfer-Encoding: chunked\r\n\r\nzz\r\n']
+             post + b'Content-Length: -1\r\n\r\n', post + b'Content-Length: 99\r\n\r\nx', rng.bytes(500),
+             b'\x16\x03\x01', post + b'Transfer-Encoding: chunked\r\n\r\nzz\r\n']
     bodies = [b'{', b'[', b'null', b'{"images": 3}', b'{"images": [["a"]]}', b'['*100_000,
               b'\xff\xfe', b'{"images": [""]}']
     codes = []
