@@ -652,8 +652,8 @@ def save_child(
     data:dict|None=None,    # `None`: the parent's
     tok=None,               # `None`: the parent's
     memory:Exemplars|None=None,
-    held:HeldOut|None=None, # What the child says of items that it has not learned from
     learned:Sequence|Learned=(), # What the child learned from beside what this model did: items or hashes
+    held:HeldOut|None=None, # What the child says of items that it has not learned from
     **more,                 # For this model's entry in the lineage
 ) -> Path:
     "Write the folder of a model that grew from this one, whole or not at all"
