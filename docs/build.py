@@ -362,7 +362,7 @@ def write_pages() -> set[str]:
 
 
 def for_everyone(html:str) -> str:
-    "What theme and extension leave out: code that scrolls is reached by the keyboard, headings at the side have a level"
+    "What theme and extension leave out: code that scrolls is reached by the keyboard, side headings have a level"
     html = html.replace('<p class="caption" role="heading">', '<p class="caption" role="heading" aria-level="2">')
     html = html.replace('<summary aria-label="Toggle hidden content">', '<summary>')     # it hid the word that is seen
     return re.sub(r'<pre>', '<pre tabindex="0">', html)

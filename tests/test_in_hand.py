@@ -1,4 +1,4 @@
-"An image, a text or a scene in whatever form it is at hand gets the answer that its file gets, from learners and models."
+"An image, a text or a scene in whatever form it is at hand gets its file's answer, from learners and models."
 import io
 
 import numpy as np

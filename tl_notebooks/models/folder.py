@@ -130,13 +130,14 @@ def save_model(
             **({'adopted': adopted} if adopted else {}),
             versions=dict(tl_notebooks=code_version(), python=(env := environment())['python'], **env['packages']),
             weights_sha256=hash_state(state), files=files))
-        for p in tmp.iterdir(): p.chmod(0o666 & ~umask()) # safetensors makes files that only their owner may read
-        tmp.chmod(0o777 & ~umask()); _move(tmp, folder)
+        _move(tmp, folder)
     except BaseException: shutil.rmtree(tmp, ignore_errors=True); raise
     return folder
 
 # %% ../../nbs/models/00_folder.ipynb #cbb5224d
 def _move(tmp:Path, folder:Path) -> None:
+    for p in tmp.iterdir(): p.chmod(0o666 & ~umask()) # safetensors makes files that only their owner may read
+    tmp.chmod(0o777 & ~umask())
     try: os.rename(tmp, folder)
     except OSError:
         if not folder.exists(): raise
@@ -651,8 +652,8 @@ def save_child(
     data:dict|None=None,    # `None`: the parent's
     tok=None,               # `None`: the parent's
     memory:Exemplars|None=None,
-    held:HeldOut|None=None, # What the child says of items that it has not learned from
     learned:Sequence|Learned=(), # What the child learned from beside what this model did: items or hashes
+    held:HeldOut|None=None, # What the child says of items that it has not learned from
     **more,                 # For this model's entry in the lineage
 ) -> Path:
     "Write the folder of a model that grew from this one, whole or not at all"
