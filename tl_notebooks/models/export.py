@@ -69,7 +69,7 @@ class Limit:
     decisions:float
 
 TIE = 1e-6 # between two probabilities, where float32 decides by its last bit
-LIMITS = dict(fp32=Limit(1e-4, 1.), fp16=Limit(.02, .995), int8=Limit(1., .98))
+LIMITS = dict(fp32=Limit(1e-4, 1.), fp16=Limit(.01, .995), int8=Limit(1., .98))
 
 class NotTheSame(RuntimeError):
     "An export answers otherwise than its model"
