@@ -267,7 +267,7 @@ def _of_labels(a:Audit) -> list[dict]:
     kept = np.setdiff1d(np.arange(len(right)), wrong)
     if len(np.unique(a.seen.y[kept])) < len(a.seen.classes): return []
     gain = paired_difference((left_out(a.seen, kept).argmax(1) == a.seen.y)[kept], right[kept])
-    return [dict(what=f"look at {len(wrong)} labels that are probably wrong ({len(wrong)/len(right):.1%} of all)",
+    return [dict(what=f"look at {len(wrong)} doubted labels ({len(wrong)/len(right):.1%} of all)",
                  gain=gain.value, low=gain.low, high=gain.high,
                  figure=f"without them, accuracy on the other items changes by {100*gain.value:+.1f} points "
                         f"({100*gain.low:+.1f} to {100*gain.high:+.1f}); measured with them, a test is "
@@ -308,9 +308,12 @@ def _of_shortcuts(a:Audit) -> list[dict]:
 def _of_classes(a:Audit) -> list[dict]:
     n, out = len(a.seen.y), []
     for p in a.confused.itertuples():
-        out.append(dict(what=f"make {p.a!r} and {p.b!r} one class, or describe the difference better", weight=p.gain,
-                        figure=f"{p.crossed} of their items are taken for the other ({p.share:.1%}, {p.low:.1%} to "
-                               f"{p.high:.1%}); as one class, accuracy would be {100*p.gain:.1f} points higher"))
+        two = len(a.seen.classes) == 2 # there would be nothing left to tell
+        what = '' if two else f"make {p.a!r} and {p.b!r} one class, or "
+        more = '' if two else f"; as one class, accuracy would be {100*p.gain:.1f} points higher"
+        out.append(dict(what=f"{what}describe the difference{f' of {p.a!r} and {p.b!r}' if two else ''} better",
+                        weight=p.gain, figure=f"{p.crossed} of their items are taken for the other ({p.share:.1%}, "
+                                              f"{p.low:.1%} to {p.high:.1%}){more}"))
     for c in a.classes.itertuples():
         if c.two_heaps:
             out.append(dict(what=f"look whether {c.label!r} is two classes", weight=.01,
