@@ -210,5 +210,7 @@ def plot_ranking(r:Ranking) -> Figure:
     front = front[front.accuracy >= front.accuracy.cummax()]
     ax.step(front.cost, front.accuracy, where='post', color=MUTED, lw=1, ls=':')
     ax.set(xscale='log', xlabel=f"milliseconds per {'text' if r.texts else 'image'}", ylabel='leave-one-out accuracy')
+    ax.margins(x=.25)
+    for which in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter): which('{x:g}')
     ax.grid(color=GRID)
     return fig
