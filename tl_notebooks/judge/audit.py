@@ -51,6 +51,7 @@ def label_errors(
     doubted = find_label_issues(y, probs, n_jobs=1, filter_by='prune_by_noise_rate')
     score = 1 - get_label_quality_scores(y, probs, method='self_confidence')
     doubted = (doubted | (probs.max(1) - (1 - score) >= SURE)) & (probs.argmax(1) != y)
+    doubted &= np.bincount(y)[y] > 1 # of a class that is gone without it, nobody else could say anything
     rows = np.flatnonzero(doubted)
     rows = rows[np.argsort(-score[rows], kind='stable')]
     return pd.DataFrame(dict(row=rows, suggested=probs[rows].argmax(1), score=score[rows]))
@@ -146,7 +147,7 @@ def judge_claim(claimed:dict, found:Interval) -> dict: # value (and low, high) o
 
 def check_claim(model:str|Path, data:LabelledData) -> dict:
     "The claim of a model's manifest against what the model does on labelled items that it did not learn from"
-    model = load_model(model)
+    model = load_model(model) if isinstance(model, (str, Path)) else model
     if (model.task.column == 'text') != ('text' in data.items) or not model.task.classifies:
         raise InputError(f"`model`: a model for {model.task.what}; accepted: one for items like those of the data.")
     if 'accuracy' not in (metrics := model.manifest['metrics']):
@@ -368,6 +369,7 @@ def audit(
 ) -> Audit:
     "What is wrong with labelled images or texts, by one pass of a frozen network"
     seconds, start = {}, time.perf_counter()
+    if model: model = load_model(model) # before the pass: it may not be there
     def clock(name):
         nonlocal start
         seconds[name] = round(time.perf_counter() - start, 3); start = time.perf_counter()
