@@ -75,8 +75,8 @@ def class_table(seen:Seen, probs:np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 def _two_heaps(x:np.ndarray) -> float: # 0: there is one
-    """Share of the smaller of two heaps that the items (n, d) of a class fall into. Any cloud can be cut in two: the cut
-    is made in one half, and has to part the other half"""
+    """Share of the smaller of two heaps that the items (n, d) of a class fall into. Any cloud can be cut in two:
+    the cut is made in one half, and has to part the other half"""
     if len(x) < FEW: return 0.
     z, order, found = normalize(x), np.random.default_rng(0).permutation(len(x)), []
     for made,other in ((order[::2], order[1::2]), (order[1::2], order[::2])):
