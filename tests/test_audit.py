@@ -44,6 +44,13 @@ def test_flipped_labels_rank_as_high_as_the_usual_way_has_them(share):
     assert np.mean(ours) > np.mean(theirs) - .02, (ours, theirs)
 
 
+def test_one_of_a_kind_is_not_doubted():
+    s = clouds()
+    s.y = np.where(np.arange(len(s.y)) == 0, 4, s.y)
+    s.classes = [*'abcde']
+    assert left_out(s)[0].argmax() != 4 and 0 not in label_errors(left_out(s), s.y).row.to_list()
+
+
 def test_a_copy_does_not_vouch_for_itself():
     s = clouds(20)
     s.x, s.y = np.concatenate([s.x, s.x[:1]]), np.append((s.y + 0), 1)
@@ -147,7 +154,9 @@ def test_a_claim_is_judged_by_the_difference_of_two_shares():
 
 def test_requests_that_cannot_be_met_say_what_could(tmp_path):
     make_parts(tmp_path/'one', kinds=['gear'], n=4, size=64)
+    (tmp_path/'empty').mkdir()
     for ask, says in ((lambda: read_labelled(tmp_path/'one'), 'has one class'),
+                      (lambda: kind_of(tmp_path/'empty'), 'is an empty folder'),
                       (lambda: kind_of(tmp_path/'nowhere'), 'does not exist'),
                       (lambda: read_labelled(tmp_path/'one', 'pictures'), 'accepted: auto, images'),
                       (lambda: read_labelled(sample_path('scenes')), 'images with boxes'),

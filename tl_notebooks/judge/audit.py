@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SURE', 'FEW', 'CONFUSED', 'HEAPS', 'SMALL_HEAP', 'FAR', 'WITHIN', 'COLUMNS', 'label_errors', 'class_table',
            'confused_pairs', 'strays', 'copies_table', 'judge_claim', 'check_claim', 'Audit', 'item_column',
-           'problems_table', 'corrections', 'audit_json', 'advise', 'audit', 'show_errors', 'show_shortcut',
-           'show_copies', 'show_recall', 'show_marks', 'spoilt_samples']
+           'problems_table', 'corrections', 'audit_json', 'advise', 'quick_findings', 'audit', 'show_errors',
+           'show_shortcut', 'show_copies', 'show_recall', 'show_marks', 'spoilt_samples']
 
 # %% ../../nbs/judge/72_audit.ipynb #5ad9ed68
 import shutil
@@ -51,12 +51,13 @@ def label_errors(
     doubted = find_label_issues(y, probs, n_jobs=1, filter_by='prune_by_noise_rate')
     score = 1 - get_label_quality_scores(y, probs, method='self_confidence')
     doubted = (doubted | (probs.max(1) - (1 - score) >= SURE)) & (probs.argmax(1) != y)
+    doubted &= np.bincount(y)[y] > 1 # of a class that is gone without it, nobody else could say anything
     rows = np.flatnonzero(doubted)
     rows = rows[np.argsort(-score[rows], kind='stable')]
     return pd.DataFrame(dict(row=rows, suggested=probs[rows].argmax(1), score=score[rows]))
 
 # %% ../../nbs/judge/72_audit.ipynb #9f9d5f94
-FEW, CONFUSED, HEAPS, SMALL_HEAP, FAR = 20, .1, .88, .15, 6.
+FEW, CONFUSED, HEAPS, SMALL_HEAP, FAR = 20, .1, .85, .25, 6.
 
 def class_table(seen:Seen, probs:np.ndarray) -> pd.DataFrame:
     "By class: n, recall with its interval, what it is most taken for, and the recall if all were as frequent"
@@ -74,26 +75,33 @@ def class_table(seen:Seen, probs:np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 def _two_heaps(x:np.ndarray) -> float: # 0: there is one
-    "Share of the smaller of two heaps that the items (n, d) of a class fall into"
+    """Share of the smaller of two heaps that the items (n, d) of a class fall into. Any cloud can be cut in two:
+    the cut is made in one half, and has to part the other half"""
     if len(x) < FEW: return 0.
-    z = PCA(min(10, len(x) - 1, x.shape[1]), random_state=0).fit_transform(normalize(x))
-    heap = KMeans(2, n_init=4, random_state=0).fit_predict(z)
-    share = min(heap.mean(), 1 - heap.mean())
-    along = z @ (z[heap == 1].mean(0) - z[heap == 0].mean(0))
-    apart = share*(1 - share)*(along[heap == 1].mean() - along[heap == 0].mean())**2/along.var()
-    return float(share) if share >= SMALL_HEAP and apart >= HEAPS else 0.
+    z, order, found = normalize(x), np.random.default_rng(0).permutation(len(x)), []
+    for made,other in ((order[::2], order[1::2]), (order[1::2], order[::2])):
+        look = PCA(min(5, len(made) - 1, x.shape[1]), random_state=0).fit(z[made])
+        middles = KMeans(2, n_init=4, random_state=0).fit(look.transform(z[made])).cluster_centers_
+        line = middles[1] - middles[0]
+        along = (look.transform(z[other]) - middles.mean(0)) @ line
+        heap = along > 0
+        if heap.all() or not heap.any(): return 0.
+        apart = heap.mean()*(1 - heap.mean())*(along[heap].mean() - along[~heap].mean())**2/along.var()
+        found.append((apart, min(heap.mean(), 1 - heap.mean())))
+    apart, share = np.mean(found, 0)
+    return round(float(share), 4) if share >= SMALL_HEAP and apart >= HEAPS else 0.
 
-def confused_pairs(seen:Seen, probs:np.ndarray) -> pd.DataFrame:
+def confused_pairs(y:np.ndarray, probs:np.ndarray, classes:Sequence[str]) -> pd.DataFrame:
     "Pairs of classes that are often taken for one another, with what accuracy would gain if they were one"
     pred, out = probs.argmax(1), []
-    for a in range(len(seen.classes)):
-        for b in range(a + 1, len(seen.classes)):
-            both = np.isin(seen.y, [a, b])
-            crossed = int((both & np.isin(pred, [a, b]) & (pred != seen.y)).sum())
+    for a in range(len(classes)):
+        for b in range(a + 1, len(classes)):
+            both = np.isin(y, [a, b])
+            crossed = int((both & np.isin(pred, [a, b]) & (pred != y)).sum())
             share = interval(crossed, both.sum())
             if share.low > CONFUSED:
-                out.append(dict(a=seen.classes[a], b=seen.classes[b], crossed=crossed, share=share.value, low=share.low,
-                                high=share.high, gain=crossed/len(seen.y)))
+                out.append(dict(a=classes[a], b=classes[b], crossed=crossed, share=share.value, low=share.low,
+                                high=share.high, gain=crossed/len(y)))
     return pd.DataFrame(out, columns=['a', 'b', 'crossed', 'share', 'low', 'high', 'gain']).sort_values(
         'gain', ascending=False)
 
@@ -139,7 +147,7 @@ def judge_claim(claimed:dict, found:Interval) -> dict: # value (and low, high) o
 
 def check_claim(model:str|Path, data:LabelledData) -> dict:
     "The claim of a model's manifest against what the model does on labelled items that it did not learn from"
-    model = load_model(model)
+    model = load_model(model) if isinstance(model, (str, Path)) else model
     if (model.task.column == 'text') != ('text' in data.items) or not model.task.classifies:
         raise InputError(f"`model`: a model for {model.task.what}; accepted: one for items like those of the data.")
     if 'accuracy' not in (metrics := model.manifest['metrics']):
@@ -157,7 +165,9 @@ def check_claim(model:str|Path, data:LabelledData) -> dict:
     some, y = [items[i] for i in at], np.array([model.classes.index(l) for l in labels[at]])
     found = [p.label for p in model.predict(some)]
     right = np.array([f == l for f,l in zip(found, labels[at])])
-    checked = check_preparation(model, some, y)
+    # what was trained here was trained on what its manifest says; of others that is what is claimed
+    adopted = model.manifest['backbone'].get('source') == 'adopted'
+    checked = check_preparation(model, some, y) if adopted else None
     return judge_claim(metrics['accuracy'], interval(right.sum(), len(right))) | dict(
         notes=notes + (checked.lines() if checked else []))
 
@@ -201,11 +211,11 @@ COLUMNS = ['problem', 'label', 'suggestion', 'score', 'detail']
 def item_column(data:LabelledData) -> str: return 'text' if 'text' in data.items else 'path'
 
 def problems_table(a:Audit) -> pd.DataFrame:
-    "Every item that something is wrong with, the doubted labels first: path or text, and `COLUMNS`"
+    "Every item that something is wrong with, the doubted labels first: path, the text of texts, and `COLUMNS`"
     items, name = a.data.items, item_column(a.data)
     row = lambda r, problem, suggestion='', score=1., detail='': {
-        name: items[name].iloc[r], 'problem': problem, 'label': items.label.iloc[r], 'suggestion': suggestion,
-        'score': round(float(score), 4), 'detail': detail}
+        'path': items.path.iloc[r], name: items[name].iloc[r], 'problem': problem, 'label': items.label.iloc[r],
+        'suggestion': suggestion, 'score': round(float(score), 4), 'detail': detail}
     out = [row(e.row, 'label error', a.seen.classes[e.suggested], e.score) for e in a.errors.itertuples()]
     for _,family in a.copies.groupby('family'):
         kind = family.kind.iloc[0]
@@ -215,9 +225,9 @@ def problems_table(a:Audit) -> pd.DataFrame:
     for s in a.shortcuts:
         if s.found: out += [row(r, f'shortcut: {s.feature}', score=s.share) for r in s.rows]
     out += [row(s.row, 'stray', score=s.score) for s in a.strays.itertuples()]
-    left = [{name: p.path, 'problem': p.kind, 'label': '', 'suggestion': '', 'score': 1., 'detail': p.detail}
+    left = [{'path': p.path, 'problem': p.kind, 'label': '', 'suggestion': '', 'score': 1., 'detail': p.detail}
             for p in a.data.problems]
-    return pd.DataFrame([*out, *left], columns=[name, *COLUMNS])
+    return pd.DataFrame([*out, *left], columns=[*dict.fromkeys(['path', name]), *COLUMNS])
 
 def corrections(a:Audit) -> pd.DataFrame:
     "The doubted labels as `tl expand --correct` takes them: path (or text), was, now"
@@ -230,8 +240,8 @@ def corrections(a:Audit) -> pd.DataFrame:
 def audit_json(a:Audit) -> dict:
     "What `audit.json` holds"
     name, items = item_column(a.data), a.data.items
-    errors = [{name: str(items[name].iloc[e.row]), 'label': str(items.label.iloc[e.row]),
-               'suggested': a.seen.classes[e.suggested], 'score': round(float(e.score), 4)}
+    errors = [{'path': str(items.path.iloc[e.row]), name: str(items[name].iloc[e.row]),
+               'label': str(items.label.iloc[e.row]), 'suggested': a.seen.classes[e.suggested], 'score': round(float(e.score), 4)}
               for e in a.errors.itertuples()]
     families = [[str(items.path.iloc[r]) for r in f.row] for _,f in a.copies.groupby('family')]
     plain = lambda t: [dict(r) for r in t.astype(object).to_dict('records')]
@@ -258,7 +268,7 @@ def _of_labels(a:Audit) -> list[dict]:
     kept = np.setdiff1d(np.arange(len(right)), wrong)
     if len(np.unique(a.seen.y[kept])) < len(a.seen.classes): return []
     gain = paired_difference((left_out(a.seen, kept).argmax(1) == a.seen.y)[kept], right[kept])
-    return [dict(what=f"look at {len(wrong)} labels that are probably wrong ({len(wrong)/len(right):.1%} of all)",
+    return [dict(what=f"look at {len(wrong)} doubted labels ({len(wrong)/len(right):.1%} of all)",
                  gain=gain.value, low=gain.low, high=gain.high,
                  figure=f"without them, accuracy on the other items changes by {100*gain.value:+.1f} points "
                         f"({100*gain.low:+.1f} to {100*gain.high:+.1f}); measured with them, a test is "
@@ -299,9 +309,12 @@ def _of_shortcuts(a:Audit) -> list[dict]:
 def _of_classes(a:Audit) -> list[dict]:
     n, out = len(a.seen.y), []
     for p in a.confused.itertuples():
-        out.append(dict(what=f"make {p.a!r} and {p.b!r} one class, or describe the difference better", weight=p.gain,
-                        figure=f"{p.crossed} of their items are taken for the other ({p.share:.1%}, {p.low:.1%} to "
-                               f"{p.high:.1%}); as one class, accuracy would be {100*p.gain:.1f} points higher"))
+        two = len(a.seen.classes) == 2 # there would be nothing left to tell
+        what = '' if two else f"make {p.a!r} and {p.b!r} one class, or "
+        more = '' if two else f"; as one class, accuracy would be {100*p.gain:.1f} points higher"
+        out.append(dict(what=f"{what}describe the difference{f' of {p.a!r} and {p.b!r}' if two else ''} better",
+                        weight=p.gain, figure=f"{p.crossed} of their items are taken for the other ({p.share:.1%}, "
+                                              f"{p.low:.1%} to {p.high:.1%}){more}"))
     for c in a.classes.itertuples():
         if c.two_heaps:
             out.append(dict(what=f"look whether {c.label!r} is two classes", weight=.01,
@@ -322,6 +335,30 @@ def advise(a:Audit) -> list[dict]:
     found = [*_of_labels(a), *_of_copies(a), *_of_shortcuts(a), *_of_classes(a)]
     return sorted(found, key=lambda f: -f['weight'])
 
+# %% ../../nbs/judge/72_audit.ipynb #4a79bac2
+def quick_findings(
+    probs:np.ndarray, # (n, k) of items that the model did not learn from
+    y:np.ndarray,     # (n,) labels
+    classes:Sequence[str],
+    names:Sequence[str], # (n,) of the items
+    n:int=2,
+) -> list[str]:
+    "The worst that these say of the data, by how many of the items it concerns"
+    if len(np.unique(y)) < len(classes): return []
+    errors, out = label_errors(probs, y), []
+    if len(errors):
+        e = errors.iloc[0]
+        r, now = int(e.row), classes[int(e.suggested)]
+        out.append((len(errors), f"{len(errors):,} of {len(y):,} labels are doubted, such as {names[r]}: labelled "
+                                 f"{classes[y[r]]!r}, the others say {now!r} ({e.score:.0%} sure that the label is "
+                                 f"wrong)"))
+    for p in confused_pairs(y, probs, classes).itertuples():
+        out.append((p.crossed, f"{p.a!r} and {p.b!r} are taken for one another in {p.crossed} cases ({p.share:.0%}, "
+                               f"{p.low:.0%} to {p.high:.0%})"))
+    few = [(classes[c], m) for c,m in enumerate(np.bincount(y, minlength=len(classes))) if m < FEW]
+    if few: out.append((.5, f"few items: {', '.join(f'{c} {m}' for c,m in few[:5])}"))
+    return [text for _,text in sorted(out, key=lambda o: -o[0])[:n]]
+
 # %% ../../nbs/judge/72_audit.ipynb #00401b80
 def audit(
     data:LabelledData|str|Path, # Or where it lies
@@ -332,6 +369,7 @@ def audit(
 ) -> Audit:
     "What is wrong with labelled images or texts, by one pass of a frozen network"
     seconds, start = {}, time.perf_counter()
+    if model: model = load_model(model) # before the pass: it may not be there
     def clock(name):
         nonlocal start
         seconds[name] = round(time.perf_counter() - start, 3); start = time.perf_counter()
@@ -343,7 +381,7 @@ def audit(
     marks = marks_of_texts(data) if 'text' in data.items else marks_of_images(data)
     shortcuts = find_shortcuts(marks, seen.y, seen.classes, family); clock('shortcuts')
     out = Audit(data, seen, probs, errors, copies_table(data, family), shortcuts, class_table(seen, probs),
-                confused_pairs(seen, probs), strays(seen), seconds)
+                confused_pairs(seen.y, probs, seen.classes), strays(seen), seconds)
     if model: out.claim = check_claim(model, data); clock('claim')
     out.advice = advise(out); clock('classes and advice')
     return out

@@ -158,7 +158,9 @@ def say_forecast(f:Forecast) -> str:
 def _advice(f:Forecast) -> list[dict]:
     twice, out = accuracy_at(f.laws, 2*f.n), []
     gain = twice.value - f.now.value
-    what = f"label {f.n:,} more items" if gain >= .005 else 'do not label more for this backbone: try another (tl rank)'
+    done = f.reach and labels_for(f.laws, f.reach)[0] <= f.n
+    what = f"label no more for {f.reach:.0%}: it is reached" if done else f"label {f.n:,} more items" \
+        if gain >= .005 else 'do not label more for this backbone: try another (tl rank)'
     out.append(dict(what=what, figure=f"twice the labels are worth {100*gain:.1f} points; it levels off at about "
                                       f"{f.level.value:.1%}", weight=max(gain, .004)))
     for c in f.by_class.sort_values('gain', ascending=False).head(3).itertuples():

@@ -40,6 +40,7 @@ def kind_of(path:str|Path) -> str: # 'images', 'texts' or 'boxes'
         return 'images' if {'path', 'file_name'} & {c.strip(' "\'\r\n') for c in head.replace('\t', ',').split(',')} \
             else 'texts'
     files = list_files(p.resolve())[0]
+    if not files: raise InputError(f"`{path}` is an empty folder; accepted: a folder for each class, or a table.")
     if not any(has_suffix(f, SUFFIXES) for f in files): return 'texts'
     boxes = any(f.endswith(('.json', '.xml')) for f in files) or any(Path(f).stem == 'data' and f.endswith('.yaml')
                                                                      for f in files)

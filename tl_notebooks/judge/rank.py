@@ -110,6 +110,7 @@ def _look(r:Ranked, data:LabelledData, rows:np.ndarray, family:np.ndarray) -> No
     "Let a candidate see these rows"
     some = replace(data, items=data.items.iloc[rows].reset_index(drop=True))
     more = {k: v for k,v in r.what.items() if k not in ('name', 'backbone')}
+    if r.seen: more |= dict(precision=r.seen.precision, engine=r.seen.engine or 'auto') # settled in the first round
     r.seen = see(some, r.what['backbone'], family[rows], **more)
     r.probs, r.rounds = left_out(r.seen), r.rounds + 1
 
@@ -209,5 +210,7 @@ def plot_ranking(r:Ranking) -> Figure:
     front = front[front.accuracy >= front.accuracy.cummax()]
     ax.step(front.cost, front.accuracy, where='post', color=MUTED, lw=1, ls=':')
     ax.set(xscale='log', xlabel=f"milliseconds per {'text' if r.texts else 'image'}", ylabel='leave-one-out accuracy')
+    ax.margins(x=.25)
+    for which in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter): which('{x:g}')
     ax.grid(color=GRID)
     return fig

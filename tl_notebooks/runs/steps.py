@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 from ..core import InputError, atomic_write, hash_state, watched
 from ..judge import plots
+from ..judge.audit import quick_findings
 from ..judge.evaluate import Evaluation
 from ..judge.review import Doubt, doubts, review_page
 from ..data.splits import LabelledData
@@ -95,6 +96,10 @@ def calibrate(run:Run, learn:TransferLearner) -> None:
     "Give the head its confidence; see `TransferLearner.calibrate`"
     with run.phase('calibration'), learn.no_bar(): run.record['head'] = learn.calibrate()
     run.record['kept'] = learn.kept
+    if learn.kept != 'fine-tuned' and hasattr(learn, 'left_out'): # it cost nothing
+        y, probs = learn.left_out
+        names = [p for s in ('train', 'valid') for p in learn.data.subset(s).path]
+        run.record['quick_audit'] = quick_findings(probs, y, learn.data.classes, names)
     print(learn.calibrated)
 
 def test(run:Run, learn:TransferLearner, positive:str='') -> Evaluation:
