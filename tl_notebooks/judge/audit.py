@@ -241,7 +241,8 @@ def audit_json(a:Audit) -> dict:
     "What `audit.json` holds"
     name, items = item_column(a.data), a.data.items
     errors = [{'path': str(items.path.iloc[e.row]), name: str(items[name].iloc[e.row]),
-               'label': str(items.label.iloc[e.row]), 'suggested': a.seen.classes[e.suggested], 'score': round(float(e.score), 4)}
+               'label': str(items.label.iloc[e.row]), 'suggested': a.seen.classes[e.suggested],
+               'score': round(float(e.score), 4)}
               for e in a.errors.itertuples()]
     families = [[str(items.path.iloc[r]) for r in f.row] for _,f in a.copies.groupby('family')]
     plain = lambda t: [dict(r) for r in t.astype(object).to_dict('records')]
