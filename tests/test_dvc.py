@@ -56,8 +56,8 @@ def test_a_changed_parameter_is_noticed(tmp_path):
     repo = checkout(tmp_path/'repo')
     nb = repo/'nbs'/'usecases'/'parts.ipynb'
     assert tl('dvc', '--check', cwd=repo).stdout == 'in step with the notebooks\n'
-    nb.write_text(nb.read_text().replace('"epochs: int = 1 ', '"epochs: int = 2 ').replace('"lr: float = 0.0 ',
-            '"rate: float = 0.0 '))
+    nb.write_text(nb.read_text().replace('"epochs: int = 1', '"epochs: int = 2').replace('"lr: float = 0.0',
+            '"rate: float = 0.0'))
     text = (repo/'params.yaml').read_text()
     (repo/'params.yaml').write_text(text.replace('bs: 32', 'bs: 16'))
     done = tl('dvc', '--check', cwd=repo, fails=True)
