@@ -592,7 +592,8 @@ def test_the_table_of_layers_has_each_sets_own_figures():
     errors = {(3, 4, 5, 6): .5, (4, 5, 6): .6, (1,): .7}
     choice = SimpleNamespace(layers=(4, 5, 6), errors=errors, accuracies=dict.fromkeys(errors, .9))
     run = SimpleNamespace(p=SimpleNamespace(epochs=0, use_names=True), record={}, phase=lambda name: nullcontext())
-    learn = SimpleNamespace(choice=choice, prior=None, probe=lambda *a, **k: SimpleNamespace(loo_accuracy=.5, n=4, alpha=1.))
+    found = SimpleNamespace(loo_accuracy=.5, n=4, alpha=1.)
+    learn = SimpleNamespace(choice=choice, prior=None, probe=lambda *a, **k: found)
     table = text_steps.probe(run, learn, SimpleNamespace(hints={}))
     assert table['leave-one-out error'].to_dict() == {'layers 3 to 6': .5, 'layers 4 to 6': .6, 'layer 1': .7}
 
