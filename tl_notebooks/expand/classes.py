@@ -758,7 +758,7 @@ def _to_hold_out(job:_Job) -> HeldOut|None:
     x = np.concatenate([was.features, job.x.numpy()])
     return HeldOut.of(x, y, np.zeros((len(y), len(job.classes))), was.validation)
 
-def _held_out(job:_Job, made:_Made) -> HeldOut|None:
+def _childs_held_out(job:_Job, made:_Made) -> HeldOut|None:
     "What the child says of items that it has not learned from; None where its body moved, or the parent keeps none"
     if not job.rows_change: return job.model.held_out()
     h = job.held
@@ -774,7 +774,7 @@ def _save(out:Path, job:_Job, made:_Made, memory:Exemplars) -> Path:
     metrics = {k: c[v] for k,v in (('old_accuracy', 'old_accuracy_after'), ('new_accuracy', 'new_accuracy')) if v in c}
     return job.model.save_child(out, made.net, job.classes, made.statistics, made.head, c,
                                 certificate_page(c, made.matrix), metrics, c['data'], memory=memory,
-                                held=_held_out(job, made),
+                                held=_childs_held_out(job, made),
                                 learned=_learned(job))
 
 FEW_ITEMS = 20 # of a class
