@@ -163,4 +163,4 @@ def test_statistics_in_the_model_folder_solve_to_the_probed_head(pictures, tmp_p
     assert names
     from tl_notebooks.models.folder import read_manifest
     assert read_manifest(folder)['files'].keys() == {'weights.safetensors', 'statistics.safetensors',
-                                                     'learned.safetensors'}
+                                                     'learned.safetensors', 'heldout.safetensors'}
