@@ -150,7 +150,7 @@ class ImageTask(Task):
     def name_of(self, item) -> str: return name_item(item)
     def reads(self) -> dict: return dict(square=Square(**self.reading)) if self.side else {}
     def remember(self, data:LabelledData) -> None:
-        if data.square and data.square == self.reads().get('square'):
+        if getattr(data, 'square', None) and data.square == self.reads().get('square'):
             self.squares |= {data.root/p: t for p,t in data.squares.items()}
     def normal(self, batch:torch.Tensor) -> torch.Tensor:
         return (batch.to(self.device).float()/255 - self.mean)/self.std
