@@ -4,11 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 
 root = Path(__file__).parents[1]
+
+PACKAGES = sysconfig.get_path('purelib')
 
 def python(code, *path, flags=()):
     "Run `code` in a fresh interpreter that looks into `path` first"
@@ -17,8 +20,12 @@ def python(code, *path, flags=()):
                         'OMP_NUM_THREADS': '1', 'TORCHDYNAMO_DISABLE': '1'}
     return subprocess.run([sys.executable, *flags, '-c', code], env=env, capture_output=True, text=True)
 
+def bare(code):
+    "As `python`, but no `.pth` file is obeyed: `make` may have written the guard into this environment"
+    return python(code, PACKAGES, flags=['-S'])
+
 @pytest.fixture(scope='session')
-def works_alone(): return python('import torchvision').returncode == 0
+def works_alone(): return bare('import torchvision').returncode == 0
 
 USES = {
     'fastai': "from fastai.vision.all import vision_learner, resnet18",
@@ -47,7 +54,7 @@ def test_works_after_tl_notebooks(use):
 def test_fails_without_it(use, works_alone):
     "Otherwise the test above would show nothing"
     if works_alone: pytest.skip('torchvision loads by itself beside this torch: there is nothing to guard against')
-    p = python(USES[use])
+    p = bare(USES[use])
     assert p.returncode != 0 and 'torchvision' in p.stderr
 
 # --- a stand-in for torchvision, so that each case is tested on each machine

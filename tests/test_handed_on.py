@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -44,8 +45,10 @@ for n in ('nms', 'qnms'):
 
 
 def by_pipeline(task, folder, *items):
-    done = subprocess.run([sys.executable, '-c', PIPELINE.replace('GUARD', GUARD), task, folder, *map(str, items)],
-                          capture_output=True, text=True, env={**os.environ, 'HF_HUB_OFFLINE': '1'})
+    # -S: no .pth file is obeyed, so this package's own guard is not there either
+    env = {**os.environ, 'HF_HUB_OFFLINE': '1', 'PYTHONPATH': sysconfig.get_path('purelib')}
+    done = subprocess.run([sys.executable, '-S', '-c', PIPELINE.replace('GUARD', GUARD), task, folder,
+                           *map(str, items)], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 

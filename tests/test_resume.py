@@ -257,7 +257,7 @@ def test_callbacks_may_come_and_go(tmp_path):
 STATELESS = dict(NormEval='looks at the network before each fit', FitProgress='a bar',
                  FlipMaps="draws from torch's generator",
                  Distil='its teacher stays', GiveTargets='no state',
-                 Checkpoint='keeps it', Processes='no state')
+                 Checkpoint='keeps it', Processes='no state', _Timed='times a few batches, is never resumed')
 
 
 def test_what_holds_state_over_epochs_says_so():

@@ -6,7 +6,7 @@
 __all__ = ['InputError', 'naming', 'did_you_mean', 'install_hint', 'tl_hint', 'watched', 'tell', 'show_line', 'CellBar',
            'progress', 'working', 'Shown', 'figure_text', 'nms', 'guard_torchvision', 'install_guard',
            'guard_environment', 'seed_everything', 'seeded', 'hash_bytes', 'hash_file', 'hash_json', 'hash_state',
-           'atomic_write', 'umask', 'write_json', 'take_lock', 'locked', 'read_json', 'cache_dir']
+           'atomic_write', 'whole_folder', 'umask', 'write_json', 'take_lock', 'locked', 'read_json', 'cache_dir']
 
 # %% ../nbs/00_core.ipynb #d9c11fcc
 import contextlib
@@ -18,6 +18,7 @@ import io
 import json
 import os
 import re
+import secrets
 import shlex
 import shutil
 import sys
@@ -288,6 +289,18 @@ def atomic_write(path:str|Path, mode:str='w'):
     except BaseException:
         with contextlib.suppress(FileNotFoundError): os.unlink(tmp)
         raise
+
+@contextlib.contextmanager
+def whole_folder(folder:str|Path):
+    "A new folder to fill beside `folder`, whose name it takes if the block ends well; else nothing is left of it"
+    folder = Path(folder)
+    tmp = folder.parent/f'.{folder.name}.{secrets.token_hex(4)}'
+    try:
+        tmp.mkdir()
+        yield tmp
+        for p in tmp.iterdir(): p.chmod(0o666 & ~umask()) # safetensors makes files that only their owner may read
+        os.rename(tmp, folder)
+    except BaseException: shutil.rmtree(tmp, ignore_errors=True); raise
 
 def umask() -> int:
     "The permissions that new files do without in this process"

@@ -12,13 +12,12 @@ import functools
 import os
 import shutil
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 import torch
-from ..core import cache_dir, hash_file, hash_json, read_json, write_json
+from ..core import cache_dir, hash_file, hash_json, read_json, whole_folder, write_json
 from .cut import SplitPoint
 from .engine import Prefix
 
@@ -88,13 +87,10 @@ def read_graph(folder:Path) -> dict|None:
 def write_graph(folder:Path, model) -> None:
     "Keep a graph, whole or not at all; one that is in its place is damaged and goes"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}.'))
-    try:
+    with whole_folder(folder) as tmp:
         load_openvino().save_model(model, tmp/'model.xml', compress_to_fp16=False)
         write_json(tmp/'graph.json', dict(sha256={p.name: hash_file(p) for p in tmp.iterdir()}, agreed=[]))
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(tmp, folder)
-    finally: shutil.rmtree(tmp, ignore_errors=True)
     _sweep(folder.parent, folder.name)
 
 def _sweep(root:Path, keep:str='', max_bytes:int|None=None) -> None:

@@ -7,7 +7,6 @@ __all__ = ['MAX_ITEMS', 'SHAPES', 'TIE', 'LIMITS', 'USES', 'TARGETS', 'odd_image
            'NotTheSame', 'Parity', 'compared', 'Wish', 'Export', 'export']
 
 # %% ../../nbs/models/50_export.ipynb #46152575
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -16,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from ..core import InputError, did_you_mean, hash_file, hash_json, progress, read_json, umask, write_json
+from ..core import (InputError, did_you_mean, hash_file, hash_json, progress, read_json, whole_folder,
+                               write_json)
 from ..data.decode import SUFFIXES, open_image
 from ..data.listing import list_inputs
 from ..data.texts import Unread, list_texts
@@ -195,16 +195,11 @@ def _write_whole(model:Model, wish:Wish, out:Path, make:Callable) -> Export:
     if wish.precision == 'int8' and len(items) < 20:
         raise InputError(f"{len(items)} items for int8; accepted: 20 or more.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(dir=out.parent, prefix=f'.{out.name}.'))
-    try:
+    with whole_folder(out) as tmp:
         parity = make(model, wish, tmp, items, of)
         if not parity.passed:
             raise NotTheSame(f"the export of `{model.manifest['folder']}` does not answer as the folder does: "
                              f"{parity.says}. Nothing was kept.")
-        for p in tmp.iterdir(): p.chmod(0o666 & ~umask())
-        tmp.chmod(0o777 & ~umask())
-        os.rename(tmp, out)
-    except BaseException: shutil.rmtree(tmp, ignore_errors=True); raise
     return Export(out, parity)
 
 def _graph_export(model:Model, wish:Wish, folder:Path, items:Sequence, of:str) -> Parity:

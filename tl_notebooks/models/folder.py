@@ -8,9 +8,9 @@ __all__ = ['SCHEMA', 'WEIGHTS', 'FILES', 'MANIFEST', 'BACKBONE', 'SPECIAL', 'FEW
            'memory_of', 'free_folder']
 
 # %% ../../nbs/models/00_folder.ipynb #d84f121d
+import contextlib
 import copy
 import json
-import os
 import re
 import shutil
 import struct
@@ -27,7 +27,7 @@ from torch import nn
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from ..core import (InputError, Shown, did_you_mean, figure_text, hash_file, hash_state, progress, read_json,
-                               umask)
+                               whole_folder)
 from ..data.splits import LabelledData
 from ..learn.checkpoints import load_tensors
 from ..learn.box_predict import BoxPrediction, check_request, is_video, predict_boxes
@@ -115,8 +115,7 @@ def save_model(
     folder, info = Path(folder), info | getattr(net, 'manifest_info', {}) # of a detector that grew
     if folder.exists(): raise InputError(f"model folder `{folder}` exists already. Choose another name, or remove it.")
     state = {k: v.detach().cpu().contiguous().clone() for k,v in net.state_dict().items()}
-    tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}.'))
-    try:
+    with _unless_made(folder), whole_folder(folder) as tmp:
         if isinstance(net.body, OnnxBody): (tmp/'model.onnx').write_bytes(file_with(net.body, net.head))
         else: save_file(state, tmp/'weights.safetensors')
         if tok is not None: _save_text_parts(tmp, net, tok)
@@ -130,15 +129,12 @@ def save_model(
             **({'adopted': adopted} if adopted else {}),
             versions=dict(tl_notebooks=code_version(), python=(env := environment())['python'], **env['packages']),
             weights_sha256=hash_state(state), files=files))
-        _move(tmp, folder)
-    except BaseException: shutil.rmtree(tmp, ignore_errors=True); raise
     return folder
 
 # %% ../../nbs/models/00_folder.ipynb #cbb5224d
-def _move(tmp:Path, folder:Path) -> None:
-    for p in tmp.iterdir(): p.chmod(0o666 & ~umask()) # safetensors makes files that only their owner may read
-    tmp.chmod(0o777 & ~umask())
-    try: os.rename(tmp, folder)
+@contextlib.contextmanager
+def _unless_made(folder:Path):
+    try: yield
     except OSError:
         if not folder.exists(): raise
         raise InputError(f"model folder `{folder}` was made by another command meanwhile; its content is left as it "
