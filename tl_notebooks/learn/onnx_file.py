@@ -491,8 +491,8 @@ def _part_nodes(head:nn.Sequential, features:str, taken:set[str], maps:bool=Fals
                    weight=linear.weight, bias=linear.bias)
     numbers = [numpy_helper.from_array(t.detach().numpy(), f'{out}.{k}') for k,t in tensors.items()]
     names = [n.name for n in numbers]
-    pooled = [helper.make_node('GlobalAveragePool', [features], [f'{out}.mean']),
-              helper.make_node('Flatten', [f'{out}.mean'], [f'{out}.features'])] if maps else []
+    pooled = [helper.make_node('GlobalAveragePool', [features], [f'{out}.pooled']),
+              helper.make_node('Flatten', [f'{out}.pooled'], [f'{out}.features'])] if maps else []
     if maps: features = f'{out}.features'
     return [*pooled, helper.make_node('BatchNormalization', [features, *names[:4]], [f'{out}.input'], epsilon=norm.eps),
             helper.make_node('Gemm', [f'{out}.input', *names[4:]], [out], transB=1)], numbers
