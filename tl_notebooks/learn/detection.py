@@ -7,7 +7,7 @@ __all__ = ['STRIDES', 'ARCHS', 'box_learner', 'GIVEN', 'into_square', 'onto_imag
            'BoxDL', 'pad_boxes', 'check_size', 'box_dls', 'boxes_dl', 'chain', 'Pyramid', 'PyramidCut', 'pyramid',
            'BoxNet', 'unpad', 'DenseNet', 'BoxItems', 'FrozenPyramid', 'EMA', 'BoxLearner', 'plain_dl',
            'image_detector', 'detection_learner', 'PretrainedDetector', 'pretrained_detector', 'GiveTargets', 'DetrNet',
-           'detr_net', 'box_net']
+           'detr_net', 'of_processor_file', 'check_rows', 'box_net']
 
 # %% ../../nbs/learn/65_detection.ipynb #42269226
 import functools
@@ -389,11 +389,17 @@ class BoxNet(nn.Module):
         super().__init__()
         self.n_classes, self.size, self.precision, self.split_point, self.micro_batch = n_classes, size, 'fp32', None, 0
         self.score_thresh, self.nms_thresh, self.max_boxes = .05, .6, 100
+        self.rows = None # of a head whose classes have one row or several each: which
         for name,v in (('mean', mean), ('std', std)):
             self.register_buffer(name, torch.tensor(v).view(3, 1, 1), persistent=False)
 
     def normalised(self, x): return channels_last((x.float()/255 - self.mean)/self.std)
     def features(self, x): return self.body(self.normalised(x)) # measured by `settle`
+    @property
+    def manifest_info(self) -> dict: return dict(rows=self.rows) if self.rows else {}
+    def by_class(self, scores:torch.Tensor) -> torch.Tensor:
+        "(…, rows) as (…, classes): the best of each class's rows"
+        return torch.stack([scores[..., r].amax(-1) for r in self.rows], -1) if self.rows else scores
     def param_groups(self) -> list[list[nn.Parameter]]:
         "The body's groups, then the rest: fastai's splitter"
         body = {id(p) for p in self.body.parameters()}
@@ -443,7 +449,7 @@ class DenseNet(BoxNet):
         with autocast(x.device, self.precision):
             feats = list(self.neck(OrderedDict((str(k), m) for k,m in enumerate(self.maps(x)))).values())
             out = self.head.head(feats)
-        return {k: v.float() for k,v in out.items()}
+        return {k: self.by_class(v.float()) if k == 'cls_logits' else v.float() for k,v in out.items()}
 
     def anchors(self, n:int, device) -> list[torch.Tensor]:
         "The (places, 4) boxes that answers start from, for `n` images"
@@ -730,8 +736,9 @@ GIVEN = dict(fcos_resnet50_fpn='fcos', retinanet_resnet50_fpn='retinanet')
 
 class PretrainedDetector(DenseNet):
     "A whole detector of torchvision's, in the pieces of a `DenseNet`"
-    def __init__(self, model:nn.Module, arch:str, n_classes:int, size:int, mean, std):
+    def __init__(self, model:nn.Module, arch:str, n_classes:int, size:int, mean, std, rows=None):
         BoxNet.__init__(self, n_classes, size, mean, std)
+        self.rows = rows
         neck, body = model.backbone.fpn, Pyramid(_Stages(_plain_norms(model.backbone.body)), (8, 16, 32), size)
         model.backbone = _Nothing(model.backbone.out_channels)
         self._join(body, arch, neck, model, coarser=2)
@@ -758,8 +765,9 @@ class GiveTargets(Callback):
 
 class DetrNet(BoxNet):
     "A detector of transformers: called with images, and boxes where a loss is wanted; `loss` reads it"
-    def __init__(self, model:nn.Module, n_classes:int, size:int, mean, std):
+    def __init__(self, model:nn.Module, n_classes:int, size:int, mean, std, rows=None):
         super().__init__(n_classes, size, mean, std)
+        self.rows = rows
         self.model, self.arch, self.softmax = model, model.config.model_type, model.config.model_type in ('detr',
                 'yolos', 'table-transformer')
         body = [m for n,m in model.named_modules() if n.split('.')[-1] == 'backbone'][:1]
@@ -772,7 +780,8 @@ class DetrNet(BoxNet):
     def config_json(self) -> str: return self.model.config.to_json_string() # goes into a model folder
 
     def forward(self, x, boxes=None, labels=None):
-        given = {} if boxes is None else {'labels': [dict(class_labels=t['labels'],
+        first = torch.tensor([r[0] for r in self.rows], device=x.device) if self.rows else None # a class learns there
+        given = {} if boxes is None else {'labels': [dict(class_labels=first[t['labels']] if self.rows else t['labels'],
                                                           boxes=_centres(t['boxes'])/self.size)
                                                           for t in unpad(boxes, labels)]}
         with autocast(x.device, self.precision): out = self.model(pixel_values=self.normalised(x), **given)
@@ -782,6 +791,7 @@ class DetrNet(BoxNet):
 
     def detect(self, out:dict) -> list[dict[str, torch.Tensor]]:
         p = out['logits'].softmax(-1)[...,:-1] if self.softmax else out['logits'].sigmoid()
+        p = self.by_class(p)
         best, at = p.flatten(1).topk(min(self.max_boxes, p[0].numel()))
         c = out['pred_boxes'].gather(1, (at//p.shape[-1])[...,None].expand(-1, -1, 4))*self.size
         xyxy = torch.cat([c[...,:2] - c[...,2:]/2, c[...,:2] + c[...,2:]/2], -1).clamp(0, self.size)
@@ -794,15 +804,25 @@ def _centres(b): return torch.cat([(b[:,:2] + b[:,2:])/2, b[:,2:] - b[:,:2]], 1)
 def detr_net(name:str, weights:str|None, n_classes:int, size:int) -> tuple[DetrNet, dict]:
     "A detector of transformers with fresh class heads where the number of classes differs"
     model, info = load_box_model(name, weights, n_classes)
-    mean, std = info['mean'] or _of_processor(name, 'image_mean'), info['std'] or _of_processor(name, 'image_std')
+    mean, std = info['mean'] or of_processor_file(name, 'image_mean'), info['std'] or of_processor_file(name, 'image_std')
     return DetrNet(model, n_classes, size, mean or (0., 0., 0.), std or (1., 1., 1.)), info
 
-def _of_processor(folder:str, key:str) -> list|None:
+def of_processor_file(folder:str, key:str) -> list|None:
     "What a checkpoint's image processor normalises with, if it does"
     path = Path(folder)/'preprocessor_config.json'
     if not path.is_file(): return None
     c = read_json(path, 'image processor')
     return c.get(key) if c.get('do_normalize', True) else None
+
+# %% ../../nbs/learn/65_detection.ipynb #3653a939
+def check_rows(rows, n_classes:int, folder:str|Path, n_rows:int=10_000) -> list[list[int]]|None:
+    "Which rows of a head are each class's, as a manifest says; an `InputError` where that cannot be"
+    if rows is None: return None
+    ok = isinstance(rows, list) and len(rows) == n_classes and all(
+        isinstance(r, list) and r and all(type(i) is int and 0 <= i < n_rows for i in r) for r in rows)
+    if not ok: raise InputError(f"`{folder}/manifest.json`: `rows` does not say which rows of the head are each of its "
+                                f"{n_classes} classes.")
+    return rows
 
 # %% ../../nbs/learn/65_detection.ipynb #bd555ae4
 def box_net(
@@ -813,10 +833,11 @@ def box_net(
 ) -> BoxNet:
     "An untrained detector of the same make as a trained one"
     pre = preprocessing
+    rows = check_rows(pre.get('rows'), n_classes, folder)
     if backbone.get('library') == 'torchvision':
-        net = PretrainedDetector(load_box_model(backbone['model'], 'random', n_classes)[0], pre['arch'], n_classes,
-                                 pre['size'],
-                       pre['mean'], pre['std'])
+        n_rows = 1 + max(i for r in rows for i in r) if rows else n_classes
+        net = PretrainedDetector(load_box_model(backbone['model'], 'random', n_rows)[0], pre['arch'], n_classes,
+                                 pre['size'], pre['mean'], pre['std'], rows)
     elif pre['arch'] in ARCHS:
         body = pyramid(f"timm/{backbone['model']}", 'random', pre['size'])[0]
         net = DenseNet(body, pre['arch'], n_classes, pre['size'], pre['mean'], pre['std'], pre['channels'],
@@ -824,6 +845,8 @@ def box_net(
     else:
         from transformers import AutoConfig, AutoModelForObjectDetection
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        net = DetrNet(AutoModelForObjectDetection.from_config(config), n_classes, pre['size'], pre['mean'], pre['std'])
+        check_rows(rows, n_classes, folder, config.num_labels)
+        net = DetrNet(AutoModelForObjectDetection.from_config(config), n_classes, pre['size'], pre['mean'], pre['std'],
+                      rows)
     net.micro_batch, net.precision = micro_batch_for(torch.zeros(1, 3, pre['size'], pre['size'])), pre['precision']
     return net

@@ -21,9 +21,10 @@ from ..frozen.openvino import CannotConvert, compile_graph, load_openvino
 from .backbones import find_entry, sources
 from .declarations import (Declaration, Places, find_declaration, join_scores, pick_boxes,
                                              read_boxes_of)
-from .detection import ARCHS, BoxLearner, BoxNet, DenseNet, PyramidCut, detection_learner
+from .detection import ARCHS, check_size, BoxLearner, BoxNet, DenseNet, PyramidCut, detection_learner
 from .detection import box_net as own_box_net
 from .kinds import COCO, match_kinds
+from .known_rows import known_detector
 from .map_loss import map_loss
 from .precision import begin_learner
 from ..frozen.loader import Activations
@@ -419,13 +420,18 @@ def box_learner(data, arch:str='auto', backbone:str='efficientnet_lite0', weight
     """A fastai `Learner` that finds the objects of `data`; `arch` also auto, or the family of the ONNX file `weights`.
 
     size : side of the square, pixels; 0: what an ONNX file was made for, 416 for other whole detectors, else 256
-    known, kinds : of an ONNX file, see `match_kinds` and `read_detector`;  others : see `detection_learner`
+    known, kinds : of a whole detector, see `match_kinds` and `read_detector`;  others : see `detection_learner`
     """
     arch, why = choose_detector(arch, weights)
     if not str(weights or '').endswith('.onnx'):
-        usual = 256 if arch in ARCHS else 416
-        learn = detection_learner(data, arch, backbone, weights, size or usual, **kwargs)
-        learn.chosen, learn.match = (arch, why), {}
+        size, own = size or (256 if arch in ARCHS else 416), None
+        begin_learner(kwargs.get('precision', 'fp32'), kwargs.get('seed', 0)) # new rows are drawn
+        if arch not in ARCHS: own = known_detector(arch, weights, data.classes, known, kinds, check_size(size))
+        elif known or kinds:
+            raise InputError(f"`known` and `kinds` are about detectors that know something, and `{arch}` begins with a "
+                             f"new head. Accepted: a whole detector, by `arch` or `weights`.")
+        learn = detection_learner(data, arch, backbone, weights, size, **kwargs | (dict(made=own[:2]) if own else {}))
+        learn.chosen, learn.match = (arch, why), own[2] if own else {}
         return learn
     begin_learner('fp32', kwargs.get('seed', 0))
     about, parts = read_detector(weights, arch, kinds, size)

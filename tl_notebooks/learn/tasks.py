@@ -224,7 +224,7 @@ class BoxTask(ImageTask):
     name, what = 'boxes', 'images or videos'
     preprocessing = ('size', 'mean', 'std', 'resize', 'precision', 'arch', 'channels', 'convs')
     read, suffixes, classifies = staticmethod(read_boxes), SUFFIXES | VIDEOS, False
-    may_hold = (*ImageTask.may_hold, 'made') # of detectors that are ONNX files
+    may_hold = (*ImageTask.may_hold, 'made', 'rows') # of detectors that are ONNX files, or began from rows
     interpolation, depth = 'bilinear', 16 # detectors of before; by the high byte
 
     def net(self) -> nn.Module:
