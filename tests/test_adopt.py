@@ -467,6 +467,13 @@ def test_with_old_items_an_adopted_model_is_joint_training(elsewhere, adopted, t
     assert load_model(fewer.folder).classes == [*PARTS[1:3]]
 
 
+def two_of(folder, out):
+    for kind in PARTS[:2]:
+        (out/kind).mkdir(parents=True)
+        for p in sorted((folder/kind).iterdir())[:2]: shutil.copy(p, out/kind)
+    return out
+
+
 def test_with_few_old_items_the_head_looks_through_the_old_scores(elsewhere, adopted, tmp_path):
     "One image of each old class: every new score is a linear function of the old ones and of one number more"
     root, paths = elsewhere[0], [p for p,_ in files_of(elsewhere[0]/'judge') + files_of(elsewhere[0]/'judge new')]
@@ -475,9 +482,12 @@ def test_with_few_old_items_the_head_looks_through_the_old_scores(elsewhere, ado
     assert c['mode'] == 'few' and 'solved on the scores of the one that was adopted' in ' '.join(c['notes'])
     assert c['head']['kind'] == "solved on the old head's scores" and c['head']['left_out'] is None
     auto = expand(adopted['one'], root/'new', tmp_path/'auto', test_pct=0.) # which is what happens where nobody says
-    assert np.array_equal(scores(auto.folder, paths).numpy(), new) and auto.certificate['mode'] == 'few'
-    assert 'auto took few: there are 1 to 1 old items of each class' in ' '.join(auto.certificate['notes'])
+    assert np.array_equal(scores(auto.folder, paths).numpy()[:,:2], old) and auto.certificate['mode'] == 'keep-scores'
+    assert 'there are 1 to 1 old items of each class, and one cannot be left out' in ' '.join(auto.certificate['notes'])
     assert np.linalg.matrix_rank(new - new.mean(0), tol=1e-3*np.ptp(new)) <= old.shape[1] + 1
+    two = taken(root, tmp_path/'two', data=read_images(two_of(root/'old', tmp_path/'few'), valid_pct=0.)).folder
+    c = expand(two, root/'new', tmp_path/'auto 2', test_pct=0.).certificate
+    assert 'there are 2 to 2 old items of each class, each left out' in ' '.join(c['notes']) or c['mode'] == 'exact'
     for bad in (dict(mode='few', remove=[PARTS[0]]), dict(mode='few', rename={PARTS[0]: 'x'}, data='')):
         with pytest.raises(InputError, match='`few` is for an adopted model'):
             expand(adopted['one'], bad.pop('data', root/'new'), tmp_path/'x', **bad)

@@ -599,7 +599,9 @@ def _ways(job:_Job) -> list[str]:
                              and getattr(job.model.net.body, 'trains', True)) else []
     keep = ['keep-scores'] if job.added and job.same else []
     if job.gone: return ['keep-scores']
-    solve = [*(['few'] if _may_few(job) and _through(job) else []), 'exact']
+    few = _through(job) if _may_few(job) else None
+    if few and few.left_out is None: return ['keep-scores', 'few', 'exact'] # nothing says which is better
+    solve = [*(['few'] if few else []), 'exact']
     return keep + solve if keep and job.limits.max_logit_change is not None else [*solve, *keep, *tune]
 
 def _why(job:_Job, c:dict, n:int) -> str:
@@ -607,7 +609,7 @@ def _why(job:_Job, c:dict, n:int) -> str:
              else "no new class is close to another in this body's features")
     more = '' if not job.pairs or c['mode'] == 'fine-tune' else "; `fine-tune` might help" + ('' if job.old
             else ", and needs some old items (`memory` of the parent, or `replay`)")
-    if c['mode'] == 'few': pairs = _why_few(job) + (f"; {pairs}" if job.pairs else '')
+    if job.through and job.through[0]: pairs = _why_few(job) + (f"; {pairs}" if job.pairs else '')
     judged = f"; {n} ways were judged by the same items, so the limits were met with that many tries" if n > 1 else ''
     return f"auto took {c['mode']}: {pairs}{more}{judged}."
 
@@ -615,7 +617,7 @@ def _why_few(job:_Job) -> str:
     n, found = job.statistics.counts, job.through[0]
     said = (f"each left out, they are told apart in {100*found.left_out:.0f} % of cases by a head on the old scores, in "
             f"{100*found.instead_of:.0f} % by one on all features" if found.left_out is not None
-            else "and one cannot be left out, so the old head's scores are trusted to know more of its class")
+            else "and one cannot be left out to judge another head by, so the old one is trusted to know more")
     return f"there are {n.min()} to {n.max()} old items of each class, {said}"
 
 def _made(job:_Job, way:str, tried:list) -> _Made|None:
