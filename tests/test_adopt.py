@@ -485,7 +485,7 @@ def test_with_few_old_items_the_head_looks_through_the_old_scores(elsewhere, ado
     assert np.array_equal(scores(auto.folder, paths).numpy()[:,:2], old) and auto.certificate['mode'] == 'keep-scores'
     assert 'there are 1 to 1 old items of each class, and one cannot be left out' in ' '.join(auto.certificate['notes'])
     assert np.linalg.matrix_rank(new - new.mean(0), tol=1e-3*np.ptp(new)) <= old.shape[1] + 1
-    two = taken(root, tmp_path/'two', data=read_images(two_of(root/'old', tmp_path/'few'), valid_pct=0.)).folder
+    two = taken(root, tmp_path/'two', data=two_of(root/'old', tmp_path/'few')).folder
     c = expand(two, root/'new', tmp_path/'auto 2', test_pct=0.).certificate
     assert 'there are 2 to 2 old items of each class, each left out' in ' '.join(c['notes']) or c['mode'] == 'exact'
     for bad in (dict(mode='few', remove=[PARTS[0]]), dict(mode='few', rename={PARTS[0]: 'x'}, data='')):
