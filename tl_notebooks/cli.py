@@ -403,7 +403,7 @@ def cmd_expand(args) -> int:
     from tl_notebooks.runs.record import figure_text
     join, rename = (_assigned(f'--{n}', getattr(args, n), 'class=class', 'bolt=screw', empty=False)
                     for n in ('join', 'rename'))
-    done = expand_model(args.model, args.data or '', args.out or '', args.mode or 'exact', args.old or '', args.remove,
+    done = expand_model(args.model, args.data or '', args.out or '', args.mode or '', args.old or '', args.remove,
                         join, rename,
                         Limits(args.max_old_drop, args.min_new_accuracy, args.max_logit_change), args.test_pct,
                         args.seed, args.on_bad, args.correct or '', args.memory,
@@ -765,7 +765,8 @@ def _add_expand(sub) -> None:
     expand.add_argument('--mode',
                         help='exact: the head of joint training; keep-scores: old logits keep their bits; few: of an '
                              'adopted model with few old items, a head on its scores; fine-tune: the last layers '
-                             'learn too; auto: what it takes (default: exact; for a detector fine-tune)')
+                             'learn too; auto: what it takes (default: exact; of an adopted model auto; for a '
+                             'detector fine-tune)')
     expand.add_argument('--out', metavar='DIR', help='the new model folder (default: below outputs/expand)')
     expand.add_argument('--old', metavar='PATH', help='items of old classes to judge by; nothing is learned from them')
     expand.add_argument('--words', metavar='FILE', help='text models: new words for the tokenizer, one a line')
