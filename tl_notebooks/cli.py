@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from .core import InputError, tl_hint
+from .core import InputError, model_folder, tl_hint
 
 # %% ../nbs/90_cli.ipynb #22d3e588
 def cmd_run(args) -> int:
@@ -92,6 +92,7 @@ def cmd_sweep(args) -> int:
 
 # %% ../nbs/90_cli.ipynb #a152ce82
 def cmd_predict(args) -> int:
+    model_folder(args.model)
     from tl_notebooks.models.folder import Model
     model = Model(args.model)
     if not model.task.classifies: return _predict_boxes(args, model)
@@ -276,6 +277,7 @@ def _add_adopt(sub) -> None:
 
 # %% ../nbs/90_cli.ipynb #6818d30a
 def cmd_export(args) -> int:
+    model_folder(args.model)
     from tl_notebooks.models.export import NotTheSame, export
     try: done = export(args.model, args.out, args.to, args.precision, args.items or '')
     except NotTheSame as e: print(f'tl export: {e}', file=sys.stderr); return 1
@@ -369,6 +371,7 @@ WATCH = {'max-unknown': 'share of unknown items', 'max-drift': 'evidence of drif
 
 def cmd_watch(args) -> int:
     "The use case `watch`; exit code 1 where a limit is not met"
+    model_folder(args.model)
     given = _assigned('-p', args.p, 'name=value', 'n_label=50')
     given = _beside(given, args, 'model', 'data', 'seed', *(n.replace('-', '_') for n in WATCH))
     from tl_notebooks.runs.run import run_usecase
@@ -392,6 +395,7 @@ def _add_watch(sub) -> None:
 
 # %% ../nbs/90_cli.ipynb #92b04f93
 def cmd_expand(args) -> int:
+    if not os.path.exists(args.model): model_folder(args.model)
     if args.labels: return _expand_labels(args)
     if not (args.words or args.corpus) and _task(args.model) == 'boxes': return _expand_boxes(args)
     if given := [n for n in ('format', 'annotations', 'exif', 'clip') if getattr(args, n)]:
@@ -423,6 +427,7 @@ def _expand_labels(args) -> int:
     with labelled_items(args.model, given) as args.data: return cmd_expand(args)
 
 def cmd_merge(args) -> int:
+    model_folder(args.model); model_folder(args.other)
     from tl_notebooks.expand.classes import merge_models
     print(merge_models(args.model, args.other, args.out, args.common or ''))
     return 0
