@@ -294,11 +294,11 @@ def _add_export(sub) -> None:
     export = sub.add_parser('export', help='hand a model on: with its preparation inside, compared with its folder')
     export.add_argument('model', metavar='MODEL', help='a model folder, or a run folder with one')
     export.add_argument('--to', metavar='FORMAT', default='onnx',
-                        help='onnx: one file from pixels or token numbers to probabilities; huggingface: a folder for '
-                             'transformers (default: onnx)')
+                        help='onnx, openvino: one file from pixels or token numbers to answers; huggingface: a folder '
+                             'for transformers (default: onnx)')
     export.add_argument('--out', metavar='DIR', required=True, help='the new folder')
     export.add_argument('--precision', metavar='NAME', default='fp32',
-                        help='fp32, fp16 or int8 of onnx (default: fp32); int8 wants --items')
+                        help='fp32, fp16 or int8 of onnx and openvino (default: fp32); int8 wants --items')
     export.add_argument('--items', metavar='PATH',
                         help='items to compare on, without labels (default: made up); half of them scale int8')
     export.set_defaults(func=cmd_export)
@@ -313,7 +313,7 @@ def cmd_serve(args) -> int:
     from tl_notebooks.serve.http import Limits, serve
     limits = Limits(args.max_bytes, args.max_pixels, args.max_items, args.seconds, args.max_waiting)
     serve(args.model, args.host, args.port, limits, os.environ.get('TL_SERVE_TOKEN', ''), args.keep or '',
-          args.keep_bytes, args.threads)
+          args.keep_bytes, args.threads, args.unknown)
     return 0
 
 def _add_serve(sub) -> None:
@@ -324,6 +324,9 @@ def _add_serve(sub) -> None:
                        help='address to listen on (default: 127.0.0.1, this machine alone); TL_SERVE_TOKEN in the '
                             'environment: a bearer token that is wanted')
     serve.add_argument('--keep', metavar='DIR', help='keep what it saw here (default: nothing is kept)')
+    serve.add_argument('--unknown', metavar='RATE', type=float,
+                       help='the label is unknown where an item of a known class would yield as much in at most this '
+                            'share of cases, such as 0.05')
     for name,kind,default,what in (('port', int, 8000, 'to listen on'),
                                    ('keep-bytes', int, 2**30, 'that are kept; the oldest make room'),
                                    ('max-bytes', int, 20 << 20, 'of a request'),

@@ -508,9 +508,20 @@ def observe(self:Model, inputs:Iterable, bs:int=32, desc:str='watching') -> Iter
         if good is None:
             yield Observed(part, errors, np.zeros((0, self.net.n_features)), np.zeros((0, len(self.classes))))
             continue
-        with torch.inference_mode():
-            x = features(self.task.normal(good))
-            yield Observed(part, errors, x.float().cpu().numpy(), self.net.head(x).float().cpu().numpy())
+        yield Observed(part, errors, *self._looked_at(good, features))
+
+@patch
+def _looked_at(self:Model, batch:torch.Tensor, features:Callable) -> tuple[np.ndarray, np.ndarray]:
+    "Features (n, d) and logits (n, k) of what the network takes"
+    with torch.inference_mode():
+        x = features(self.task.normal(batch))
+        return x.float().cpu().numpy(), self.net.head(x).float().cpu().numpy()
+
+@patch
+def seen(self:Model, batch:torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    "Probabilities (n, k) and features (n, d) of what the network takes"
+    x, logits = self._looked_at(batch, self._features(len(batch)))
+    return torch.from_numpy(logits).softmax(1).numpy(), x
 
 # %% ../../nbs/models/00_folder.ipynb #9e01f921
 @dataclass
