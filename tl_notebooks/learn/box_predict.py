@@ -22,6 +22,7 @@ from fastcore.foundation import L
 from ..core import InputError, Shown, install_hint, progress
 from ..data.decode import MAX_PIXELS, SUFFIXES, as_image, name_item, open_image
 from ..data.draw import BOX_COLORS, shorten
+from .counts import Counts, without_regions
 from .detection import BoxLearner, image_detector
 
 # %% ../../nbs/learn/75_box_predict.ipynb #8be626eb
@@ -144,6 +145,7 @@ class _Frame:
     image:Image.Image|str
     fps:float=0.
     opened:float=0.
+    number:int=0
 
 def _frames(scenes:Iterable[Path], max_pixels:int=MAX_PIXELS, depth:int=16) -> Iterator[_Frame]:
     "Images and frames, one after another"
@@ -153,7 +155,7 @@ def _frames(scenes:Iterable[Path], max_pixels:int=MAX_PIXELS, depth:int=16) -> I
                 yield _Frame(Path(), name_item(p), as_image(p, max_pixels, depth)); continue
             if p.suffix.lower() not in VIDEOS: yield _Frame(p, str(p), open_image(p, max_pixels, depth)); continue
             n, start, v = 0, time.perf_counter(), VideoReader(p)
-            for n,im in enumerate(v, 1): yield _Frame(p, f'{p}#{n - 1}', im, v.fps, start)
+            for n,im in enumerate(v, 1): yield _Frame(p, f'{p}#{n - 1}', im, v.fps, start, n - 1)
             if not n: yield _Frame(p, str(p), f'`{p}` has no frame that can be read.')
         except (InputError, OSError) as e: yield _Frame(Path(), name_item(p), str(e))
 
@@ -202,6 +204,8 @@ def predict_boxes(
     tell:Callable[[str], None]=lambda text: None, # Gets a line about each video
     max_pixels:int=MAX_PIXELS,      # Largest width × height of an image
     depth:int=16,                   # Bits that images of 16 bits use
+    regions:Sequence[np.ndarray]=(), # Of `read_region`: boxes in them are left out
+    counts:Counts|None=None,        # Gets what is found in films
 ) -> Iterator[BoxPrediction]:
     """A `BoxPrediction` per image and frame, in order, with a progress bar on stderr; unreadable files give one with
     `error`"""
@@ -213,10 +217,11 @@ def predict_boxes(
     try:
         while batch := [*islice(stream, bs)]:
             good = [f.image for f in batch if not isinstance(f.image, str)]
-            found = iter([_plain(f, threshold) for f in (predict(good) if good else [])])
+            found = iter([without_regions(_plain(f, threshold), regions) for f in (predict(good) if good else [])])
             for f in batch:
                 if isinstance(f.image, str): yield BoxPrediction(f.name, None, f.image); continue
                 drawer.put(f, seen := next(found))
+                if counts and f.fps: counts.add(f.file, f.number/f.fps, f.image, seen)
                 yield BoxPrediction(f.name, seen, classes=classes)
         drawer.close()
     finally: drawer.abandon()
