@@ -423,7 +423,8 @@ def cmd_expand(args) -> int:
                         join, rename,
                         Limits(args.max_old_drop, args.min_new_accuracy, args.max_logit_change), args.test_pct,
                         args.seed, args.on_bad, args.correct or '', args.memory,
-                        Tuning(3 if args.thaw is None else args.thaw, args.epochs, args.lr, args.distil,
+                        Tuning(3 if args.thaw is None else args.thaw, 8 if args.epochs is None else args.epochs,
+                               1e-3 if args.lr is None else args.lr, args.distil,
                                replay=args.replay or ''), _columns(args))
     c, show, say = done.certificate, figure_text, _say
     if 'old_difference' in c:
@@ -705,10 +706,11 @@ def _add_tuning(expand) -> None:
     expand.add_argument('--thaw', type=int, metavar='N',
                         help='layer groups that train: with fine-tune, head included (default: 3); with new words, of '
                              'the body (default: 0)')
-    for name,kind,default,what in (('epochs', int, 8, 'epochs'), ('lr', float, 1e-3, 'learning rate of the head'),
-                                   ('distil', float, 1., "weight of the old model's answers")):
+    for name,kind,default,what,usual in (('epochs', int, None, 'epochs', '8; 24 on the maps of an ONNX detector'),
+                                         ('lr', float, None, 'learning rate of the head', '0.001; there 0.003'),
+                                         ('distil', float, 1., "weight of the old model's answers", '1.0')):
         expand.add_argument(f'--{name}', type=kind, default=default, metavar='N',
-                            help=f'fine-tune: {what} (default: {default})')
+                            help=f'fine-tune: {what} (default: {usual})')
     for name,what in (('text', 'texts'), ('label', 'labels'), ('group', 'groups that stay in one split'),
                       ('split', 'splits; none: there is none'),
                       ('subject', 'subjects, before the texts; none: left out'),
