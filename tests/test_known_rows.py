@@ -1,4 +1,5 @@
-"""A whole detector starts from the rows of the kinds it knows; transformers and torchvision say what it found before."""
+"""A whole detector starts from the rows of the kinds it knows; transformers and torchvision say what it found
+before."""
 import numpy as np
 import pytest
 import tl_notebooks  # noqa: F401  first: it guards torchvision
@@ -46,7 +47,8 @@ def test_a_detector_of_transformers_finds_on_the_first_day_what_it_found_before(
     with torch.no_grad(): mine, out = net.detect(net(x)), model(pixel_values=net.normalised(x))
     if kind == 'detr': # its processor says the best kind of each place alone
         boxes = torchvision.ops.box_convert(out.pred_boxes*64, 'cxcywh', 'xyxy')
-        theirs = [dict(scores=p[:,:-1].flatten(), labels=torch.arange(6).repeat(len(p)), boxes=b.repeat_interleave(6, 0))
+        theirs = [dict(scores=p[:,:-1].flatten(), labels=torch.arange(6).repeat(len(p)),
+                       boxes=b.repeat_interleave(6, 0))
                   for p,b in zip(out.logits.softmax(-1), boxes)]
     else: theirs = RTDetrImageProcessor().post_process_object_detection(out, threshold=0., target_sizes=[(64, 64)]*2)
     place, seen = {0: 1, 2: 0, 3: 0, 4: 0}, 0 # COCO's row → our class
@@ -115,8 +117,8 @@ def test_torchvisions_fcos_finds_on_the_first_day_what_it_found_before(known, fc
         if len(kinds) == 1:
             a, b = (f['boxes'][f['labels'] == l] for f,l in ((mine, i), (theirs, cats.index(kinds[0]))))
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-2)
-    save_model(tmp_path/'m', net, info | dict(arch=net.arch, size=64, mean=info['mean'], std=info['std'], precision='fp32',
-                                              resize='squish', interpolation='bicubic'), ['car', 'pedestrian', 'kite box'])
+    info |= dict(arch=net.arch, size=64, precision='fp32', resize='squish', interpolation='bicubic')
+    save_model(tmp_path/'m', net, info, ['car', 'pedestrian', 'kite box'])
     again = Model(tmp_path/'m')
     larger = grown_net(again, [*again.classes, 'tram'])
     with torch.no_grad(): before, after, loaded = (m.eval()(x)['cls_logits'] for m in (net, larger, again.net))

@@ -469,8 +469,8 @@ def expand_model(
 ) -> Expansion:
     "A larger model and its certificate, from a model with statistics; a wrong request is an `InputError`"
     tuning, limits = tuning or Tuning(), limits or Limits()
-    _check_request(mode or 'exact', bool(_asked(data) or remove or join or rename or correct), bool(remove or join or correct),
-                   limits, tuning)
+    _check_request(mode or 'exact', bool(_asked(data) or remove or join or rename or correct),
+                   bool(remove or join or correct), limits, tuning)
     out, model = free_folder(out), Model(parent)
     mode = mode or ('auto' if is_adopted(model) else 'exact')
     if mode == 'fine-tune': model.must_train("mode 'fine-tune'")
@@ -615,8 +615,8 @@ def _why(job:_Job, c:dict, n:int) -> str:
 
 def _why_few(job:_Job) -> str:
     n, found = job.statistics.counts, job.through[0]
-    said = (f"each left out, they are told apart in {100*found.left_out:.0f} % of cases by a head on the old scores, in "
-            f"{100*found.instead_of:.0f} % by one on all features" if found.left_out is not None
+    said = (f"each left out, they are told apart in {100*found.left_out:.0f} % of cases by a head on the old scores, "
+            f"in {100*found.instead_of:.0f} % by one on all features" if found.left_out is not None
             else "and one cannot be left out to judge another head by, so the old one is trusted to know more")
     return f"there are {n.min()} to {n.max()} old items of each class, {said}"
 

@@ -804,7 +804,7 @@ def _centres(b): return torch.cat([(b[:,:2] + b[:,2:])/2, b[:,2:] - b[:,:2]], 1)
 def detr_net(name:str, weights:str|None, n_classes:int, size:int) -> tuple[DetrNet, dict]:
     "A detector of transformers with fresh class heads where the number of classes differs"
     model, info = load_box_model(name, weights, n_classes)
-    mean, std = info['mean'] or of_processor_file(name, 'image_mean'), info['std'] or of_processor_file(name, 'image_std')
+    mean, std = (info[k] or of_processor_file(name, f'image_{k}') for k in ('mean', 'std'))
     return DetrNet(model, n_classes, size, mean or (0., 0., 0.), std or (1., 1., 1.)), info
 
 def of_processor_file(folder:str, key:str) -> list|None:

@@ -26,7 +26,7 @@ def place_rows(
 
 # %% ../../nbs/learn/68_known_rows.ipynb #ac94774c
 def with_more_rows(old:dict, new:dict, k:int) -> dict: # name → tensor, of the shapes of `new`
-    "State `old` of a detector of `k` kinds in the shapes of `new`, one with more; rows that `old` lacks are those of `new`"
+    "State `old` of a detector of `k` kinds in the shapes of `new`, which has more, and whose rows stand where it has none"
     out = {}
     for name,t in new.items():
         was = old[name]
@@ -56,8 +56,8 @@ def _named(said:Sequence[str], own:Sequence[str], k:int, name:str) -> list[str]:
     "What the rows stand for: as is said, or as the detector says"
     found = [*said] or [*own]
     if len(found) != k:
-        raise InputError(f"`{name}` has {k} rows, but {len(found)} kinds are named. Accepted: `kinds` with one for each, "
-                         f"in their order.")
+        raise InputError(f"`{name}` has {k} rows, but {len(found)} kinds are named. Accepted: `kinds` with one for "
+                         f"each, in their order.")
     return found
 
 # %% ../../nbs/learn/68_known_rows.ipynb #77550475
@@ -100,7 +100,7 @@ def known_detector(
     kinds:Sequence[str]=(), # What its rows stand for; none: as it says
     size:int=416,
 ) -> tuple[BoxNet, dict, dict[str, list[str]]]|None:
-    "A detector of `classes` that starts from its rows, what is known of it, and the kinds of each class; None: from none"
+    "A detector of `classes` that starts from its rows, what is known of it, and each class's kinds; None: from none"
     entry = None if Path(name).is_dir() else find_entry(name)
     if str(weights) == 'random': return None
     if entry is None or entry.library == 'transformers' and entry.task == 'boxes':

@@ -161,7 +161,10 @@ class _Reader:
     def behind(self, name:str) -> str:
         "What made a tensor, in words; past what only moves numbers or takes their mean"
         way = []
-        while (n := self.node(name)) is not None and (way := [*way, n.op_type]) and n.op_type in POOLS: name = n.input[0]
+        while (n := self.node(name)) is not None:
+            way.append(n.op_type)
+            if n.op_type not in POOLS: break
+            name = n.input[0]
         return ' of '.join(way) or 'nowhere'
     def constant(self, name:str) -> np.ndarray|None:
         from onnx import numpy_helper
@@ -320,11 +323,12 @@ def inputs_of(model, where:str) -> OnnxInputs:
     if all(whole.values()): return OnnxInputs(_token_roles([*shapes], where), dtype, shape[0], shape[1])
     last = len(shape) == 4 and shape[3] == 3 and shape[1] != 3
     side = shape[1:3] if last else shape[2:]
-    if len(shapes) > 1 or dtype[name] not in (np.float32, np.float16, np.uint8) or len(shape) != 4 or len({*side}) > 1 or (
+    numbers = np.float32, np.float16, np.uint8
+    if len(shapes) > 1 or dtype[name] not in numbers or len(shape) != 4 or len({*side}) > 1 or (
             not last and shape[1] not in (3, None)):
         said = ', '.join(f"`{n}` of {dtype[n].__name__} {tuple(d or '?' for d in s)}" for n,s in shapes.items())
-        raise InputError(f"{where} takes {said}. Accepted: square images of float32, float16 or uint8, (n, 3, h, w) or (n, h, "
-                         f"w, 3), or token numbers (n, tokens).")
+        raise InputError(f"{where} takes {said}. Accepted: square images of float32, float16 or uint8, (n, 3, h, w) or "
+                         f"(n, h, w, 3), or token numbers (n, tokens).")
     return OnnxInputs({name: 'image'}, dtype, shape[0], side[0], last)
 
 def _token_roles(names:Sequence[str], where:str) -> dict[str, str]:

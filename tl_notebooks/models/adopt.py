@@ -109,7 +109,8 @@ def preparation(found:Found, said:dict) -> tuple[dict, list[str]]: # For the man
     for k,ok in (('resize', RESIZES), ('interpolation', INTERPOLATIONS), ('order', ('rgb', 'bgr'))):
         if k in said and said[k] not in ok: raise InputError(f"`{k}` is {said[k]!r}; accepted: {', '.join(ok)}.")
     if said and found.prepare: # its own is not meant
-        found.prepare, found.notes = None, [*found.notes, f"preparation by {found.said_by}, but as given: {', '.join(said)}"]
+        found.prepare = None
+        found.notes = [*found.notes, f"preparation by {found.said_by}, but as given: {', '.join(said)}"]
     usual = dict(size=224, resize='short', middle='round', interpolation='bilinear_exact', mean=[.485, .456, .406],
                  std=[.229, .224, .225])
     pre = usual | (found.preparation or {}) | said
@@ -261,7 +262,8 @@ def _rounded(found:Found, before:_Before, pre:dict) -> list[str]:
     "How far a file of half precision is from its own numbers in float32"
     if not found.as_it_came: return []
     if found.texts: # one after the other, as its own scores
-        x = [found.tok([t or ' '], truncation=True, max_length=found.max_tokens, return_tensors='pt') for t in before.items]
+        x = [found.tok([t or ' '], truncation=True, max_length=found.max_tokens, return_tensors='pt')
+             for t in before.items]
         own = torch.cat([found.as_it_came(**{k: e[k] for k in ('input_ids', 'attention_mask')}) for e in x])
     else: own = torch.cat([found.as_it_came(part) for part in normalized(before.items, pre).split(8)])
     apart = float((own - before.scores).abs().max())

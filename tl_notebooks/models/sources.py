@@ -76,11 +76,13 @@ def weights_source(path:Path, arch:str, size:int=0) -> Found:
     found.notes = notes_of(state)
     return found
 
-def widened(kind:str) -> str: return f"its numbers are {kind}; it is adopted as float32, in which each of them is the same"
+def widened(kind:str) -> str:
+    return f"its numbers are {kind}; it is adopted as float32, in which each of them is the same"
 
 def notes_of(state:dict) -> list[str]:
     "What to say of the numbers in a file"
-    short = {str(v.dtype).removeprefix('torch.') for v in state.values() if v.is_floating_point() and v.element_size() < 4}
+    short = {str(v.dtype).removeprefix('torch.') for v in state.values()
+             if v.is_floating_point() and v.element_size() < 4}
     return [widened(' and '.join(sorted(short)))] if short else []
 
 def _of_weights(path:Path, state:dict, arch:str, size:int) -> Found:
