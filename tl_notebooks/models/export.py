@@ -163,7 +163,8 @@ def _taken(model:Model, items:Sequence) -> list:
 def _onnx_files(model:Model, wish:Wish, folder:Path, calibrate:Sequence) -> None:
     "`model.onnx` and what `Exported` reads beside it; `calibrate`: the items that int8 is scaled by"
     onnx = load_onnx()
-    graph = (text_graph if model.task.name == TEXTS else image_graph)(model, _judge(model, wish))
+    judge = _judge(model, wish)
+    graph = text_graph(model, judge) if model.task.name == TEXTS else image_graph(model, judge, wish.to)
     onnx.save(graph, folder/'model.onnx')
     if model.task.name == TEXTS: (folder/'tokenizer.json').write_text(whole_tokenizer(model), encoding='utf-8')
     (folder/'classes.txt').write_text('\n'.join(model.classes) + '\n', encoding='utf-8')

@@ -22,7 +22,8 @@ def read_export(folder:str|Path) -> dict:
     "`export.json` of a folder whose files are all there and unchanged; an `InputError` names what is not"
     folder = Path(folder)
     if not (folder/'export.json').is_file():
-        raise InputError(f"`{folder}` has no export.json; accepted: a folder that `tl export` made for onnx or openvino.")
+        raise InputError(f"`{folder}` has no export.json; accepted: a folder that `tl export` made for onnx or "
+                         f"openvino.")
     info = read_json(folder/'export.json', 'export')
     if info.get('schema') != SCHEMA or info.get('to') not in ENGINES:
         raise InputError(f"`{folder}/export.json`: `schema` is {info.get('schema')!r}, `to` {info.get('to')!r}; this "
