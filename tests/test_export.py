@@ -63,9 +63,9 @@ def test_onnx_runtime_alone_gives_the_answers_of_timm(theirs, images, tmp_path):
 def test_preparation_that_is_left_behind_fails_the_export(theirs, tmp_path, monkeypatch):
     "As if the image had been stretched instead of cut: the file is not written"
     whole = door.image_graph
-    def stretched(model, judge):
+    def stretched(model, *more):
         model.task.reading = model.task.reading | dict(resize='squish', scale=None)
-        graph = whole(model, judge)
+        graph = whole(model, *more)
         model.task.reading = model.task.reading | dict(resize='short', scale=72)
         return graph
     monkeypatch.setattr(door, 'image_graph', stretched)
