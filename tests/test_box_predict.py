@@ -5,6 +5,7 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from faster_coco_eval import COCO
 from PIL import Image, ImageChops, ImageDraw
@@ -166,13 +167,42 @@ def test_a_video_is_its_frames(model, scenes, tmp_path, capsys):
     assert [p.name for p in (tmp_path/'out').iterdir()] == ['clip.mp4']
 
 
+def test_a_film_is_counted_by_the_minute(model, scenes, tmp_path, capsys):
+    "The same frames one by one, counted with pandas, and without what stands at the left"
+    cv2 = pytest.importorskip('cv2', reason='OpenCV is not installed')
+    film = tmp_path/'clip.avi'
+    writer = cv2.VideoWriter(str(film), cv2.VideoWriter_fourcc(*'MJPG'), .1, (128, 98)) # a frame every 10 seconds
+    base = np.asarray(Image.open(scenes.files('test')[0]).convert('RGB').resize((128, 98)))
+    for i in range(8): writer.write(np.ascontiguousarray(np.roll(base, 4*i, 1)[..., ::-1]))
+    writer.release()
+    boxes = pd.read_csv(io.StringIO(said(capsys, model, film)[1]))
+    for options, boxes in ([], boxes), (['--ignore', '0,0 64,98'], boxes[(boxes.x1 + boxes.x2)/2 > 64]):
+        to = tmp_path/f'to{len(options)}'
+        code, out, _ = said(capsys, model, film, '--counts', to, *options)
+        assert code == 0 and out == (to/'counts.csv').read_text() and (to/'clip.png').is_file()
+        found = pd.read_csv(io.StringIO(out)).set_index(['minute', 'kind'])
+        minute = boxes.path.str.split('#').str[1].astype(int)//6
+        assert found.frames.groupby('minute').first().to_dict() == {0: 6, 1: 2}
+        for (m, kind), row in found.iterrows():
+            each = boxes[(minute == m) & (boxes.label == kind)].groupby('path').size()
+            assert (row.boxes, row['max']) == (each.sum(), each.max() if len(each) else 0)
+            assert abs(row['mean'] - each.sum()/row.frames) < 1e-3
+    assert len(boxes)
+    for options, says in (([film, '--counts', tmp_path/'to0'], 'exists already'),
+                          ([scenes.files('test')[0], '--counts', tmp_path/'x'], 'about films'),
+                          ([film, '--ignore', '0,0'], 'corners in pixels')):
+        code, out, err = said(capsys, model, *options)
+        assert (code, out) == (2, '') and says in err and not (tmp_path/'x').exists()
+
+
 def test_what_is_about_boxes_is_refused_elsewhere(model, tmp_path, capsys):
     from tl_notebooks.models.folder import save_model
     from tl_notebooks.learn.vision import image_net
     net, info = image_net('resnet18', 2, weights='random', size=64)
     plain = save_model(tmp_path/'plain', net, info | dict(resize='squish', precision='fp32'), ['a', 'b'])
     im = Image.new('RGB', (64, 64)); ImageDraw.Draw(im).rectangle([9, 9, 20, 20], fill='red'); im.save(tmp_path/'x.png')
-    for option in (['--draw', tmp_path/'o'], ['--threshold', '.5'], ['--slice', '64']):
+    for option in (['--draw', tmp_path/'o'], ['--threshold', '.5'], ['--slice', '64'], ['--counts', tmp_path/'c'],
+                   ['--ignore', '0,0 9,9']):
         code, out, err = said(capsys, plain, tmp_path/'x.png', *option)
         assert (code, out) == (2, '') and 'is about boxes' in err
     for option, says in ((['--threshold', '2'], 'from 0 to 1'), (['--slice', '3'], 'at least 32'),

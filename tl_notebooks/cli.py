@@ -96,7 +96,7 @@ def cmd_predict(args) -> int:
     from tl_notebooks.models.folder import Model
     model = Model(args.model)
     if not model.task.classifies: return _predict_boxes(args, model)
-    for name in ('draw', 'threshold', 'slice'):
+    for name in ('draw', 'threshold', 'slice', 'counts', 'ignore'):
         if getattr(args, name) is not None:
             raise InputError(f"--{name} is about boxes, and `{args.model}` gives one answer for each input. Accepted: "
                              f"none.")
@@ -147,28 +147,48 @@ class _Rows:
 # %% ../nbs/90_cli.ipynb #8ddc02a5
 def _predict_boxes(args, model) -> int:
     from tl_notebooks.learn.box_predict import COLUMNS, box_rows, coco_results, drawing_paths
+    from tl_notebooks.learn.counts import read_region, save_counts
     def say(text): print(f'tl predict: {text}', file=sys.stderr)
     if args.max_pixels: model.task.options(dict(max_pixels=args.max_pixels))
     for name in ('unknown', 'coverage'):
         if getattr(args, name) is not None: model._answers_once(f'--{name}')
     scenes, failed, rows, results, read = model.find(args.input, args.text_column or ''), {}, [], [], 0
     drawings = drawing_paths(scenes, args.draw) if args.draw else None
-    found = model.predict(scenes, args.bs, args.threshold, slice=args.slice or 0, drawings=drawings, tell=say)
+    counts = _new_counts(args, model, scenes)
+    found = model.predict(scenes, args.bs, args.threshold, slice=args.slice or 0, drawings=drawings, tell=say,
+                          regions=[*map(read_region, args.ignore or ())], counts=counts)
     for n,p in enumerate(found, 1):
         if p.error: failed[p.path] = p.error; say(p.error); rows.append([p.path, *['']*(len(COLUMNS) - 1)]); continue
         read += 1
+        if counts: continue
         rows += box_rows(p, model.classes)
         if args.format == 'json': results += coco_results(p, n, model.classes)
     if not read:
         some = ' '.join([*failed.values()][:3])
         raise InputError(f"none of {len(scenes):,} input{'s'*(len(scenes) != 1)} can be read. {some}")
-    if args.format == 'csv': # the reasons have a column where there are any
+    if counts:
+        save_counts(counts, args.counts)
+        table = counts.table()
+        print(table.to_csv(index=False) if args.format == 'csv' else table.to_json(orient='records'), end='')
+    elif args.format == 'csv': # the reasons have a column where there are any
         table = csv.writer(sys.stdout, lineterminator='\n')
         table.writerow(COLUMNS + ['error']*bool(failed))
         table.writerows([*r, failed.get(r[0], '')] if failed else r for r in rows)
-    if args.format == 'json': print(json.dumps(results, ensure_ascii=False))
+    else: print(json.dumps(results, ensure_ascii=False))
     if failed: say(f"{len(failed)} of {len(scenes)} files could not be read; the others are done")
     return 1 if failed else 0
+
+def _new_counts(args, model, scenes):
+    "What counts boxes by the minute, where `--counts` asks for that"
+    if not args.counts: return None
+    from tl_notebooks.learn.box_predict import VIDEOS, is_video
+    from tl_notebooks.learn.counts import Counts
+    if bad := [p for p in scenes if not is_video(p)]:
+        raise InputError(f"--counts is about films, which have minutes, and `{bad[0]}` is none. Accepted: "
+                         f"{', '.join(sorted(VIDEOS))}.")
+    if os.path.lexists(args.counts):
+        raise InputError(f"`{args.counts}` exists already. Choose another folder for the counts.")
+    return Counts(model.classes)
 
 # %% ../nbs/90_cli.ipynb #d523d092
 def _say(text:str) -> None: print(f"tl expand: {text}", file=sys.stderr)
@@ -406,11 +426,12 @@ def cmd_expand(args) -> int:
     from tl_notebooks.runs.record import figure_text
     join, rename = (_assigned(f'--{n}', getattr(args, n), 'class=class', 'bolt=screw', empty=False)
                     for n in ('join', 'rename'))
-    done = expand_model(args.model, args.data or '', args.out or '', args.mode or 'exact', args.old or '', args.remove,
+    done = expand_model(args.model, args.data or '', args.out or '', args.mode or '', args.old or '', args.remove,
                         join, rename,
                         Limits(args.max_old_drop, args.min_new_accuracy, args.max_logit_change), args.test_pct,
                         args.seed, args.on_bad, args.correct or '', args.memory,
-                        Tuning(3 if args.thaw is None else args.thaw, args.epochs, args.lr, args.distil,
+                        Tuning(3 if args.thaw is None else args.thaw, 8 if args.epochs is None else args.epochs,
+                               1e-3 if args.lr is None else args.lr, args.distil,
                                replay=args.replay or ''), _columns(args))
     c, show, say = done.certificate, figure_text, _say
     if 'old_difference' in c:
@@ -660,6 +681,12 @@ def _add_predict(sub) -> None:
     predict.add_argument('--slice', type=int, metavar='N',
                          help='detectors: look at large images in parts of so many pixels too, for small and '
                               'distant objects')
+    predict.add_argument('--counts', metavar='DIR',
+                         help='detectors: instead of the boxes in films, how many of each kind there are by the minute; '
+                              'that and a heat map of each film also go into a new folder')
+    predict.add_argument('--ignore', metavar='REGION', action='append',
+                         help="detectors: leave out what stands there, in pixels: '0,0 640,120' (a rectangle), or the "
+                              "corners of a polygon; may be repeated")
     for name,metavar,what in (('unknown', 'RATE', 'the answer is unknown where an item of a known class would yield as '
                                                   'much in at most this share of cases, such as 0.05'),
                               ('coverage', 'C', 'also a set of classes, in which the true one is in this share of '
@@ -687,10 +714,11 @@ def _add_tuning(expand) -> None:
     expand.add_argument('--thaw', type=int, metavar='N',
                         help='layer groups that train: with fine-tune, head included (default: 3); with new words, of '
                              'the body (default: 0)')
-    for name,kind,default,what in (('epochs', int, 8, 'epochs'), ('lr', float, 1e-3, 'learning rate of the head'),
-                                   ('distil', float, 1., "weight of the old model's answers")):
+    for name,kind,default,what,usual in (('epochs', int, None, 'epochs', '8; 24 on the maps of an ONNX detector'),
+                                         ('lr', float, None, 'learning rate of the head', '0.001; there 0.003'),
+                                         ('distil', float, 1., "weight of the old model's answers", '1.0')):
         expand.add_argument(f'--{name}', type=kind, default=default, metavar='N',
-                            help=f'fine-tune: {what} (default: {default})')
+                            help=f'fine-tune: {what} (default: {usual})')
     for name,what in (('text', 'texts'), ('label', 'labels'), ('group', 'groups that stay in one split'),
                       ('split', 'splits; none: there is none'),
                       ('subject', 'subjects, before the texts; none: left out'),
@@ -768,7 +796,8 @@ def _add_expand(sub) -> None:
     expand.add_argument('--mode',
                         help='exact: the head of joint training; keep-scores: old logits keep their bits; few: of an '
                              'adopted model with few old items, a head on its scores; fine-tune: the last layers '
-                             'learn too; auto: what it takes (default: exact; for a detector fine-tune)')
+                             'learn too; auto: what it takes (default: exact; of an adopted model auto; for a '
+                             'detector fine-tune)')
     expand.add_argument('--out', metavar='DIR', help='the new model folder (default: below outputs/expand)')
     expand.add_argument('--old', metavar='PATH', help='items of old classes to judge by; nothing is learned from them')
     expand.add_argument('--words', metavar='FILE', help='text models: new words for the tokenizer, one a line')

@@ -94,30 +94,36 @@ def _ready(net:DenseNet, model:Model) -> DenseNet:
 class BoxTuning:
     "How a detector learns a new class"
     thaw:int=1        # layer groups that train, counted from the head
-    epochs:int=8
-    lr:float=1e-3
+    epochs:int|None=None # None: 8, or 24 of a head on an ONNX file's maps, which are quick
+    lr:float|None=None   # None: 0.001, or 0.003 there
     distil:float=1.   # weight of the old model's answers
     bs:int=8
     views:int=4       # stored variations of each image
+    def of(self, net:DenseNet) -> 'BoxTuning':
+        "Without None"
+        quick = isinstance(net, MapsNet)
+        usual = dict(epochs=24 if quick else 8, lr=3e-3 if quick else 1e-3)
+        return replace(self, **{k: v for k,v in usual.items() if getattr(self, k) is None})
 
 def tuned_boxes(model:Model, net:DenseNet, data:BoxData, classes:Sequence[str], mode:str, tuning:BoxTuning,
                 seed:int=0) -> dict:
     "Train `net` in place on the train split of `data`; what was done, for the record"
-    pre, start = model.manifest['preprocessing'], time.perf_counter()
+    pre, start, tuning = model.manifest['preprocessing'], time.perf_counter(), tuning.of(net)
     drawn = [i for i,c in enumerate(classes) if c in data.classes]
     rest = [i for i in range(len(model.classes)) if i not in drawn]
-    whole = isinstance(net, MapsNet) # the new classes have a head of their own
-    head = net.head[-1] if whole else net.head.head.classification_head.cls_logits
+    whole = isinstance(net, MapsNet) # the new classes have a head of their own; one without boxes here stays as it is
+    head = nn.ModuleList(net.head[k] for k in sorted({net.owner[i] for i in drawn})) if whole else (
+        net.head.head.classification_head.cls_logits)
     with seeded(seed):
         data = numbered(data, classes)
         data.depth = model.task.depth # white is what the model takes for it
         dls = box_dls(data, bs=tuning.bs, views=tuning.views, seed=seed, **model.task.reading)
         learn = BoxLearner(dls, net, ema=.99 if mode == 'fine-tune' or whole else 0,
                             info=model.manifest['backbone'] | pre,
-                            wd=0. if mode == 'keep-scores' else .02, path=Path('.'))
+                            wd=0. if mode == 'keep-scores' and not whole else .02, path=Path('.'))
         learn.loss_func = lambda out, boxes, labels: drawn_loss(net, out, boxes, labels, drawn)
         learn.freeze_to(-tuning.thaw if mode == 'fine-tune' else -1)
-        if mode == 'keep-scores':
+        if mode == 'keep-scores' or whole:
             for p in net.parameters(): p.requires_grad_(any(p is q for q in head.parameters()))
         hooks = [p.register_hook(lambda g: _only_new(g, len(model.classes), len(classes)))
                  for p in head.parameters()] if mode == 'keep-scores' and not whole else []

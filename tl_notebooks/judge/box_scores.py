@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IOUS', 'RECALLS', 'SIZES', 'MAX_BOXES', 'ClassMatches', 'match_boxes', 'average_precision', 'BoxScores', 'box_scores',
-           'compare_scores', 'Curve', 'pr_curves', 'choose_threshold', 'crossfit_thresholds', 'Compared',
-           'compare_boxes', 'box_confusion', 'error_counts', 'worst_images']
+           'compare_scores', 'Curve', 'pr_curves', 'choose_threshold', 'crossfit_thresholds', 'take_boxes', 'box_rates',
+           'Compared', 'compare_boxes', 'box_confusion', 'error_counts', 'worst_images']
 
 # %% ../../nbs/judge/10_box_scores.ipynb #50e24344
 from collections.abc import Iterator, Sequence
@@ -273,7 +273,16 @@ def pr_curves(matches:Sequence[ClassMatches], classes:Sequence[str]) -> dict[str
 def _best(c:Curve, least:float) -> float:
     "Threshold of the best F1 of a curve; of equal ones the highest"
     if not len(c.thresholds) or not c.recall.any(): return .5
-    i = int(c.f1.argmax())
+    return _below(c, int(c.f1.argmax()), least)
+
+def _precise(c:Curve, wanted:float, least:float) -> float:
+    "Lowest threshold with the precision `wanted`; the one of the highest precision where none has that"
+    if not len(c.thresholds) or not c.recall.any(): return .5
+    good = np.flatnonzero(c.precision >= min(wanted, c.precision.max()) - 1e-12)
+    return _below(c, int(good[-1]), least)
+
+def _below(c:Curve, i:int, least:float) -> float:
+    "Half way between a point of the curve and the next"
     return float((c.thresholds[i] + (c.thresholds[i+1] if i + 1 < len(c.thresholds)
                                      else min(least, c.thresholds[i])))/2)
 
@@ -283,9 +292,12 @@ def choose_threshold(
     classes:Sequence[str],
     per_class:bool=False, # A threshold for each class
     least:float=0.,       # The threshold at which predictions were made
+    wanted:float=0.,      # Precision that each class is to have, as far as it can; 0: the best F1
 ) -> float|dict[str, float]:
-    "Score from which a prediction is taken: the best F1 at an overlap of 0.5; 0.5 where nothing was found"
+    """Score from which a prediction is taken: the best F1 at an overlap of 0.5, or the lowest score with the precision
+    `wanted`; 0.5 where nothing was found"""
     m = match_boxes(truths, preds, len(classes))
+    if wanted: return {c: _precise(_curve([v]), wanted, least) for c,v in zip(classes, m)}
     return {c: _best(_curve([v]), least) for c,v in zip(classes, m)} if per_class else _best(_curve(m), least)
 
 # %% ../../nbs/judge/10_box_scores.ipynb #767e1695
@@ -297,16 +309,45 @@ def crossfit_thresholds(
     least:float=0.,       # The threshold at which predictions were made
     groups:Sequence|None=None, # (n,) images of equal group stay in one fold
     seed:int=0,           # Of the folds
-) -> np.ndarray:          # (n,)
-    "For each image the threshold that `choose_threshold` finds on the other folds; 0.5 where there is but one family"
+    wanted:float=0.,      # Precision, see `choose_threshold`
+) -> np.ndarray:          # (n,), or (n, classes) for a `wanted` precision
+    "For each image what `choose_threshold` finds on the other folds; 0.5 where there is but one family"
     family = _families(groups, len(truths))
     n = int(family.max()) + 1
-    if n < 2: return np.full(len(truths), .5)
+    if n < 2: return np.full((len(truths), *[len(classes)]*(wanted > 0)), .5)
     fold = (np.random.default_rng(seed).permutation(n) % min(folds, n))[family]
     def without(f): return [[d for d,k in zip(dicts, fold) if k != f] for dicts in (truths, preds)]
-    found = {f: choose_threshold(*without(f), classes, least=least) for f in np.unique(fold)}
+    found = {f: choose_threshold(*without(f), classes, least=least, wanted=wanted) for f in np.unique(fold)}
+    if wanted: found = {f: [*t.values()] for f,t in found.items()}
     return np.array([found[f] for f in fold])
 
+# %% ../../nbs/judge/10_box_scores.ipynb #81acfc0d
+def take_boxes(preds:Sequence[dict], limits) -> list[dict]:
+    "Predictions from a score on; `limits`: for each image one, (n,), or one of each class, (n, classes)"
+    out = []
+    for p,own in zip(preds, np.asarray(limits, float), strict=True):
+        keep = np.asarray(p['scores']) >= (own if own.ndim == 0 else own[np.asarray(p['labels'], int)])
+        out.append({k: np.asarray(v)[keep] for k,v in p.items()})
+    return out
+
+def box_rates(
+    truths:Sequence[dict],
+    taken:Sequence[dict],  # Predictions that count, of `take_boxes`
+    classes:Sequence[str],
+    draws:int=1000,
+    seed:int=0,
+    groups:Sequence|None=None, # (n,) images of equal group are copies of one another
+) -> dict[str, dict[str, Interval]]: # class → precision and recall
+    "How many of what was said are right, and how many of what is there were said, at an overlap of 0.5"
+    family, out = _families(groups, len(truths)), {}
+    w = _resampled(family, draws, seed)
+    for c,m in zip(classes, match_boxes(truths, taken, len(classes))):
+        each = lambda which: np.bincount(m.picture[which], minlength=len(truths))
+        right, said, there = each(m.hit[0, 0]), each(~m.ignored[0, 0]), m.truths[0]
+        parts = dict(precision=(right, said), recall=(right, there))
+        out[c] = {k: _bootstrap(a.sum()/b.sum(), (w @ a)/np.maximum(w @ b, 1e-9), len(np.unique(family[b > 0])))
+                  for k,(a,b) in parts.items() if b.sum()}
+    return out
 
 # %% ../../nbs/judge/10_box_scores.ipynb #078c3cb7
 @dataclass

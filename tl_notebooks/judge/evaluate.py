@@ -93,10 +93,14 @@ def evaluate( # noqa: F811  of another learner
 def calibrate(
     self:BoxLearner,
     on_valid:BoxEvaluation|None=None, # What `evaluate('valid')` gave, where it is there already
-) -> dict:                            # How the head came to be: kind and threshold
+    precision_wanted:float=0.,        # That each class is to have at a threshold of its own; 0: the best F1 of all
+) -> dict:                            # How the head came to be: kind and threshold, perhaps `thresholds`
     "Choose the score from which a guess is taken, by validation images"
     on_valid = on_valid or self.evaluate('valid')
     threshold = choose_threshold(on_valid.truth, on_valid.found, on_valid.classes, least=LEAST)
     self.head_info = dict(kind='trained', threshold=threshold)
+    if precision_wanted:
+        each = choose_threshold(on_valid.truth, on_valid.found, on_valid.classes, least=LEAST, wanted=precision_wanted)
+        self.head_info |= dict(thresholds=each, threshold=min(each.values()), precision_wanted=precision_wanted)
     self.mark('head_info')
     return self.head_info

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VIDEOS', 'COLUMNS', 'is_video', 'VideoReader', 'VideoWriter', 'draw_found', 'drawing_paths', 'BoxPrediction',
-           'check_request', 'predict_boxes', 'box_rows', 'coco_results']
+           'check_request', 'chosen_threshold', 'predict_boxes', 'box_rows', 'coco_results']
 
 # %% ../../nbs/learn/75_box_predict.ipynb #82090b45
 import os
@@ -22,6 +22,7 @@ from fastcore.foundation import L
 from ..core import InputError, Shown, install_hint, progress
 from ..data.decode import MAX_PIXELS, SUFFIXES, as_image, name_item, open_image
 from ..data.draw import BOX_COLORS, shorten
+from .counts import Counts, without_regions
 from .detection import BoxLearner, image_detector
 
 # %% ../../nbs/learn/75_box_predict.ipynb #8be626eb
@@ -122,12 +123,18 @@ class BoxPrediction(Shown):
                 'boxes': str(len(self.found['scores'])), 'of': self.path}
 
 # %% ../../nbs/learn/75_box_predict.ipynb #1fc99f78
-def check_request(threshold:float, bs:int, slice:int=0) -> None:
-    "An `InputError` where boxes cannot be found as asked for; `slice`: side of the parts of a large image"
-    if not 0 <= threshold <= 1: raise InputError(f"`threshold` is {threshold}; accepted: a score from 0 to 1.")
+def check_request(threshold:float|Sequence[float], bs:int, slice:int=0) -> None:
+    """An `InputError` where boxes cannot be found as asked for; `threshold`: least score, or one for each class;
+    `slice`: side of the parts of a large image"""
+    if not (np.min(threshold) >= 0 and np.max(threshold) <= 1): raise InputError(f"`threshold` is {threshold}; accepted: a score from 0 to 1.")
     if bs < 1: raise InputError(f"{bs} images at a time; accepted: at least 1.")
     if slice and slice < 32: raise InputError(f"`slice` is {slice}; accepted: a side of at least 32 pixels, or 0.")
 
+# %% ../../nbs/learn/75_box_predict.ipynb #2a4da9d3
+def chosen_threshold(head:dict, classes:Sequence[str]) -> float|list[float]:
+    "Least score, or one for each class, as a manifest's `head` holds them"
+    one, each = head.get('threshold', .3), head.get('thresholds')
+    return [each.get(c, one) for c in classes] if each else one
 
 # %% ../../nbs/learn/75_box_predict.ipynb #046e942c
 @dataclass
@@ -138,6 +145,7 @@ class _Frame:
     image:Image.Image|str
     fps:float=0.
     opened:float=0.
+    number:int=0
 
 def _frames(scenes:Iterable[Path], max_pixels:int=MAX_PIXELS, depth:int=16) -> Iterator[_Frame]:
     "Images and frames, one after another"
@@ -147,15 +155,16 @@ def _frames(scenes:Iterable[Path], max_pixels:int=MAX_PIXELS, depth:int=16) -> I
                 yield _Frame(Path(), name_item(p), as_image(p, max_pixels, depth)); continue
             if p.suffix.lower() not in VIDEOS: yield _Frame(p, str(p), open_image(p, max_pixels, depth)); continue
             n, start, v = 0, time.perf_counter(), VideoReader(p)
-            for n,im in enumerate(v, 1): yield _Frame(p, f'{p}#{n - 1}', im, v.fps, start)
+            for n,im in enumerate(v, 1): yield _Frame(p, f'{p}#{n - 1}', im, v.fps, start, n - 1)
             if not n: yield _Frame(p, str(p), f'`{p}` has no frame that can be read.')
         except (InputError, OSError) as e: yield _Frame(Path(), name_item(p), str(e))
 
-def _plain(f:dict, least:float) -> dict[str, np.ndarray]:
-    "Arrays, best first, from a score of `least`; without boxes of no extent, such as those in a square's padding"
+def _plain(f:dict, least:float|Sequence[float]) -> dict[str, np.ndarray]:
+    "Arrays, best first, from a score of `least` (perhaps one for each class); without boxes of no extent, such as those in a square's padding"
     f = dict(boxes=np.asarray(f['boxes'], float).reshape(-1, 4), scores=np.asarray(f['scores'], float).reshape(-1),
              labels=np.asarray(f['labels']).reshape(-1).astype(int))
-    order = np.argsort(-f['scores'], kind='stable')
+    order, least = np.argsort(-f['scores'], kind='stable'), np.asarray(least, float)
+    if least.ndim: least = least[f['labels']]
     order = order[(f['scores'] >= least)[order] & (f['boxes'][:,2:] > f['boxes'][:,:2]).all(1)[order]]
     return {k: v[order] for k,v in f.items()}
 
@@ -189,12 +198,14 @@ def predict_boxes(
     predict:Callable[[Sequence], list[dict]], # PIL images → boxes, scores, labels of each
     scenes:Iterable,                # Images and videos, such as `list_inputs` gives; or what `as_image` takes
     classes:Sequence[str],
-    threshold:float=0.,             # Least score
+    threshold:float|Sequence[float]=0., # Least score, or one for each class
     bs:int=8,                       # Images at a time
     drawings:dict[Path, Path]|None=None, # Of `drawing_paths`
     tell:Callable[[str], None]=lambda text: None, # Gets a line about each video
     max_pixels:int=MAX_PIXELS,      # Largest width × height of an image
     depth:int=16,                   # Bits that images of 16 bits use
+    regions:Sequence[np.ndarray]=(), # Of `read_region`: boxes in them are left out
+    counts:Counts|None=None,        # Gets what is found in films
 ) -> Iterator[BoxPrediction]:
     """A `BoxPrediction` per image and frame, in order, with a progress bar on stderr; unreadable files give one with
     `error`"""
@@ -206,10 +217,11 @@ def predict_boxes(
     try:
         while batch := [*islice(stream, bs)]:
             good = [f.image for f in batch if not isinstance(f.image, str)]
-            found = iter([_plain(f, threshold) for f in (predict(good) if good else [])])
+            found = iter([without_regions(_plain(f, threshold), regions) for f in (predict(good) if good else [])])
             for f in batch:
                 if isinstance(f.image, str): yield BoxPrediction(f.name, None, f.image); continue
                 drawer.put(f, seen := next(found))
+                if counts and f.fps: counts.add(f.file, f.number/f.fps, f.image, seen)
                 yield BoxPrediction(f.name, seen, classes=classes)
         drawer.close()
     finally: drawer.abandon()
@@ -220,8 +232,9 @@ def predict(self:BoxLearner, item, threshold:float|None=None) -> BoxPrediction|l
     """What is found in an image, or in each of a list of images, in whatever form `as_image` takes; `threshold`: least
     score, `None`: the one that `calibrate` chose, or 0.3"""
     if isinstance(item, (list, tuple, L)) or getattr(item, 'ndim', 0) == 4:
-        pre, k = self.info, getattr(self, 'head_info', {}).get('threshold', .3) if threshold is None else threshold
-        look = image_detector(self.model.eval(), pre['size'], pre['resize'], k, pre['interpolation'])
+        pre, k = self.info, threshold
+        if k is None: k = chosen_threshold(getattr(self, 'head_info', {}), self.data.classes)
+        look = image_detector(self.model.eval(), pre['size'], pre['resize'], np.min(k), pre['interpolation'])
         return [*predict_boxes(look, item, self.data.classes, k, depth=pre.get('depth', 16))]
     (one,) = self.predict([item], threshold)
     if one.error: raise InputError(one.error)

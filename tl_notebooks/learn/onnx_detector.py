@@ -72,6 +72,28 @@ def _scaled(conv):
         out = n.output(0)
     return out
 
+# %% ../../nbs/learn/69_onnx_detector.ipynb #aa8dba38
+def _unfix(model, size:int) -> None:
+    "Write a graph that was made for `size` pixels so that it takes others"
+    import openvino.opset13 as ops
+    model.reshape([2, 3, size, size])
+    for n in model.get_ordered_ops():
+        if (kind := n.get_type_name()) not in ('Reshape', 'Interpolate'): continue
+        x, shapes = n.input_value(0), (n.input_value(0).get_partial_shape(), n.output(0).get_partial_shape())
+        if any(s.is_dynamic for s in shapes): continue
+        was, now = ([*s.to_shape()] for s in shapes)
+        if kind == 'Reshape': # 0: as it was
+            sides = np.array([0 if i < len(was) and was[i] == v else v for i,v in enumerate(now)], np.int64)
+            new = ops.reshape(x, ops.constant(sides), True)
+        else:
+            at, a = [i for i,(v,w) in enumerate(zip(was, now)) if v != w] or [2, 3], n.get_attributes()
+            names = 'pads_begin', 'pads_end', 'coordinate_transformation_mode', 'nearest_mode', 'antialias', 'cube_coeff'
+            new = ops.interpolate(x, ops.constant(np.array([now[i]/was[i] for i in at], np.float32)), a['mode'], 'scales',
+                                  *(a[k] for k in names), axes=ops.constant(np.array(at, np.int64)))
+        new.set_friendly_name(n.get_friendly_name())
+        for t in n.output(0).get_target_inputs(): t.replace_source_output(new.output(0))
+    model.validate_nodes_and_infer_types()
+
 # %% ../../nbs/learn/69_onnx_detector.ipynb #d5e24bac
 @functools.lru_cache(maxsize=8)
 def _compiled(data:bytes, names:tuple[str, ...], size:int, n:int, threads:int):
@@ -88,7 +110,10 @@ def _reshape(model, n:int, size:int) -> None:
     if len(model.inputs) != 1 or len(shape) != 4 or not shape[1].is_dynamic and shape[1].get_length() != 3:
         raise InputError(f"the ONNX file takes {', '.join(str(i.get_partial_shape()) for i in model.inputs)}; "
                          f"accepted: one input (n, 3, height, width).")
-    try: model.reshape([n, 3, size, size])
+    own = 0 if shape[2].is_dynamic else shape[2].get_length()
+    try:
+        if own not in (0, size): _unfix(model, own)
+        model.reshape([n, 3, size, size])
     except RuntimeError as e:
         raise InputError(f"the ONNX file takes no {n} images of {size} pixels, only {shape}. Accepted: that size "
                          f"(-p size=0), or another export.") from e

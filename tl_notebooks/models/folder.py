@@ -30,7 +30,7 @@ from ..core import (InputError, Shown, did_you_mean, figure_text, hash_file, has
                                read_json, whole_folder)
 from ..data.splits import LabelledData
 from ..learn.checkpoints import load_tensors
-from ..learn.box_predict import BoxPrediction, check_request, is_video, predict_boxes
+from ..learn.box_predict import BoxPrediction, check_request, chosen_threshold, is_video, predict_boxes
 from ..learn.detection import BoxNet, image_detector
 from ..frozen.openvino import CannotConvert
 from ..heads.features import RandomFeatures
@@ -443,7 +443,7 @@ def predict(
     self:Model,
     inputs,          # One input, or many: texts (`str`; a file's is its `Path`); images (`as_image`); videos
     bs:int=32,       # Inputs at a time
-    threshold:float|None=None, # Detectors: least score; `None`: the one chosen with the model
+    threshold:float|None=None, # Detectors: least score; `None`: what was chosen with the model
     slice:int=0,     # Detectors: side of the parts that large images are looked at in too; 0: only as a whole
     unknown:float|None=None, # Label `unknown` what an item of a known class would yield in so large a share of cases
     coverage:float|None=None, # Also the classes among which the true one is in so large a share of cases
@@ -468,9 +468,9 @@ def predict(
         return self._predict_open(inputs, bs, unknown, coverage)
     for name,v in dict(unknown=unknown, coverage=coverage).items():
         if v is not None: self._answers_once(name)
-    if threshold is None: threshold = (self.manifest.get('head') or {}).get('threshold', .3)
+    if threshold is None: threshold = chosen_threshold(self.manifest.get('head') or {}, self.classes)
     check_request(threshold, bs, slice)
-    look = image_detector(self.net, score=threshold, **self.task.reading)
+    look = image_detector(self.net, score=np.min(threshold), **self.task.reading)
     sliced = (lambda images: [predict_sliced(look, im, slice) for im in images]) if slice else look
     return predict_boxes(sliced, inputs, self.classes, threshold, bs, max_pixels=self.task.max_pixels,
                          depth=self.task.depth, **boxes)
