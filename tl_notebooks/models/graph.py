@@ -212,7 +212,7 @@ _TURNS = dict(onnx='''
 
 # %% ../../nbs/models/40_graph.ipynb #ec93d6ff
 _GRAPH = '''<ir_version: 9, opset_import: ["" : {opset}, "tl" : 1]>
-square (uint8[n,h,w,3] images) => (uint8[n,3,{size},{size}] square) {{
+square (uint8[n,h,w,3] images) => (uint8[n,3,{size},{size}] square{more}) {{
   planes = Transpose<perm=[0,3,1,2]>(images)
   hw = Shape<start=2, end=4>(planes)
   two = Constant<value=int64 {{2}}>()
@@ -242,6 +242,7 @@ def square_graph(
     size:int, resize:str='squish', interpolation:str='bicubic', scale:int|None=None, middle:str='round',
     order:str='rgb', # All as `image_tensor` has them
     to:str='onnx',   # Whose: 'onnx' or 'openvino'
+    sizes:bool=False,# Also gives `hw` (2,) int64: height and width of the images
 ):                   # An `onnx.ModelProto`
     "(n, h, w, 3) uint8 images of one size to (n, 3, size, size) uint8, as `image_tensor` does"
     onnx, side = load_onnx(), scale or size
@@ -251,7 +252,7 @@ def square_graph(
     if side < size:
         raise InputError(f"images of this model are resized to {side} pixels, and {size} are cut out; accepted for "
                          f"an export: no more than there are.")
-    values = dict(opset=OPSET, size=size, side=side, grey=GREY,
+    values = dict(opset=OPSET, size=size, side=side, grey=GREY, more=', int64[2] hw'*sizes,
                   order='0,1,2' if order == 'rgb' else '2,1,0')
     text = _GRAPH.format(shape=_SHAPES[resize].format(**values), sizes=_SIZES[resize],
                          middle=_MIDDLES[middle].format(), turns=_TURNS[to], **values)
@@ -309,7 +310,8 @@ class _TokenNumbers(nn.Module):
 def plain_net(model:Model) -> nn.Module:
     "A copy of a model's network, whole and in float32, that torch computes on the CPU"
     net = copy.deepcopy(model.net).cpu().eval()
-    if model.task.classifies: net.precision, net.micro_batch, net.engine = 'fp32', 0, 'torch'
+    net.precision, net.micro_batch = 'fp32', 0
+    if model.task.classifies: net.engine = 'torch'
     return net
 
 # %% ../../nbs/models/40_graph.ipynb #b84aff58
