@@ -51,8 +51,8 @@ class BestEpoch(Callback):
         if len(self.found) != len(self.truth): return # of other images
         self.history.append(mean_precision(self.truth, self.found, self.n_classes))
         if self.history[-1] >= max(self.before, *self.history): self.best = [p.detach().clone() for p in self._parameters()]
-    def after_epoch(self):
-        if self.patience and len(self.history) - 1 - int(np.argmax(self.history)) >= self.patience:
+    def before_epoch(self): # not after one: what else listens there has not run
+        if self.patience and self.history and len(self.history) - 1 - int(np.argmax(self.history)) >= self.patience:
             raise CancelFitException
     def _parameters(self): return [p for p in self.learn.model.parameters() if p.requires_grad]
     def restore(self, learn:BoxLearner) -> int: # number of the pass, from 1; 0: none was better than none
