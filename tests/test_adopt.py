@@ -459,8 +459,8 @@ def test_with_old_items_an_adopted_model_is_joint_training(elsewhere, adopted, t
     items = files_of(root/'old') + files_of(root/'new')
     x, test = model.features([p for p,_ in items]).double().numpy(), model.features(paths).double().numpy()
     want, _ = joint_logits(x, np.array([PARTS.index(l) for _,l in items]), 3, test)
-    first = expand(adopted['all'], root/'new', tmp_path/'a', test_pct=0.)
-    later = expand(adopted['none'], root/'new', tmp_path/'b', test_pct=0., old=root/'old')
+    first = expand(adopted['all'], root/'new', tmp_path/'a', mode='exact', test_pct=0.)
+    later = expand(adopted['none'], root/'new', tmp_path/'b', mode='exact', test_pct=0., old=root/'old')
     for folder in (first.folder, later.folder):
         np.testing.assert_allclose(scores(folder, paths).numpy(), want, atol=1e-3*max(1, np.abs(want).max()))
     fewer = expand(first.folder, '', tmp_path/'c', remove=[PARTS[0]])
@@ -474,6 +474,9 @@ def test_with_few_old_items_the_head_looks_through_the_old_scores(elsewhere, ado
     c, old, new = done.certificate, scores(adopted['one'], paths).numpy(), scores(done.folder, paths).numpy()
     assert c['mode'] == 'few' and 'solved on the scores of the one that was adopted' in ' '.join(c['notes'])
     assert c['head']['kind'] == "solved on the old head's scores" and c['head']['left_out'] is None
+    auto = expand(adopted['one'], root/'new', tmp_path/'auto', test_pct=0.) # which is what happens where nobody says
+    assert np.array_equal(scores(auto.folder, paths).numpy(), new) and auto.certificate['mode'] == 'few'
+    assert 'auto took few: there are 1 to 1 old items of each class' in ' '.join(auto.certificate['notes'])
     assert np.linalg.matrix_rank(new - new.mean(0), tol=1e-3*np.ptp(new)) <= old.shape[1] + 1
     for bad in (dict(mode='few', remove=[PARTS[0]]), dict(mode='few', rename={PARTS[0]: 'x'}, data='')):
         with pytest.raises(InputError, match='`few` is for an adopted model'):
@@ -481,10 +484,10 @@ def test_with_few_old_items_the_head_looks_through_the_old_scores(elsewhere, ado
 
 
 def test_without_old_items_a_head_is_not_solved_again(elsewhere, adopted, tmp_path):
-    for kwargs in ({}, dict(mode='fine-tune'), dict(mode='auto', remove=[PARTS[0]])):
+    for kwargs in (dict(mode='exact'), dict(mode='fine-tune'), dict(mode='auto', remove=[PARTS[0]])):
         with pytest.raises(InputError, match='adopted without old items.*--mode keep-scores'):
             expand(adopted['none'], elsewhere[0]/'new', tmp_path/'x', **kwargs)
-    grown = expand(adopted['none'], elsewhere[0]/'new', tmp_path/'y', mode='auto')
+    grown = expand(adopted['none'], elsewhere[0]/'new', tmp_path/'y')
     assert grown.certificate['mode'] == 'keep-scores'
     with pytest.raises(InputError, match="no statistics of 'M|has no statistics of"):
         expand(grown.folder, elsewhere[0]/'new', tmp_path/'z', remove=[PARTS[0]])

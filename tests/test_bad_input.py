@@ -2,6 +2,8 @@
 import csv
 import io
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,14 @@ def desk(tmp_path_factory):
     (d/'a-file').write_text('x'); (d/'notes.ipynb').write_text('not json')
     (d/'plain.ipynb').write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
     return d
+
+
+def test_a_mistyped_model_is_heard_of_before_torch(desk):
+    code = ("import sys; from tl_notebooks.cli import main; "
+            "codes = [main(a.split()) for a in ('predict modle x.png', 'expand modle --data d', 'watch modle --data d', "
+            "'export modle --out o', 'merge modle other --out o')]; print(codes, 'torch' in sys.modules)")
+    done = subprocess.run([sys.executable, '-c', code], cwd=desk, capture_output=True, text=True)
+    assert done.stdout.strip() == '[2, 2, 2, 2, 2] False', done.stdout + done.stderr
 
 
 @pytest.mark.parametrize('case', WRONG)
@@ -115,9 +125,9 @@ def test_a_model_that_is_not_there_is_looked_for_among_models(first_run, tmp_pat
     (tmp_path/'m'/'other').mkdir(); (tmp_path/'m'/'x.csv').touch()
     for command in (['predict', 'm/ntus', 'x.png'], ['show', 'm/ntus'], ['expand', 'm/ntus', '--data', 'm']):
         done = tl(*command, cwd=tmp_path)
-        assert done.returncode == 2 and "Did you mean 'nuts'?" in done.stderr, done.stderr
+        assert done.returncode == 2 and "Did you mean 'm/nuts'?" in done.stderr, done.stderr
         done = tl(command[0], 'm/zzz', *command[2:], cwd=tmp_path)
-        assert 'Accepted: nuts.' in done.stderr and 'other' not in done.stderr and 'x.csv' not in done.stderr
+        assert 'Accepted: m/nuts.' in done.stderr and 'other' not in done.stderr and 'x.csv' not in done.stderr
 
 
 def test_texts_for_a_model_of_images(first_run, tmp_path):

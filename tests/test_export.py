@@ -63,9 +63,9 @@ def test_onnx_runtime_alone_gives_the_answers_of_timm(theirs, images, tmp_path):
 def test_preparation_that_is_left_behind_fails_the_export(theirs, tmp_path, monkeypatch):
     "As if the image had been stretched instead of cut: the file is not written"
     whole = door.image_graph
-    def stretched(model):
+    def stretched(model, judge):
         model.task.reading = model.task.reading | dict(resize='squish', scale=None)
-        graph = whole(model)
+        graph = whole(model, judge)
         model.task.reading = model.task.reading | dict(resize='short', scale=72)
         return graph
     monkeypatch.setattr(door, 'image_graph', stretched)
@@ -99,6 +99,8 @@ def test_a_folder_answers_where_torch_cannot_be_imported(theirs, images, tmp_pat
     images[1].save(tmp_path/'a.png')
     door.export(folder, tmp_path/'onnx')
     assert np.allclose(torchless(tmp_path/'onnx', tmp_path/'a.png'), timm_answers(model, images[1:2]), atol=1e-4)
+    door.export(folder, tmp_path/'ov', 'openvino')
+    assert np.allclose(torchless(tmp_path/'ov', tmp_path/'a.png'), timm_answers(model, images[1:2]), atol=1e-3)
 
 
 @pytest.fixture(scope='module')
@@ -130,6 +132,38 @@ def test_texts_go_in_by_the_tokenizer_file(sentences, tmp_path):
     assert want.std(0).max() > .05
 
 
+@pytest.fixture(scope='module')
+def knowing(tmp_path_factory):
+    "A model that was trained here and keeps what it learned from, and its data"
+    from tl_notebooks.data.images import read_images
+    from tl_notebooks.data.samples import PARTS, make_parts
+    from tl_notebooks.learn.vision import image_learner
+    from tl_notebooks.models import save as _save  # noqa: F401  gives learners `save_model`
+    root = tmp_path_factory.mktemp('knowing')
+    make_parts(root/'parts', kinds=PARTS[:2], n=16, size=64)
+    data = read_images(root/'parts', valid_pct=.5, test_pct=.25)
+    learn = image_learner(data, backbone='timm/resnet10t', weights='random', size=64, precision='fp32', seed=0)
+    with learn.no_bar(): learn.probe()
+    Image.open(data.files('test')[0]).resize((640, 481)).save(root/'large.png')
+    Image.new('RGB', (70, 50), 'lime').save(root/'lime.png')
+    return learn.save_model(root/'model'), [*data.files('test'), root/'large.png', root/'lime.png']
+
+
+@pytest.mark.parametrize('to', ['onnx', 'openvino'])
+def test_what_is_unknown_to_the_folder_is_unknown_to_the_file(knowing, tmp_path, to):
+    "Beside `tl predict --unknown` of the folder, from the first image on"
+    folder, files = knowing
+    door.export(folder, tmp_path/'e', to, items=[str(f) for f in files])
+    want = [*load_model(folder).predict(files, unknown=.4)]
+    model = door.Exported(tmp_path/'e')
+    got = model.answers([model.take(f) for f in files])
+    known = np.array([p.p_known for p in want])
+    assert np.allclose([g['p_known'] for g in got], known, atol=1e-6) and known.min() <= .4 < known.max()
+    assert np.allclose([g['probabilities'] for g in got], [[*p.probabilities.values()] for p in want], atol=1e-4)
+    model.need_unknown(.4)
+    with pytest.raises(InputError, match='accepted: 0.0'): model.need_unknown(.001)
+
+
 def test_what_cannot_be_exported_is_said(theirs, tmp_path):
     for given, says in ((['--to', 'onxx'], "Did you mean 'onnx'?"), (['--precision', 'fp8'], "`precision` is 'fp8'"),
                         (['--items', 'gone'], 'gone')):
@@ -138,20 +172,19 @@ def test_what_cannot_be_exported_is_said(theirs, tmp_path):
     with pytest.raises(InputError, match='exists already'): door.export(theirs[1], tmp_path)
 
 
-@pytest.mark.parametrize('precision', ['fp16', 'int8'])
-def test_fewer_bits_are_a_smaller_file_that_decides_alike(theirs, tmp_path, precision):
+@pytest.mark.parametrize('precision,to', [('fp16', 'onnx'), ('int8', 'onnx'), ('fp16', 'openvino'),
+                                          ('int8', 'openvino')])
+def test_fewer_bits_are_a_smaller_file_that_decides_alike(theirs, tmp_path, precision, to):
     "Compared with timm, on images that the scales of int8 were not taken from"
     model, folder = theirs
     rng = np.random.default_rng(1)
     shown = [Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((90, 70), 3) for _ in range(24)]
     (tmp_path/'items').mkdir()
     for i,im in enumerate(shown): im.save(tmp_path/'items'/f'{i:02}.png')
-    whole = door.export(folder, tmp_path/'whole').folder
-    done = door.export(folder, tmp_path/'small', precision=precision, items=tmp_path/'items')
-    small, large = ((f/'model.onnx').stat().st_size for f in (done.folder, whole))
-    assert small < large*dict(fp16=.6, int8=.4)[precision]
-    session = onnxruntime.InferenceSession(done.folder/'model.onnx')
-    got = np.concatenate([session.run(None, {'images': np.asarray(im)[None]})[0] for im in shown[1::2]])
+    done = door.export(folder, tmp_path/'small', to, precision, tmp_path/'items')
+    size = sum(f.stat().st_size for f in done.folder.glob('model.*'))
+    assert size < (folder/'weights.safetensors').stat().st_size*dict(fp16=.6, int8=.5)[precision]
+    got = np.stack(door.Exported(done.folder).answer([np.asarray(im) for im in shown[1::2]]))
     want = timm_answers(model, shown[1::2])
     assert np.abs(got - want).max() < .1 and 0 < done.parity.probability < .1
     assert done.parity.n == dict(fp16=24, int8=12)[precision] and done.parity.decisions >= .98

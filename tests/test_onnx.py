@@ -65,17 +65,22 @@ def exported(tmp_path_factory):
     net = torchvision.models.shufflenet_v2_x0_5(num_classes=3)
     export(torch.nn.Sequential(net, torch.nn.Softmax(1)), root/'softmax.onnx', opset=13)
     export(timm.create_model('test_vit', num_classes=3, img_size=48), root/'fixed.onnx', opset=17, batch=4)
+    nn, body = torch.nn, [torch.nn.Conv2d(3, 16, 3, 2), torch.nn.BatchNorm2d(16), torch.nn.Hardswish()]
+    net = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 24, 1), nn.Hardswish(), nn.Conv2d(24, 3, 1),
+                        nn.Flatten())
+    export(net, root/'conv.onnx', opset=13) # a head like MobileNetV3's, and one like SqueezeNet's
+    export(nn.Sequential(*body, nn.Conv2d(16, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), root/'maps.onnx', opset=17)
     return root
 
 
-KINDS = ['dynamo', 'opset11', 'softmax', 'fixed']
+KINDS = ['dynamo', 'opset11', 'softmax', 'fixed', 'conv', 'maps']
 
 @pytest.fixture(scope='module')
 def adopted(exported, parts, tmp_path_factory):
-    "Of each file a folder without old items, and of two one with all"
+    "Of each file a folder without old items, and of three one with all"
     out, known = tmp_path_factory.mktemp('adopted'), parts.only(PARTS[:3])
     for kind in KINDS: adopt(exported/f'{kind}.onnx', out/f'{kind} none', classes=known.classes, **NORMAL)
-    for kind in ('dynamo', 'opset11'):
+    for kind in ('dynamo', 'opset11', 'maps'):
         adopt(exported/f'{kind}.onnx', out/f'{kind} all', classes=known.classes, data=known, **NORMAL)
     return out
 
@@ -120,11 +125,46 @@ def test_old_scores_are_the_same_to_the_bit_by_onnx_runtime_alone(kind, exported
     np.testing.assert_allclose(logits[2], ours, atol=1e-5*max(1, np.abs(ours).max()))
 
 
+def test_a_head_that_is_a_convolution_is_solved_on_the_mean_of_its_maps(exported, adopted, parts, tmp_path):
+    from ridge_oracle import joint_logits
+    whole, some, model = onnx.load(exported/'maps.onnx'), parts.only(PARTS[:4]), load_model(adopted/'maps all')
+    done = expand(adopted/'maps all', parts.only(PARTS[3:4]), tmp_path/'a', mode='exact')
+    at = [n for n in whole.graph.node if n.op_type == 'Conv'][-1].input[0]
+    whole.graph.output.insert(0, onnx.helper.make_tensor_value_info(at, 1, None)); onnx.save(whole, tmp_path/'f.onnx')
+    x, test = (onnx_scores(tmp_path/'f.onnx', pixels(some, model, s)).astype(float).mean((2, 3))
+               for s in ('train', 'test'))
+    classes = load_model(done.folder).classes
+    want, _ = joint_logits(x, np.array([classes.index(l) for l in some.subset('train').label]), 4, test)
+    got = onnx_scores(tmp_path/'a'/'model.onnx', pixels(some, model))
+    np.testing.assert_allclose(got, want, atol=1e-3*np.abs(want).max())
+    assert [n.op_type for n in onnx.load(tmp_path/'a'/'model.onnx').graph.node].count('Conv') == 1
+
+
+@pytest.mark.parametrize('inputs', ['float16', 'float32'])
+def test_half_precision_is_taken_in_as_single_and_said_so(inputs, exported, parts, tmp_path):
+    "Against the same file in float32 whose numbers were rounded to float16 and back by numpy"
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    model, keep = onnx.load(exported/'conv.onnx'), inputs == 'float32'
+    onnx.save(convert_float_to_float16(onnx.load(exported/'conv.onnx'), keep_io_types=keep), tmp_path/'half.onnx')
+    for t in model.graph.initializer:
+        a = onnx.numpy_helper.to_array(t)
+        if a.dtype == 'f4': t.CopyFrom(onnx.numpy_helper.from_array(a.astype('f2').astype('f4'), t.name))
+    onnx.save(model, tmp_path/'single.onnx')
+    done = adopt(tmp_path/'half.onnx', tmp_path/'m', classes=PARTS[:3], **NORMAL)
+    own = load_model(done.folder); x = pixels(parts, own)
+    with torch.no_grad(): ours = own.net.cpu()(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(ours, onnx_scores(tmp_path/'single.onnx', x), atol=1e-5)
+    theirs = onnx_scores(tmp_path/'half.onnx', x if keep else x.astype('f2')).astype('f4')
+    assert 0 < np.abs(ours - theirs).max() < .01 and 'numbers are float16; it is adopted as float32' in done.lines()[-2]
+    grown = expand(done.folder, parts.only(PARTS[3:4]), tmp_path/'n', mode='keep-scores')
+    assert np.array_equal(onnx_scores(tmp_path/'m'/'model.onnx', x), onnx_scores(grown.folder/'model.onnx', x)[:,:3])
+
+
 def test_with_old_items_it_is_joint_training(exported, adopted, parts, tmp_path):
     "The head that scikit-learn comes to, on features that the file gives as one more output; then merged with another"
     from ridge_oracle import joint_logits
     folder, model = adopted/'opset11 all', load_model(adopted/'opset11 all')
-    done = expand(folder, parts.only(PARTS[3:4]), tmp_path/'a')
+    done = expand(folder, parts.only(PARTS[3:4]), tmp_path/'a', mode='exact')
     whole = onnx.load(exported/'opset11.onnx')
     at = next(n for n in whole.graph.node if n.op_type == 'Gemm').input[0]
     whole.graph.output.insert(0, onnx.helper.make_tensor_value_info(at, 1, None)); onnx.save(whole, tmp_path/'f.onnx')
@@ -137,7 +177,7 @@ def test_with_old_items_it_is_joint_training(exported, adopted, parts, tmp_path)
         np.testing.assert_allclose(got, want, atol=1e-3*np.abs(want).max())
         assert np.ptp(want, 0).max() > .1*np.abs(want).max(), 'all scores alike would agree with anything'
     same(done.folder, some)
-    other = expand(folder, parts.only(PARTS[4:5]), tmp_path/'b')
+    other = expand(folder, parts.only(PARTS[4:5]), tmp_path/'b', mode='exact')
     both = merge_models(done.folder, other.folder, tmp_path/'c', folder)
     same(both, parts)
     with pytest.raises(InputError, match='different bodies'):
@@ -310,7 +350,11 @@ def wrong(kind, folder, exported):
     if kind == 'classes': return by_hand(own, image, k=4), 'gives 4 scores, but there are 3 class names'
     if kind == 'grey': return by_hand(own, ['n', 1, 48, 48]), r"takes `x` of float32 \('\?', 1, 48, 48\)"
     if kind == 'size': return by_hand(own, ['n', 3, 32, 32]), 'does not take images of 48 pixels'
-    if kind == 'half': return by_hand(own, image, kind=10), 'takes `x` of float16'
+    if kind == 'double': return by_hand(own, image, kind=11), 'takes `x` of float64'
+    if kind == 'relu':
+        net = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+                                  torch.nn.Flatten())
+        return export(net, own), 'Flatten of GlobalAveragePool of Relu'
     model = onnx.load_model_from_string((exported/'opset11.onnx').read_bytes())
     if kind == 'old':
         model.opset_import[0].version = 9; onnx.save(model, own); return own, 'has opset 9; accepted: 11 and later'
@@ -331,7 +375,7 @@ def wrong(kind, folder, exported):
 
 
 WRONG = ['no onnx', 'empty', 'truncated', 'custom', 'unknown', 'sigmoid', 'one score', 'classes', 'grey', 'size',
-         'half', 'old', 'outside', 'link', 'missing', 'short']
+         'double', 'relu', 'old', 'outside', 'link', 'missing', 'short']
 
 @pytest.mark.parametrize('kind', WRONG)
 def test_what_cannot_be_taken_in_is_refused_in_one_message(kind, exported, tmp_path):

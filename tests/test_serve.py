@@ -18,8 +18,9 @@ import numpy as np
 import onnxruntime
 import psutil
 import pytest
+from conftest import tl
 from PIL import Image
-from test_export import images, sentences, theirs  # noqa: F401  fixtures
+from test_export import images, knowing, sentences, theirs  # noqa: F401  fixtures
 
 from tl_notebooks.models.export import export
 
@@ -45,11 +46,11 @@ sys.exit(main(sys.argv[1:]))
 
 
 @contextlib.contextmanager
-def serving(*args, token='', **env):
-    "A server in a process where torch cannot be imported; gives (process, port)"
+def serving(*args, token='', torch=False, **env):
+    "A server in a process where torch cannot be imported, unless it may; gives (process, port)"
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
     env = {**os.environ, 'TL_SERVE_TOKEN': token, **env}
-    p = subprocess.Popen([sys.executable, '-c', NO_TORCH, 'serve', *map(str, args), '--port', str(port), '--threads',
+    p = subprocess.Popen([sys.executable, *(['-m', 'tl_notebooks'] if torch else ['-c', NO_TORCH]), 'serve', *map(str, args), '--port', str(port), '--threads',
                           '1'], env=env, stderr=subprocess.PIPE, text=True)
     try:
         for _ in range(300):
@@ -114,6 +115,22 @@ def test_files_base64_and_texts_get_the_answers_of_the_file(folders, images, tmp
         assert 'drop images here' in ask(port, 'GET', '/')[1]
         p.send_signal(signal.SIGTERM)
         assert p.wait(20) in (0, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize('exported', [True, False])
+def test_unknown_items_are_called_so_as_by_predict(knowing, theirs, tmp_path, exported):  # noqa: F811
+    from tl_notebooks.models.save import load_model
+    folder, files = knowing
+    served = export(folder, tmp_path/'e').folder if exported else folder
+    want = [*load_model(folder).predict(files, unknown=.4)]
+    with serving(served, '--unknown', .4, torch=not exported) as (_, port):
+        status, found = ask(port, 'POST', '/predict', *form(*[f.read_bytes() for f in files]))
+    assert status == 200 and [f['label'] for f in found['predictions']] == [p.label for p in want]
+    assert [f['p_known'] for f in found['predictions']] == pytest.approx([p.p_known for p in want], abs=1e-6)
+    assert 'unknown' in {p.label for p in want} != {'unknown'}
+    for wrong, says in ((served, '0.001, and'), (export(theirs[1], tmp_path/'x').folder, 'cannot tell what is unknown')):
+        done = tl('serve', wrong, '--unknown', .001, '--port', 0, cwd=tmp_path)
+        assert done.returncode == 2 and says in done.stderr, done.stderr
 
 
 def test_what_cannot_be_taken_has_a_status_and_a_reason(folders, images):  # noqa: F811

@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from .core import InputError, tl_hint
+from .core import InputError, model_folder, tl_hint
 
 # %% ../nbs/90_cli.ipynb #22d3e588
 def cmd_run(args) -> int:
@@ -92,6 +92,7 @@ def cmd_sweep(args) -> int:
 
 # %% ../nbs/90_cli.ipynb #a152ce82
 def cmd_predict(args) -> int:
+    model_folder(args.model)
     from tl_notebooks.models.folder import Model
     model = Model(args.model)
     if not model.task.classifies: return _predict_boxes(args, model)
@@ -296,6 +297,7 @@ def _add_adopt(sub) -> None:
 
 # %% ../nbs/90_cli.ipynb #6818d30a
 def cmd_export(args) -> int:
+    model_folder(args.model)
     from tl_notebooks.models.export import NotTheSame, export
     try: done = export(args.model, args.out, args.to, args.precision, args.items or '')
     except NotTheSame as e: print(f'tl export: {e}', file=sys.stderr); return 1
@@ -312,11 +314,11 @@ def _add_export(sub) -> None:
     export = sub.add_parser('export', help='hand a model on: with its preparation inside, compared with its folder')
     export.add_argument('model', metavar='MODEL', help='a model folder, or a run folder with one')
     export.add_argument('--to', metavar='FORMAT', default='onnx',
-                        help='onnx: one file from pixels or token numbers to probabilities; huggingface: a folder for '
-                             'transformers (default: onnx)')
+                        help='onnx, openvino: one file from pixels or token numbers to answers; huggingface: a folder '
+                             'for transformers (default: onnx)')
     export.add_argument('--out', metavar='DIR', required=True, help='the new folder')
     export.add_argument('--precision', metavar='NAME', default='fp32',
-                        help='fp32, fp16 or int8 of onnx (default: fp32); int8 wants --items')
+                        help='fp32, fp16 or int8 of onnx and openvino (default: fp32); int8 wants --items')
     export.add_argument('--items', metavar='PATH',
                         help='items to compare on, without labels (default: made up); half of them scale int8')
     export.set_defaults(func=cmd_export)
@@ -331,7 +333,7 @@ def cmd_serve(args) -> int:
     from tl_notebooks.serve.http import Limits, serve
     limits = Limits(args.max_bytes, args.max_pixels, args.max_items, args.seconds, args.max_waiting)
     serve(args.model, args.host, args.port, limits, os.environ.get('TL_SERVE_TOKEN', ''), args.keep or '',
-          args.keep_bytes, args.threads)
+          args.keep_bytes, args.threads, args.unknown)
     return 0
 
 def _add_serve(sub) -> None:
@@ -342,6 +344,9 @@ def _add_serve(sub) -> None:
                        help='address to listen on (default: 127.0.0.1, this machine alone); TL_SERVE_TOKEN in the '
                             'environment: a bearer token that is wanted')
     serve.add_argument('--keep', metavar='DIR', help='keep what it saw here (default: nothing is kept)')
+    serve.add_argument('--unknown', metavar='RATE', type=float,
+                       help='the label is unknown where an item of a known class would yield as much in at most this '
+                            'share of cases, such as 0.05')
     for name,kind,default,what in (('port', int, 8000, 'to listen on'),
                                    ('keep-bytes', int, 2**30, 'that are kept; the oldest make room'),
                                    ('max-bytes', int, 20 << 20, 'of a request'),
@@ -386,6 +391,7 @@ WATCH = {'max-unknown': 'share of unknown items', 'max-drift': 'evidence of drif
 
 def cmd_watch(args) -> int:
     "The use case `watch`; exit code 1 where a limit is not met"
+    model_folder(args.model)
     given = _assigned('-p', args.p, 'name=value', 'n_label=50')
     given = _beside(given, args, 'model', 'data', 'seed', *(n.replace('-', '_') for n in WATCH))
     from tl_notebooks.runs.run import run_usecase
@@ -409,6 +415,7 @@ def _add_watch(sub) -> None:
 
 # %% ../nbs/90_cli.ipynb #92b04f93
 def cmd_expand(args) -> int:
+    if not os.path.exists(args.model): model_folder(args.model)
     if args.labels: return _expand_labels(args)
     if not (args.words or args.corpus) and _task(args.model) == 'boxes': return _expand_boxes(args)
     if given := [n for n in ('format', 'annotations', 'exif', 'clip') if getattr(args, n)]:
@@ -419,7 +426,7 @@ def cmd_expand(args) -> int:
     from tl_notebooks.runs.record import figure_text
     join, rename = (_assigned(f'--{n}', getattr(args, n), 'class=class', 'bolt=screw', empty=False)
                     for n in ('join', 'rename'))
-    done = expand_model(args.model, args.data or '', args.out or '', args.mode or 'exact', args.old or '', args.remove,
+    done = expand_model(args.model, args.data or '', args.out or '', args.mode or '', args.old or '', args.remove,
                         join, rename,
                         Limits(args.max_old_drop, args.min_new_accuracy, args.max_logit_change), args.test_pct,
                         args.seed, args.on_bad, args.correct or '', args.memory,
@@ -441,6 +448,7 @@ def _expand_labels(args) -> int:
     with labelled_items(args.model, given) as args.data: return cmd_expand(args)
 
 def cmd_merge(args) -> int:
+    model_folder(args.model); model_folder(args.other)
     from tl_notebooks.expand.classes import merge_models
     print(merge_models(args.model, args.other, args.out, args.common or ''))
     return 0
@@ -788,7 +796,8 @@ def _add_expand(sub) -> None:
     expand.add_argument('--mode',
                         help='exact: the head of joint training; keep-scores: old logits keep their bits; few: of an '
                              'adopted model with few old items, a head on its scores; fine-tune: the last layers '
-                             'learn too; auto: what it takes (default: exact; for a detector fine-tune)')
+                             'learn too; auto: what it takes (default: exact; of an adopted model auto; for a '
+                             'detector fine-tune)')
     expand.add_argument('--out', metavar='DIR', help='the new model folder (default: below outputs/expand)')
     expand.add_argument('--old', metavar='PATH', help='items of old classes to judge by; nothing is learned from them')
     expand.add_argument('--words', metavar='FILE', help='text models: new words for the tokenizer, one a line')

@@ -411,6 +411,7 @@ class _Job:
     x:torch.Tensor|None=None       # features of the new items
     held:HeldOut|None=None         # items that say what is usual, with the parent's logits of old ones
     pairs:list = field(default_factory=list)
+    through:list|None=None         # the outcome of `_through`
 
     @property
     def added(self) -> list[str]: return [c for c in self.classes if c not in self.known]
@@ -431,7 +432,7 @@ def _check_request(mode:str, anything:bool, changes:bool, limits:Limits, tuning:
                          "label corrected; accepted: mode 'exact'.")
 
 def _check_job(job:_Job, mode:str, test_pct:float) -> None:
-    if mode == 'few' and (not is_adopted(job.model) or not job.added or not job.same or job.fixed or job.gone):
+    if mode == 'few' and not _may_few(job):
         raise InputError("`few` is for an adopted model with a few items of each old class, and for new classes beside "
                          "them; accepted otherwise: mode 'exact'.")
     if mode == 'keep-scores' and not job.added:
@@ -452,7 +453,7 @@ def expand_model(
     parent:str|Path,             # Model folder, or run folder with one
     data:str|Path|LabelledData='', # New items, as for the model, or already read; '': only the changes below
     out:str|Path='',             # The new model folder, which must not exist; '': below outputs/expand
-    mode:str='exact',            # Of `MODES`
+    mode:str='',                 # Of `MODES`; '': auto of a model that was adopted, else exact
     old:str|Path|LabelledData='', # Items of old classes that nothing has learned from, to judge by
     remove:Sequence[str]=(),     # Classes that go
     join:dict[str, str]|None=None,   # class → the class that its rows now belong to
@@ -468,9 +469,10 @@ def expand_model(
 ) -> Expansion:
     "A larger model and its certificate, from a model with statistics; a wrong request is an `InputError`"
     tuning, limits = tuning or Tuning(), limits or Limits()
-    _check_request(mode, bool(_asked(data) or remove or join or rename or correct), bool(remove or join or correct),
+    _check_request(mode or 'exact', bool(_asked(data) or remove or join or rename or correct), bool(remove or join or correct),
                    limits, tuning)
     out, model = free_folder(out), Model(parent)
+    mode = mode or ('auto' if is_adopted(model) else 'exact')
     if mode == 'fine-tune': model.must_train("mode 'fine-tune'")
     if memory is not None: take_exemplars([], [], memory) # whether it is a number that can be meant
     fixes = read_corrections(model, correct) if correct else []
@@ -578,10 +580,16 @@ def _make(job:_Job, mode:str) -> _Made:
     return made
 
 # %% ../../nbs/expand/10_classes.ipynb #e44c12f6
+def _may_few(job:_Job) -> bool:
+    "Whether new classes come beside an adopted model's old ones, of each of which there are items"
+    return is_adopted(job.model) and bool(job.added) and job.same and not job.fixed and not job.gone
+
 def _through(job:_Job) -> Through|None:
     "A head through the scores of the model's own; None where the one that is solved from all features is as good"
-    parts = [raw_head(p) for p in getattr(job.model.net.head, 'parts', [job.model.net.head])]
-    return rows_through(*(np.concatenate(v) for v in zip(*parts)), job.grown)
+    if job.through is None:
+        parts = [raw_head(p) for p in getattr(job.model.net.head, 'parts', [job.model.net.head])]
+        job.through = [rows_through(*(np.concatenate(v) for v in zip(*parts)), job.grown)]
+    return job.through[0]
 
 # %% ../../nbs/expand/10_classes.ipynb #b7b22c34
 def _ways(job:_Job) -> list[str]:
@@ -591,15 +599,24 @@ def _ways(job:_Job) -> list[str]:
                              and getattr(job.model.net.body, 'trains', True)) else []
     keep = ['keep-scores'] if job.added and job.same else []
     if job.gone: return ['keep-scores']
-    return keep + ['exact'] if keep and job.limits.max_logit_change is not None else ['exact', *keep, *tune]
+    solve = [*(['few'] if _may_few(job) and _through(job) else []), 'exact']
+    return keep + solve if keep and job.limits.max_logit_change is not None else [*solve, *keep, *tune]
 
 def _why(job:_Job, c:dict, n:int) -> str:
     pairs = (f"{len(job.pairs)} pairs of a new class and another are close" if job.pairs
              else "no new class is close to another in this body's features")
     more = '' if not job.pairs or c['mode'] == 'fine-tune' else "; `fine-tune` might help" + ('' if job.old
             else ", and needs some old items (`memory` of the parent, or `replay`)")
+    if c['mode'] == 'few': pairs = _why_few(job) + (f"; {pairs}" if job.pairs else '')
     judged = f"; {n} ways were judged by the same items, so the limits were met with that many tries" if n > 1 else ''
     return f"auto took {c['mode']}: {pairs}{more}{judged}."
+
+def _why_few(job:_Job) -> str:
+    n, found = job.statistics.counts, job.through[0]
+    said = (f"each left out, they are told apart in {100*found.left_out:.0f} % of cases by a head on the old scores, in "
+            f"{100*found.instead_of:.0f} % by one on all features" if found.left_out is not None
+            else "and one cannot be left out, so the old head's scores are trusted to know more of its class")
+    return f"there are {n.min()} to {n.max()} old items of each class, {said}"
 
 def _made(job:_Job, way:str, tried:list) -> _Made|None:
     "One way, judged; None where fine-tuning was undone"

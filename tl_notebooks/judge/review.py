@@ -7,8 +7,10 @@ __all__ = ['Doubt', 'doubts', 'review_page']
 
 # %% ../../nbs/judge/62_review.ipynb #7e28e9c2
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 import numpy as np
 from .label import image_uri
 from .pages import render_page
@@ -21,13 +23,17 @@ class Doubt:
     label:str
     probs:dict[str, float]
     learned:bool
+    text:bool = False # whether the item is a text, not a path
+    def short(self) -> str:
+        "The beginning of a text, or the name of a file"
+        return textwrap.shorten(self.item, 60, placeholder=' …') if self.text else Path(self.item).name
     def says(self) -> str:
         "The likeliest classes"
         best = sorted(self.probs.items(), key=lambda p: -p[1])[:3]
         return ', '.join(f'{c} {v:.2f}' for c,v in best)
 
 def doubts(
-    items:Sequence, # Paths of images, or texts
+    items:Sequence, # Paths of images, or texts as `str`
     y:np.ndarray,   # (n,) their class numbers
     probs:np.ndarray, # (n, k) from a model that did not learn from them
     classes:Sequence[str],
@@ -37,7 +43,8 @@ def doubts(
     "Those whose own label is not likely, the least likely first"
     own = probs[np.arange(len(y)), y]
     order = [i for i in np.argsort(own, kind='stable') if own[i] < .5 or probs[i].argmax() != y[i]][:n]
-    return [Doubt(str(items[i]), classes[y[i]], dict(zip(classes, map(float, probs[i]))), learned) for i in order]
+    return [Doubt(str(items[i]), classes[y[i]], dict(zip(classes, map(float, probs[i]))), learned,
+                  isinstance(items[i], str)) for i in order]
 
 def review_page(found:Sequence[Doubt], classes:Sequence[str], column:str='path', max_pixels:int=50_000_000) -> str:
     "One page, no server: a pager with large images, labels, probabilities and `corrections.csv` to save"

@@ -285,6 +285,9 @@ def watch(
 
 def read_state(folder:str|Path, model:Model, s:int) -> DriftState:
     "The state that an earlier night left in `folder`, of the same model"
+    if not (Path(folder)/'watch.json').is_file():
+        raise InputError(f"`since`: `{folder}` holds no watch.json; accepted: the folder of an earlier watch, or none, to "
+                         f"begin anew.")
     said = read_json(Path(folder)/'watch.json', 'watch')
     if said.get('model') != model.manifest['sha256']:
         raise InputError(f"`since`: `{folder}` is about another model; accepted: the folder of an earlier watch of "

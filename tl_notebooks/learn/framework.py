@@ -96,7 +96,13 @@ class FrameworkBody(nn.Module):
             n = (x >= 0).sum(1, keepdim=True)
             x = x.gather(1, (torch.arange(x.shape[1], device=x.device)[None] + n) % x.shape[1])
         mask = x >= 0
-        return self.pooled(self.model(input_ids=torch.where(mask, x, self.pad), attention_mask=mask.long()))
+        return self.pooled(self.model(input_ids=torch.where(mask, x, self.pad), attention_mask=mask.long(),
+                                      **self.kinds(x)))
+
+    def kinds(self, x) -> dict:
+        "XLNet's own kind for the token that ends a text, as its tokenizer numbers it; nothing for other models"
+        if getattr(getattr(self.model, 'config', None), 'model_type', '') != 'xlnet': return {}
+        return dict(token_type_ids=2*(torch.arange(x.shape[1], device=x.device) == x.shape[1] - 1).long().expand_as(x))
 
     def pooled(self, out) -> torch.Tensor:
         out = logits_of(out)

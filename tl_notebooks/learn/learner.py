@@ -308,10 +308,17 @@ def refit(self:TransferLearner, **kwargs) -> RidgeHead:
     n = sum(map(len, self.probe_features[1::2])) # what follows them has no label of its own
     self.opt, self.statistics = None, ClassStatistics.from_features(x[:n], y[:n], len(found.weight),
             kwargs.get('prior'))
-    self.refitted, scores = True, found.loo_scores[:n]*found.scale
-    self.left_out = y[:n].numpy(), torch.from_numpy(scores).softmax(1).numpy() # classes, probabilities without each
+    self.refitted, scores, at = True, found.loo_scores[:n]*found.scale, np.argsort(self._places())
+    # classes and probabilities without each, in the order of the data: training items, then validation items
+    self.left_out = y[:n].numpy()[at], torch.from_numpy(scores).softmax(1).numpy()[at]
     self.mark('solved', 'statistics')
     return found
+
+@patch
+def _places(self:TransferLearner) -> np.ndarray: # (n,) place among training and validation items of each probed row
+    "Batches of texts come by length, not in the order of the data"
+    with without_augmentation(self.dls[0]) as train: at = [*train.get_idxs()]
+    return np.array(at + [len(at) + i for i in self.dls[1].get_idxs()], int)
 
 # %% ../../nbs/learn/30_learner.ipynb #df62198b
 @patch

@@ -108,6 +108,8 @@ def preparation(found:Found, said:dict) -> tuple[dict, list[str]]: # For the man
     said |= {k: three(said[k], k) for k in ('mean', 'std') if k in said}
     for k,ok in (('resize', RESIZES), ('interpolation', INTERPOLATIONS), ('order', ('rgb', 'bgr'))):
         if k in said and said[k] not in ok: raise InputError(f"`{k}` is {said[k]!r}; accepted: {', '.join(ok)}.")
+    if said and found.prepare: # its own is not meant
+        found.prepare, found.notes = None, [*found.notes, f"preparation by {found.said_by}, but as given: {', '.join(said)}"]
     usual = dict(size=224, resize='short', middle='round', interpolation='bilinear_exact', mean=[.485, .456, .406],
                  std=[.229, .224, .225])
     pre = usual | (found.preparation or {}) | said
@@ -226,14 +228,15 @@ def _cut(found:Found, before:_Before, pre:dict, assumed:list[str], classes) -> _
     at, k, make = (_onnx_head if found.library == 'onnx' else _framework_head)(found, before, pre)
     names = check_classes(read_classes(classes) or found.classes, k, found.name)
     if k < 2: raise InputError(f"`{found.name}` gives one score; accepted: classifiers of two or more classes.")
-    text, net = dict(pad=found.pad) if found.texts else {}, make()
+    text, net = dict(pad=found.pad) | (dict(left=True) if found.left else {}) if found.texts else {}, make()
     info = dict(name=found.name, library=found.library, model=found.arch, args=found.args, at=at, source='adopted',
                 weights_sha256=weights, licence=found.licence, n_features=net.n_features,
                 assumed=assumed or None) | text | pre
     report = dict(source=found.name, sha256=found.sha256, library=found.library, architecture=found.arch,
                   head=net.body.head.logits if found.library == 'onnx' else at,
                   features=net.n_features, classes=len(names), prepared_by=found.said_by or None, assumed=assumed,
-                  preparation={k: v for k,v in pre.items() if k not in ('precision', 'layers')})
+                  preparation={k: v for k,v in pre.items() if k not in ('precision', 'layers')},
+                  notes=[*found.notes, *_rounded(found, before, pre)])
     return _Parts(found, net.eval(), info, names, report)
 
 def _framework_head(found:Found, before:_Before, pre:dict) -> tuple[str, int, Callable]:
@@ -241,7 +244,7 @@ def _framework_head(found:Found, before:_Before, pre:dict) -> tuple[str, int, Ca
     run = (lambda: found.model(before.sample)) if not found.texts else _text_run(found, before.sample)
     at, w, b = ('', *found.head) if found.head else find_head(found.model, run, f'`{found.name}`')
     def make():
-        net = framework_net(found.model, at, len(w), before.sample, found.pad if found.texts else None)
+        net = framework_net(found.model, at, len(w), before.sample, found.pad if found.texts else None, found.left)
         keep_rows(net, w, b)
         return net
     return at, len(w), make
@@ -253,6 +256,16 @@ def _onnx_head(found:Found, before:_Before, pre:dict) -> tuple[str, int, Callabl
         raise InputError(f"`{found.name}`: its last linear layer works on features of shape {shape}. Accepted: one row "
                          f"for each input.")
     return net.body.head.features, net.body.head.rows, lambda: net
+
+def _rounded(found:Found, before:_Before, pre:dict) -> list[str]:
+    "How far a file of half precision is from its own numbers in float32"
+    if not found.as_it_came: return []
+    if found.texts: # one after the other, as its own scores
+        x = [found.tok([t or ' '], truncation=True, max_length=found.max_tokens, return_tensors='pt') for t in before.items]
+        own = torch.cat([found.as_it_came(**{k: e[k] for k in ('input_ids', 'attention_mask')}) for e in x])
+    else: own = torch.cat([found.as_it_came(part) for part in normalized(before.items, pre).split(8)])
+    apart = float((own - before.scores).abs().max())
+    return [f"the file itself, which rounds on the way, differs from that by up to {apart:.2g} on these items"]
 
 def _text_run(found:Found, ids:torch.Tensor) -> Callable:
     mask = ids >= 0
@@ -319,8 +332,8 @@ def _old_items(model:Model, data, columns:dict|None, report:dict) -> dict:
     report['old_items'] = dict(n=len(y), right=int(right.sum()), per_class=dict(zip(model.classes, map(int, counts))),
                                fingerprint=d.fingerprint)
     checked = check_preparation(model, items, y)
-    report['notes'] = [f"old items: the model is right on {right.sum()} of {len(y)}",
-                       *(checked.lines() if checked else [])]
+    report['notes'] += [f"old items: the model is right on {right.sum()} of {len(y)}",
+                        *(checked.lines() if checked else [])]
     if checked: report['preparation_checked'] = checked.as_json()
     s = ClassStatistics.from_features(x, y, len(model.classes))
     return dict(statistics=statistics_state(s), held=HeldOut.of(x, y, logits, False),

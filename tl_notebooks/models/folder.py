@@ -26,8 +26,8 @@ import torch
 from torch import nn
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
-from ..core import (InputError, Shown, did_you_mean, figure_text, hash_file, hash_state, progress, read_json,
-                               whole_folder)
+from ..core import (InputError, Shown, did_you_mean, figure_text, hash_file, hash_state, model_folder, progress,
+                               read_json, whole_folder)
 from ..data.splits import LabelledData
 from ..learn.checkpoints import load_tensors
 from ..learn.box_predict import BoxPrediction, check_request, chosen_threshold, is_video, predict_boxes
@@ -164,10 +164,7 @@ def _save_text_parts(folder:Path, net:TransferNet, tok) -> None:
 # %% ../../nbs/models/00_folder.ipynb #a17705b9
 def read_manifest(folder:str|Path) -> dict:
     "The manifest of a model folder whose files are all there and unchanged; an `InputError` names what is not"
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"model `{folder}` is not a folder. " + _models_near(folder))
-    if not (folder/'manifest.json').is_file() and (folder/'model'/'manifest.json').is_file(): folder = folder/'model'
+    folder = model_folder(folder)
     path = folder/'manifest.json'
     m = read_json(path, 'model manifest')
     _check_fields(m, path)
@@ -185,15 +182,6 @@ def read_manifest(folder:str|Path) -> dict:
     return m | {'folder': folder}
 
 # %% ../../nbs/models/00_folder.ipynb #88bffcb8
-def _models_near(folder:Path) -> str:
-    "The model folders beside one that is not there, or where such are found"
-    if not folder.parent.is_dir(): return f"Nor is `{folder.parent}`. A run keeps its model in RUN/model."
-    def below(d, *ways): return {p.parents[w.endswith('/model')] for w in ways for p in d.glob(f'{w}/manifest.json')}
-    near = sorted(p.relative_to(folder.parent) for p in below(folder.parent, '*', '*/model', '*/*/model'))
-    near = near or sorted(below(Path('outputs'), '*/*/model'))
-    return did_you_mean(folder.name, near) if near else (
-        f"There is no model folder in `{folder.parent}` either. A run keeps its model in RUN/model.")
-
 def _check_fields(m:dict, path:Path) -> None:
     if m.get('schema') != SCHEMA:
         raise InputError(f"`{path}`: `schema` is {m.get('schema')!r}; this version reads {SCHEMA!r}.")
@@ -520,9 +508,20 @@ def observe(self:Model, inputs:Iterable, bs:int=32, desc:str='watching') -> Iter
         if good is None:
             yield Observed(part, errors, np.zeros((0, self.net.n_features)), np.zeros((0, len(self.classes))))
             continue
-        with torch.inference_mode():
-            x = features(self.task.normal(good))
-            yield Observed(part, errors, x.float().cpu().numpy(), self.net.head(x).float().cpu().numpy())
+        yield Observed(part, errors, *self._looked_at(good, features))
+
+@patch
+def _looked_at(self:Model, batch:torch.Tensor, features:Callable) -> tuple[np.ndarray, np.ndarray]:
+    "Features (n, d) and logits (n, k) of what the network takes"
+    with torch.inference_mode():
+        x = features(self.task.normal(batch))
+        return x.float().cpu().numpy(), self.net.head(x).float().cpu().numpy()
+
+@patch
+def seen(self:Model, batch:torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    "Probabilities (n, k) and features (n, d) of what the network takes"
+    x, logits = self._looked_at(batch, self._features(len(batch)))
+    return torch.from_numpy(logits).softmax(1).numpy(), x
 
 # %% ../../nbs/models/00_folder.ipynb #9e01f921
 @dataclass

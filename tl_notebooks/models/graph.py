@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPSET', 'FILTERS', 'REACH', 'resize_functions', 'square_graph', 'load_onnx', 'plain_net', 'trace_graph', 'joined',
-           'image_graph', 'text_graph', 'whole_tokenizer']
+           'image_graph', 'text_graph', 'graph_part', 'whole_tokenizer']
 
 # %% ../../nbs/models/40_graph.ipynb #22db4cdb
 import copy
@@ -15,6 +15,7 @@ import warnings
 import torch
 from torch import nn
 from ..core import InputError, install_hint
+from ..heads.unknown import NEAREST, Unknown
 from ..learn.vision import GREY
 from .folder import Model
 
@@ -201,22 +202,27 @@ square (uint8[n,h,w,3] images) => (uint8[n,3,{size},{size}] square) {{
   twice = Mul(less_width, two)
   more = Greater(less_height, twice)
   height_first = And(shrinks, more)
+  nobody = Constant<value=int64[1] {{0}}>()
+  all = Shape<start=0, end=1>(shaped)
+  height_first_int = Cast<to=7>(height_first)
+  some = Mul(all, height_first_int)
+  axis_n = Constant<value=int64[1] {{0}}>()
+  high = Slice(shaped, nobody, some, axis_n)
+  broad = Slice(shaped, some, all, axis_n)
   to_height, to_width = Split<num_outputs=2>(sizes)
-  resized = If(height_first) <
-    then_branch = height_then_width () => (uint8[n,3,x,y] first) {{
-      low = tl.tall(shaped, to_height)
-      first = tl.wide(low, to_width)
-    }},
-    else_branch = width_then_height () => (uint8[n,3,x,y] second) {{
-      narrow = tl.wide(shaped, to_width)
-      second = tl.tall(narrow, to_height)
-    }}>
+  low = tl.tall(high, to_height)
+  from_high = tl.wide(low, to_width)
+  narrow = tl.wide(broad, to_width)
+  from_broad = tl.tall(narrow, to_height)
+  resized = Concat<axis=0>(from_high, from_broad)
   size_hw = Constant<value=int64[2] {{{size},{size}}}>()
   rest = Sub(sizes, size_hw)''' + '{middle}' + '''
   corner_end = Add(corner, size_hw)
   middle = Slice(resized, corner, corner_end, axes_hw)
   colours = Constant<value=int64[3] {{{order}}}>()
-  square = Gather<axis=1>(middle, colours)
+  in_order = Gather<axis=1>(middle, colours)
+  known_shape = Constant<value=int64[4] {{-1,3,{size},{size}}}>()
+  square = Reshape(in_order, known_shape)
 }}'''
 
 # %% ../../nbs/models/40_graph.ipynb #b17ea888
@@ -250,18 +256,42 @@ def load_onnx():
     return onnx
 
 # %% ../../nbs/models/40_graph.ipynb #6cd4313f
-class _Squares(nn.Module):
-    "(n, 3, size, size) uint8 to (n, classes)"
-    def __init__(self, net:nn.Module, mean:torch.Tensor, std:torch.Tensor):
+class _Known(nn.Module):
+    "(n, d) features to (n,) float32: what `Unknown.p_values` says of them"
+    def __init__(self, u:Unknown):
         super().__init__()
-        self.net = net
+        w = u.whiten
+        for k,v in dict(mean=w.mean, by=w.by, axes=w.axes, factors=w.factors, rows=u.rows, held=u.held).items():
+            self.register_buffer(k, torch.as_tensor(v, dtype=torch.float32))
+    def forward(self, x):
+        z = (x - self.mean)/self.by
+        z = z + ((z @ self.axes)*self.factors) @ self.axes.T
+        cos = (z/z.norm(dim=1, keepdim=True).clamp(min=1e-12)) @ self.rows.T
+        score = 1 - cos.topk(min(NEAREST, cos.shape[1]), 1).values.mean(1)
+        return (1 + (self.held >= score[:,None]).float().sum(1))/(len(self.held) + 1)
+
+class _Answers(nn.Module):
+    "What a network takes, to (n, classes) probabilities and, where that can be told, (n,) `p_known`"
+    def __init__(self, net:nn.Module, judge:Unknown|None):
+        super().__init__()
+        self.net, self.known = net, judge and _Known(judge)
+    def forward(self, *xb):
+        x = self.net.features(*xb)
+        probabilities = self.net.head(x).softmax(1)
+        return (probabilities, self.known(x)) if self.known else probabilities
+
+class _Squares(nn.Module):
+    "The same of (n, 3, size, size) uint8"
+    def __init__(self, answers:nn.Module, mean:torch.Tensor, std:torch.Tensor):
+        super().__init__()
+        self.answers = answers
         self.register_buffer('mean', mean); self.register_buffer('std', std)
-    def forward(self, x): return self.net((x.float()/255 - self.mean)/self.std).softmax(1)
+    def forward(self, x): return self.answers((x.float()/255 - self.mean)/self.std)
 
 class _TokenNumbers(nn.Module):
-    "(n, tokens) int64 token numbers and a mask of those that are there, to (n, classes)"
-    def __init__(self, net:nn.Module): super().__init__(); self.net = net
-    def forward(self, ids, mask): return self.net(torch.where(mask > 0, ids, -1)).softmax(1)
+    "The same of (n, tokens) int64 token numbers and a mask of those that are there"
+    def __init__(self, answers:nn.Module): super().__init__(); self.answers = answers
+    def forward(self, ids, mask): return self.answers(torch.where(mask > 0, ids, -1))
 
 def plain_net(model:Model) -> nn.Module:
     "A copy of a model's network, whole and in float32, that torch computes on the CPU"
@@ -282,31 +312,38 @@ def trace_graph(module:nn.Module, sample:tuple, inputs:dict[str, dict], outputs:
                              f"{' '.join(str(e).split())[:200]}).") from None
         return onnx.load(f'{tmp}/net.onnx')
 
-def joined(first, second, name:str):
-    "Two graphs, the output `name` of the first going into the second"
+def joined(first, second, *names:str, prefix:str='net/'):
+    "Two graphs, the outputs `names` of the first going into the second, whose other names get the prefix"
     onnx = load_onnx()
     second.ir_version = first.ir_version = max(first.ir_version, second.ir_version)
-    out = onnx.compose.merge_models(first, onnx.compose.add_prefix(second, 'net/', rename_outputs=False),
-                                    [(name, f'net/{name}')])
+    out = onnx.compose.merge_models(first, onnx.compose.add_prefix(second, prefix, rename_outputs=False),
+                                    [(name, prefix + name) for name in names])
     del out.opset_import[1:] # the same operators twice
     out.producer_name = 'tl_notebooks'
     return out
 
-def image_graph(model:Model):
-    "Graph of an image classifier: `images` (n, h, w, 3) uint8 → `probabilities` (n, classes)"
+def _outputs(judge:Unknown|None) -> dict[str, dict]:
+    return {k: {0: 'n'} for k in ('probabilities', *['p_known']*(judge is not None))}
+
+def image_graph(model:Model, judge:Unknown|None=None):
+    """Graph of an image classifier: `images` (n, h, w, 3) uint8 → `probabilities` (n, classes) and, with a judge,
+    `p_known` (n,)"""
     task, size = model.task, model.task.pre['size']
-    net = _Squares(plain_net(model), task.mean.cpu(), task.std.cpu())
+    net = _Squares(_Answers(plain_net(model), judge), task.mean.cpu(), task.std.cpu())
     sample = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
-    traced = trace_graph(net, (sample,), dict(square={0: 'n'}), dict(probabilities={0: 'n'}))
+    traced = trace_graph(net, (sample,), dict(square={0: 'n'}), _outputs(judge))
     return joined(square_graph(**task.reading), traced, 'square')
 
-def text_graph(model:Model):
-    "Graph of a text classifier: `input_ids` and `attention_mask` (n, tokens) int64 → `probabilities` (n, classes)"
+def text_graph(model:Model, judge:Unknown|None=None):
+    "Graph of a text classifier: `input_ids` and `attention_mask` (n, tokens) int64 → the same"
     ids = model.task.sample(model.net).cpu().clamp(min=0)
     mask = torch.ones_like(ids); mask[1, ids.shape[1]//2:] = 0
-    axes = {0: 'n', 1: 'tokens'}
-    return trace_graph(_TokenNumbers(plain_net(model)), (ids, mask), dict(input_ids=axes, attention_mask=axes),
-                       dict(probabilities={0: 'n'}))
+    axes, net = {0: 'n', 1: 'tokens'}, _TokenNumbers(_Answers(plain_net(model), judge))
+    return trace_graph(net, (ids, mask), dict(input_ids=axes, attention_mask=axes), _outputs(judge))
+
+def graph_part(graph, part:str) -> list[str]:
+    "Names of the nodes that a part of the network became, as `known`"
+    return [n.name for n in graph.graph.node if f'/{part}/' in n.name]
 
 # %% ../../nbs/models/40_graph.ipynb #d727d387
 def whole_tokenizer(model:Model) -> str: # For tokenizer.json

@@ -138,7 +138,7 @@ class Review:
     doubts:list[Doubt]
     def __repr__(self):
         return '\n'.join([f"{len(self.doubts)} wrong or unsure{', see review.html' if self.doubts else ''}"] + [
-            f"{Path(d.item).name}: labelled {d.label}; the model says {d.says()}" for d in self.doubts[:5]])
+            f"{d.short()}: labelled {d.label}; the model says {d.says()}" for d in self.doubts[:5]])
     def _repr_mimebundle_(self, **kwargs):
         out = {'text/plain': repr(self)}
         if not self.doubts or watched() != 'cell': return out
@@ -147,14 +147,15 @@ class Review:
 
 # %% ../../nbs/runs/35_steps.ipynb #58677e45
 def look_through(run:Run, learn:TransferLearner, found:Evaluation) -> Review:
-    "A pager of wrong and unsure images: those that the head was solved from, judged without each, and test images"
+    "A pager of wrong and unsure items: those that the head was solved from, judged without each, and test items"
     data, of, max_pixels = learn.data, [], getattr(run.p, 'max_pixels', 50_000_000)
+    column, items = ('text', data.texts) if hasattr(data, 'texts') else ('path', data.files)
     if learn.kept != 'fine-tuned' and hasattr(learn, 'left_out'):
         y, probs = learn.left_out
-        of += doubts([f for s in ('train', 'valid') for f in data.files(s)], y, probs, data.classes, True)
-    of += doubts(data.files('test'), found.y, found.probs, data.classes, False)
+        of += doubts([i for s in ('train', 'valid') for i in items(s)], y, probs, data.classes, True)
+    of += doubts(items('test'), found.y, found.probs, data.classes, False)
     if of:
-        with atomic_write(run.folder/'review.html') as f: f.write(review_page(of, data.classes, 'path', max_pixels))
+        with atomic_write(run.folder/'review.html') as f: f.write(review_page(of, data.classes, column, max_pixels))
     return Review(run.folder, of)
 
 # %% ../../nbs/runs/35_steps.ipynb #b63177f2

@@ -30,9 +30,10 @@ class FolderEngine:
         from tl_notebooks.models.folder import Model
         self.model = model = Model(folder)
         if not model.task.classifies:
-            raise InputError(f"`{folder}` is a detector; accepted by a server: classifiers of images and texts.")
+            raise InputError(f"`{folder}` is the folder of a detector; accepted by a server: an export of it (`tl "
+                             f"export {folder} --out DIR`), or a classifier.")
         self.classes, self.info, self.version = model.classes, model.manifest, model.manifest['sha256']
-        self.folder, self.task = model.manifest['folder'], model.manifest['task']
+        self.folder, self.task, self.judged = model.manifest['folder'], model.manifest['task'], None
         self.info = {k: v for k,v in self.info.items() if k != 'folder'}
 
     def take(self, given:bytes|str, max_pixels:int=MAX_PIXELS):
@@ -44,14 +45,24 @@ class FolderEngine:
         try: return image_tensor(decode_image(given, max_pixels, t.depth, t.side)[0], **t.reading)
         except BadImage as e: raise InputError(f"the image cannot be read ({e.detail}).") from None
 
-    def answer(self, taken:Sequence) -> list[np.ndarray]:
-        "(k,) float32 probabilities of each input"
-        return [*self.model.probabilities(self.model.task.batch(taken)).numpy()] if len(taken) else []
+    def answers(self, taken:Sequence) -> list[dict[str, np.ndarray]]:
+        "`probabilities` (k,) of each input, and `p_known` where the folder can tell"
+        if not len(taken): return []
+        m, batch = self.model, self.model.task.batch(taken)
+        if not self.judged: return [dict(probabilities=p) for p in m.probabilities(batch).numpy()]
+        probabilities, features = m.seen(batch)
+        return [dict(probabilities=p, p_known=k) for p,k in zip(probabilities, self.judged.p_values(features))]
 
-def load_engine(folder:str|Path, threads:int=0) -> Exported|FolderEngine:
-    "What answers for an exported folder, a model folder or a run folder"
+    def need_unknown(self, rate:float) -> None:
+        "An `InputError` where the folder cannot tell what is unknown at this rate"
+        self.judged = self.model.need_unknown(rate)
+
+def load_engine(folder:str|Path, threads:int=0, unknown:float|None=None) -> Exported|FolderEngine:
+    "What answers for an exported folder, a model folder or a run folder, and can tell what is `unknown` at this rate"
     folder = Path(folder)
-    return (Exported if (folder/'export.json').is_file() else FolderEngine)(folder, threads)
+    engine = (Exported if (folder/'export.json').is_file() else FolderEngine)(folder, threads)
+    if unknown is not None: engine.need_unknown(unknown)
+    return engine
 
 def version_of(folder:str|Path) -> str:
     "What a folder says it is now; '' where it cannot be read"
@@ -124,19 +135,20 @@ class Served:
     engine:object
     batcher:Batcher|None=None
     threads:int=0
+    unknown:float|None=None # rate at which it says that an item is unknown
 
-    def answer(self, pairs:Sequence) -> list[np.ndarray]:
+    def answer(self, pairs:Sequence) -> list[dict]:
         "Answers for (engine, item) pairs: each by the engine that took the item"
         out = [None]*len(pairs)
         for engine in {id(e): e for e,_ in pairs}.values():
             mine = [k for k,(e,_) in enumerate(pairs) if e is engine]
-            for k,p in zip(mine, engine.answer([pairs[k][1] for k in mine])): out[k] = p
+            for k,p in zip(mine, engine.answers([pairs[k][1] for k in mine])): out[k] = p
         return out
 
     def reload(self) -> bool:
         "Load what the folder holds now, if that is another version"
         if version_of(self.folder) in ('', self.engine.version): return False
-        try: self.engine = load_engine(self.folder, self.threads)
+        try: self.engine = load_engine(self.folder, self.threads, self.unknown)
         except Exception as e: # half copied, or damaged: the old one answers
             print(f'tl serve: {self.name} stays at {self.engine.version[:12]}: {e}', file=sys.stderr)
             return False

@@ -99,10 +99,17 @@ def _json_items(body:bytes, what:str) -> list[bytes|str]:
     except ValueError: raise Refused(422, '"images" are not valid base64') from None
 
 # %% ../../nbs/serve/10_http.ipynb #7a7a04a6
-def answer_of(probabilities:np.ndarray, classes:Sequence[str]) -> dict:
-    best = int(probabilities.argmax())
-    return dict(label=classes[best], probability=float(probabilities[best]),
-                probabilities={c: float(p) for c,p in zip(classes, probabilities)})
+def answer_of(answer:dict[str, np.ndarray], classes:Sequence[str], unknown:float|None=None) -> dict:
+    "What goes out: label and probabilities, or boxes; the label `unknown` where so few known items are as strange"
+    if 'boxes' in answer:
+        return dict(boxes=[dict(label=classes[int(k)], score=float(s), box=[round(float(v), 2) for v in b])
+                           for b,s,k in zip(*(answer[n] for n in ('boxes', 'scores', 'classes')))])
+    p = answer['probabilities']
+    best = int(p.argmax())
+    out = dict(label=classes[best], probability=float(p[best]), probabilities=dict(zip(classes, map(float, p))))
+    if unknown is None: return out
+    known = float(answer['p_known'])
+    return out | dict(p_known=known) | (dict(label='unknown') if known <= unknown else {})
 
 @dataclass
 class Server:
@@ -145,7 +152,7 @@ class Server:
         good = [k for k,t in enumerate(run) if not isinstance(t, dict)]
         if not good: raise Refused(422, run[0]['error'])
         answers = await served.batcher.ask([Item((engine, run[k])) for k in good])
-        for k,p in zip(good, answers): run[k] = answer_of(p, engine.classes)
+        for k,p in zip(good, answers): run[k] = answer_of(p, engine.classes, served.unknown)
         return run
 
 # %% ../../nbs/serve/10_http.ipynb #a8095b48
@@ -232,7 +239,7 @@ def _add_routes(app, server:Server) -> None:
     app.add_api_route('/', form, methods=['GET'], include_in_schema=False)
 
 # %% ../../nbs/serve/10_http.ipynb #59bb0b93
-def load_served(given:Sequence[str], threads:int=0) -> dict[str, Served]:
+def load_served(given:Sequence[str], threads:int=0, unknown:float|None=None) -> dict[str, Served]:
     "Models by name: folders, or NAME=FOLDER"
     out = {}
     for text in given:
@@ -241,7 +248,7 @@ def load_served(given:Sequence[str], threads:int=0) -> dict[str, Served]:
         name = name or (path.parent.name if path.name == 'model' else path.resolve().name)
         if name in out or '/' in name:
             raise InputError(f"two models are called {name!r}; accepted: NAME=FOLDER for each, without a slash.")
-        out[name] = Served(name, path, load_engine(path, threads), threads=threads)
+        out[name] = Served(name, path, load_engine(path, threads, unknown), threads=threads, unknown=unknown)
     if not out: raise InputError("no model; accepted: one folder or more.")
     return out
 
@@ -262,12 +269,13 @@ def serve(
     token:str='',          # '': none is wanted
     keep:str|Path='', keep_bytes:int=2**30, # Folder for what it saw; '': nothing is kept
     threads:int=0,
+    unknown:float|None=None, # Rate at which known items may be called unknown; `None`: nothing is
 ) -> None:
     "Answer until SIGTERM or Ctrl-C; requests that have begun are answered first"
     try: import uvicorn
     except ImportError: raise InputError(f"`tl serve` needs uvicorn: {install_hint('uvicorn', 'fastapi')}") from None
     limits, sock = limits or Limits(), listening(host, port)
-    server = Server(load_served(models, threads), limits, token, Keeper(keep, keep_bytes) if str(keep) else None)
+    server = Server(load_served(models, threads, unknown), limits, token, Keeper(keep, keep_bytes) if str(keep) else None)
     if host not in ('127.0.0.1', 'localhost', '::1') and not token:
         print(f'tl serve: anybody who reaches {host} can ask: no token is wanted', file=sys.stderr)
     # h11 has a limit on headers, httptools has none
