@@ -1,14 +1,13 @@
 "The code of the guides runs as it stands, and what it makes is what the pages say."
 import json
 import os
-import subprocess
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
-
 
 
 def cells_of(guide):
@@ -77,16 +76,17 @@ def test_a_detector_that_has_seen_streets_works_as_the_guide_says(tmp_path):
     for f in sorted((tmp_path/'JUNCTION').glob('*.png'))[:6]: film.write(cv2.imread(str(f)))
     film.release()
     (tmp_path/'tl').write_text(f'#!/bin/sh\nexec {sys.executable} -m tl_notebooks "$@"\n'); (tmp_path/'tl').chmod(0o755)
-    script = '\n'.join(commands).replace(',pedestrian:person', '') # no one walks here
-    script = script.replace('-p minutes=5', '-p minutes=.1').replace('wanted=0.8', 'wanted=0.8 -p epochs=2').replace(
+    script = '\n'.join(c for k,c in enumerate(commands) if k != 1) # its run does no more than the one after it
+    script = script.replace(',pedestrian:person', '').replace('wanted=0.8', 'wanted=0.8 -p minutes=.1').replace(
         '--mode keep-scores', '--mode keep-scores --epochs 2')
     done = subprocess.run(['bash', '-euc', script + '\necho "RUN $RUN"'], cwd=tmp_path, capture_output=True, text=True,
-                          timeout=600, env={**os.environ, 'PYTHONPATH': str(ROOT),
+                          timeout=900, env={**os.environ, 'PYTHONPATH': str(ROOT),
                                             'PATH': f"{tmp_path}:{os.environ['PATH']}"})
     assert done.returncode == 0, done.stderr[-3000:]
     run = Path(done.stdout.splitlines()[-1].removeprefix('RUN '))
     record = json.loads((tmp_path/run/'record.json').read_text())
-    assert record['thresholds'].keys() == record['rates'].keys() == {'car'} and record['params']['precision_wanted'] == .8
+    assert record['thresholds'].keys() == record['rates'].keys() == {'car'}
+    assert record['params']['precision_wanted'] == .8
     assert {'before', 'mistakes', 'curves', 'map50'} <= {p.stem for p in (tmp_path/run/'figures').iterdir()}
     assert {p.name for p in (tmp_path/'counted').iterdir()} == {'counts.csv', 'FILM.png'}
     assert (tmp_path/'seen'/'FILM.mp4').is_file()

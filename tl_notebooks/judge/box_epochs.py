@@ -50,7 +50,8 @@ class BestEpoch(Callback):
     def after_validate(self):
         if len(self.found) != len(self.truth): return # of other images
         self.history.append(mean_precision(self.truth, self.found, self.n_classes))
-        if self.history[-1] >= max(self.before, *self.history): self.best = [p.detach().clone() for p in self._parameters()]
+        if self.history[-1] < max(self.before, *self.history): return
+        self.best = [p.detach().clone() for p in self._parameters()]
     def before_epoch(self): # not after one: what else listens there has not run
         if self.patience and self.history and len(self.history) - 1 - int(np.argmax(self.history)) >= self.patience:
             raise CancelFitException
