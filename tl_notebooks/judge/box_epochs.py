@@ -93,8 +93,9 @@ def epochs_within(learn:BoxLearner, minutes:float, spent:float, most:int=200) ->
     return make_choice('passes within the minutes', 'auto', decide)
 
 def views_within(learn:BoxLearner, minutes:float, share:float=1/3) -> int:
-    "Versions of each training image, at least 1, whose frozen layers fit in a share of the minutes"
+    "Versions of each training image, at least 1, whose frozen layers fit in a share of the minutes; all, if none are"
     train, valid = (dl.dataset for dl in learn.dls.loaders)
+    if not learn.frozen_prefix.frozen_groups(): return train.views
     def decide():
         x, seconds = torch.stack([train.view(i, 0)[0] for i in range(min(8, len(train)))]).to(learn.dls.device), []
         for _ in range(3): # the first also prepares the engine
