@@ -136,7 +136,7 @@ class OnnxBody(nn.Module):
         super().__init__()
         self.register_buffer('graph', torch.frombuffer(bytearray(data or b'?'), dtype=torch.uint8))
         self.names, self.shapes, self.size = [list(n) for n in names], [tuple(s) for s in shapes], size
-        self.channels, self.at_once = [s[0] for s in self.shapes], 8
+        self.channels = [s[0] for s in self.shapes]
         self.kept = self.graph, data
 
     def _load_from_state_dict(self, state, prefix, *args):
@@ -153,12 +153,10 @@ class OnnxBody(nn.Module):
     def until(self, x:torch.Tensor, n:int=1) -> list[torch.Tensor]:
         "(n, channels, h, w) half-precision maps, the finest first"
         flat = tuple(n for names in self.names for n in names)
-        run = _compiled(self.data, flat, self.size, self.at_once, torch.get_num_threads()).create_infer_request()
+        run = _compiled(self.data, flat, self.size, 1, torch.get_num_threads()).create_infer_request()
         x, parts = x.detach().cpu().float().contiguous().numpy(), []
-        for i in range(0, len(x), self.at_once):
-            part = x[i:i+self.at_once]
-            full = np.concatenate([part, np.repeat(part[-1:], self.at_once - len(part), 0)])
-            found = iter([torch.from_numpy(np.array(v[:len(part)])) for v in run.infer([full]).values()])
+        for image in x: # one by one is as quick, and an answer does not depend on its neighbours
+            found = iter([torch.from_numpy(np.array(v)) for v in run.infer([image[None]]).values()])
             parts.append([torch.cat([next(found) for _ in names], 1) for names in self.names])
         return [torch.cat(m).half() for m in zip(*parts)]
     def cut_before(self, n:int, x:torch.Tensor) -> PyramidCut:
