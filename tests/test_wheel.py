@@ -38,3 +38,8 @@ def test_run_from_an_installed_wheel(tmp_path, pictures):
     assert answers[0].startswith('path,label,probability') and len(answers) == 2
     larger = tl('expand', folder, '--rename', 'bolt=screw_bolt').strip().splitlines()[-1]
     assert (tmp_path/'empty'/larger/'certificate.html').is_file() and 'screw_bolt' in tl('show', larger)
+    # JupyterLab opens a copy; the wheel's own notebook stays in its place
+    code = "from tl_notebooks.runs.lab import lab_command; print(*lab_command('parts', browser=False), sep='\\n')"
+    line = subprocess.run([sys.executable, '-c', code], env=env, cwd=tmp_path/'empty', capture_output=True, text=True)
+    copy = tmp_path/'empty'/'outputs'/'notebooks'/'parts.ipynb'
+    assert copy.is_file() and str(copy) in line.stdout.splitlines(), line.stdout + line.stderr

@@ -118,7 +118,9 @@ def fit_scale(
     k, w = scores.shape[1], np.ones(len(scores)) if weight is None else weight
     n = w.sum()
     t = np.full(scores.shape, 1/(n + k)); t[np.arange(len(y)), y] = (n + 1)/(n + k)
-    loss = lambda log_s: -(w @ (t*log_softmax(np.exp(log_s)*scores, axis=1)).sum(1))/n
+    below = scores - scores.max(1, keepdims=True) # softmax is the same, and nothing overflows
+    own = w @ (t*below).sum(1)
+    loss = lambda log_s: (w @ np.log(np.exp((s := np.exp(log_s))*below).sum(1)) - s*own)/n
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(.01), np.log(100)), method='bounded',
                                         options={'xatol': 1e-6}).x))
 
