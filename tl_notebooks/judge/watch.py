@@ -315,7 +315,8 @@ def _judged(model:Model, eye:_Eye, seen:_Seen, strangest:_Pool, unsure:_Pool, st
     strange = a['p'] <= rate
     unknown = None if eye.judge is None else interval(strange.sum(), n)
     drift = dict(statistic=state.evidence, p=state.p, items=state.items, nights=state.nights,
-                 figure=[*eye.names, 'likeness among unusual new items'][state.figure], direction='large' if state.large else 'small')
+                 figure=[*eye.names, 'likeness among unusual new items'][state.figure],
+                 direction='large' if state.large else 'small')
     accuracy = None
     if held is not None:
         scores = np.zeros(len(held.y)) if eye.judge is None else eye.judge.held_in_order
