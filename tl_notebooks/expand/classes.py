@@ -471,8 +471,7 @@ def expand_model(
     tuning, limits = tuning or Tuning(), limits or Limits()
     _check_request(mode or 'exact', bool(_asked(data) or remove or join or rename or correct),
                    bool(remove or join or correct), limits, tuning)
-    out, model = free_folder(out), Model(parent)
-    mode = mode or ('auto' if is_adopted(model) else 'exact')
+    out, model = free_folder(out), Model(parent); mode = mode or ('auto' if is_adopted(model) else 'exact')
     if mode == 'fine-tune': model.must_train("mode 'fine-tune'")
     if memory is not None: take_exemplars([], [], memory) # whether it is a number that can be meant
     fixes = read_corrections(model, correct) if correct else []
