@@ -1,7 +1,7 @@
 """What stands where in the pages, and under which name. What is not named here comes at the end of its part; a page of
 the library that is not named is one of the internals."""
 
-START = [f'guides/{n}' for n in 'quickstart predict bring_your_own unknown alarm export glossary'.split()]
+START = [f'guides/{n}' for n in 'quickstart predict bring_your_own unknown alarm streets export glossary'.split()]
 # from what is common to what is rare, each building on those before it
 TUTORIALS = 'parts expand_parts audit watch reviews mail crossing vocabulary adopt rank forecast'.split()
 GUIDES = 'data_layouts experiments sweep_on_a_cluster work_with_dvc'.split()

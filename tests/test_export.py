@@ -1,5 +1,6 @@
 "What `tl export` makes answers as the model's own framework does, in programs that know nothing of this package."
 import json
+import shutil
 import subprocess
 import sys
 
@@ -63,9 +64,9 @@ def test_onnx_runtime_alone_gives_the_answers_of_timm(theirs, images, tmp_path):
 def test_preparation_that_is_left_behind_fails_the_export(theirs, tmp_path, monkeypatch):
     "As if the image had been stretched instead of cut: the file is not written"
     whole = door.image_graph
-    def stretched(model, judge):
+    def stretched(model, *more):
         model.task.reading = model.task.reading | dict(resize='squish', scale=None)
-        graph = whole(model, judge)
+        graph = whole(model, *more)
         model.task.reading = model.task.reading | dict(resize='short', scale=72)
         return graph
     monkeypatch.setattr(door, 'image_graph', stretched)
@@ -202,4 +203,20 @@ def test_the_lines_of_the_guide_run_without_this_package(theirs, images, tmp_pat
                           cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     want, label = timm_answers(theirs[0], [Image.open(tmp_path/'image.jpg')])[0], done.stdout.split()
+    assert label[0] == ['bolt', 'nut', 'pin'][want.argmax()] and abs(float(label[1]) - want.max()) < 1e-4
+
+
+def test_the_lines_of_the_guide_run_in_node(theirs, images, tmp_path):
+    node = shutil.which('node')
+    have = node and subprocess.run([node, '-e', "require('onnxruntime-web'); require('sharp')"], cwd=tmp_path,
+                                   capture_output=True).returncode == 0
+    if not have: pytest.skip('node with onnxruntime-web and sharp is not here (npm install, and NODE_PATH)')
+    page = json.loads((ROOT/'nbs'/'guides'/'export.ipynb').read_text())
+    code = ''.join(line for c in page['cells'] for line in c['source']).split('```js\n')[1].split('```')[0]
+    images[1].save(tmp_path/'image.jpg', format='PNG')
+    door.export(theirs[1], tmp_path/'for_production')
+    (tmp_path/'use.js').write_text(code)
+    done = subprocess.run([node, 'use.js'], cwd=tmp_path, capture_output=True, text=True)
+    want, label = timm_answers(theirs[0], images[1:2])[0], done.stdout.split()
+    assert done.returncode == 0, done.stderr[-1000:]
     assert label[0] == ['bolt', 'nut', 'pin'][want.argmax()] and abs(float(label[1]) - want.max()) < 1e-4

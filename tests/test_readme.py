@@ -9,7 +9,7 @@ import pytest
 
 from conftest import ROOT
 
-GUIDES = [ROOT/'nbs'/'guides'/f'{n}.ipynb' for n in ('quickstart', 'predict', 'unknown', 'export', 'alarm')]
+GUIDES = [ROOT/'nbs'/'guides'/f'{n}.ipynb' for n in ('quickstart', 'predict', 'unknown', 'export', 'alarm', 'streets')]
 ASSIGNED = re.compile(r'([A-Z]+)=\$\((tl .*)\)$')
 
 

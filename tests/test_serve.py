@@ -50,8 +50,9 @@ def serving(*args, token='', torch=False, **env):
     "A server in a process where torch cannot be imported, unless it may; gives (process, port)"
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
     env = {**os.environ, 'TL_SERVE_TOKEN': token, **env}
-    p = subprocess.Popen([sys.executable, *(['-m', 'tl_notebooks'] if torch else ['-c', NO_TORCH]), 'serve', *map(str, args), '--port', str(port), '--threads',
-                          '1'], env=env, stderr=subprocess.PIPE, text=True)
+    program = ['-m', 'tl_notebooks'] if torch else ['-c', NO_TORCH]
+    p = subprocess.Popen([sys.executable, *program, 'serve', *map(str, args), '--port', str(port), '--threads', '1'],
+                         env=env, stderr=subprocess.PIPE, text=True)
     try:
         for _ in range(300):
             with contextlib.suppress(OSError):
@@ -128,7 +129,8 @@ def test_unknown_items_are_called_so_as_by_predict(knowing, theirs, tmp_path, ex
     assert status == 200 and [f['label'] for f in found['predictions']] == [p.label for p in want]
     assert [f['p_known'] for f in found['predictions']] == pytest.approx([p.p_known for p in want], abs=1e-6)
     assert 'unknown' in {p.label for p in want} != {'unknown'}
-    for wrong, says in ((served, '0.001, and'), (export(theirs[1], tmp_path/'x').folder, 'cannot tell what is unknown')):
+    other = export(theirs[1], tmp_path/'x').folder
+    for wrong, says in ((served, '0.001, and'), (other, 'cannot tell what is unknown')):
         done = tl('serve', wrong, '--unknown', .001, '--port', 0, cwd=tmp_path)
         assert done.returncode == 2 and says in done.stderr, done.stderr
 

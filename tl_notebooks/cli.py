@@ -682,8 +682,8 @@ def _add_predict(sub) -> None:
                          help='detectors: look at large images in parts of so many pixels too, for small and '
                               'distant objects')
     predict.add_argument('--counts', metavar='DIR',
-                         help='detectors: instead of the boxes in films, how many of each kind there are by the minute; '
-                              'that and a heat map of each film also go into a new folder')
+                         help='detectors: instead of the boxes in films, how many of each kind there are by the '
+                              'minute; that and a heat map of each film also go into a new folder')
     predict.add_argument('--ignore', metavar='REGION', action='append',
                          help="detectors: leave out what stands there, in pixels: '0,0 640,120' (a rectangle), or the "
                               "corners of a polygon; may be repeated")

@@ -50,9 +50,10 @@ class BestEpoch(Callback):
     def after_validate(self):
         if len(self.found) != len(self.truth): return # of other images
         self.history.append(mean_precision(self.truth, self.found, self.n_classes))
-        if self.history[-1] >= max(self.before, *self.history): self.best = [p.detach().clone() for p in self._parameters()]
-    def after_epoch(self):
-        if self.patience and len(self.history) - 1 - int(np.argmax(self.history)) >= self.patience:
+        if self.history[-1] < max(self.before, *self.history): return
+        self.best = [p.detach().clone() for p in self._parameters()]
+    def before_epoch(self): # not after one: what else listens there has not run
+        if self.patience and self.history and len(self.history) - 1 - int(np.argmax(self.history)) >= self.patience:
             raise CancelFitException
     def _parameters(self): return [p for p in self.learn.model.parameters() if p.requires_grad]
     def restore(self, learn:BoxLearner) -> int: # number of the pass, from 1; 0: none was better than none
@@ -92,8 +93,9 @@ def epochs_within(learn:BoxLearner, minutes:float, spent:float, most:int=200) ->
     return make_choice('passes within the minutes', 'auto', decide)
 
 def views_within(learn:BoxLearner, minutes:float, share:float=1/3) -> int:
-    "Versions of each training image, at least 1, whose frozen layers fit in a share of the minutes"
+    "Versions of each training image, at least 1, whose frozen layers fit in a share of the minutes; all, if none are"
     train, valid = (dl.dataset for dl in learn.dls.loaders)
+    if not learn.frozen_prefix.frozen_groups(): return train.views
     def decide():
         x, seconds = torch.stack([train.view(i, 0)[0] for i in range(min(8, len(train)))]).to(learn.dls.device), []
         for _ in range(3): # the first also prepares the engine

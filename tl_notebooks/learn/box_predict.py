@@ -126,7 +126,8 @@ class BoxPrediction(Shown):
 def check_request(threshold:float|Sequence[float], bs:int, slice:int=0) -> None:
     """An `InputError` where boxes cannot be found as asked for; `threshold`: least score, or one for each class;
     `slice`: side of the parts of a large image"""
-    if not (np.min(threshold) >= 0 and np.max(threshold) <= 1): raise InputError(f"`threshold` is {threshold}; accepted: a score from 0 to 1.")
+    if not (np.min(threshold) >= 0 and np.max(threshold) <= 1):
+        raise InputError(f"`threshold` is {threshold}; accepted: a score from 0 to 1.")
     if bs < 1: raise InputError(f"{bs} images at a time; accepted: at least 1.")
     if slice and slice < 32: raise InputError(f"`slice` is {slice}; accepted: a side of at least 32 pixels, or 0.")
 
@@ -160,7 +161,8 @@ def _frames(scenes:Iterable[Path], max_pixels:int=MAX_PIXELS, depth:int=16) -> I
         except (InputError, OSError) as e: yield _Frame(Path(), name_item(p), str(e))
 
 def _plain(f:dict, least:float|Sequence[float]) -> dict[str, np.ndarray]:
-    "Arrays, best first, from a score of `least` (perhaps one for each class); without boxes of no extent, such as those in a square's padding"
+    """Arrays, best first, from a score of `least` (perhaps one for each class); without boxes of no extent, such as
+    those in a square's padding"""
     f = dict(boxes=np.asarray(f['boxes'], float).reshape(-1, 4), scores=np.asarray(f['scores'], float).reshape(-1),
              labels=np.asarray(f['labels']).reshape(-1).astype(int))
     order, least = np.argsort(-f['scores'], kind='stable'), np.asarray(least, float)

@@ -22,7 +22,8 @@ def read_export(folder:str|Path) -> dict:
     "`export.json` of a folder whose files are all there and unchanged; an `InputError` names what is not"
     folder = Path(folder)
     if not (folder/'export.json').is_file():
-        raise InputError(f"`{folder}` has no export.json; accepted: a folder that `tl export` made for onnx or openvino.")
+        raise InputError(f"`{folder}` has no export.json; accepted: a folder that `tl export` made for onnx or "
+                         f"openvino.")
     info = read_json(folder/'export.json', 'export')
     if info.get('schema') != SCHEMA or info.get('to') not in ENGINES:
         raise InputError(f"`{folder}/export.json`: `schema` is {info.get('schema')!r}, `to` {info.get('to')!r}; this "
@@ -64,14 +65,14 @@ class Exported:
             raise InputError(f"{name} cannot be read ({e.detail}).") from None
         return np.asarray(image)
 
-    def answers(self, taken:Sequence) -> list[dict[str, np.ndarray]]:
+    def answers(self, taken:Sequence, **more) -> list[dict[str, np.ndarray]]:
         """What the file gives for each input: `probabilities` (k,), and `p_known` () where it can tell; of a detector
-        `boxes` (m, 4) in pixels, `scores` (m,) and `classes` (m,), best first"""
+        `boxes` (m, 4) in pixels, `scores` (m,) and `classes` (m,), best first, of an ONNX file from `threshold` on"""
         if self.task == TEXTS: return self._rows(self.tokens(taken)) if len(taken) else []
         out, sizes = [None]*len(taken), {}
         for i,t in enumerate(taken): sizes.setdefault(t.shape, []).append(i)
         for some in sizes.values():
-            for i,row in zip(some, self._rows(dict(images=np.stack([taken[i] for i in some])))): out[i] = row
+            for i,row in zip(some, self._rows(dict(images=np.stack([taken[i] for i in some]), **more))): out[i] = row
         return out
 
     def _rows(self, inputs:dict) -> list[dict[str, np.ndarray]]:

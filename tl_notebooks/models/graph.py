@@ -186,9 +186,33 @@ def resize_functions(how:str) -> str: # 'cubic' or 'linear'
     wide = _SIDE.format(opset=OPSET, name='wide', axis=3, end=4, products=_WIDE)
     return weights + tall + wide
 
+# %% ../../nbs/models/40_graph.ipynb #c39a75bd
+_TURNS = dict(onnx='''
+  resized = If(height_first) <
+    then_branch = height_then_width () => (uint8[n,3,x,y] first) {
+      low = tl.tall(shaped, to_height)
+      first = tl.wide(low, to_width)
+    },
+    else_branch = width_then_height () => (uint8[n,3,x,y] second) {
+      narrow = tl.wide(shaped, to_width)
+      second = tl.tall(narrow, to_height)
+    }>''', openvino='''
+  nobody = Constant<value=int64[1] {0}>()
+  all = Shape<start=0, end=1>(shaped)
+  height_first_int = Cast<to=7>(height_first)
+  some = Mul(all, height_first_int)
+  axis_n = Constant<value=int64[1] {0}>()
+  high = Slice(shaped, nobody, some, axis_n)
+  broad = Slice(shaped, some, all, axis_n)
+  low = tl.tall(high, to_height)
+  from_high = tl.wide(low, to_width)
+  narrow = tl.wide(broad, to_width)
+  from_broad = tl.tall(narrow, to_height)
+  resized = Concat<axis=0>(from_high, from_broad)''')
+
 # %% ../../nbs/models/40_graph.ipynb #ec93d6ff
 _GRAPH = '''<ir_version: 9, opset_import: ["" : {opset}, "tl" : 1]>
-square (uint8[n,h,w,3] images) => (uint8[n,3,{size},{size}] square) {{
+square (uint8[n,h,w,3] images) => (uint8[n,3,{size},{size}] square{more}) {{
   planes = Transpose<perm=[0,3,1,2]>(images)
   hw = Shape<start=2, end=4>(planes)
   two = Constant<value=int64 {{2}}>()
@@ -202,19 +226,7 @@ square (uint8[n,h,w,3] images) => (uint8[n,3,{size},{size}] square) {{
   twice = Mul(less_width, two)
   more = Greater(less_height, twice)
   height_first = And(shrinks, more)
-  nobody = Constant<value=int64[1] {{0}}>()
-  all = Shape<start=0, end=1>(shaped)
-  height_first_int = Cast<to=7>(height_first)
-  some = Mul(all, height_first_int)
-  axis_n = Constant<value=int64[1] {{0}}>()
-  high = Slice(shaped, nobody, some, axis_n)
-  broad = Slice(shaped, some, all, axis_n)
-  to_height, to_width = Split<num_outputs=2>(sizes)
-  low = tl.tall(high, to_height)
-  from_high = tl.wide(low, to_width)
-  narrow = tl.wide(broad, to_width)
-  from_broad = tl.tall(narrow, to_height)
-  resized = Concat<axis=0>(from_high, from_broad)
+  to_height, to_width = Split<num_outputs=2>(sizes)''' + '{turns}' + '''
   size_hw = Constant<value=int64[2] {{{size},{size}}}>()
   rest = Sub(sizes, size_hw)''' + '{middle}' + '''
   corner_end = Add(corner, size_hw)
@@ -229,6 +241,8 @@ square (uint8[n,h,w,3] images) => (uint8[n,3,{size},{size}] square) {{
 def square_graph(
     size:int, resize:str='squish', interpolation:str='bicubic', scale:int|None=None, middle:str='round',
     order:str='rgb', # All as `image_tensor` has them
+    to:str='onnx',   # Whose: 'onnx' or 'openvino'
+    sizes:bool=False,# Also gives `hw` (2,) int64: height and width of the images
 ):                   # An `onnx.ModelProto`
     "(n, h, w, 3) uint8 images of one size to (n, 3, size, size) uint8, as `image_tensor` does"
     onnx, side = load_onnx(), scale or size
@@ -238,10 +252,10 @@ def square_graph(
     if side < size:
         raise InputError(f"images of this model are resized to {side} pixels, and {size} are cut out; accepted for "
                          f"an export: no more than there are.")
-    values = dict(opset=OPSET, size=size, side=side, grey=GREY,
+    values = dict(opset=OPSET, size=size, side=side, grey=GREY, more=', int64[2] hw'*sizes,
                   order='0,1,2' if order == 'rgb' else '2,1,0')
     text = _GRAPH.format(shape=_SHAPES[resize].format(**values), sizes=_SIZES[resize],
-                         middle=_MIDDLES[middle].format(), **values)
+                         middle=_MIDDLES[middle].format(), turns=_TURNS[to], **values)
     whole = onnx.parser.parse_model(text + resize_functions(FILTERS[interpolation]))
     flat = onnx.inliner.inline_local_functions(whole)
     del flat.opset_import[:]; flat.opset_import.append(onnx.helper.make_opsetid('', OPSET))
@@ -296,7 +310,8 @@ class _TokenNumbers(nn.Module):
 def plain_net(model:Model) -> nn.Module:
     "A copy of a model's network, whole and in float32, that torch computes on the CPU"
     net = copy.deepcopy(model.net).cpu().eval()
-    if model.task.classifies: net.precision, net.micro_batch, net.engine = 'fp32', 0, 'torch'
+    net.precision, net.micro_batch = 'fp32', 0
+    if model.task.classifies: net.engine = 'torch'
     return net
 
 # %% ../../nbs/models/40_graph.ipynb #b84aff58
@@ -325,14 +340,14 @@ def joined(first, second, *names:str, prefix:str='net/'):
 def _outputs(judge:Unknown|None) -> dict[str, dict]:
     return {k: {0: 'n'} for k in ('probabilities', *['p_known']*(judge is not None))}
 
-def image_graph(model:Model, judge:Unknown|None=None):
+def image_graph(model:Model, judge:Unknown|None=None, to:str='onnx'):
     """Graph of an image classifier: `images` (n, h, w, 3) uint8 → `probabilities` (n, classes) and, with a judge,
     `p_known` (n,)"""
     task, size = model.task, model.task.pre['size']
     net = _Squares(_Answers(plain_net(model), judge), task.mean.cpu(), task.std.cpu())
     sample = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
     traced = trace_graph(net, (sample,), dict(square={0: 'n'}), _outputs(judge))
-    return joined(square_graph(**task.reading), traced, 'square')
+    return joined(square_graph(**task.reading, to=to), traced, 'square')
 
 def text_graph(model:Model, judge:Unknown|None=None):
     "Graph of a text classifier: `input_ids` and `attention_mask` (n, tokens) int64 → the same"

@@ -275,7 +275,8 @@ def serve(
     try: import uvicorn
     except ImportError: raise InputError(f"`tl serve` needs uvicorn: {install_hint('uvicorn', 'fastapi')}") from None
     limits, sock = limits or Limits(), listening(host, port)
-    server = Server(load_served(models, threads, unknown), limits, token, Keeper(keep, keep_bytes) if str(keep) else None)
+    keeper = Keeper(keep, keep_bytes) if str(keep) else None
+    server = Server(load_served(models, threads, unknown), limits, token, keeper)
     if host not in ('127.0.0.1', 'localhost', '::1') and not token:
         print(f'tl serve: anybody who reaches {host} can ask: no token is wanted', file=sys.stderr)
     # h11 has a limit on headers, httptools has none

@@ -1,0 +1,67 @@
+"A detector that is handed on finds what its folder finds, with suppression inside the file."
+import numpy as np
+import onnxruntime
+import pytest
+from conftest import tl
+from PIL import Image
+
+import tl_notebooks  # noqa: F401  before timm
+import torch
+from tl_notebooks.core import InputError
+from tl_notebooks.data.boxes import overlaps, read_boxes
+from tl_notebooks.data.samples import make_scenes
+from tl_notebooks.learn.detection import detection_learner
+from tl_notebooks.models import export as door
+from tl_notebooks.models.folder import Model, save_model
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory):
+    return read_boxes(make_scenes(tmp_path_factory.mktemp('scenes')/'s', n=12, size=128), progress=False)
+
+
+def same_boxes(got, want):
+    "Boxes, scores and classes, best first; both of one image"
+    assert len(got['scores']) == len(want['scores']) > 3
+    np.testing.assert_allclose(got['scores'], want['scores'], atol=1e-4)
+    best = overlaps(got['boxes'], want['boxes'])*(got['classes'][:, None] == want['labels'][None])
+    assert (best.max(1) > .98).all() and (best.max(0) > .98).all()
+
+
+@pytest.mark.parametrize('arch,resize,to', [('fcos', 'pad', 'onnx'), ('retinanet', 'squish', 'onnx'),
+                                            ('ssdlite', 'squish', 'openvino')])
+def test_boxes_of_a_file_are_those_of_predict(scenes, tmp_path, arch, resize, to):
+    "`predict` suppresses by torchvision's own code"
+    least = dict(fcos=.0105, retinanet=.0102, ssdlite=.3)[arch]  # random weights score low
+    learn = detection_learner(scenes, arch, backbone='timm/resnet18', weights='random', size=128, channels=64, convs=1,
+                              bs=4, views=1, resize=resize, seed=0)
+    save_model(tmp_path/'m', learn.model, learn.info, scenes.classes, head=dict(kind='trained', threshold=least))
+    files = scenes.files('test')[:2]
+    Image.open(files[0]).resize((300, 90)).save(tmp_path/'wide.png')
+    files = [*files, tmp_path/'wide.png']
+    done = door.export(tmp_path/'m', tmp_path/'e', to, items=[str(f) for f in files])
+    assert done.parity.passed and 'boxes on 3 given images are found by both' in done.parity.says
+    model = door.Exported(tmp_path/'e')
+    want = Model(tmp_path/'m').predict(files)
+    for got, w in zip(model.answers([model.take(f) for f in files]), want): same_boxes(got, w.found)
+    if to == 'onnx':  # any program may ask for surer ones, and gets arrays of one size for several images
+        session = onnxruntime.InferenceSession(tmp_path/'e'/'model.onnx')
+        image = np.asarray(Image.open(files[0]).convert('RGB'))
+        high = np.float32(np.median(want[0].found['scores']))
+        boxes, scores, classes = session.run(None, dict(images=np.stack([image]*3), threshold=np.array(high)))
+        assert boxes.shape[:2] == scores.shape == classes.shape and np.allclose(scores, scores[:1], atol=1e-5)
+        assert 0 < (scores[0] > 0).sum() <= (want[0].found['scores'] >= high).sum() + 1
+
+
+def test_a_body_that_is_an_onnx_file_and_huggingface_are_refused(scenes, tmp_path):
+    learn = detection_learner(scenes, backbone='timm/resnet18', weights='random', size=128, channels=32, convs=1, bs=4,
+                              views=1)
+    save_model(tmp_path/'m', learn.model, learn.info, scenes.classes)
+    done = tl('export', tmp_path/'m', '--to', 'huggingface', '--out', tmp_path/'e', cwd=tmp_path)
+    assert done.returncode == 2 and 'is a detector; accepted for it: `--to onnx`' in done.stderr
+    assert not (tmp_path/'e').exists()
+    model = Model(tmp_path/'m')
+    del model.net.per_place; model.net.arch = 'maps'
+    with pytest.raises(InputError, match="of the kind 'maps'"): door.export(model, tmp_path/'e')
