@@ -61,8 +61,9 @@ def desk(tmp_path_factory):
 
 def test_a_mistyped_model_is_heard_of_before_torch(desk):
     code = ("import sys; from tl_notebooks.cli import main; "
-            "codes = [main(a.split()) for a in ('predict modle x.png', 'expand modle --data d', 'watch modle --data d', "
-            "'export modle --out o', 'merge modle other --out o')]; print(codes, 'torch' in sys.modules)")
+            "codes = [main(a.split()) for a in ('predict modle x.png', 'expand modle --data d', "
+            "'watch modle --data d', 'export modle --out o', 'merge modle other --out o')]; "
+            "print(codes, 'torch' in sys.modules)")
     done = subprocess.run([sys.executable, '-c', code], cwd=desk, capture_output=True, text=True)
     assert done.stdout.strip() == '[2, 2, 2, 2, 2] False', done.stdout + done.stderr
 

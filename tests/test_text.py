@@ -564,7 +564,7 @@ def test_reviews_from_the_box(tmp_path):
     data = read_texts(sample_path('reviews'), valid_pct=0., test_pct=rec['params']['test_pct'])
     got = tl('predict', folder, *data.texts('test')[:40], cwd=tmp_path)
     assert len(list(csv.DictReader(io.StringIO(got.stdout)))) == 40
-    # the pager of doubtful texts: each with the label that the data gives it, from the 16 that were used or from the test
+    # the pager of doubtful texts: each with the label that the data gives it, of the 16 that were used or of the test
     shown = json.loads((folder/'review.html').read_text().split('const {rows, classes, column} = ')[1].splitlines()[0])
     label = dict(zip(data.items.text, data.items.label))
     assert shown['column'] == 'text' and shown['rows'] and all(r['was'] == label[r['item']] for r in shown['rows'])

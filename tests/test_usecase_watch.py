@@ -1,4 +1,4 @@
-"The use case watch, as a scheduler runs it: two nights of one model, a limit that is passed, and requests that are wrong."
+"The use case watch, as a scheduler runs it: two nights of one model, a limit that is passed, and wrong requests."
 import csv
 import json
 import re

@@ -420,10 +420,11 @@ class _Job:
         "Old classes of which there is no item to learn from"
         return [] if self.statistics is None else [c for c,n in zip(self.known, self.statistics.counts) if not n]
 
-def _check_request(mode:str, anything:bool, changes:bool, limits:Limits, tuning:Tuning) -> None:
+def _check_request(mode:str, anything:bool, changes:bool, limits:Limits, tuning:Tuning, memory:int|None) -> None:
     if mode not in MODES: raise InputError(f"`mode` is {mode!r}. {did_you_mean(mode, MODES)}")
     check_limits_given(limits)
     if tuning.epochs < 1: raise InputError(f"`epochs` is {tuning.epochs}; accepted: a whole number from 1.")
+    if memory is not None: take_exemplars([], [], memory) # whether it is a number that can be meant
     if not anything:
         raise InputError("nothing to do: accepted are new data, or classes to remove, join or rename, or labels to "
                          "correct.")
@@ -470,11 +471,10 @@ def expand_model(
     "A larger model and its certificate, from a model with statistics; a wrong request is an `InputError`"
     tuning, limits = tuning or Tuning(), limits or Limits()
     _check_request(mode or 'exact', bool(_asked(data) or remove or join or rename or correct),
-                   bool(remove or join or correct), limits, tuning)
+                   bool(remove or join or correct), limits, tuning, memory)
     out, model = free_folder(out), Model(parent)
     mode = mode or ('auto' if is_adopted(model) else 'exact')
     if mode == 'fine-tune': model.must_train("mode 'fine-tune'")
-    if memory is not None: take_exemplars([], [], memory) # whether it is a number that can be meant
     fixes = read_corrections(model, correct) if correct else []
     s, (new, judge, replay), taken = _statistics_and_data(model, (data, old, tuning.replay), mode,
             bool(remove or join or fixes), (test_pct, seed, on_bad, model.task.options(columns)))

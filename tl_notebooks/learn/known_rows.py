@@ -26,7 +26,8 @@ def place_rows(
 
 # %% ../../nbs/learn/68_known_rows.ipynb #ac94774c
 def with_more_rows(old:dict, new:dict, k:int) -> dict: # name → tensor, of the shapes of `new`
-    "State `old` of a detector of `k` kinds in the shapes of `new`, which has more, and whose rows stand where it has none"
+    """State `old` of a detector of `k` kinds in the shapes of `new`, which has more, and whose rows stand where it has
+    none"""
     out = {}
     for name,t in new.items():
         was = old[name]

@@ -26,7 +26,8 @@ import torch
 from torch import nn
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
-from ..core import (InputError, Shown, did_you_mean, figure_text, hash_file, hash_state, model_folder, progress,
+from ..core import (InputError, Shown, did_you_mean, figure_text, hash_file, hash_state, model_folder,
+                               progress,
                                read_json, whole_folder)
 from ..data.splits import LabelledData
 from ..learn.checkpoints import load_tensors
