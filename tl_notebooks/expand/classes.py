@@ -471,18 +471,9 @@ def expand_model(
     "A larger model and its certificate, from a model with statistics; a wrong request is an `InputError`"
     tuning, limits = tuning or Tuning(), limits or Limits()
     _check_request(mode or 'exact', bool(_asked(data) or remove or join or rename or correct),
-<<<<<<< HEAD
                    bool(remove or join or correct), limits, tuning, memory)
     out, model = free_folder(out), Model(parent)
     mode = mode or ('auto' if is_adopted(model) else 'exact')
-||||||| f8cb4f9
-                   bool(remove or join or correct), limits, tuning)
-    out, model = free_folder(out), Model(parent)
-    mode = mode or ('auto' if is_adopted(model) else 'exact')
-=======
-                   bool(remove or join or correct), limits, tuning)
-    out, model = free_folder(out), Model(parent); mode = mode or ('auto' if is_adopted(model) else 'exact')
->>>>>>> adopt2
     if mode == 'fine-tune': model.must_train("mode 'fine-tune'")
     fixes = read_corrections(model, correct) if correct else []
     s, (new, judge, replay), taken = _statistics_and_data(model, (data, old, tuning.replay), mode,
