@@ -23,7 +23,7 @@ from ..data.decode import open_image
 from ..data.problems import printable
 from ..data.texts import content_hash
 from ..heads.unknown import HeldOut, conformal_p
-from .drift import DriftState, add_night, alike_p, drift_from, drift_tensors
+from .drift import DriftState, add_night, drift_from, drift_tensors
 from .evidence import Interval, interval
 from .groups import find_groups, pick_next
 from .label import ToLabel, write_label_files
@@ -106,13 +106,6 @@ class _Eye:
         strange = None if self.judge is None else self.judge.held_in_order
         return DriftState(self.figures(h.features, h.logits, strange).astype('f4'))
 
-    def alike(self, z, strange, keys, state:DriftState) -> float|None: # z (n, d) of length 1, the others (n,)
-        "p-value for \"new items are as little alike as held-out ones\"; None where nothing can say so"
-        if self.judge is None or self.judge.guessed or self.held is None: return None
-        fresh = np.intersect1d(np.unique(keys, return_index=True)[1], np.flatnonzero(~np.isin(keys, state.keys)))
-        held = self.judge.whiten(self.held.features), 1 - self.judge.held_in_order
-        return alike_p(*held, z[fresh], 1 - strange[fresh], np.random.default_rng(state.items))
-
 # %% ../../nbs/judge/65_watch.ipynb #ab8b3403
 MAX_POOL = 1000
 
@@ -170,7 +163,7 @@ def _look(model:Model, inputs:Sequence, content:Sequence[str], eye:_Eye, state:D
           bs:int) -> tuple[_Seen, _Pool, _Pool, DriftState]:
     "One pass over all items"
     seen, strangest, unsure, done, keys, figures = _Seen(), _Pool(), _Pool(), 0, iter(_numbers(content)), []
-    kept, first = [], [] # the first ones are a sample: their order says nothing
+    kept = []
     for b in model.observe(inputs, bs):
         good, came = ([v for v,e in zip(part, b.errors) if not e]
                       for part in (b.inputs, [next(keys) for _ in b.inputs]))
@@ -184,15 +177,12 @@ def _look(model:Model, inputs:Sequence, content:Sequence[str], eye:_Eye, state:D
         z = b.features if eye.judge is None else eye.judge.whiten(b.features)
         if eye.judge is None: z = z/np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
         figures.append(eye.figures(b.features, b.logits, strange).astype('f4')); kept += came
-        if done < MAX_POOL: first.append((z, strange, came))
         at = np.arange(done, done + len(good)); done += len(good)
         strangest.add(at, strange, z); unsure.add(at, 1 - (top[:,0] - top[:,1]), z)
         seen.inputs += good
         for name,v in dict(p=p, strange=strange, probs=top[:,0], second=top[:,1], pred=order[:,0],
                            runner=order[:,1]).items(): getattr(seen, name).append(v)
-    if figures:
-        alike = eye.alike(*(np.concatenate(v) for v in zip(*first)), state)
-        state = add_night(state, np.concatenate(figures), kept, alike)
+    if figures: state = add_night(state, np.concatenate(figures), kept)
     strangest.cut(); unsure.cut()
     return seen, strangest, unsure, state
 
@@ -315,8 +305,7 @@ def _judged(model:Model, eye:_Eye, seen:_Seen, strangest:_Pool, unsure:_Pool, st
     strange = a['p'] <= rate
     unknown = None if eye.judge is None else interval(strange.sum(), n)
     drift = dict(statistic=state.evidence, p=state.p, items=state.items, nights=state.nights,
-                 figure=[*eye.names, 'likeness among unusual new items'][state.figure],
-                 direction='large' if state.large else 'small')
+                 figure=eye.names[state.figure], direction='large' if state.large else 'small')
     accuracy = None
     if held is not None:
         scores = np.zeros(len(held.y)) if eye.judge is None else eye.judge.held_in_order
