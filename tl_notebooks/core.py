@@ -92,9 +92,11 @@ def _models_near(folder:Path) -> str:
     "The model folders beside one that is not there, or where such are found"
     if not folder.parent.is_dir(): return f"Nor is `{folder.parent}`. A run keeps its model in RUN/model."
     def below(d, *ways): return {p.parents[w.endswith('/model')] for w in ways for p in d.glob(f'{w}/manifest.json')}
-    near = sorted(below(folder.parent, '*', '*/model', '*/*/model') or below(Path('outputs'), '*/*/model'))
-    return did_you_mean(str(folder), near) if near else (
-        f"There is no model folder in `{folder.parent}` either. A run keeps its model in RUN/model.")
+    here = {str(p.relative_to(folder.parent)): p for p in sorted(below(folder.parent, '*', '*/model', '*/*/model'))}
+    if close := difflib.get_close_matches(folder.name, here): # by what follows the folder that they share
+        return f"Did you mean {' or '.join(repr(str(here[c])) for c in close)}?"
+    if near := [*here.values()] or sorted(below(Path('outputs'), '*/*/model')): return did_you_mean('', near)
+    return f"There is no model folder in `{folder.parent}` either. A run keeps its model in RUN/model."
 
 # %% ../nbs/00_core.ipynb #e5057037
 def watched() -> str: # 'cell', 'stderr' or ''
