@@ -65,3 +65,14 @@ def test_a_body_that_is_an_onnx_file_and_huggingface_are_refused(scenes, tmp_pat
     model = Model(tmp_path/'m')
     del model.net.per_place; model.net.arch = 'maps'
     with pytest.raises(InputError, match="of the kind 'maps'"): door.export(model, tmp_path/'e')
+
+
+def test_thresholds_of_each_class_are_not_lost_without_a_word(scenes, tmp_path):
+    "`predict` obeys each of them; a file has one for all"
+    learn = detection_learner(scenes, backbone='timm/resnet18', weights='random', size=128, channels=32, convs=1, bs=4,
+                              views=1)
+    each = {c: .1 + .1*i for i,c in enumerate(scenes.classes)}
+    save_model(tmp_path/'m', learn.model, learn.info, scenes.classes, head=dict(kind='trained', threshold=.1,
+                                                                               thresholds=each))
+    with pytest.raises(InputError, match='a threshold for each class'): door.export(tmp_path/'m', tmp_path/'e')
+    assert not (tmp_path/'e').exists()

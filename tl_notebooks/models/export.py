@@ -346,6 +346,10 @@ def export(
                          "more, of which half are for scaling and half for comparing.")
     if out.exists(): raise InputError(f"`{out}` exists already. Choose another name, or remove it.")
     model = model if isinstance(model, Model) else Model(model)
+    if each := (model.manifest.get('head') or {}).get('thresholds'):
+        raise InputError(f"`{model.manifest['folder']}` has a threshold for each class ({', '.join(each)}), and an "
+                         f"exported file has one for all, so it would answer otherwise. Accepted: a detector that was "
+                         f"made without `precision_wanted`.")
     if to == 'huggingface' and not model.task.classifies:
         raise InputError(f"`{model.manifest['folder']}` is a detector; accepted for it: `--to onnx` and `--to "
                          f"openvino`.")

@@ -27,8 +27,7 @@ from torch import nn
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from ..core import (InputError, Shown, did_you_mean, figure_text, hash_file, hash_state, model_folder,
-                               progress,
-                               read_json, whole_folder)
+                               progress, read_json, whole_folder)
 from ..data.splits import LabelledData
 from ..learn.checkpoints import load_tensors
 from ..learn.box_predict import BoxPrediction, check_request, chosen_threshold, is_video, predict_boxes
