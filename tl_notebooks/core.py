@@ -22,7 +22,6 @@ import secrets
 import shlex
 import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterable
@@ -297,16 +296,13 @@ def hash_state(state:dict) -> str:
 def atomic_write(path:str|Path, mode:str='w'):
     "Open a temporary file that takes the place of `path` if the block ends well, and vanishes if it does not"
     path = Path(path)
-    fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    tmp = path.parent/f'.{path.name}.{secrets.token_hex(4)}'
     try:
-        with open(fd, mode, encoding=None if 'b' in mode else 'utf-8') as f:
+        with open(tmp, mode.replace('w', 'x'), encoding=None if 'b' in mode else 'utf-8') as f:
             yield f
             f.flush(); os.fsync(f.fileno())
-        os.chmod(tmp, 0o666 & ~umask())
         os.replace(tmp, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError): os.unlink(tmp)
-        raise
+    except BaseException: tmp.unlink(missing_ok=True); raise
 
 @contextlib.contextmanager
 def whole_folder(folder:str|Path):

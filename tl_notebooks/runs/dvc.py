@@ -207,20 +207,20 @@ def lay_out(run:Path, home:Path) -> Path:
     "Copy a run folder to `home/run` and write what DVC shows beside it; what was there goes"
     rec = load_record(run)
     home.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f'.{home.name}-', dir=home.parent))
-    shutil.copytree(run, new/'run')
-    shutil.copytree(run/'figures', new/'figures')
-    write_json(new/'metrics.json', scalars(rec))
-    with atomic_write(new/'intervals.csv') as f:
-        out = csv.writer(f, lineterminator='\n'); out.writerow(['metric', 'value', 'low', 'high', 'n'])
-        for group,after in (('metrics', ''), ('valid', ', valid'), ('control', ', control')):
-            for n,m in rec[group].items(): out.writerow([n + after, m['value'], m['low'], m['high'], m['n']])
-    (new/'epochs').mkdir()
-    for p in (run/'track').rglob('plots/metrics/**/*.tsv'): # <fit>/plots/metrics/train/loss.tsv
-        to = new/'epochs'/Path(*(q for q in p.relative_to(run/'track').parts if q not in ('plots', 'metrics')))
-        to.parent.mkdir(parents=True, exist_ok=True); shutil.copyfile(p, to)
-    for p in new.iterdir(): # DVC keeps a .gitignore beside them
-        if (home/p.name).is_dir(): shutil.rmtree(home/p.name)
-        p.replace(home/p.name)
-    new.rmdir()
+    with tempfile.TemporaryDirectory(prefix=f'.{home.name}-', dir=home.parent) as made:
+        new = Path(made)
+        shutil.copytree(run, new/'run')
+        shutil.copytree(run/'figures', new/'figures')
+        write_json(new/'metrics.json', scalars(rec))
+        with atomic_write(new/'intervals.csv') as f:
+            out = csv.writer(f, lineterminator='\n'); out.writerow(['metric', 'value', 'low', 'high', 'n'])
+            for group,after in (('metrics', ''), ('valid', ', valid'), ('control', ', control')):
+                for n,m in rec[group].items(): out.writerow([n + after, m['value'], m['low'], m['high'], m['n']])
+        (new/'epochs').mkdir()
+        for p in (run/'track').rglob('plots/metrics/**/*.tsv'): # <fit>/plots/metrics/train/loss.tsv
+            to = new/'epochs'/Path(*(q for q in p.relative_to(run/'track').parts if q not in ('plots', 'metrics')))
+            to.parent.mkdir(parents=True, exist_ok=True); shutil.copyfile(p, to)
+        for p in new.iterdir(): # DVC keeps a .gitignore beside them
+            if (home/p.name).is_dir(): shutil.rmtree(home/p.name)
+            p.replace(home/p.name)
     return home
