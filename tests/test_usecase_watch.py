@@ -9,6 +9,7 @@ from conftest import page, record, tl
 from tl_notebooks.data.images import read_images
 from tl_notebooks.data.samples import PARTS, make_parts
 from tl_notebooks.learn.vision import image_learner
+from tl_notebooks.models import save as _save  # noqa: F401  gives learners `save_model`
 
 
 @pytest.fixture(scope='module')
