@@ -87,8 +87,8 @@ def model_folder(folder:str|Path) -> Path:
     "`folder`, or `folder/model` where it is a run; where there is none, an `InputError` names those nearby"
     folder = Path(folder)
     if folder.is_file() and folder.suffix in MADE_ELSEWHERE:
-        raise InputError(f"model `{folder}` is a file, as other tools save models. Take it in first, which gives a model "
-                         f"folder: {tl_hint('adopt')} {folder}")
+        raise InputError(f"model `{folder}` is a file, as other tools save models. Take it in first, which gives a "
+                         f"model folder: {tl_hint('adopt')} {folder}")
     if not folder.is_dir(): raise InputError(f"model `{folder}` is not a folder. " + _models_near(folder))
     inner = folder/'model'
     return inner if not (folder/'manifest.json').is_file() and (inner/'manifest.json').is_file() else folder

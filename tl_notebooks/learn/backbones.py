@@ -120,7 +120,8 @@ def find_entry(
     forced = library if bare and library in ('timm', 'torchvision', 'transformers') else None
     if not forced:
         for e in catalogue().values():
-            if name in (e.name, e.model, e.model.partition('.')[0], hub := e.hub_id or '', hub.rpartition('/')[2]): return e
+            hub = e.hub_id or ''
+            if name in (e.name, e.model, e.model.partition('.')[0], hub, hub.rpartition('/')[2]): return e
     if forced == 'transformers': return Entry(name, 'text', 'transformers', bare, hub_id=bare, revision='main')
     for lib,find in (('timm', _from_timm), ('torchvision', _from_torchvision)):
         if forced in (None, lib) and (e := find(bare if forced else name)): return e

@@ -157,7 +157,8 @@ class BoxSet:
 class GivenImages(BoxSet):
     "Images of no data set, in whatever form `as_image` takes, prepared as those of `like`; there are no boxes"
     def __init__(self, items:Sequence, like:BoxSet):
-        vars(self).update(vars(like) | dict(tfms=None, paths=[*items], places=[None]*len(items), shapes=[None]*len(items)))
+        none = [None]*len(items)
+        vars(self).update(vars(like) | dict(tfms=None, paths=[*items], places=none[:], shapes=none[:]))
 
     def __getitem__(self, i:int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         image = as_image(self.paths[i], ANY_SIZE, self.depth)
