@@ -335,7 +335,7 @@ def _no_fit(state:Mapping, want:Mapping, entry:Entry, where:str, problem:str) ->
     near = [f"{e.library}/{e.model.partition('.')[0]}" for e in catalogue().values() if e.task == 'image']
     fits = fitting_names(state, [*dict.fromkeys(relatives(entry.model) + near)])
     return (f"weights `{where}` do not fit {entry.model}: {problem}. They belong to another model or number of "
-            f"classes." + (f" They would fit {', '.join(fits[:4])}." if fits else ''))
+            f"classes." + (f" They would fit {', '.join(fits)}." if fits else ''))
 
 # %% ../../nbs/learn/05_backbones.ipynb #a44162bb
 def _answers(url:str, timeout:float=4.) -> bool:
