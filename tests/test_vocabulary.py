@@ -311,7 +311,7 @@ def test_a_wrong_request_is_refused(work, tmp_path, args, says, capsys, monkeypa
 
 def test_use_case_through_papermill(tmp_path):
     done = tl('run', 'vocabulary', '--out', tmp_path, '-p', 'labels=8', '-p', 'draws=2', '-p', 'fit_steps=4', '-p',
-              'precision=fp32', '-p', 'max_words=30', cwd=tmp_path, timeout=400)
+              'precision=fp32', '-p', 'max_words=30', '-p', 'max_tokens=32', cwd=tmp_path, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     folder = Path(done.stdout.strip().splitlines()[-1])
     rec = record(folder)
