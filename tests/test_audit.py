@@ -121,7 +121,8 @@ def test_half_a_class_of_another_season_is_found_though_no_two_images_are_of_one
     root = make_parts(tmp_path/'parts', kinds=['gear', 'nut', 'pin'], n=30, size=64)
     for i,p in enumerate(sorted(root.rglob('*.jpg'))):
         exif, winter = Image.Exif(), p.parent.name == 'nut' and i % 2
-        exif.get_ifd(0x8769)[36867] = f"{'2023:01' if winter else '2022:07'}:{1 + 7*i % 28:02} {i % 24:02}:{i % 60:02}:00"
+        month = '2023:01' if winter else '2022:07'
+        exif.get_ifd(0x8769)[36867] = f'{month}:{1 + 7*i % 28:02} {i % 24:02}:{i % 60:02}:00'
         Image.open(p).save(p, quality=90, exif=exif)
     found = shortcuts_of(root)
     assert [(s.feature, s.label) for s in found] == [('date', 'nut')] and found[0].share == .5
