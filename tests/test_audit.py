@@ -117,6 +117,17 @@ def test_a_planted_shortcut_is_found(kind, tmp_path):
     assert kind in [s.feature for s in found] and {s.label for s in found} == {'nut'}
 
 
+def test_half_a_class_of_another_season_is_found_though_no_two_images_are_of_one_minute(tmp_path):
+    root = make_parts(tmp_path/'parts', kinds=['gear', 'nut', 'pin'], n=30, size=64)
+    for i,p in enumerate(sorted(root.rglob('*.jpg'))):
+        exif, winter = Image.Exif(), p.parent.name == 'nut' and i % 2
+        month = '2023:01' if winter else '2022:07'
+        exif.get_ifd(0x8769)[36867] = f'{month}:{1 + 7*i % 28:02} {i % 24:02}:{i % 60:02}:00'
+        Image.open(p).save(p, quality=90, exif=exif)
+    found = shortcuts_of(root)
+    assert [(s.feature, s.label) for s in found] == [('date', 'nut')] and found[0].share == .5
+
+
 def test_clean_images_have_no_shortcuts(tmp_path):
     for i,kinds in enumerate((['gear', 'nut', 'pin'], ['bolt', 'screw', 'washer'], ['spring', 'bearing', 'bracket'])):
         assert not shortcuts_of(make_parts(tmp_path/str(i), kinds=kinds, n=30, size=96))
