@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageFilter, ImageOps
 from tl_notebooks.core import InputError
 from tl_notebooks.data.samples import make_parts, sample_path
-from tl_notebooks.judge.audit import copies_table, corrections, item_column, judge_claim, label_errors
+from tl_notebooks.judge.audit import copies_table, item_column, judge_claim, label_errors
 from tl_notebooks.judge.evidence import interval
 from tl_notebooks.judge.forecast import accuracy_at, bootstrap_laws, forecast
 from tl_notebooks.judge.labelled import Seen, class_numbers, families_of, kind_of, left_out, read_labelled
