@@ -4,6 +4,7 @@ import onnxruntime
 import pytest
 from conftest import tl
 from PIL import Image
+from test_serve import ask, form, serving
 
 import tl_notebooks  # noqa: F401  before timm
 import torch
@@ -53,6 +54,26 @@ def test_boxes_of_a_file_are_those_of_predict(scenes, tmp_path, arch, resize, to
         boxes, scores, classes = session.run(None, dict(images=np.stack([image]*3), threshold=np.array(high)))
         assert boxes.shape[:2] == scores.shape == classes.shape and np.allclose(scores, scores[:1], atol=1e-5)
         assert 0 < (scores[0] > 0).sum() <= (want[0].found['scores'] >= high).sum() + 1
+
+
+def test_a_server_finds_the_boxes_of_predict(scenes, tmp_path):
+    pytest.importorskip('fastapi')
+    learn = detection_learner(scenes, backbone='timm/resnet18', weights='random', size=128, channels=32, convs=1, bs=4,
+                              views=1, seed=0)
+    save_model(tmp_path/'m', learn.model, learn.info, scenes.classes, head=dict(kind='trained', threshold=.0105))
+    files = scenes.files('test')[:2]
+    served = door.export(tmp_path/'m', tmp_path/'e', items=[str(f) for f in files]).folder
+    with serving(served) as (_, port):
+        status, found = ask(port, 'POST', '/predict', *form(*[f.read_bytes() for f in files], b'no image'))
+    assert status == 200 and 'cannot be read' in found['predictions'][2]['error']
+    for got, p in zip(found['predictions'], Model(tmp_path/'m').predict(files)):
+        want = [*zip(*(p.found[k] for k in ('labels', 'scores', 'boxes')))]
+        assert len(got['boxes']) == len(want) > 3
+        for b in got['boxes']:  # in hundredths of a pixel
+            assert any(scenes.classes[k] == b['label'] and abs(s - b['score']) < 1e-4
+                       and np.abs(box - b['box']).max() < .02 for k,s,box in want), b
+    done = tl('serve', tmp_path/'m', '--port', 0, cwd=tmp_path)
+    assert done.returncode == 2 and 'is the folder of a detector; accepted by a server: an export' in done.stderr
 
 
 def test_a_body_that_is_an_onnx_file_and_huggingface_are_refused(scenes, tmp_path):

@@ -91,7 +91,7 @@ class Limit:
     probability:float
     decisions:float
 
-TIE = 1e-6 # between two probabilities, where float32 decides by its last bit
+TIE = 1e-6 # between two probabilities, where float32 decides by its last bit; float16 by what its limit lets pass
 LIMITS = dict(fp32=Limit(1e-4, 1.), fp16=Limit(.01, .995), int8=Limit(1., .98))
 OPENVINO = Limit(1e-3, 1.) # fp32 there
 FOUND = dict(fp32=Limit(2e-3, .99), fp16=Limit(.05, .95), int8=Limit(1., .9)) # of boxes
@@ -116,7 +116,7 @@ def compared(want:np.ndarray, got:np.ndarray, of:str, precision:str, limit:Limit
     limit = limit or LIMITS[precision]
     apart = float(np.abs(want - got).max())
     top = np.sort(want, 1)
-    sure = top[:,-1] - top[:,-2] > TIE
+    sure = top[:,-1] - top[:,-2] > (limit.probability if precision == 'fp16' else TIE)
     share = float(1 - ((want.argmax(1) != got.argmax(1)) & sure).mean())
     passed = bool(np.isfinite(got).all() and apart <= limit.probability and share >= limit.decisions)
     says = (f"{share:.1%} of the decisions on {len(want)} {of} are equal, and probabilities differ by up to "
@@ -192,15 +192,17 @@ def _half(path:Path) -> None:
     whole = graph_part(graph, 'known')
     onnx.save(convert_float_to_float16(graph, keep_io_types=True, node_block_list=whole), path)
 
-def _whole_numbers(path:Path, feeds:Sequence[dict]) -> None:
-    "Products of weights in 8 bits, each channel by its own scale, reaches measured on `feeds`"
+def _whole_numbers(path:Path, feeds:Sequence[dict]=()) -> None:
+    """Products of weights in 8 bits, each channel by its own scale, reaches measured on `feeds`, behind what cuts them
+    off; without any, by what each input brings"""
     from onnxruntime import quantization as q
-    whole = graph_part(load_onnx().load(path), 'head') # small, and what decides
+    how = dict(per_channel=True, weight_type=q.QuantType.QInt8, extra_options=dict(MatMulConstBOnly=True),
+               nodes_to_exclude=graph_part(load_onnx().load(path), 'head')) # small, and what decides
     with tempfile.TemporaryDirectory() as tmp:
-        q.quantize_static(str(path), f'{tmp}/q.onnx', _Feeds(feeds), per_channel=True, weight_type=q.QuantType.QInt8,
-                          activation_type=q.QuantType.QUInt8, op_types_to_quantize=['Conv', 'Gemm', 'MatMul'],
-                          nodes_to_exclude=whole,
-                          extra_options=dict(MatMulConstBOnly=True))
+        if len(feeds): q.quantize_static(str(path), f'{tmp}/q.onnx', _Feeds(feeds), **how,
+                                         activation_type=q.QuantType.QUInt8,
+                                         op_types_to_quantize=['Conv', 'Gemm', 'MatMul', 'Clip', 'Relu'])
+        else: q.quantize_dynamic(str(path), f'{tmp}/q.onnx', **how, op_types_to_quantize=['Gemm', 'MatMul'])
         shutil.move(f'{tmp}/q.onnx', path)
 
 # %% ../../nbs/models/50_export.ipynb #81e11eae
@@ -220,9 +222,7 @@ def _onnx_files(model:Model, wish:Wish, folder:Path, calibrate:Sequence) -> None
                                           preprocessing=_reading(model), outputs=_outputs(model, wish)))
     if wish.precision == 'fp16' and wish.to == 'onnx': _half(folder/'model.onnx')
     if wish.precision == 'int8':
-        asked = Exported(folder)
-        feeds = ([asked.tokens([t]) for t in calibrate] if model.task.name == TEXTS else
-                 [dict(images=t[None]) for t in _taken(model, calibrate)])
+        feeds = [dict(images=t[None]) for t in _taken(model, calibrate)] if model.task.name != TEXTS else ()
         _whole_numbers(folder/'model.onnx', feeds)
     if wish.to == 'openvino': _openvino_files(folder, wish.precision)
 
