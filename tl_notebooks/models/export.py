@@ -31,7 +31,7 @@ from .box_graph import box_graph
 from .card import PIPELINES, model_card
 from .exported import SCHEMA, TEXTS, Exported
 from .folder import Model
-from .huggingface import PIPELINE_USE, pipeline_answers, save_for_transformers
+from .huggingface import PIPELINE_USE, pipeline_answers, processor_boxes, save_for_transformers
 from .graph import (graph_part, image_graph, load_onnx, plain_net, text_graph,
                                        whole_tokenizer)
 
@@ -261,7 +261,7 @@ def _describe(model:Model, wish:Wish, folder:Path, parity:Parity) -> None:
     record = source.parent/'record.json' # of the run that made it
     control = (read_json(record).get('control') or {}) if record.is_file() else {}
     control = next((v for v in control.values() if isinstance(v, dict)), None) if isinstance(control, dict) else None
-    use = USES[wish.to if model.task.classifies else 'boxes']
+    use = USES[wish.to if model.task.classifies or wish.to == 'huggingface' else 'boxes']
     use = use.replace('NAME', "'an image.jpg'" if model.task.name != TEXTS else "'a text'")
     use = use.replace('TASK', PIPELINES[m['task']])
     card = model_card(m, 'transformers' if wish.to == 'huggingface' else wish.to, use, asdict(parity),
@@ -319,10 +319,21 @@ def _graph_export(model:Model, wish:Wish, folder:Path, items:Sequence, of:str) -
 def _transformers_export(model:Model, wish:Wish, folder:Path, items:Sequence, of:str) -> Parity:
     if wish.precision != 'fp32': raise InputError(f"`precision` is {wish.precision!r}; accepted for huggingface: fp32.")
     save_for_transformers(model, folder)
-    parity = compared(folder_answers(model, items)[0], pipeline_answers(folder, model.task.name, items, model.classes),
-                      of, wish.precision)
+    parity = _pipeline_beside(model, folder, wish, items, of)
     _describe(model, wish, folder, parity)
     return parity
+
+def _pipeline_beside(model:Model, folder:Path, wish:Wish, items:Sequence, of:str) -> Parity:
+    "What transformers says, beside the folder; a processor of DETR says the best class of each place alone"
+    if model.task.classifies:
+        return compared(folder_answers(model, items)[0],
+                        pipeline_answers(folder, model.task.name, items, model.classes), of, wish.precision)
+    least, want, config = min(threshold_of(model), LEAST), [], model.net.model.config
+    for f in folder_boxes(model, items, least):
+        first = np.sort(np.unique(f['boxes'], axis=0, return_index=True)[1]) # they come best first
+        want.append({k: v[first] for k,v in f.items()} if model.net.softmax else f)
+    return compared_boxes(want, processor_boxes(folder, items, least), of, wish.precision, least,
+                          min(config.num_queries, model.net.max_boxes))
 
 # %% ../../nbs/models/50_export.ipynb #cd6a93a2
 TARGETS = dict(onnx=_graph_export, openvino=_graph_export, huggingface=_transformers_export)
@@ -350,9 +361,6 @@ def export(
         raise InputError(f"`{model.manifest['folder']}` has a threshold for each class ({', '.join(each)}), and an "
                          f"exported file has one for all, so it would answer otherwise. Accepted: a detector that was "
                          f"made without `precision_wanted`.")
-    if to == 'huggingface' and not model.task.classifies:
-        raise InputError(f"`{model.manifest['folder']}` is a detector; accepted for it: `--to onnx` and `--to "
-                         f"openvino`.")
     if bad := [c for c in model.classes if len(c.splitlines()) != 1]:
         raise InputError(f"the class name {bad[0]!r} is not one line, as classes.txt wants it.")
     return _write_whole(model, Wish(to, precision, items), out, TARGETS[to])
