@@ -133,6 +133,13 @@ def test_the_architecture_that_would_fit_is_named(tmp_path):
         image_net('resnet18', 2, tmp_path/'r.pth')
 
 
+@pytest.mark.parametrize('name', ['r.pth', 'r.onnx', 'r.safetensors'])
+def test_who_expands_a_file_is_told_how_it_is_taken_in(name, tmp_path):
+    (tmp_path/name).write_bytes(b'x')
+    with pytest.raises(InputError, match=f'is a file.*tl adopt .*{name}$'):
+        expand(tmp_path/name, tmp_path, tmp_path/'out')
+
+
 @pytest.mark.parametrize('mean', ['0.5,0.5', 'a', '1,2,x', [1, 2]])
 def test_a_wrong_mean_is_refused(mean):
     with pytest.raises(InputError, match='`mean` is .*accepted: three numbers'):

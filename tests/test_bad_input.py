@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import record, tl
+from conftest import record, refusals, tl
 
 WRONG = {
     'unknown command': (['trian', 'parts'], 'invalid choice'),
@@ -87,14 +87,18 @@ def test_wrong_request_in_a_process_of_its_own(desk):
     assert (done.returncode, done.stdout) == (2, '') and 'Traceback' not in done.stderr and "'epochs'" in done.stderr
 
 
-@pytest.mark.parametrize('param,says', [('backbone=resnet81', "resnet"), ('backbone=vgg16', 'weights'),
-                                        ('weights=no-such-file.pth', 'no-such-file.pth'),
-                                        ('backbone=bert_base_uncased', 'image'), ('thaw=0', 'from 1 to 6')])
-def test_wrong_network(param, says, pictures, tmp_path):
+def test_wrong_network(pictures, tmp_path):
     "A backbone that does not exist, has no weights here, or is not for images: told before anything is trained"
-    done = tl('run', 'parts', '--data', pictures, '--out', 'runs', '-p', param, cwd=tmp_path,
-              env={'HF_HUB_OFFLINE': '1'})
-    assert done.returncode == 2 and says in done.stderr and 'Traceback' not in done.stderr, done.stderr[-2000:]
+    wrong = {'resnet': dict(backbone='resnet81'), 'weights': dict(backbone='vgg16'), 'from 1 to 6': dict(thaw=0),
+             'no-such-file.pth': dict(weights='no-such-file.pth', backbone='efficientnet_lite0'),
+             'image': dict(backbone='bert_base_uncased')}
+    said = refusals('parts', [dict(data=str(pictures)) | w for w in wrong.values()], tmp_path, {'HF_HUB_OFFLINE': '1'})
+    assert [says for says,message in zip(wrong, said) if says not in message] == [], said
+
+
+def test_a_wrong_network_ends_with_2_and_leaves_nothing(pictures, tmp_path):
+    done = tl('run', 'parts', '--data', pictures, '--out', 'runs', '-p', 'backbone=resnet81', cwd=tmp_path)
+    assert done.returncode == 2 and 'resnet' in done.stderr and 'Traceback' not in done.stderr, done.stderr[-2000:]
     assert not list(tmp_path.glob('runs/**/*'))
 
 

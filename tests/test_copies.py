@@ -451,7 +451,7 @@ def test_texts_that_were_learned_from_do_not_judge(tmp_path):
     from tl_notebooks.data.texts import read_texts
     from tl_notebooks.expand.words import expand_words
     d = read_texts(sample_path('reviews'), valid_pct=0.)
-    learn = text_learner(d, 'minilm_l6', seed=0)
+    learn = text_learner(d, 'minilm_l6', max_tokens=16, seed=0, precision='fp32', engine='torch')
     with learn.no_bar(): learn.probe(); learn.thaw_progressively([]); head = learn.refit()
     save_model(tmp_path/'model', learn.model, learn.info, d.classes, statistics=statistics_state(learn.statistics),
                head=dict(kind='solved', alpha=head.alpha), tok=learn.tok, learned=d)

@@ -35,6 +35,18 @@ def scenes(tmp_path_factory):
     return read_boxes(make_scenes(tmp_path_factory.mktemp('scenes')/'s', n=18, size=160), min_per_class=1)
 
 
+def test_images_of_no_data_set_are_batches_too(scenes):
+    "As fastai's `dls.test_dl` gives them: paths and images, whose boxes are those of the validation batches"
+    learn = detection_learner(scenes, weights='random', size=96, precision='fp32', seed=0, cache=False)
+    files = scenes.files('valid')
+    dl = learn.dls.test_dl([files[0], str(files[1]), Image.open(files[2]), *files[3:]])
+    found, known = learn.get_boxes(dl=dl, score=.01), learn.get_boxes(score=.01)
+    assert len(found) == len(known) > 2 and sum(len(f['boxes']) for f in known)
+    for a,b in zip(found, known):
+        for k in b: assert np.array_equal(a[k], b[k])
+    with pytest.raises(InputError, match='nowhere.png'): learn.get_boxes(dl=learn.dls.test_dl(['nowhere.png']))
+
+
 @pytest.fixture(scope='module')
 def blocks(tmp_path_factory):
     "Wide and tall images with red and blue blocks on grey noise; where they are is known"

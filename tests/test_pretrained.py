@@ -132,6 +132,7 @@ def test_table_says_what_is_usable(own_caches):
     ('resnet18.a1_in1k', 'timm', 'resnet18.a1_in1k'), ('timm/resnet18.a1_in1k', 'timm', 'resnet18.a1_in1k'),
     ('torchvision/resnet18', 'torchvision', 'resnet18'), ('regnety_002', 'timm', 'regnety_002.pycls_in1k'),
     ('shufflenet_v2_x0_5', 'torchvision', 'shufflenet_v2_x0_5'), ('gpt2', 'transformers', 'openai-community/gpt2'),
+    ('multilingual-e5-small', 'transformers', 'intfloat/multilingual-e5-small'),
     ('transformers/org/model', 'transformers', 'org/model')])
 def test_names(name, library, model):
     e = find_entry(name)

@@ -44,7 +44,7 @@ def small_bert(tmp_path_factory):
     return folder
 
 
-KILLED = dict(by_hand=6, in_a_run=6, of_texts=3, of_boxes=4, of_new_views=4, cache=3) # what → how often
+KILLED = dict(by_hand=3, in_a_run=3, of_texts=2, of_boxes=4, of_new_views=4, cache=3) # what → how often
 USES = dict(of_texts='small_bert', of_boxes='few_scenes', of_new_views='few_scenes')
 
 

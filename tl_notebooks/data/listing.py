@@ -275,10 +275,10 @@ def list_inputs(
 ) -> dict[Path, Path]: # file → its name below the folder that was given
     "The files given and those below the folders given, in order; an `InputError` lists what does not exist"
     out, inputs = {}, [Path(i).expanduser() for i in inputs]
-    if missing := [f'`{p}`' for p in inputs if not p.exists()]:
-        raise InputError(f"input {', '.join(missing)} does not exist.")
+    missing = [f'`{p}`' for p in inputs if not p.exists()]
+    if len(missing) > 1: raise InputError(f"input {', '.join(missing)} does not exist.")
+    for p in inputs: data_path(p, 'input') # names what lies beside one that is missing
     for p in inputs:
-        if p.is_file(): check_archive(p)
         found = [f for f in files_below(p) if not SIDE_FILES.fullmatch(f.name)] if p.is_dir() else [p]
         found += [p/b.path for b in (odd_below(p) if others and p.is_dir() else [])]
         some = any(has_suffix(f.name, suffixes) or not f.suffix for f in found)

@@ -113,6 +113,7 @@ def fit_scale(
     scores:np.ndarray, # (n, k) held-out scores
     y:np.ndarray,      # (n,) class numbers
     weight:np.ndarray|None=None, # (n,) rows that each stands for; `None`: one
+    tol:float=1e-6,    # How closely its logarithm is found
 ) -> float:            # The factor, between 0.01 and 100
     "The factor s that minimises the cross-entropy of softmax(s * scores)"
     k, w = scores.shape[1], np.ones(len(scores)) if weight is None else weight
@@ -122,14 +123,15 @@ def fit_scale(
     own = w @ (t*below).sum(1)
     loss = lambda log_s: (w @ np.log(np.exp((s := np.exp(log_s))*below).sum(1)) - s*own)/n
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(.01), np.log(100)), method='bounded',
-                                        options={'xatol': 1e-6}).x))
+                                        options={'xatol': tol}).x))
 
 # %% ../../nbs/heads/00_ridge.ipynb #2ae87055
 GRID = np.logspace(-4, 2, 13) # times the mean eigenvalue of the second moment
 
 def log_losses(scores:np.ndarray, y:np.ndarray, weight:np.ndarray|None=None) -> np.ndarray:
     "(n,) log loss of scores (n, k) that `fit_scale` makes probabilities"
-    return -log_softmax(fit_scale(scores, y, weight)*scores, axis=1)[np.arange(len(y)), y]
+    scale = fit_scale(scores, y, weight, tol=1e-3) # about the minimum, the loss changes with the square of that
+    return -log_softmax(scale*scores, axis=1)[np.arange(len(y)), y]
 
 ENOUGH = 3 # strengths in a row, each clearly worse than the best before, after which no weaker one is tried
 

@@ -120,7 +120,8 @@ def find_entry(
     forced = library if bare and library in ('timm', 'torchvision', 'transformers') else None
     if not forced:
         for e in catalogue().values():
-            if name in (e.name, e.model, e.model.partition('.')[0], e.hub_id): return e
+            hub = e.hub_id or ''
+            if name in (e.name, e.model, e.model.partition('.')[0], hub, hub.rpartition('/')[2]): return e
     if forced == 'transformers': return Entry(name, 'text', 'transformers', bare, hub_id=bare, revision='main')
     for lib,find in (('timm', _from_timm), ('torchvision', _from_torchvision)):
         if forced in (None, lib) and (e := find(bare if forced else name)): return e
@@ -334,8 +335,7 @@ def _no_fit(state:Mapping, want:Mapping, entry:Entry, where:str, problem:str) ->
     near = [f"{e.library}/{e.model.partition('.')[0]}" for e in catalogue().values() if e.task == 'image']
     fits = fitting_names(state, [*dict.fromkeys(relatives(entry.model) + near)])
     return (f"weights `{where}` do not fit {entry.model}: {problem}. They belong to another model or number of "
-            f"classes. "
-            + (f"They would fit {', '.join(fits[:4])}." if fits else ''))
+            f"classes." + (f" They would fit {', '.join(fits)}." if fits else ''))
 
 # %% ../../nbs/learn/05_backbones.ipynb #a44162bb
 def _answers(url:str, timeout:float=4.) -> bool:

@@ -9,6 +9,7 @@ __all__ = ['AROUND', 'WRAPPERS', 'PICKLES', 'LINES', 'inner_state', 'unwrapped',
 # %% ../../nbs/learn/03_checkpoints.ipynb #9af12d95
 import contextlib
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,14 +95,16 @@ def fitting_names(
     state:Mapping,        # name -> tensor
     names:list[str],      # timm/NAME or torchvision/NAME
     head:tuple[str, ...]=('fc.', 'classifier.', 'head.', 'heads.'), # What may differ
-) -> list[str]:
+    seconds:float=4.,     # How long it is looked, at most: a hint is not worth a longer wait
+) -> list[str]:           # At most four
     "Those of `names` whose bodies have the tensors of `state`, by name and shape"
     import torch
     def body(d):
         return {k: tuple(v.shape) for k,v in d.items() if not k.endswith('num_batches_tracked')
                 and not k.startswith(head)}
-    found = []
+    found, end = [], time.monotonic() + seconds
     for name in names:
+        if len(found) == 4 or time.monotonic() > end: break
         with contextlib.suppress(Exception), torch.device('meta'):
             want = _built(name).state_dict()
             if body(want) and body(unwrapped(state, want)) == body(want): found.append(name)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STRIDES', 'ARCHS', 'box_learner', 'GIVEN', 'into_square', 'onto_image', 'box_transforms', 'augmented', 'BoxSet',
-           'BoxDL', 'pad_boxes', 'check_size', 'box_dls', 'boxes_dl', 'chain', 'Pyramid', 'PyramidCut', 'pyramid',
-           'BoxNet', 'unpad', 'DenseNet', 'BoxItems', 'FrozenPyramid', 'EMA', 'BoxLearner', 'plain_dl',
+           'GivenImages', 'BoxDL', 'pad_boxes', 'check_size', 'box_dls', 'boxes_dl', 'chain', 'Pyramid', 'PyramidCut',
+           'pyramid', 'BoxNet', 'unpad', 'DenseNet', 'BoxItems', 'FrozenPyramid', 'EMA', 'BoxLearner', 'plain_dl',
            'image_detector', 'detection_learner', 'PretrainedDetector', 'pretrained_detector', 'GiveTargets', 'DetrNet',
            'detr_net', 'of_processor_file', 'check_rows', 'box_net']
 
@@ -30,7 +30,7 @@ from ..frozen.loader import Activations, Items
 from ..frozen.store import describe
 from ..data.boxes import BoxData
 from ..core import (InputError, did_you_mean, hash_file, hash_json, hash_state, read_json, seeded)
-from ..data.decode import open_image
+from ..data.decode import as_image, open_image
 from .learner import FrozenLearner, measuring_norms
 from .network import autocast, plain_tensor, micro_batch_for
 from .precision import begin_learner, settle
@@ -154,11 +154,27 @@ class BoxSet:
         return self.varied[i, v]
 
 # %% ../../nbs/learn/65_detection.ipynb #c60d64e8
+class GivenImages(BoxSet):
+    "Images of no data set, in whatever form `as_image` takes, prepared as those of `like`; there are no boxes"
+    def __init__(self, items:Sequence, like:BoxSet):
+        none = [None]*len(items)
+        vars(self).update(vars(like) | dict(tfms=None, paths=[*items], places=none[:], shapes=none[:]))
+
+    def __getitem__(self, i:int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        image = as_image(self.paths[i], ANY_SIZE, self.depth)
+        self.shapes[i], self.places[i] = image.size, letterbox(*image.size, self.size, self.resize)
+        x = image_tensor(image, self.size, self.resize, self.interpolation)
+        return x, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+
 class BoxDL(DataLoader):
     "Batches of a `BoxSet`: images (n, 3, size, size) uint8, boxes (n, m, 4), labels (n, m), -1 where there is none"
     n_inp = 1
     def create_batch(self, items): return torch.stack([x for x,_,_ in items]), *pad_boxes([t for _,*t in items])
     def retain(self, res, b): return res
+    def new(self, dataset=None, cls=None, **kwargs) -> 'BoxDL':
+        "As fastai's; a list of images is a data set too, which is how `dls.test_dl` gives them"
+        if dataset is not None and not isinstance(dataset, BoxSet): dataset = GivenImages(dataset, self.dataset)
+        return super().new(dataset, cls, **kwargs)
     def shuffle_fn(self, idxs):
         return random.Random(f'{self.dataset.seed} {self.dataset.epoch}').sample(idxs, len(idxs))
     def after_iter(self): self.dataset.epoch += self.shuffle

@@ -8,7 +8,7 @@ __all__ = ['PHRASES', 'SURE', 'FEW', 'padded_length', 'LabelledText', 'Tokens', 
            'net_from_config', 'load_tokenizer', 'name_texts', 'name_features', 'text_features', 'layer_sets',
            'pick_layers', 'LayerChoice', 'choose_layers', 'TextLearner', 'told_apart', 'keep_prior', 'contrastive_loss',
            'Contrast', 'pseudo_labels', 'self_trained', 'sample_tokens', 'choose_text_model', 'text_learner',
-           'learning_curve', 'more_labels', 'word_effects', 'tfidf_baseline']
+           'learning_curves', 'more_labels', 'word_effects', 'tfidf_baseline']
 
 # %% ../../nbs/learn/60_text.ipynb #7e125cb9
 import contextlib
@@ -938,14 +938,14 @@ def text_learner(
 def split_dl(self:TextLearner, split:str): return test_dl(self, self.data, split) # see `test_dl`
 
 # %% ../../nbs/learn/60_text.ipynb #c26178af
-def learning_curve(
+def learning_curves(
     learn:TextLearner,  # Probed
     test:tuple[torch.Tensor, torch.Tensor], # (n, n_blocks, width) means and (n,) classes: `layer_means_of`
     sizes:Sequence[int],# Labels per class
     draws:int=10,
-    names:bool=True,
+    names:bool=True,    # Also with the classes' names, where these are known
     seed:int=0,
-) -> dict[int, np.ndarray]: # labels per class → (draws, test texts) booleans, for `evidence.two_way_interval`
+) -> dict[str, dict[int, np.ndarray]]: # which → labels per class → (draws, test texts), for `evidence.two_way_interval`
     """What the probe gets right from random parts of the training labels.
 
     Layers, ridge strength and the names' use are chosen for each draw anew.
@@ -953,28 +953,28 @@ def learning_curve(
     x, y, *_ = learn.layer_means
     tx, ty = test
     k, words = len(learn.dls.vocab), learn.word_means() if names else None
-    out = {}
+    ways = ({} if words is None else {'with the names': words}) | {'labels alone': None}
+    out = {way: {} for way in ways}
     for n in sizes:
         if min(torch.bincount(y, minlength=k)) < n: continue
         for d in range(draws):
             g = torch.Generator().manual_seed(seed*100_003 + d)
             at = torch.cat([(i := torch.nonzero(y == c)[:,0])[torch.randperm(len(i), generator=g)[:n]]
                             for c in range(k)])
-            out.setdefault(n, []).append(_one_draw(x[at], y[at], tx, ty, k, words))
-    return {n: np.stack(right) for n,right in out.items()}
+            layers = choose_layers(x[at], y[at], k).layers # most of the work, and the same with names and without
+            few, many = pick_layers(x[at], layers), pick_layers(tx, layers)
+            for way,w in ways.items():
+                prior = None if w is None else keep_prior(few, y[at], k, pick_layers(w, layers).double().numpy())
+                out[way].setdefault(n, []).append(_right(ridge_loo(few, y[at], k, prior=prior), many, ty))
+    return {way: {n: np.stack(right) for n,right in curve.items()} for way,curve in out.items()}
 
 # %% ../../nbs/learn/60_text.ipynb #ff3d0de8
-def _one_draw(x, y, tx, ty, k:int, words) -> np.ndarray:
-    ls = choose_layers(x, y, k).layers
-    prior = None if words is None else keep_prior(pick_layers(x, ls), y, k, pick_layers(words, ls).double().numpy())
-    found = ridge_loo(pick_layers(x, ls), y, k, prior=prior)
-    scores = pick_layers(tx, ls).numpy() @ found.weight.T + found.bias
-    return scores.argmax(1) == ty.numpy()
+def _right(head, x, y) -> np.ndarray: return (x.numpy() @ head.weight.T + head.bias).argmax(1) == y.numpy()
 
 # %% ../../nbs/learn/60_text.ipynb #71de2ee5
 def more_labels(curve:dict[int, Sequence], factor:int=2) -> tuple[int, float]: # labels per class, accuracy
-    """Extrapolated accuracy with `factor` times the most labels of a `learning_curve`: log error is linear in log
-    labels (last three sizes)"""
+    """Extrapolated accuracy with `factor` times the most labels of one of `learning_curves`: log error is linear
+    in log labels (last three sizes)"""
     n = sorted(curve)[-3:]
     if len(n) < 2: raise InputError(f"a learning curve of {len(n)} sizes cannot be continued; accepted: at least two.")
     err = np.log([max(1 - float(np.mean(curve[k])), 1e-4) for k in n])

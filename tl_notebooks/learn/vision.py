@@ -381,7 +381,7 @@ def library_name(model:nn.Module) -> str:
         import torchvision
         of, every = torchvision.models.get_model_builder, torchvision.models.list_models(module=torchvision.models)
         names = [f'torchvision/{n}' for n in every if of(n).__module__ == type(model).__module__]
-    return next(iter(fitting_names(model.state_dict(), names)), '')
+    return next(iter(fitting_names(model.state_dict(), names, seconds=60.)), '')
 
 # %% ../../nbs/learn/50_vision.ipynb #c46afedb
 def folder_net(folder:Path, n_classes:int, weights, said:dict, groups:int=5) -> tuple[TransferNet, dict]:

@@ -4,20 +4,22 @@
 
 # %% auto #0
 __all__ = ['BACKBONE', 'choose_backbone', 'keep_model', 'fine_tune', 'stages_table', 'validate', 'calibrate', 'test',
-           'show_confusion', 'show_reliability', 'save', 'Review', 'look_through', 'answer_one']
+           'show_confusion', 'show_reliability', 'save', 'Review', 'look_through', 'look_through_boxes', 'answer_one']
 
 # %% ../../nbs/runs/35_steps.ipynb #c0f70902
 import contextlib
 import html
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 import pandas as pd
 from ..core import InputError, atomic_write, hash_state, watched
 from ..judge import plots
+from ..data.draw import plot_outcomes
 from ..judge.audit import quick_findings
 from ..judge.evaluate import Evaluation
-from ..judge.review import Doubt, doubts, review_page
+from ..judge.review import doubts, mistakes_page, review_page
 from ..data.splits import LabelledData
 from ..judge.evidence import class_metrics, ece, reliability
 from ..judge.rank import backbones_here, rank
@@ -133,16 +135,17 @@ def save(run:Run, learn:TransferLearner) -> None:
 # %% ../../nbs/runs/35_steps.ipynb #246f9d9e
 @dataclass
 class Review:
-    "A page of doubtful items in a run's folder, shown where a person looks at a notebook, and named elsewhere"
-    folder:Path
-    doubts:list[Doubt]
+    "A page of a run's folder to look through, shown where a person looks at a notebook, and named elsewhere"
+    page:Path
+    found:str        # What is on it
+    lines:list[str]  # The first of them
     def __repr__(self):
-        return '\n'.join([f"{len(self.doubts)} wrong or unsure{', see review.html' if self.doubts else ''}"] + [
-            f"{d.short()}: labelled {d.label}; the model says {d.says()}" for d in self.doubts[:5]])
+        see = f', see {self.page.name}' if self.lines else ''
+        return '\n'.join([self.found + see, *self.lines[:5]])
     def _repr_mimebundle_(self, **kwargs):
         out = {'text/plain': repr(self)}
-        if not self.doubts or watched() != 'cell': return out
-        page = html.escape((self.folder/'review.html').read_text(encoding='utf-8'), quote=True)
+        if not self.lines or watched() != 'cell': return out
+        page = html.escape(self.page.read_text(encoding='utf-8'), quote=True)
         return out | {'text/html': f'<iframe srcdoc="{page}" width="100%" height="760" frameborder="0"></iframe>'}
 
 # %% ../../nbs/runs/35_steps.ipynb #58677e45
@@ -154,9 +157,25 @@ def look_through(run:Run, learn:TransferLearner, found:Evaluation) -> Review:
         y, probs = learn.left_out
         of += doubts([i for s in ('train', 'valid') for i in items(s)], y, probs, data.classes, True)
     of += doubts(items('test'), found.y, found.probs, data.classes, False)
+    page = run.folder/'review.html'
     if of:
-        with atomic_write(run.folder/'review.html') as f: f.write(review_page(of, data.classes, column, max_pixels))
-    return Review(run.folder, of)
+        with atomic_write(page) as f: f.write(review_page(of, data.classes, column, max_pixels))
+    return Review(page, f'{len(of)} wrong or unsure', [f"{d.short()}: labelled {d.label}; the model says {d.says()}"
+                                                       for d in of])
+
+def look_through_boxes(
+    run:Run,
+    names:Sequence[str],         # Of the images
+    images:Sequence,             # Arrays or PIL images
+    outcomes:Sequence[Sequence], # Of each, for `draw.plot_outcomes`
+) -> Review:
+    "Images with what a detector missed, made up and confused in them"
+    says = ['; '.join(f'{kind} {text}' for *_,kind,text in of if kind != 'found') for of in outcomes]
+    figures = (plot_outcomes([im], [of], size=7.6) for im,of in zip(images, outcomes))
+    page = run.folder/'mistakes.html'
+    if names:
+        with atomic_write(page) as f: f.write(mistakes_page(names, figures, says))
+    return Review(page, f'{len(names)} images with mistakes', [f'{n}: {s}' for n,s in zip(names, says)])
 
 # %% ../../nbs/runs/35_steps.ipynb #b63177f2
 def answer_one(run:Run, mine, example):
