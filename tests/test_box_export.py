@@ -77,7 +77,7 @@ def test_a_server_finds_the_boxes_of_predict(scenes, tmp_path):
     assert done.returncode == 2 and 'is the folder of a detector; accepted by a server: an export' in done.stderr
 
 
-@pytest.mark.parametrize('kind', ['rt_detr_v2', 'detr'])
+@pytest.mark.parametrize('kind', ['rt_detr_v2', 'd_fine', 'detr'])
 def test_a_detector_of_transformers_goes_back_there(scenes, tmp_path, kind):
     "What its `pipeline` finds, which rounds boxes to pixels, is what `predict` finds"
     from transformers import AutoModelForObjectDetection, pipeline
