@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageFilter, ImageOps
 from tl_notebooks.core import InputError
 from tl_notebooks.data.samples import make_parts, sample_path
-from tl_notebooks.judge.audit import copies_table, corrections, item_column, judge_claim, label_errors
+from tl_notebooks.judge.audit import copies_table, item_column, judge_claim, label_errors
 from tl_notebooks.judge.evidence import interval
 from tl_notebooks.judge.forecast import accuracy_at, bootstrap_laws, forecast
 from tl_notebooks.judge.labelled import Seen, class_numbers, families_of, kind_of, left_out, read_labelled
@@ -115,6 +115,17 @@ def test_a_planted_shortcut_is_found(kind, tmp_path):
     for p in sorted((root/'nut').iterdir())[::2]: ({'camera': camera} | PLANT)[kind](p, Image.open(p).copy())
     found = shortcuts_of(root)
     assert kind in [s.feature for s in found] and {s.label for s in found} == {'nut'}
+
+
+def test_half_a_class_of_another_season_is_found_though_no_two_images_are_of_one_minute(tmp_path):
+    root = make_parts(tmp_path/'parts', kinds=['gear', 'nut', 'pin'], n=30, size=64)
+    for i,p in enumerate(sorted(root.rglob('*.jpg'))):
+        exif, winter = Image.Exif(), p.parent.name == 'nut' and i % 2
+        month = '2023:01' if winter else '2022:07'
+        exif.get_ifd(0x8769)[36867] = f'{month}:{1 + 7*i % 28:02} {i % 24:02}:{i % 60:02}:00'
+        Image.open(p).save(p, quality=90, exif=exif)
+    found = shortcuts_of(root)
+    assert [(s.feature, s.label) for s in found] == [('date', 'nut')] and found[0].share == .5
 
 
 def test_clean_images_have_no_shortcuts(tmp_path):

@@ -3,6 +3,8 @@ import json
 
 import numpy as np
 import pytest
+import tl_notebooks  # noqa: F401  before timm
+import timm
 import torch
 from conftest import page, tl
 from scipy.stats import binomtest
@@ -16,6 +18,7 @@ from tl_notebooks.heads.unknown import HeldOut, Unknown, class_sets
 from tl_notebooks.judge.drift import DriftState, add_night
 from tl_notebooks.judge.watch import watch, write_watched
 from tl_notebooks.learn.vision import image_learner
+from tl_notebooks.models.adopt import adopt
 from tl_notebooks.models.save import load_model
 
 
@@ -145,3 +148,31 @@ def test_labels_come_back(home, tmp_path):
     assert labels.count('gear') > len(labels)/2
     wrong = tl('expand', home/'model', '--labels', tmp_path/'none.csv', cwd=tmp_path)
     assert wrong.returncode == 2 and 'none.csv' in wrong.stderr
+
+
+# A model that somebody else trained: nothing is known but its answers
+
+def test_a_model_without_statistics_says_what_its_answers_tell_and_what_is_missing(tmp_path):
+    make_parts(tmp_path/'first', kinds=PARTS[:2], n=8, size=64)
+    make_parts(tmp_path/'second', kinds=PARTS[2:3], n=8, size=64)
+    torch.manual_seed(0)
+    torch.save(timm.create_model('resnet10t', num_classes=2).state_dict(), tmp_path/'own.pth')
+    adopt(tmp_path/'own.pth', tmp_path/'m', arch='resnet10t', classes=PARTS[:2], size=64, mean=.5, std=.5)
+    model = load_model(tmp_path/'m')
+    w = watch(model, tmp_path/'first', n_label=4)
+    (tmp_path/'one').mkdir()
+    write_watched(tmp_path/'one', w, model)
+    assert (w.unknown, w.accuracy, w.groups, w.drift['compared']) == (None, None, [], False)
+    assert len(w.next) == 4 and sum(s['now'] for s in w.shares.values()) == pytest.approx(1)
+    html = page(tmp_path/'one'/'report.html')
+    assert '--data OLD' in html and 'Begins tonight' in html and 'Cannot be told' in html
+    after = watch(model, tmp_path/'second', since=tmp_path/'one')
+    assert after.drift['compared'] and after.drift['items'] == 24
+    image = next((tmp_path/'first').rglob('*.jpg'))
+    done = tl('predict', 'm', image, '--unknown', '.05', cwd=tmp_path)
+    assert done.returncode == 2 and '--data OLD' in done.stderr and not done.stdout
+    assert tl('predict', 'm', image, cwd=tmp_path).returncode == 0
+    adopt(tmp_path/'own.pth', tmp_path/'n', arch='resnet10t', classes=PARTS[:2], size=64, mean=.5, std=.5,
+          data=tmp_path/'first')
+    w = watch(tmp_path/'n', tmp_path/'second', rate=.1)
+    assert w.unknown is not None and w.accuracy is not None, 'what the note says is what helps'

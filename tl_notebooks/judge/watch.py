@@ -228,17 +228,19 @@ class Watched:
         "What was found, in sentences"
         out = [f"{self.n:,} items; {len(self.unread):,} could not be read"]
         if self.unknown: out.append(f"unknown: {self.unknown}")
-        out.append(f"drift: evidence {self.drift['statistic']:.3g}, p = {self.drift['p']:.3g} over all nights")
+        out.append(f"drift: evidence {self.drift['statistic']:.3g}, p = {self.drift['p']:.3g} over all nights"
+                   if self.drift['compared'] else "drift: begins tonight; nothing came before")
         if self.accuracy: out.append(f"accuracy without labels: {self.accuracy}")
-        if self.trust: out.append(f"which is not to be trusted: {self.trust}")
+        if self.trust and self.accuracy: out.append(f"which is not to be trusted: {self.trust}")
         return out + [f"group {k}: {g['n']} items" for k,g in enumerate(self.groups, 1)] + self.notes
 
     def plot_p(self):
-        "How p-values are spread"
+        "How p-values are spread; how sure the model is, where it has none"
         fig, (ax,) = new_figure(width=5, height=2.6)
-        ax.hist(self.items['p'], np.linspace(0, 1, 21), color=BLUE)
-        ax.axhline(self.n/20, color=MUTED, ls=':', lw=1)
-        ax.set(xlabel='share of known items that are at least as strange', ylabel='items')
+        ax.hist(self.items['p' if self.unknown else 'probs'], np.linspace(0, 1, 21), color=BLUE)
+        if self.unknown: ax.axhline(self.n/20, color=MUTED, ls=':', lw=1)
+        ax.set(xlabel='share of known items that are at least as strange' if self.unknown else
+               'probability of the class that is answered', ylabel='items')
         return fig
 
     def as_json(self) -> dict:
@@ -305,7 +307,8 @@ def _judged(model:Model, eye:_Eye, seen:_Seen, strangest:_Pool, unsure:_Pool, st
     strange = a['p'] <= rate
     unknown = None if eye.judge is None else interval(strange.sum(), n)
     drift = dict(statistic=state.evidence, p=state.p, items=state.items, nights=state.nights,
-                 figure=eye.names[state.figure], direction='large' if state.large else 'small')
+                 figure=eye.names[state.figure], direction='large' if state.large else 'small',
+                 compared=held is not None or state.nights > 1)
     accuracy = None
     if held is not None:
         scores = np.zeros(len(held.y)) if eye.judge is None else eye.judge.held_in_order

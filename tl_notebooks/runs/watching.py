@@ -11,6 +11,7 @@ from pathlib import Path
 from ..core import InputError, read_json
 from ..data.images import read_images
 from ..data.samples import PARTS, make_parts
+from ..judge.evidence import mean_interval
 from ..judge.watch import Watched, write_watched
 from ..learn.vision import image_learner
 from ..models import save as _save # noqa: F401  gives learners `save_model`
@@ -50,8 +51,7 @@ def finish_watch(run:Run, found:Watched, model:Model) -> str:
     for name,i in figures.items():
         if i is not None: run.metric(name, i)
     if not run.record['metrics']: # an adopted model: how sure it is
-        sure = float(found.items['probs'].mean())
-        run.metric('confidence', dict(value=sure, low=sure, high=sure, n=found.n))
+        run.metric('confidence', mean_interval(found.items['probs']))
     run.record |= dict(watch=found.as_json(), limits=limits, unit=model.task.what)
     folder = run.finish()
     write_watched(run.folder, found, model, limits)
