@@ -4,6 +4,8 @@ import onnxruntime
 import pytest
 from conftest import tl
 from PIL import Image
+from test_detection import tiny
+from test_serve import ask, form, serving
 
 import tl_notebooks  # noqa: F401  before timm
 import torch
@@ -53,6 +55,46 @@ def test_boxes_of_a_file_are_those_of_predict(scenes, tmp_path, arch, resize, to
         boxes, scores, classes = session.run(None, dict(images=np.stack([image]*3), threshold=np.array(high)))
         assert boxes.shape[:2] == scores.shape == classes.shape and np.allclose(scores, scores[:1], atol=1e-5)
         assert 0 < (scores[0] > 0).sum() <= (want[0].found['scores'] >= high).sum() + 1
+
+
+def test_a_server_finds_the_boxes_of_predict(scenes, tmp_path):
+    pytest.importorskip('fastapi')
+    learn = detection_learner(scenes, backbone='timm/resnet18', weights='random', size=128, channels=32, convs=1, bs=4,
+                              views=1, seed=0)
+    save_model(tmp_path/'m', learn.model, learn.info, scenes.classes, head=dict(kind='trained', threshold=.0105))
+    files = scenes.files('test')[:2]
+    served = door.export(tmp_path/'m', tmp_path/'e', items=[str(f) for f in files]).folder
+    with serving(served) as (_, port):
+        status, found = ask(port, 'POST', '/predict', *form(*[f.read_bytes() for f in files], b'no image'))
+    assert status == 200 and 'cannot be read' in found['predictions'][2]['error']
+    for got, p in zip(found['predictions'], Model(tmp_path/'m').predict(files)):
+        want = [*zip(*(p.found[k] for k in ('labels', 'scores', 'boxes')))]
+        assert len(got['boxes']) == len(want) > 3
+        for b in got['boxes']:  # in hundredths of a pixel
+            assert any(scenes.classes[k] == b['label'] and abs(s - b['score']) < 1e-4
+                       and np.abs(box - b['box']).max() < .02 for k,s,box in want), b
+    done = tl('serve', tmp_path/'m', '--port', 0, cwd=tmp_path)
+    assert done.returncode == 2 and 'is the folder of a detector; accepted by a server: an export' in done.stderr
+
+
+@pytest.mark.parametrize('kind', ['rt_detr_v2', 'd_fine', 'detr'])
+def test_a_detector_of_transformers_goes_back_there(scenes, tmp_path, kind):
+    "What its `pipeline` finds, which rounds boxes to pixels, is what `predict` finds"
+    from transformers import AutoModelForObjectDetection, pipeline
+    torch.manual_seed(0)
+    AutoModelForObjectDetection.from_config(tiny(kind)).save_pretrained(tmp_path/'tiny')
+    learn = detection_learner(scenes, str(tmp_path/'tiny'), size=64, bs=4, views=1, seed=0)
+    for n,p in learn.model.named_parameters():
+        if any(w in n for w in ('class_embed', 'score_head', 'labels_classifier')): torch.nn.init.normal_(p, 0, .5)
+    save_model(tmp_path/'m', learn.model.eval(), learn.info, scenes.classes, head=dict(kind='trained', threshold=.3))
+    files = scenes.files('test')[:2]
+    done = door.export(tmp_path/'m', tmp_path/'hf', 'huggingface', items=[str(f) for f in files])
+    assert done.parity.passed and 'pipeline_tag: object-detection' in (tmp_path/'hf'/'README.md').read_text()
+    ask = pipeline('object-detection', model=str(tmp_path/'hf'), device='cpu')
+    for f, p in zip(files, Model(tmp_path/'m').predict(files)):
+        got, want = max(ask(str(f), threshold=.3), key=lambda b: b['score']), p.found
+        assert got['label'] == scenes.classes[want['labels'][0]] and abs(got['score'] - want['scores'][0]) < 5e-3
+        assert np.abs(want['boxes'] - [*got['box'].values()]).max(1).min() <= 1.01
 
 
 def test_a_body_that_is_an_onnx_file_and_huggingface_are_refused(scenes, tmp_path):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from conftest import ROOT, tl
@@ -189,8 +190,22 @@ def test_fewer_bits_are_a_smaller_file_that_decides_alike(theirs, tmp_path, prec
     want = timm_answers(model, shown[1::2])
     assert np.abs(got - want).max() < .1 and 0 < done.parity.probability < .1
     assert done.parity.n == dict(fp16=24, int8=12)[precision] and done.parity.decisions >= .98
+    if (precision, to) == ('int8', 'onnx'):  # scaled by what comes out of an activation, not by what goes in
+        nodes = onnx.load(done.folder/'model.onnx').graph.node
+        made = {o: n.op_type for n in nodes for o in n.output}
+        assert {made[n.input[0]] for n in nodes if n.op_type == 'Relu'} <= {'Add'}
     wrong = tl('export', folder, '--out', tmp_path/'x', '--precision', 'int8', cwd=tmp_path)
     assert wrong.returncode == 2 and '--items PATH' in wrong.stderr
+
+
+def test_a_text_model_in_8_bits_scales_each_text_by_itself(sentences, tmp_path):
+    model, tok, folder = sentences
+    given = [' '.join(np.random.default_rng(i).choice(['good', 'bad', 'movie', 'a', 'the'], 6)) for i in range(40)]
+    done = door.export(folder, tmp_path/'small', precision='int8', items=given)
+    assert 'DynamicQuantizeLinear' in {n.op_type for n in onnx.load(done.folder/'model.onnx').graph.node}
+    with torch.no_grad(): want = torch.cat([model(**tok(t, return_tensors='pt')).logits for t in given]).softmax(1)
+    got = np.stack(door.Exported(done.folder).answer(given))
+    assert np.abs(got - want.numpy()).max() < .2 and done.parity.decisions >= .98
 
 
 def test_the_lines_of_the_guide_run_without_this_package(theirs, images, tmp_path):

@@ -156,6 +156,22 @@ def test_adopt_predict_and_grow(squares, tmp_path, capsys):
         assert c['new_accuracy']['value'] > .3, c['new_accuracy']
 
 
+def test_a_new_kind_begins_from_a_row_of_the_file(squares, tmp_path, capsys):
+    from tl_notebooks.expand.boxes import grown_net
+    said(capsys, 'adopt', squares/'tiny.onnx', '--arch', 'yolox', '--classes', 'red,blue,grey', '--out', tmp_path/'m')
+    model, x = Model(tmp_path/'m'), torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
+    def scores(**known):
+        with torch.no_grad(): return grown_net(model, ['red', 'blue', 'grey', 'green'], **known)(x)['cls_logits']
+    begun, fresh = scores(known='green:blue+grey'), scores()
+    assert torch.equal(begun[..., 3], begun[..., 1:3].amax(-1)) and torch.equal(begun[..., :3], fresh[..., :3])
+    assert not torch.equal(fresh[..., 3], begun[..., 3])
+    expand = 'expand', tmp_path/'m', '--data', squares/'new', '--out', tmp_path/'x', '--epochs', 1, '--known'
+    code, out, err = said(capsys, *expand, 'green:yellow')
+    assert code == 2 and "'yellow' is no kind of the detector" in err and not (tmp_path/'x').exists()
+    code, out, err = said(capsys, *expand, 'green:grey')
+    assert code == 0 and certificate(tmp_path/'x')['training']['known'] == 'green:grey', err
+
+
 @pytest.mark.parametrize('args, message', [
     (['--arch', 'yolox'], 'do not fit `yolox`: without 80 kinds and a score of the place'),
     (['--arch', 'nanodet', '--classes', 'a,b,c'], 'do not fit `nanodet`'),

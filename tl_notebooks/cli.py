@@ -418,7 +418,7 @@ def cmd_expand(args) -> int:
     if not os.path.exists(args.model): model_folder(args.model)
     if args.labels: return _expand_labels(args)
     if not (args.words or args.corpus) and _task(args.model) == 'boxes': return _expand_boxes(args)
-    if given := [n for n in ('format', 'annotations', 'exif', 'clip') if getattr(args, n)]:
+    if given := [n for n in ('format', 'annotations', 'exif', 'clip', 'known') if getattr(args, n)]:
         raise InputError(f"--{given[0]} is about boxes, and `{args.model}` is no detector. Accepted: none.")
     if args.words or args.corpus: return _expand_words(args)
     from tl_notebooks.judge.certificate import Limits
@@ -555,7 +555,7 @@ def _expand_boxes(args) -> int:
                         args.test_pct, args.seed, args.on_bad,
                         BoxTuning(1 if args.thaw is None else args.thaw, args.epochs, args.lr, args.distil),
                         dict(format=args.format or 'auto', annotations=args.annotations or '', clip=args.clip,
-                             exif=args.exif or 'auto', max_pixels=args.max_pixels or MAX_PIXELS))
+                             exif=args.exif or 'auto', max_pixels=args.max_pixels or MAX_PIXELS), args.known or '')
     c = done.certificate
     if 'old_difference' in c:
         _say(f"old classes: AP50 {figure_text(c['old_accuracy_before'])} before, "
@@ -785,6 +785,9 @@ def _add_box_reading(expand) -> None:
     expand.add_argument('--annotations', metavar='FILE', help='detectors: name of the files to read, of several')
     expand.add_argument('--clip', action='store_true', help='detectors: cut boxes that stick out of their image')
     expand.add_argument('--exif', metavar='HOW', help='detectors: boxes were drawn on images upright, or as stored')
+    expand.add_argument('--known', metavar='CLASS:KIND+KIND,…',
+                        help="detectors that are an ONNX file: kinds of the file that new classes begin from, such as "
+                             "cyclist:bicycle (default: those of the same name)")
 
 def _add_expand(sub) -> None:
     expand = sub.add_parser('expand', help='a larger model from one you have, and its certificate')

@@ -63,10 +63,14 @@ def drawn_loss(net:DenseNet, out:dict, boxes:torch.Tensor, labels:torch.Tensor, 
 # %% ../../nbs/expand/20_boxes.ipynb #82fdb38d
 GROWS = ('fcos', 'retinanet', 'maps')
 
-def grown_net(model:Model, classes:Sequence[str], seed:int=0) -> DenseNet:
-    "A detector with a model's weights and a fresh row for each class that it does not know"
+def grown_net(model:Model, classes:Sequence[str], seed:int=0, known:str='') -> DenseNet:
+    """A detector with a model's weights and a row for each class that it does not know: fresh, or, on an ONNX file's
+    maps, from the file's own kinds, as `match_kinds` reads `known`"""
     if isinstance(model.net, MapsNet):
-        with seeded(seed): return _ready(grown_maps(model.net, classes[len(model.classes):]), model)
+        with seeded(seed): return _ready(grown_maps(model.net, classes[len(model.classes):], known), model)
+    if known:
+        raise InputError(f"`known`: `{model.manifest['folder']}` keeps no rows of the kinds that it was pretrained on; "
+                         f"accepted for it: none. A detector that is an ONNX file keeps them.")
     pre, k = model.manifest['preprocessing'], len(classes)
     old_rows, fresh = rows_of(model.net), classes[len(model.classes):]
     if model.net.rows: pre = pre | dict(rows=[*model.net.rows, *([len(old_rows) + i] for i in range(len(fresh)))])
@@ -233,6 +237,7 @@ def expand_boxes(
     on_bad:str='error',
     tuning:BoxTuning|None=None,
     reading:dict|None=None,    # Further arguments of `read_boxes` for `data`, such as clip and format
+    known:str='',              # Kinds of an ONNX file that new classes begin from: cyclist:bicycle+person; '': by name
 ) -> Expansion:
     "A detector with a new class and its certificate; everything that is wrong with the request is an `InputError`"
     out, model, tuning = free_folder(out), Model(parent), tuning or BoxTuning()
@@ -242,8 +247,8 @@ def expand_boxes(
         both = {k: v for k,v in (reading or {}).items() if k in ('clip', 'exif', 'max_pixels')}
         with naming('old'): judge = _read(old, 0., seed, on_bad, **both)
     classes = _check(model, d, judge, mode)
-    net = grown_net(model, classes, seed)
-    report = tuned_boxes(model, net, d, classes, mode, tuning, seed)
+    net = grown_net(model, classes, seed, known)
+    report = tuned_boxes(model, net, d, classes, mode, tuning, seed) | dict(known=known)
     c = _certificate(model, net, d, judge, classes, mode, limits or Limits(), report, seed)
     head = (model.manifest.get('head') or {}) | dict(kind='trained', grown=report)
     return Expansion(model.save_child(out, net, classes, None, head, c, certificate_page(c), c['metrics'], c['data'],

@@ -401,11 +401,12 @@ def maps_net(about:dict, parts:dict, classes:Sequence[str], known:str='') -> tup
     for conv,(w,b) in zip(net.head[0].last, parts['last']): copy_rows(conv, w, b, used, len(about['kinds']), net.d)
     return net.eval(), match
 
-def grown_maps(net:MapsNet, fresh:Sequence[str]) -> MapsNet:
-    "A network with one more head, for the classes `fresh`, from the file's kinds of these names; no other bit moves"
+def grown_maps(net:MapsNet, fresh:Sequence[str], known:str='') -> MapsNet:
+    """A network with one more head, for the classes `fresh`, from the file's kinds as `match_kinds` says; no other bit
+    moves"""
     d, kinds = net.d, net.made['kinds']
     _, parts = parse_detector(net.body.data, d, kinds, net.size)
-    own, match = maps_net(net.made | dict(size=net.size), parts, fresh)
+    own, match = maps_net(net.made | dict(size=net.size), parts, fresh, known)
     made = net.made | dict(heads=[*net.made['heads'], *own.made['heads']])
     out = MapsNet(net.body.data, made, net.size)
     state = net.state_dict() | {k.replace('head.0.', f'head.{len(net.head)}.', 1): v for k,v in own.state_dict().items()

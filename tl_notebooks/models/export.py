@@ -31,7 +31,7 @@ from .box_graph import box_graph
 from .card import PIPELINES, model_card
 from .exported import SCHEMA, TEXTS, Exported
 from .folder import Model
-from .huggingface import PIPELINE_USE, pipeline_answers, save_for_transformers
+from .huggingface import PIPELINE_USE, pipeline_answers, processor_boxes, save_for_transformers
 from .graph import (graph_part, image_graph, load_onnx, plain_net, text_graph,
                                        whole_tokenizer)
 
@@ -91,7 +91,7 @@ class Limit:
     probability:float
     decisions:float
 
-TIE = 1e-6 # between two probabilities, where float32 decides by its last bit
+TIE = 1e-6 # between two probabilities, where float32 decides by its last bit; float16 by what its limit lets pass
 LIMITS = dict(fp32=Limit(1e-4, 1.), fp16=Limit(.01, .995), int8=Limit(1., .98))
 OPENVINO = Limit(1e-3, 1.) # fp32 there
 FOUND = dict(fp32=Limit(2e-3, .99), fp16=Limit(.05, .95), int8=Limit(1., .9)) # of boxes
@@ -116,7 +116,7 @@ def compared(want:np.ndarray, got:np.ndarray, of:str, precision:str, limit:Limit
     limit = limit or LIMITS[precision]
     apart = float(np.abs(want - got).max())
     top = np.sort(want, 1)
-    sure = top[:,-1] - top[:,-2] > TIE
+    sure = top[:,-1] - top[:,-2] > (limit.probability if precision == 'fp16' else TIE)
     share = float(1 - ((want.argmax(1) != got.argmax(1)) & sure).mean())
     passed = bool(np.isfinite(got).all() and apart <= limit.probability and share >= limit.decisions)
     says = (f"{share:.1%} of the decisions on {len(want)} {of} are equal, and probabilities differ by up to "
@@ -192,15 +192,17 @@ def _half(path:Path) -> None:
     whole = graph_part(graph, 'known')
     onnx.save(convert_float_to_float16(graph, keep_io_types=True, node_block_list=whole), path)
 
-def _whole_numbers(path:Path, feeds:Sequence[dict]) -> None:
-    "Products of weights in 8 bits, each channel by its own scale, reaches measured on `feeds`"
+def _whole_numbers(path:Path, feeds:Sequence[dict]=()) -> None:
+    """Products of weights in 8 bits, each channel by its own scale, reaches measured on `feeds`, behind what cuts them
+    off; without any, by what each input brings"""
     from onnxruntime import quantization as q
-    whole = graph_part(load_onnx().load(path), 'head') # small, and what decides
+    how = dict(per_channel=True, weight_type=q.QuantType.QInt8, extra_options=dict(MatMulConstBOnly=True),
+               nodes_to_exclude=graph_part(load_onnx().load(path), 'head')) # small, and what decides
     with tempfile.TemporaryDirectory() as tmp:
-        q.quantize_static(str(path), f'{tmp}/q.onnx', _Feeds(feeds), per_channel=True, weight_type=q.QuantType.QInt8,
-                          activation_type=q.QuantType.QUInt8, op_types_to_quantize=['Conv', 'Gemm', 'MatMul'],
-                          nodes_to_exclude=whole,
-                          extra_options=dict(MatMulConstBOnly=True))
+        if len(feeds): q.quantize_static(str(path), f'{tmp}/q.onnx', _Feeds(feeds), **how,
+                                         activation_type=q.QuantType.QUInt8,
+                                         op_types_to_quantize=['Conv', 'Gemm', 'MatMul', 'Clip', 'Relu'])
+        else: q.quantize_dynamic(str(path), f'{tmp}/q.onnx', **how, op_types_to_quantize=['Gemm', 'MatMul'])
         shutil.move(f'{tmp}/q.onnx', path)
 
 # %% ../../nbs/models/50_export.ipynb #81e11eae
@@ -220,9 +222,7 @@ def _onnx_files(model:Model, wish:Wish, folder:Path, calibrate:Sequence) -> None
                                           preprocessing=_reading(model), outputs=_outputs(model, wish)))
     if wish.precision == 'fp16' and wish.to == 'onnx': _half(folder/'model.onnx')
     if wish.precision == 'int8':
-        asked = Exported(folder)
-        feeds = ([asked.tokens([t]) for t in calibrate] if model.task.name == TEXTS else
-                 [dict(images=t[None]) for t in _taken(model, calibrate)])
+        feeds = [dict(images=t[None]) for t in _taken(model, calibrate)] if model.task.name != TEXTS else ()
         _whole_numbers(folder/'model.onnx', feeds)
     if wish.to == 'openvino': _openvino_files(folder, wish.precision)
 
@@ -261,7 +261,7 @@ def _describe(model:Model, wish:Wish, folder:Path, parity:Parity) -> None:
     record = source.parent/'record.json' # of the run that made it
     control = (read_json(record).get('control') or {}) if record.is_file() else {}
     control = next((v for v in control.values() if isinstance(v, dict)), None) if isinstance(control, dict) else None
-    use = USES[wish.to if model.task.classifies else 'boxes']
+    use = USES[wish.to if model.task.classifies or wish.to == 'huggingface' else 'boxes']
     use = use.replace('NAME', "'an image.jpg'" if model.task.name != TEXTS else "'a text'")
     use = use.replace('TASK', PIPELINES[m['task']])
     card = model_card(m, 'transformers' if wish.to == 'huggingface' else wish.to, use, asdict(parity),
@@ -319,10 +319,21 @@ def _graph_export(model:Model, wish:Wish, folder:Path, items:Sequence, of:str) -
 def _transformers_export(model:Model, wish:Wish, folder:Path, items:Sequence, of:str) -> Parity:
     if wish.precision != 'fp32': raise InputError(f"`precision` is {wish.precision!r}; accepted for huggingface: fp32.")
     save_for_transformers(model, folder)
-    parity = compared(folder_answers(model, items)[0], pipeline_answers(folder, model.task.name, items, model.classes),
-                      of, wish.precision)
+    parity = _pipeline_beside(model, folder, wish, items, of)
     _describe(model, wish, folder, parity)
     return parity
+
+def _pipeline_beside(model:Model, folder:Path, wish:Wish, items:Sequence, of:str) -> Parity:
+    "What transformers says, beside the folder; a processor of DETR says the best class of each place alone"
+    if model.task.classifies:
+        return compared(folder_answers(model, items)[0],
+                        pipeline_answers(folder, model.task.name, items, model.classes), of, wish.precision)
+    least, want, config = min(threshold_of(model), LEAST), [], model.net.model.config
+    for f in folder_boxes(model, items, least):
+        first = np.sort(np.unique(f['boxes'], axis=0, return_index=True)[1]) # they come best first
+        want.append({k: v[first] for k,v in f.items()} if model.net.softmax else f)
+    return compared_boxes(want, processor_boxes(folder, items, least), of, wish.precision, least,
+                          min(config.num_queries, model.net.max_boxes))
 
 # %% ../../nbs/models/50_export.ipynb #cd6a93a2
 TARGETS = dict(onnx=_graph_export, openvino=_graph_export, huggingface=_transformers_export)
@@ -350,9 +361,6 @@ def export(
         raise InputError(f"`{model.manifest['folder']}` has a threshold for each class ({', '.join(each)}), and an "
                          f"exported file has one for all, so it would answer otherwise. Accepted: a detector that was "
                          f"made without `precision_wanted`.")
-    if to == 'huggingface' and not model.task.classifies:
-        raise InputError(f"`{model.manifest['folder']}` is a detector; accepted for it: `--to onnx` and `--to "
-                         f"openvino`.")
     if bad := [c for c in model.classes if len(c.splitlines()) != 1]:
         raise InputError(f"the class name {bad[0]!r} is not one line, as classes.txt wants it.")
     return _write_whole(model, Wish(to, precision, items), out, TARGETS[to])
