@@ -111,8 +111,9 @@ def _save_detector(model:Model, folder:Path) -> None:
     import transformers
     net, how = model.net, model.task.reading
     if not isinstance(net, DetrNet):
-        raise InputError(f"`{model.manifest['folder']}` is a detector; accepted for it: `--to onnx` and `--to "
-                         f"openvino`. Those of transformers alone have a place in transformers.")
+        others = '' if getattr(net, 'arch', '') == 'maps' else " Accepted for it: `--to onnx` and `--to openvino`."
+        raise InputError(f"`{model.manifest['folder']}` is a detector, and of these only transformers' own have a "
+                         f"place in transformers.{others}")
     if net.rows: raise _no_place(model, 'its classes have rows of a head that has more')
     if how['resize'] != 'squish' or how.get('order', 'rgb') != 'rgb':
         raise _no_place(model, 'its images are padded, or blue, green, red')

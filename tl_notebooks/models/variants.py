@@ -65,7 +65,8 @@ class Checked:
     def better(self) -> list[str]:
         "The ways that are clearly better, the best first"
         enough = self.loss - max(GAIN*self.loss, LEAST)
-        clear = [k for k,w in self.ways.items() if w['p'] < SURE/len(self.ways) and w['loss'] < enough]
+        clear = [k for k,w in self.ways.items() if w['p'] < SURE/len(self.ways) and w['loss'] < enough
+                 and w['accuracy'] > self.accuracy]
         return sorted(clear, key=lambda k: self.ways[k]['loss'])
     def lines(self) -> list[str]:
         "What to say of it"
