@@ -941,7 +941,7 @@ def _groups(paths:Iterable[str], group:str) -> list[str]:
     return [(m[1] or '') if (m := find.search(PurePosixPath(p).name)) else '' for p in paths]
 
 # %% ../../nbs/data/65_boxes.ipynb #a674778f
-@dataclass
+@dataclass(repr=False)
 class BoxData(LabelledData):
     """Images with boxes. `items`: path, split, group, sha256, width, height (pixels, upright), mode; sorted by path.
     And `family`: images with the same are copies of one another or made from one source; they lie in one split.

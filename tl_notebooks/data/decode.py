@@ -203,7 +203,8 @@ def open_image(
     """
     try: return decode_image(read_bytes(path, max_pixels), max_pixels, depth, side)[0]
     except BadImage as e:
-        raise InputError(f"`{path}` cannot be read as an image ({e.detail}). Replace or remove it.") from None
+        mend = ' Replace or remove it.' if os.path.isfile(path) else ''
+        raise InputError(f"`{path}` cannot be read as an image ({e.detail}).{mend}") from None
 
 # %% ../../nbs/data/00_decode.ipynb #1ceee20a
 def as_image(

@@ -29,7 +29,7 @@ from .splits import (LabelledData, check_items, data_notes, fingerprint, join_gr
                                       summarise)
 
 # %% ../../nbs/data/50_images.ipynb #19455f9f
-@dataclass
+@dataclass(repr=False)
 class ImageData(LabelledData):
     "Images: `items` also holds width, height (pixels, upright) and mode (as stored), and is sorted by path"
     near:dict = field(default_factory=dict) # See `near_summary`

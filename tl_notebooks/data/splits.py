@@ -114,7 +114,7 @@ def fingerprint(
     return hash_bytes(*(v.encode() for r in [tuple(columns), *rows] for v in r))
 
 # %% ../../nbs/data/40_splits.ipynb #65cdc184
-@dataclass
+@dataclass(repr=False)
 class LabelledData:
     "Items that have been read once and found good, with their labels, splits and fingerprint"
     root:Path              # Absolute; every path in `items` is relative to it
@@ -127,6 +127,11 @@ class LabelledData:
     notes:list[str] = field(default_factory=list) # Harmless, but worth knowing
     given:str = ''         # The path as the user wrote it
 
+    def __len__(self) -> int: return len(self.items)
+    def __repr__(self):
+        n = Counter(self.items.split)
+        return (f"{type(self).__name__}: {len(self):,} items of {len(self.classes)} classes; "
+                f"{', '.join(f'{s} {n[s]:,}' for s in SPLITS)}")
     def subset(self, split:str) -> pd.DataFrame:
         "The rows of one split"
         if split not in SPLITS: raise InputError(f"split is {split!r}. {did_you_mean(split, SPLITS)}")

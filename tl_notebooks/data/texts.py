@@ -406,7 +406,7 @@ def label_typos(labels:Iterable[str], ratio:float=.8) -> list[Problem]:
     return out
 
 # %% ../../nbs/data/60_texts.ipynb #c94c50c3
-@dataclass
+@dataclass(repr=False)
 class TextData(LabelledData):
     """Texts: `items` also holds text, and is sorted by content; `unlabelled` are those without a label.
 

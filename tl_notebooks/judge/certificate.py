@@ -140,7 +140,8 @@ class Certificate(Shown, dict):
         "Whether it passed, and the figures that it has"
         names = dict(old_accuracy_before='old classes, before', old_accuracy_after='old classes, after',
                      new_accuracy='new classes')
-        return ({'certificate': self['status'], 'mode': self['mode']}
+        sentence = self['status'] if self.get('limits') else 'no limits were asked for'
+        return ({'certificate': sentence, 'mode': self['mode']}
                 | ({'new': ', '.join(self['new_classes'])} if self['new_classes'] else {})
                 | {text: figure_text(self[k]) for k,text in names.items() if self.get(k)}
                 | ({'greatest change of an old logit': f"{v:.3g}"}

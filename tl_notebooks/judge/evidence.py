@@ -18,7 +18,7 @@ from sklearn.metrics import roc_curve
 from ..core import InputError
 
 # %% ../../nbs/judge/00_evidence.ipynb #a33702d3
-@dataclass
+@dataclass(repr=False)
 class Interval:
     "A figure, the two ends of its 95 % interval, and the number of observations"
     value:float
@@ -27,7 +27,7 @@ class Interval:
     n:int
 
     def as_json(self) -> dict: return dict(value=self.value, low=self.low, high=self.high, n=self.n)
-    def __str__(self): return f'{self.value:.3f} ({self.low:.3f} … {self.high:.3f}, n={self.n})'
+    def __repr__(self): return f'{self.value:.3f} ({self.low:.3f} … {self.high:.3f}, n={self.n})'
 
 def interval(
     k:int,            # Successes

@@ -9,8 +9,10 @@ __all__ = ['FILTERS', 'show_interval', 'render_page', 'encode_png', 'describe_fi
 import base64
 import functools
 import io
+import re
 from collections.abc import Mapping
 from jinja2 import Environment, PackageLoader
+from markupsafe import Markup, escape
 
 # %% ../../nbs/judge/05_pages.ipynb #749f3ac1
 def show_interval(i:Mapping) -> str:
@@ -18,7 +20,8 @@ def show_interval(i:Mapping) -> str:
     return f"{i['value']:.3f} ({i['low']:.3f} … {i['high']:.3f}, n={i['n']})"
 
 FILTERS = dict(number=lambda v: f'{v:.3f}', percent=lambda v: f'{100*v:.1f} %', interval=show_interval,
-               short=lambda v: 'not judged' if v is None else f'{v:.4g}')
+               short=lambda v: 'not judged' if v is None else f'{v:.4g}',
+               code=lambda v: Markup(re.sub('`([^`]+)`', r'<code>\1</code>', str(escape(v)))))
 
 @functools.lru_cache(maxsize=None)
 def _environment() -> Environment:

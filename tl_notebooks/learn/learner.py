@@ -88,6 +88,13 @@ class FrozenLearner(Learner):
         kwargs = {'train_bn': norm == 'train'} | kwargs
         super().__init__(dls, model, cbs=cbs, splitter=lambda m: m.param_groups(), **kwargs)
 
+    def __repr__(self):
+        classes = getattr(getattr(self, 'data', None), 'classes', None)
+        known = ([self.info['name']] if 'name' in self.info else []) + ([f'{len(classes)} classes'] if classes else [])
+        groups = self.model.param_groups()
+        moves = sum(any(p.requires_grad for p in g) for g in groups)
+        return f"{type(self).__name__}: {', '.join([*known, f'{moves} of {len(groups)} layer groups train'])}"
+
     def fit(self, *args, **kwargs):
         self.frozen_prefix.fitting = True # fastai sends `before_fit` for a validation too
         try: return super().fit(*args, **kwargs)

@@ -245,6 +245,7 @@ class Model(Shown):
             self.net.engine = m['preprocessing'].get('engine', 'torch')
             self.net.micro_batch = self.task.micro_batch() or self.net.micro_batch
         self.net.eval().to(self.device)
+    def __call__(self, *args, **kwargs): return self.predict(*args, **kwargs) # whoever calls a model means that
 
     def shown(self) -> dict[str, str]:
         "What the manifest says first"

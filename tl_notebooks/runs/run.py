@@ -282,6 +282,8 @@ def mark_failed(folder:Path, kind:str, message:str, cell:str='', rec:dict|None=N
         (Path(folder)/'.reserve').unlink(missing_ok=True)
         save_record(folder, rec)
     (Path(folder)/'.reserve').unlink(missing_ok=True)
+    if (Path(folder)/'report.html').is_file(): # it was written with the answer, while the run went on
+        with contextlib.suppress(OSError): write_report(folder)
     return rec
 
 # %% ../../nbs/runs/30_run.ipynb #7f91f99a
