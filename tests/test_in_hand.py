@@ -10,6 +10,8 @@ from fastai.learner import load_learner
 from fastai.vision.core import PILImage
 from tl_notebooks.core import InputError
 from tl_notebooks.data.images import read_images
+from tl_notebooks.expand.door import expand
+from tl_notebooks.judge import evidence
 from tl_notebooks.judge import evaluate as _evaluate # noqa: F401  gives learners `evaluate`
 from tl_notebooks.learn.vision import image_learner
 from tl_notebooks.models.save import load_model
@@ -134,3 +136,26 @@ def test_texts(tmp_path):
     assert model.predict(text).label == want[0]
     with pytest.raises(InputError, match='holds 24 texts'): model.predict(tmp_path/'t.csv')
     with pytest.raises(InputError, match='is no text'): model.predict(Image.new('RGB', (4, 4)))
+
+
+def test_what_is_at_hand_says_what_it_is(images, learn, model, tmp_path):
+    assert len(images) == 30 and repr(images) == (
+        f"ImageData: 30 items of 3 classes; train {len(images.subset('train'))}, valid {len(images.subset('valid'))}, "
+        f"test {len(images.subset('test'))}")
+    groups = len(learn.model.param_groups()); learn.freeze()
+    assert repr(learn) == f'TransferLearner: resnet18, 3 classes, 1 of {groups} layer groups train'
+    assert repr(evidence.interval(9, 10)) == '0.900 (0.596 … 0.982, n=10)' # Wilson's, of statsmodels 0.14
+    assert model(images.files('test')[0]).label == model.predict(images.files('test')[0]).label
+    for place in (tmp_path, tmp_path/'none.png'):
+        with pytest.raises(InputError, match=r'cannot be read as an image \(.*\)\.$'): model(place) # nothing to remove
+
+
+def test_a_certificate_without_limits_passes_no_sentence(learn, model, images, tmp_path):
+    (tmp_path/'new'/'cup').mkdir(parents=True)
+    for i in range(8):
+        pixels = np.random.default_rng([9, i]).integers(100, 140, (30, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path/'new'/'cup'/f'{i}.png')
+    done = expand(model.manifest['folder'], tmp_path/'new', tmp_path/'larger')
+    page = (done.folder/'certificate.html').read_text()
+    assert 'passes no sentence' in page and 'nothing old was judged' in page and '<span class="pass"' not in page
+    assert '`' not in page.split('</style>')[1] and 'no limits were asked for' in repr(done)
