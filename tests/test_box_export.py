@@ -102,11 +102,13 @@ def test_a_body_that_is_an_onnx_file_and_huggingface_are_refused(scenes, tmp_pat
                               views=1)
     save_model(tmp_path/'m', learn.model, learn.info, scenes.classes)
     done = tl('export', tmp_path/'m', '--to', 'huggingface', '--out', tmp_path/'e', cwd=tmp_path)
-    assert done.returncode == 2 and 'is a detector; accepted for it: `--to onnx`' in done.stderr
+    assert done.returncode == 2 and 'Accepted for it: `--to onnx` and `--to openvino`' in done.stderr
     assert not (tmp_path/'e').exists()
     model = Model(tmp_path/'m')
     del model.net.per_place; model.net.arch = 'maps'
     with pytest.raises(InputError, match="of the kind 'maps'"): door.export(model, tmp_path/'e')
+    with pytest.raises(InputError, match='have a place in transformers.$'): # no way out is named that is none
+        door.export(model, tmp_path/'e', to='huggingface')
 
 
 def test_thresholds_of_each_class_are_not_lost_without_a_word(scenes, tmp_path):
