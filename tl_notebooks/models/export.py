@@ -121,6 +121,9 @@ def compared(want:np.ndarray, got:np.ndarray, of:str, precision:str, limit:Limit
     passed = bool(np.isfinite(got).all() and apart <= limit.probability and share >= limit.decisions)
     says = (f"{share:.1%} of the decisions on {len(want)} {of} are equal, and probabilities differ by up to "
             f"{apart:.2g} ({precision}; accepted: {limit.decisions:.1%} and {limit.probability:g})")
+    if precision == 'fp16':
+        says += (f"; {(want.argmax(1) != got.argmax(1)).sum()} are not the same, and those between probabilities "
+                 f"closer than {limit.probability:g} count as ties")
     return Parity(len(want), of, precision, apart, share, passed, says)
 
 # %% ../../nbs/models/50_export.ipynb #b1c5b80e
