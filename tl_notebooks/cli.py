@@ -19,6 +19,10 @@ import time
 from .core import InputError, model_folder, tl_hint
 
 # %% ../nbs/90_cli.ipynb #22d3e588
+def _quiet() -> None:
+    "No tracebacks, after Ctrl-C, of an event loop that nobody waits for, and no word of a kernel that the run has said"
+    for name in ('asyncio', 'traitlets'): logging.getLogger(name).setLevel(logging.CRITICAL)
+
 def cmd_run(args) -> int:
     from tl_notebooks.runs.params import find_usecase, usecase_params
     from tl_notebooks.runs.run import run_usecase
@@ -27,8 +31,7 @@ def cmd_run(args) -> int:
             print(f"{f'{p.name}={p.default}':<26} {p.help} ({p.accepts()})")
         return 0
     given = _beside(_assigned('-p', args.p, 'name=value', 'epochs=5'), args, 'data', 'seed')
-    # after Ctrl-C, tracebacks of an event loop that nobody waits for
-    logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+    _quiet()
     print(run_usecase(args.usecase, given, args.out or '', args.timeout, args.processes))
     return 0
 
@@ -54,7 +57,7 @@ def _beside(given:dict, args, *names:str) -> dict:
 # %% ../nbs/90_cli.ipynb #6686c8f0
 def cmd_resume(args) -> int:
     from tl_notebooks.runs.run import resume_run
-    logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+    _quiet()
     print(resume_run(args.run))
     return 0
 
@@ -395,7 +398,7 @@ def cmd_watch(args) -> int:
     given = _assigned('-p', args.p, 'name=value', 'n_label=50')
     given = _beside(given, args, 'model', 'data', 'seed', *(n.replace('-', '_') for n in WATCH))
     from tl_notebooks.runs.run import run_usecase
-    logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+    _quiet()
     print(run_usecase('watch', given, args.out or '', args.timeout))
     return 0
 

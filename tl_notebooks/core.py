@@ -46,11 +46,13 @@ def did_you_mean(
     name:str,              # What was typed
     accepted:Iterable[str],# What would have been accepted
     n:int=3,               # At most so many suggestions
+    folder:str|Path='',    # In which these names lie; suggested with them, so that they can be typed as they stand
 ) -> str:
     "A sentence that offers the nearest accepted spellings, or lists them where none is near"
     accepted = [str(a) for a in accepted]
     low = {a.lower(): a for a in accepted}
     near = [low[m] for m in difflib.get_close_matches(str(name).lower(), low, n=n, cutoff=0.6)]
+    if folder: near = [str(Path(folder, m)) for m in near]
     if near: return f"Did you mean {' or '.join(map(repr, near))}?"
     shown = ', '.join(accepted[:20]) + (f', … ({len(accepted)} in all)' if len(accepted) > 20 else '')
     return f"Accepted: {shown or 'nothing here'}."

@@ -149,8 +149,9 @@ def data_path(path:str|Path, what:str='data', accepted:str=LAYOUTS) -> Path:
             if p.is_file(): check_archive(p)
             return p
         up = next(d for d in [*p.absolute().parents] if d.exists())
-        missing = p.absolute().relative_to(up).parts[0]
+        below = p.absolute().relative_to(up).parts
+        missing, folder = below[0], Path(*p.parts[:-len(below)])
         beside = sorted(n for n in os.listdir(up) if not n.startswith('.'))
     except OSError as e: raise InputError(f"{what} `{path}` cannot be reached ({e.strerror or e}).") from None
     where = '' if up == p.absolute().parent else f": `{up}` holds no {missing!r}"
-    raise InputError(f"{what} `{path}` does not exist{where}. {did_you_mean(missing, beside)}")
+    raise InputError(f"{what} `{path}` does not exist{where}. {did_you_mean(missing, beside, folder=folder)}")

@@ -23,7 +23,7 @@ def plot_lr(
     "Loss against learning rate, the chosen rate marked"
     fig, (ax,) = new_figure(width=5, height=2.8)
     ax.plot(lrs, losses, color=BLUE)
-    ax.axvline(chosen, color=ORANGE, lw=1.5, label=f'taken: {chosen:.2g}')
+    ax.axvline(chosen, color=ORANGE, lw=1.5, label=f'used for training: {chosen:.2g}')
     ax.set(xscale='log', xlabel='learning rate', ylabel='loss'); ax.legend(frameon=False, fontsize=9)
     return fig
 
