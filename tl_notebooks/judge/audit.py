@@ -187,11 +187,16 @@ class Audit:
     seconds:dict[str, float]
     claim:dict = field(default_factory=dict)
     advice:list[dict] = field(default_factory=list)
+    metric = 'accuracy'
 
     @property
     def accuracy(self) -> Interval:
         "Of a head that did not see the item, nor a copy of it"
         return accuracy(self.seen.y, self.probs.argmax(1))
+    @property
+    def figure(self) -> Interval: return self.accuracy
+    @property
+    def looked(self) -> dict: return dict(name=self.seen.name, precision=self.seen.precision, engine=self.seen.engine)
     @property
     def problems(self) -> pd.DataFrame: return problems_table(self)
     def as_json(self) -> dict: return audit_json(self)
@@ -366,6 +371,7 @@ def audit(
     backbone:str='',            # That looks at the items; '': the usual one
     kind:str='auto',            # See `read_labelled`
     model:str|Path='',          # Whose claim is checked, see `check_claim`
+    claim:float=0.,             # Accuracy that it is said to have; 0: what its manifest says
     **kwargs,                   # For the learner, see `see`
 ) -> Audit:
     "What is wrong with labelled images or texts, by one pass of a frozen network"
