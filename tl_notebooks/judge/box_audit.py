@@ -8,7 +8,7 @@ __all__ = ['FIRM', 'SURE', 'ALWAYS', 'KINDS', 'APART', 'PART', 'FAR', 'GIVEN', '
            'measured_map50', 'box_claim', 'audit_boxes', 'advise_boxes', 'box_problems', 'box_audit_json',
            'show_errors', 'show_copies', 'show_recall']
 
-# %% ../../nbs/judge/74_box_audit.ipynb #104ed419
+# %% ../../nbs/judge/74_box_audit.ipynb #8e6d10aa
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from ..data.decode import open_image
 from ..data.learned import looks_of
 from ..data.listing import SPLITS
 from . import plots
-from .audit import copies_table, judge_claim
+from .audit import copies_table, judge_claim, no_claim
 from .box_scores import box_scores, compare_boxes, take_boxes
 from .evidence import Interval, interval
 from .labelled import families_of
@@ -202,7 +202,7 @@ def copied_images(data:BoxData) -> pd.DataFrame: # family, row, kind
     found = copies_table(replace(data, items=items), families_of(data))
     return found.assign(kind=found.kind.replace({'two labels': 'other boxes', 'same class': 'same boxes'}))
 
-# %% ../../nbs/judge/74_box_audit.ipynb #f3c9a887
+# %% ../../nbs/judge/74_box_audit.ipynb #da57a764
 LEAST = .02 # score from which detections are asked for
 
 def _least(model) -> np.ndarray: # (classes,) scores from which the model would answer
@@ -238,13 +238,14 @@ def measured_map50(truths:Sequence[dict], found:Sequence[dict], classes:Sequence
     scores = box_scores(some(truths), some(found), classes, groups=groups)
     return scores.metrics['map50'], [classes[k] for k in has]
 
-def box_claim(said:dict|None, now:Interval, of:Sequence[str], classes:Sequence[str]) -> dict: # {}: nobody claims any
+def box_claim(said:dict|None, now:Interval, of:Sequence[str], classes:Sequence[str], doubted:int) -> dict:
     "A claimed AP50 against the measured one"
-    if not said: return {}
-    some = [f"measured on {', '.join(of)}; the claim is of all {len(classes)} classes that the model knows"]
-    return judge_claim(said, now) | dict(metric='map50', notes=some if len(of) < len(classes) else [])
+    notes = [f"map50, measured on {', '.join(of)}"]
+    if len(of) < len(classes): notes.append(f"the model knows {len(classes)} classes")
+    if doubted: notes.append(f"{doubted} boxes that are doubted or may be missing count as they are drawn")
+    return (judge_claim(said, now) if said else no_claim(now)) | dict(metric='map50', notes=notes)
 
-# %% ../../nbs/judge/74_box_audit.ipynb #1dd38f88
+# %% ../../nbs/judge/74_box_audit.ipynb #245c18e6
 def audit_boxes(
     data:BoxData|str|Path, # Or where it lies
     model='',              # A model folder of a detector, a run with one, or a `Model`
@@ -275,14 +276,13 @@ def audit_boxes(
     map50, of = measured_map50(truths, in_classes(seen, kinds, model.classes), data.classes,
                                [c for c in kinds if kinds[c]], [*map(str, data.items.family.iloc[rows])])
     said = dict(value=claim) if claim else model.manifest['metrics'].get('map50')
-    said = box_claim(said, map50, of, model.classes); clock('claim')
-    if not said: notes.append('nobody says how good the detector is; --claim 0.5 states a map50 that is checked')
+    said = box_claim(said, map50, of, model.classes, len(errors)); clock('claim')
     out = BoxAudit(data, model.manifest['backbone'].get('name') or 'the detector', rows,
                    errors.assign(image=rows[errors.image.to_numpy(int)]), copies, table, map50, notes, seconds, said)
     out.advice = advise_boxes(out)
     return out
 
-# %% ../../nbs/judge/74_box_audit.ipynb #c8716dae
+# %% ../../nbs/judge/74_box_audit.ipynb #6c5e1c87
 def _most(names:pd.Series) -> str:
     "car 8, pedestrian 4"
     return ', '.join(f'{c} {n:,}' for c,n in names.value_counts().head(5).items())
@@ -314,7 +314,7 @@ def _of_images(a:BoxAudit) -> list[dict]:
         some = a.copies[a.copies.kind == kind]
         if len(some):
             out.append(dict(what=f"{what} {len(some):,} images that are copies of one another, in "
-                                 f"{some.family.nunique():,} families", weight=len(some)/n,
+                                 f"{(k := some.family.nunique()):,} famil{'ies' if k > 1 else 'y'}", weight=len(some)/n,
                             figure=f"{len(some)/n:.1%} of all images: {kind}"))
     if leaks := [p for p in a.data.problems if p.kind == 'leak']:
         out.append(dict(what=f"remove {len(leaks):,} images of which a copy is in another split", figure=f"such as "
