@@ -75,15 +75,15 @@ def test_where_nobody_claims_anything_it_is_said_how_a_claim_is_stated(folder, p
 
 def test_a_name_of_the_catalogue_is_measured_with_its_own_classes(tmp_path):
     "The weights that come with the package; classes by a lemma, by WordNet's number and by one that it does not know"
-    made = make_parts(tmp_path/'made', kinds=['screw', 'gear', 'nut', 'pin'], n=8, size=64)
+    made = make_parts(tmp_path/'made', kinds=['screw', 'gear', 'nut', 'pin'], n=4, size=64)
     names = dict(screw='screw', gear='n03598930', nut='Hook_claw', pin='rivet') # 3598930: jigsaw puzzle
     for was,now in names.items(): shutil.move(made/was, tmp_path/'data'/now)
-    done = tl('audit', 'data', '--model', 'efficientnet_lite0', '--out', 'runs', cwd=tmp_path)
+    done = tl('audit', 'data', '--model', 'efficientnet_lite0', '--out', 'runs', cwd=tmp_path, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     run = tmp_path/done.stdout.splitlines()[-1]
     found = json.loads((run/'audit.json').read_text())['claim']
-    assert found['claimed'] == .7483 and found['verdict'] == 'does not hold' and found['n'] == 24
-    assert 'ImageNet-1k val' in found['by'] and any('8 items of classes' in n for n in found['notes'])
+    assert found['claimed'] == .7483 and found['verdict'] == 'does not hold' and found['n'] == 12
+    assert 'ImageNet-1k val' in found['by'] and any('4 items of classes' in n for n in found['notes'])
     assert record(run)['findings']['claim'] == found and 'does not hold' in page(run/'report.html')
     info = timm.data.ImageNetInfo('imagenet-1k')
     rows = {next(i for i in range(1000) if name in info.index_to_description(i).split(', ')): at
@@ -92,7 +92,7 @@ def test_a_name_of_the_catalogue_is_measured_with_its_own_classes(tmp_path):
     pairs = [(f, row) for row,at in rows.items() for f in sorted((tmp_path/'data'/at).iterdir())]
     cfg = timm.get_pretrained_cfg('tf_efficientnet_lite0.in1k').to_dict()
     right = right_by_timm(net, cfg, *zip(*pairs))
-    assert found['value'] == right/24 and found['low'] == interval(right, 24).low
+    assert found['value'] == right/12 and found['low'] == interval(right, 12).low
 
 
 def test_classes_that_nothing_matches_are_one_message(folder, tmp_path):

@@ -235,7 +235,7 @@ def _look(args) -> int:
     return 0
 
 LOOKS = dict(audit=('what is wrong with labelled data, and whether a model\'s claim holds on it',
-                    dict(model='whose claim is checked, and which looks at boxes: a model folder',
+                    dict(model='whose claim is checked, and which looks at boxes: a model folder, or a name',
                          claim='accuracy (map50 of boxes) that the model is said to have, such as 0.75',
                          backbone='network that looks at the items')),
              rank=('backbones by what a head on them reaches on this data, and what they cost; last line: the best',
