@@ -149,7 +149,8 @@ def detector(tmp_path_factory):
         for side in range(4): say.bias[2 + 8*side + 1] = say.bias[2 + 8*side + 2] = 9 # 1.5 cells away
     torch.onnx.export(torch.nn.Sequential(see, torch.nn.ReLU(), say).eval(), (torch.zeros(1, 3, 96, 96),),
                       home/'d.onnx', dynamo=False, dynamic_axes={'input': {0: 'n'}}, input_names=['input'])
-    done = tl('adopt', 'd.onnx', '--arch', 'nanodet', '--classes', 'red,green', '--size', 96, '--out', 'model', cwd=home)
+    done = tl('adopt', 'd.onnx', '--arch', 'nanodet', '--classes', 'red,green', '--size', 96, '--out', 'model',
+              cwd=home)
     assert done.returncode == 0, done.stderr[-2000:]
     return home/'model'
 

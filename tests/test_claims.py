@@ -21,7 +21,14 @@ from tl_notebooks.judge.labelled import read_labelled
 from tl_notebooks.learn.backbones import find_entry, load_image_model
 
 KINDS = ['gear', 'nut', 'pin']
-CARD = '---\nmodel-index:\n- name: m\n  results:\n  - dataset: {name: parts}\n    metrics: [{type: accuracy, value: %s}]\n---\n'
+CARD = '''---
+model-index:
+- name: m
+  results:
+  - dataset: {name: parts}
+    metrics: [{type: accuracy, value: 93.5}]
+---
+'''
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +46,7 @@ def folder(tmp_path_factory):
     cfg = dict(input_size=[3, 64, 64], interpolation='bicubic', crop_pct=1., mean=[.5]*3, std=[.5]*3,
                label_names=['gear', 'Nut', 'Pin, dowel', 'worm'])
     (home/'config.json').write_text(json.dumps(dict(architecture='resnet10t', num_classes=4, pretrained_cfg=cfg)))
-    (home/'README.md').write_text(CARD % 93.5)
+    (home/'README.md').write_text(CARD)
     return home
 
 
@@ -99,8 +106,8 @@ def test_classes_that_nothing_matches_are_one_message(folder, tmp_path):
     other = make_parts(tmp_path/'other', kinds=['screw', 'spring'], n=4, size=64)
     with pytest.raises(InputError, match='it knows none of the 2 classes of the data .*accepted|Accepted'):
         audit(other, model=folder)
-    for name,says in (('minilm_l6', 'no classes of its own'), ('resnet81', 'as a name'), ('ssdlite320_mobilenet_v3_large',
-                                                                                          'is a detector')):
+    for name,says in (('minilm_l6', 'no classes of its own'), ('resnet81', 'as a name'),
+                      ('ssdlite320_mobilenet_v3_large', 'is a detector')):
         with pytest.raises(InputError, match=says): audit(other, model=name)
 
 

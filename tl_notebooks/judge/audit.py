@@ -192,8 +192,8 @@ def _among(found:Sequence, y:np.ndarray, own:dict[str, str], classes:Sequence[st
     if len(some) == len(classes): return []
     right = sum(max(some, key=p.probabilities.__getitem__) == l for p,l in zip(found, y))
     share = interval(right, len(y))
-    return [f"the model chooses among {len(classes):,} classes, of which the data has {len(some)}; among these alone it "
-            f"would be right on {share.value:.1%} ({share.low:.1%} to {share.high:.1%})"]
+    return [f"the model chooses among {len(classes):,} classes, of which the data has {len(some)}; among these alone "
+            f"it would be right on {share.value:.1%} ({share.low:.1%} to {share.high:.1%})"]
 
 # %% ../../nbs/judge/72_audit.ipynb #7ffeb595
 @dataclass

@@ -179,7 +179,8 @@ class BoxAudit:
                 f"what it does not see it says nothing about.{claim}{notes}")
 
 # %% ../../nbs/judge/74_box_audit.ipynb #c86fab97
-def class_figures(truths:Sequence[dict], found:Sequence[dict], faults:pd.DataFrame, classes:Sequence[str]) -> pd.DataFrame:
+def class_figures(truths:Sequence[dict], found:Sequence[dict], faults:pd.DataFrame,
+                  classes:Sequence[str]) -> pd.DataFrame:
     """By class: n boxes, how many are found (share with its interval), of how many sure detections a box is there
     (backed, of sure), and how many boxes are doubted"""
     level, out, compared = levels(truths, found, classes), [], compare_boxes(truths, found, classes, 0.)
@@ -220,8 +221,8 @@ def _looked_at(model, data:BoxData) -> tuple[np.ndarray, list[dict], list[dict],
         notes.append('what the model learned from is not fully known: of images that it learned from, it would repeat '
                      'what is drawn')
     if known.all():
-        raise InputError(f"`model`: it learned from all {len(files)} images of the data, or from near copies; accepted: "
-                         f"a detector that learned from others.")
+        raise InputError(f"`model`: it learned from all {len(files)} images of the data, or from near copies; "
+                         f"accepted: a detector that learned from others.")
     rows = np.flatnonzero(~known)
     seen = [p.found for p in model.predict([files[r] for r in rows], threshold=LEAST)]
     return rows, [truths[r] for r in rows], seen, notes
@@ -304,8 +305,8 @@ def _of_boxes(a:BoxAudit) -> list[dict]:
                                f"{other.score.median():.2f} in the median"))
     if len(sloppy):
         out.append(dict(what=f"draw {len(sloppy):,} boxes again ({_most(sloppy.label)})", weight=.5*len(sloppy)/n,
-                        figure=f"{len(sloppy)/n:.1%} of all boxes; they overlap the detection by {sloppy.score.median():.2f} "
-                               f"less, in the median, than boxes of their size do"))
+                        figure=f"{len(sloppy)/n:.1%} of all boxes; they overlap the detection by "
+                               f"{sloppy.score.median():.2f} less, in the median, than boxes of their size do"))
     return out
 
 def _of_images(a:BoxAudit) -> list[dict]:
