@@ -27,7 +27,8 @@ API = {
         'words': 'Expand by words'}),
     'judge': ('Judgement', 'What to trust: intervals, tests, certificates.', {
         'evidence': 'Intervals and tests', 'evaluate': 'Evaluate a learner', 'box_scores': 'Scores of boxes',
-        'certificate': 'Certificate', 'plots': 'Plots', 'audit': 'Audit', 'watch': 'Watch', 'rank': 'Rank backbones',
+        'certificate': 'Certificate', 'plots': 'Plots', 'audit': 'Audit', 'box_audit': 'Audit of boxes',
+        'claims': 'Claims of models', 'watch': 'Watch', 'rank': 'Rank backbones',
         'forecast': 'Forecast'}),
     'runs': ('Runs', 'Use cases run, found again, compared, repeated.', {
         'run': 'A run', 'history': 'Runs found again', 'sweep': 'Many runs', 'reproduce': 'A run again',

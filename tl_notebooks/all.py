@@ -11,6 +11,7 @@ from .data.images import read_images
 from .data.texts import read_texts
 from .expand.door import expand
 from .judge.audit import audit
+from .judge.box_audit import audit_boxes
 from .judge.forecast import forecast
 from .judge.rank import rank
 from .judge import evaluate as _evaluate # noqa: F401  gives learners `evaluate`
@@ -24,5 +25,5 @@ from .models.export import export
 from .models.save import load_model
 
 # %% ../nbs/95_all.ipynb #d0d5efef
-__all__ = ['Stage', 'adopt', 'audit', 'box_learner', 'expand', 'export', 'forecast', 'image_learner', 'load_model',
-           'rank', 'read_boxes', 'read_images', 'read_texts', 'text_learner', 'watch']
+__all__ = ['Stage', 'adopt', 'audit', 'audit_boxes', 'box_learner', 'expand', 'export', 'forecast', 'image_learner',
+           'load_model', 'rank', 'read_boxes', 'read_images', 'read_texts', 'text_learner', 'watch']

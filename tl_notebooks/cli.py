@@ -238,7 +238,9 @@ def _look(args) -> int:
     return 0
 
 LOOKS = dict(audit=('what is wrong with labelled data, and whether a model\'s claim holds on it',
-                    dict(model='a model folder whose claim is checked', backbone='network that looks at the items')),
+                    dict(model='whose claim is checked, and which looks at boxes: a model folder, or a name',
+                         claim='accuracy (map50 of boxes) that the model is said to have, such as 0.75',
+                         backbone='network that looks at the items')),
              rank=('backbones by what a head on them reaches on this data, and what they cost; last line: the best',
                    dict(backbones='which, as a,b,c (default: all that are on this machine)')),
              forecast=('what more labels would bring',
@@ -247,7 +249,8 @@ LOOKS = dict(audit=('what is wrong with labelled data, and whether a model\'s cl
 def _add_looks(sub) -> None:
     for name,(what,options) in LOOKS.items():
         look = sub.add_parser(name, help=what)
-        look.add_argument('data', metavar='DATA', help='labelled images or texts')
+        look.add_argument('data', metavar='DATA',
+                          help=f"labelled images or texts{', or images with boxes'*(name == 'audit')}")
         for n,h in (options | dict(seed='of all that is drawn')).items():
             look.add_argument(f'--{n}', metavar=n.upper(), help=h)
         look.add_argument('--out', metavar='DIR', help='where run folders go (default: outputs)')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SURE', 'FEW', 'CONFUSED', 'HEAPS', 'SMALL_HEAP', 'FAR', 'WITHIN', 'COLUMNS', 'label_errors', 'class_table',
-           'confused_pairs', 'strays', 'copies_table', 'judge_claim', 'check_claim', 'Audit', 'item_column',
+           'confused_pairs', 'strays', 'copies_table', 'judge_claim', 'no_claim', 'check_claim', 'Audit', 'item_column',
            'problems_table', 'corrections', 'audit_json', 'advise', 'quick_findings', 'audit', 'show_errors',
            'show_shortcut', 'show_copies', 'show_recall', 'show_marks', 'spoilt_samples']
 
@@ -28,6 +28,7 @@ from ..data import draw
 from ..data.decode import open_image
 from ..data.splits import LabelledData
 from . import plots
+from .claims import Claimed, claimed_model, match_classes
 from .evidence import Interval, accuracy, interval, paired_difference, per_class_recall
 from ..data.learned import looks_of
 from ..data.listing import SPLITS
@@ -35,7 +36,6 @@ from ..data.samples import make_parts
 from .labelled import Seen, families_of, left_out, read_labelled, see
 from .shortcuts import Shortcut, find_shortcuts, marks_of_images, marks_of_texts
 from ..models.adopt import check_preparation
-from ..models.save import load_model
 
 # %% ../../nbs/judge/72_audit.ipynb #4a5e4f19
 # how much likelier another class is where a label is doubted although its class has too few items to know how noisy
@@ -145,31 +145,55 @@ def judge_claim(claimed:dict, found:Interval) -> dict: # value (and low, high) o
     return dict(claimed=value, value=found.value, low=found.low, high=found.high, n=found.n,
                 difference=dict(low=low, high=high), verdict=verdict)
 
-def check_claim(model:str|Path, data:LabelledData) -> dict:
-    "The claim of a model's manifest against what the model does on labelled items that it did not learn from"
-    model = load_model(model) if isinstance(model, (str, Path)) else model
+def no_claim(found:Interval) -> dict:
+    "What is measured of a model of which nobody says how good it is"
+    return found.as_json() | dict(claimed=None, verdict='is not known: state one with --claim, such as --claim 0.75')
+
+def check_claim(
+    model,           # As `claimed_model` takes it
+    data:LabelledData,
+    claim:float=0.,  # Accuracy that it is said to have; 0: as it says itself
+) -> dict:
+    "The claim of a model against what it does on labelled items that it did not learn from"
+    c = claimed_model(model, claim)
+    model = c.model
     if (model.task.column == 'text') != ('text' in data.items) or not model.task.classifies:
         raise InputError(f"`model`: a model for {model.task.what}; accepted: one for items like those of the data.")
-    if 'accuracy' not in (metrics := model.manifest['metrics']):
-        raise InputError("`model`: its manifest claims no accuracy; accepted: a model of a run that was tested.")
+    own = match_classes(c, data.classes)
     items = [i for s in SPLITS for i in model.task.inputs(data, s)]
-    labels = np.array([l for s in SPLITS for l in data.subset(s).label])
-    known, learned = np.isin(labels, model.classes), model.learned().know(looks_of(items))
-    notes = [f"{int((~known).sum())} items of classes that the model does not know were left out"]*bool((~known).any())
-    notes += [f"{int(learned.sum())} items were left out: the model learned from them, or from near copies"]*bool(
-        learned.any())
-    if not model.learned().complete:
-        notes.append('what the model learned from is not fully known: the figure may flatter')
+    labels = np.array([own.get(l, '') for s in SPLITS for l in data.subset(s).label])
+    known, learned = labels != '', model.learned().know(looks_of(items))
     at = np.flatnonzero(known & ~learned)
     if not len(at): raise InputError("`model`: no item is left that it knows the class of and did not learn from.")
-    some, y = [items[i] for i in at], np.array([model.classes.index(l) for l in labels[at]])
-    found = [p.label for p in model.predict(some)]
-    right = np.array([f == l for f,l in zip(found, labels[at])])
+    some, y = [items[i] for i in at], labels[at]
+    found = model.predict(some)
+    right = np.array([p.label == l for p,l in zip(found, y)])
     # what was trained here was trained on what its manifest says; of others that is what is claimed
     adopted = model.manifest['backbone'].get('source') == 'adopted'
-    checked = check_preparation(model, some, y) if adopted else None
-    return judge_claim(metrics['accuracy'], interval(right.sum(), len(right))) | dict(
-        notes=notes + (checked.lines() if checked else []))
+    checked = check_preparation(model, some, np.array([model.classes.index(l) for l in y])) if adopted else None
+    measured = interval(right.sum(), len(right))
+    judged = judge_claim(c.said, measured) | dict(by=c.by) if c.said else no_claim(measured)
+    return judged | dict(notes=[*_claim_notes(c, known, learned), *_among(found, y, own, model.classes),
+                                *(checked.lines() if checked else [])])
+
+def _claim_notes(c:Claimed, known:np.ndarray, learned:np.ndarray) -> list[str]:
+    "Whose claim it is, and which items say nothing about it"
+    out = [f'claimed by {c.by}']*bool(c.by)
+    if (n := int((~known).sum())): out.append(f"{n} items of classes that the model does not know were left out")
+    if (n := int(learned.sum())):
+        out.append(f"{n} items were left out: the model learned from them, or from near copies")
+    if not c.model.learned().complete:
+        out.append('what the model learned from is not fully known: the figure may flatter')
+    return out
+
+def _among(found:Sequence, y:np.ndarray, own:dict[str, str], classes:Sequence[str]) -> list[str]:
+    "What it would be right on if it had to choose among the classes of the data alone"
+    some = [*dict.fromkeys(own.values())]
+    if len(some) == len(classes): return []
+    right = sum(max(some, key=p.probabilities.__getitem__) == l for p,l in zip(found, y))
+    share = interval(right, len(y))
+    return [f"the model chooses among {len(classes):,} classes, of which the data has {len(some)}; among these alone "
+            f"it would be right on {share.value:.1%} ({share.low:.1%} to {share.high:.1%})"]
 
 # %% ../../nbs/judge/72_audit.ipynb #7ffeb595
 @dataclass
@@ -187,11 +211,16 @@ class Audit:
     seconds:dict[str, float]
     claim:dict = field(default_factory=dict)
     advice:list[dict] = field(default_factory=list)
+    metric = 'accuracy'
 
     @property
     def accuracy(self) -> Interval:
         "Of a head that did not see the item, nor a copy of it"
         return accuracy(self.seen.y, self.probs.argmax(1))
+    @property
+    def figure(self) -> Interval: return self.accuracy
+    @property
+    def looked(self) -> dict: return dict(name=self.seen.name, precision=self.seen.precision, engine=self.seen.engine)
     @property
     def problems(self) -> pd.DataFrame: return problems_table(self)
     def as_json(self) -> dict: return audit_json(self)
@@ -365,16 +394,18 @@ def audit(
     data:LabelledData|str|Path, # Or where it lies
     backbone:str='',            # That looks at the items; '': the usual one
     kind:str='auto',            # See `read_labelled`
-    model:str|Path='',          # Whose claim is checked, see `check_claim`
+    model='',                   # Whose claim is checked, see `claimed_model`
+    claim:float=0.,             # Accuracy that it is said to have; 0: as it says itself
     **kwargs,                   # For the learner, see `see`
 ) -> Audit:
     "What is wrong with labelled images or texts, by one pass of a frozen network"
     seconds, start = {}, time.perf_counter()
-    if model: model = load_model(model) # before the pass: it may not be there
+    if model: model = claimed_model(model, claim) # before the pass: it may not be there
     def clock(name):
         nonlocal start
         seconds[name] = round(time.perf_counter() - start, 3); start = time.perf_counter()
     if not isinstance(data, LabelledData): data = read_labelled(data, kind)
+    if model: match_classes(model, data.classes)
     clock('reading')
     family = families_of(data); clock('copies')
     seen = see(data, backbone, family, **kwargs); clock('features')

@@ -35,7 +35,9 @@ def kind_of(path:str|Path) -> str: # 'images', 'texts' or 'boxes'
     "What lies at `path`, by the names of its files"
     p = data_path(path)
     if p.is_file():
-        if p.suffix.lower() not in ('.csv', '.tsv'): return 'texts'
+        kind = p.suffix.lower()
+        if kind in ('.yaml', '.yml') or kind == '.json' and b'"annotations"' in p.read_bytes(): return 'boxes'
+        if kind not in ('.csv', '.tsv'): return 'texts'
         with open(p, encoding='utf-8-sig', errors='replace') as f: head = f.readline().lower()
         return 'images' if {'path', 'file_name'} & {c.strip(' "\'\r\n') for c in head.replace('\t', ',').split(',')} \
             else 'texts'
