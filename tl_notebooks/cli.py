@@ -152,7 +152,8 @@ def _predict_boxes(args, model) -> int:
     if args.max_pixels: model.task.options(dict(max_pixels=args.max_pixels))
     if args.coverage is not None: model._answers_once('--coverage')
     if args.unknown is not None and args.counts:
-        raise InputError("--counts counts known kinds, and --unknown is about boxes one by one. Accepted: one of the two.")
+        raise InputError("--counts counts known kinds, and --unknown is about boxes one by one. Accepted: one of the "
+                         "two.")
     scenes, failed, rows, results, read = model.find(args.input, args.text_column or ''), {}, [], [], 0
     drawings = drawing_paths(scenes, args.draw) if args.draw else None
     counts = _new_counts(args, model, scenes)
@@ -690,8 +691,8 @@ def _add_predict(sub) -> None:
     predict.add_argument('--ignore', metavar='REGION', action='append',
                          help="detectors: leave out what stands there, in pixels: '0,0 640,120' (a rectangle), or the "
                               "corners of a polygon; may be repeated")
-    for name,metavar,what in (('unknown', 'RATE', 'the answer, or a box, is unknown where one of a known class would yield '
-                                                  'as much in at most this share of cases, such as 0.05'),
+    for name,metavar,what in (('unknown', 'RATE', 'the answer, or a box, is unknown where one of a known class would '
+                                                  'yield as much in at most this share of cases, such as 0.05'),
                               ('coverage', 'C', 'also a set of classes, in which the true one is in this share of '
                                                 'cases, such as 0.9')):
         predict.add_argument(f'--{name}', type=float, metavar=metavar, help=what)

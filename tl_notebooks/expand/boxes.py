@@ -325,7 +325,8 @@ def childs_boxes(model:Model, net:DenseNet, d:BoxData, classes:Sequence[str], mo
         note = f"{note} no box of the new images was found on one that did not teach, so none says how usual the new " \
                f"classes' boxes are.".strip()
     else:
-        held = HeldOut.of(*(np.concatenate([getattr(h, k) for h in (held, found)]) for k in ('features', 'y', 'logits')))
+        both = [np.concatenate([getattr(h, k) for h in (held, found)]) for k in ('features', 'y', 'logits')]
+        held = HeldOut.of(*both)
     return s if fresh is None else merge_statistics(s, fresh), held, note
 
 def _plain_set(model:Model, d:BoxData, split:str, classes:Sequence[str]) -> BoxSet:

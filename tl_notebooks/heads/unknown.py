@@ -57,8 +57,8 @@ def held_out_from(state:dict[str, torch.Tensor], k:int, d:int, scored:bool=True)
     shapes = dict(features=(m, d), y=(m,), logits=(m, wide), validation=(1,))
     if not m or any(n not in named or named[n].shape != s for n,s in shapes.items()) or not (
             0 <= named['y'].min() and named['y'].max() < k):
-        raise InputError(f"heldout.safetensors does not hold features (m, {d}), y (m,) and logits (m, {wide}) of at least "
-                         f"one item. The folder was not written whole, or was changed.")
+        raise InputError(f"heldout.safetensors does not hold features (m, {d}), y (m,) and logits (m, {wide}) of at "
+                         f"least one item. The folder was not written whole, or was changed.")
     return HeldOut(named['features'], named['y'], named['logits'], bool(named['validation'][0]))
 
 # %% ../../nbs/heads/40_unknown.ipynb #42888059

@@ -483,8 +483,9 @@ def predict(
 def _known_boxes(self:Model, rate:float, slice:int) -> Callable:
     "What `image_detector` asks of boxes' features, to call those `unknown` that so few known ones are as strange as"
     judge = self.need_unknown(rate)
-    if slice: raise InputError("`unknown` and `slice` together: known boxes were found on whole images, and say nothing "
-                               "of those in parts. Accepted: one of the two.")
+    if slice:
+        raise InputError("`unknown` and `slice` together: known boxes were found on whole images, and say nothing of "
+                         "those in parts. Accepted: one of the two.")
     def known(x):
         p = judge.p_values(x) if len(x) else np.zeros(0)
         return dict(p_known=p, unknown=p <= rate)
@@ -554,21 +555,21 @@ def need_unknown(self:Model, rate:float) -> Unknown:
     "What tells unknown items, for a rate that it can tell; an `InputError` says what is missing, and how to get it"
     where, boxes = self.manifest['folder'], not self.task.classifies
     if boxes and not hasattr(self.net, 'look'):
-        raise InputError(f"`{where}` is a detector of the kind {self.net.arch!r}, which gives no maps to compare boxes by; "
-                         f"accepted for `unknown`: fcos, retinanet, ssdlite and detectors that are ONNX files.")
+        raise InputError(f"`{where}` is a detector of the kind {self.net.arch!r}, which gives no maps to compare boxes "
+                         f"by; accepted for `unknown`: fcos, retinanet, ssdlite and detectors that are ONNX files.")
     if not 0 < rate < 1: raise InputError(f"`unknown` is {rate:g}; accepted: a rate above 0 and below 1.")
     if (judge := self.unknown()) is None and boxes:
-        raise InputError(f"`{where}` holds no features of boxes that it learned from, or none of boxes that it found on "
-                         f"validation images, so nobody can tell which are unknown to it. Accepted: a detector that was "
-                         f"trained and saved here by this version, with validation images (`tl run crossing`; from an "
+        raise InputError(f"`{where}` holds no features of boxes that it learned from, or none of boxes that it found "
+                         f"on validation images, so nobody can tell which are unknown to it. Accepted: a detector that "
+                         f"was trained and saved here by this version, with validation images (`tl run crossing`; from an "
                          f"ONNX file, `tl run crossing -p weights=FILE.onnx`).")
     if judge is None:
         raise InputError(f"`{where}` holds no features of what it learned, so nobody can tell what is unknown to it. "
                          f"Accepted: a model that was trained here, or adopted with old items (`tl adopt … --data "
                          f"OLD`).")
     if rate*(len(judge.held) + 1) < 1:
-        raise InputError(f"`unknown` is {rate:g}, and `{where}` has {len(judge.held)} {'boxes' if boxes else 'items'} to "
-                         f"judge by; accepted: "
+        raise InputError(f"`unknown` is {rate:g}, and `{where}` has {len(judge.held)} {'boxes' if boxes else 'items'} "
+                         f"to judge by; accepted: "
                          f"{1/(len(judge.held) + 1):.2g} or more.")
     return judge
 
