@@ -561,8 +561,8 @@ def need_unknown(self:Model, rate:float) -> Unknown:
     if (judge := self.unknown()) is None and boxes:
         raise InputError(f"`{where}` holds no features of boxes that it learned from, or none of boxes that it found "
                          f"on validation images, so nobody can tell which are unknown to it. Accepted: a detector that "
-                         f"was trained and saved here by this version, with validation images (`tl run crossing`; from an "
-                         f"ONNX file, `tl run crossing -p weights=FILE.onnx`).")
+                         f"was trained and saved here by this version, with validation images (`tl run crossing`; from "
+                         f"an ONNX file, `tl run crossing -p weights=FILE.onnx`).")
     if judge is None:
         raise InputError(f"`{where}` holds no features of what it learned, so nobody can tell what is unknown to it. "
                          f"Accepted: a model that was trained here, or adopted with old items (`tl adopt … --data "
