@@ -149,19 +149,23 @@ class _Rows:
 
 # %% ../nbs/90_cli.ipynb #8ddc02a5
 def _predict_boxes(args, model) -> int:
-    from tl_notebooks.learn.box_predict import COLUMNS, box_rows, coco_results, drawing_paths
+    from tl_notebooks.learn.box_predict import COLUMNS, KNOWN_COLUMNS, box_rows, coco_results, drawing_paths
     from tl_notebooks.learn.counts import read_region, save_counts
     def say(text): print(f'tl predict: {text}', file=sys.stderr)
     if args.max_pixels: model.task.options(dict(max_pixels=args.max_pixels))
-    for name in ('unknown', 'coverage'):
-        if getattr(args, name) is not None: model._answers_once(f'--{name}')
+    if args.coverage is not None: model._answers_once('--coverage')
+    if args.unknown is not None and args.counts:
+        raise InputError("--counts counts known kinds, and --unknown is about boxes one by one. Accepted: one of the "
+                         "two.")
     scenes, failed, rows, results, read = model.find(args.input, args.text_column or ''), {}, [], [], 0
     drawings = drawing_paths(scenes, args.draw) if args.draw else None
     counts = _new_counts(args, model, scenes)
     found = model.predict(scenes, args.bs, args.threshold, slice=args.slice or 0, drawings=drawings, tell=say,
-                          regions=[*map(read_region, args.ignore or ())], counts=counts)
+                          regions=[*map(read_region, args.ignore or ())], counts=counts,
+                          unknown=args.unknown)
+    columns = COLUMNS + KNOWN_COLUMNS*(args.unknown is not None)
     for n,p in enumerate(found, 1):
-        if p.error: failed[p.path] = p.error; say(p.error); rows.append([p.path, *['']*(len(COLUMNS) - 1)]); continue
+        if p.error: failed[p.path] = p.error; say(p.error); rows.append([p.path, *['']*(len(columns) - 1)]); continue
         read += 1
         if counts: continue
         rows += box_rows(p, model.classes)
@@ -175,7 +179,7 @@ def _predict_boxes(args, model) -> int:
         print(table.to_csv(index=False) if args.format == 'csv' else table.to_json(orient='records'), end='')
     elif args.format == 'csv': # the reasons have a column where there are any
         table = csv.writer(sys.stdout, lineterminator='\n')
-        table.writerow(COLUMNS + ['error']*bool(failed))
+        table.writerow(columns + ['error']*bool(failed))
         table.writerows([*r, failed.get(r[0], '')] if failed else r for r in rows)
     else: print(json.dumps(results, ensure_ascii=False))
     if failed: say(f"{len(failed)} of {len(scenes)} files could not be read; the others are done")
@@ -693,8 +697,8 @@ def _add_predict(sub) -> None:
     predict.add_argument('--ignore', metavar='REGION', action='append',
                          help="detectors: leave out what stands there, in pixels: '0,0 640,120' (a rectangle), or the "
                               "corners of a polygon; may be repeated")
-    for name,metavar,what in (('unknown', 'RATE', 'the answer is unknown where an item of a known class would yield as '
-                                                  'much in at most this share of cases, such as 0.05'),
+    for name,metavar,what in (('unknown', 'RATE', 'the answer, or a box, is unknown where one of a known class would '
+                                                  'yield as much in at most this share of cases, such as 0.05'),
                               ('coverage', 'C', 'also a set of classes, in which the true one is in this share of '
                                                 'cases, such as 0.9')):
         predict.add_argument(f'--{name}', type=float, metavar=metavar, help=what)

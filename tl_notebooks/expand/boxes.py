@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROWS', 'moved_answers', 'drawn_loss', 'grown_net', 'rows_of', 'BoxTuning', 'tuned_boxes', 'numbered', 'found_in',
-           'only_classes', 'old_box_figures', 'expand_boxes']
+           'only_classes', 'old_box_figures', 'expand_boxes', 'childs_boxes']
 
 # %% ../../nbs/expand/20_boxes.ipynb #9794b5c6
 import copy
@@ -24,7 +24,11 @@ from ..judge.certificate import (Expansion, Limits, begin_certificate, certifica
                                             judged_by)
 from ..core import InputError, naming, progress, seeded
 from ..data.decode import open_image
-from ..learn.detection import BoxLearner, DenseNet, box_dls, image_detector
+from ..learn.detection import BoxLearner, BoxSet, DenseNet, box_dls, image_detector
+from ..heads.statistics import ClassStatistics, merge_statistics
+from ..heads.unknown import HeldOut
+from ..learn.box_predict import chosen_threshold
+from ..learn.known_boxes import drawn_statistics, found_boxes
 from ..learn.onnx_detector import MapsNet, box_net, grown_maps
 from ..learn.vision import ANY_SIZE, image_tensor
 from ..learn.learner import FitProgress
@@ -250,9 +254,11 @@ def expand_boxes(
     net = grown_net(model, classes, seed, known)
     report = tuned_boxes(model, net, d, classes, mode, tuning, seed) | dict(known=known)
     c = _certificate(model, net, d, judge, classes, mode, limits or Limits(), report, seed)
+    statistics, held, note = childs_boxes(model, net, d, classes, mode, seed)
+    if note: c['notes'].append(note)
     head = (model.manifest.get('head') or {}) | dict(kind='trained', grown=report)
-    return Expansion(model.save_child(out, net, classes, None, head, c, certificate_page(c), c['metrics'], c['data'],
-                                         learned=learned_items(d)), c)
+    return Expansion(model.save_child(out, net, classes, statistics, head, c, certificate_page(c), c['metrics'],
+                                      c['data'], learned=learned_items(d), held=held), c)
 
 # %% ../../nbs/expand/20_boxes.ipynb #927bfcd7
 def _only_images(data:BoxData, keep:np.ndarray) -> BoxData:
@@ -300,3 +306,32 @@ def _certificate(model:Model, net:DenseNet, d:BoxData, judge:BoxData|None, class
     elif not why[0]: notes.append('old classes were not judged: no images with them were given (--old).')
     c['metrics'] = {k: c[k] for k in ('old_accuracy_after', 'new_accuracy') if k in c}
     return end_certificate(c, limits, notes)
+
+# %% ../../nbs/expand/20_boxes.ipynb #edadd114
+def childs_boxes(model:Model, net:DenseNet, d:BoxData, classes:Sequence[str], mode:str,
+                 seed:int=0) -> tuple[ClassStatistics|None, HeldOut|None, str]:
+    "What a child keeps of boxes that it learned from and of found ones; and what there is to say of that"
+    s, held = model.statistics(), model.held_out()
+    if s is None or held is None: return None, None, ''
+    if not all(torch.equal(a, b) for a,b in zip(*(m.body.state_dict().values() for m in (model.net, net)))):
+        return None, None, ('the body moved, so what told unknown boxes is left out: the new model refuses '
+                            '`tl predict --unknown`.')
+    fresh = drawn_statistics(net, _plain_set(model, d, 'train', classes), len(classes), seed)
+    note = ('' if mode == 'keep-scores' else 'what tells unknown boxes rests, for old classes, on boxes that the '
+            'parent found.')
+    fit, judges = (model.manifest.get('head') or {}), _may_judge(model, d, None)[0]
+    found = found_boxes(net, _plain_set(model, judges, 'test', classes), chosen_threshold(fit, classes), seed)
+    if found is None:
+        note = f"{note} no box of the new images was found on one that did not teach, so none says how usual the new " \
+               f"classes' boxes are.".strip()
+    else:
+        both = [np.concatenate([getattr(h, k) for h in (held, found)]) for k in ('features', 'y', 'logits')]
+        held = HeldOut.of(*both)
+    return s if fresh is None else merge_statistics(s, fresh), held, note
+
+def _plain_set(model:Model, d:BoxData, split:str, classes:Sequence[str]) -> BoxSet:
+    "Images of one split as the model takes them, with boxes numbered as the larger model counts them"
+    d = numbered(d, classes)
+    d.depth = model.task.depth
+    pre = model.task.reading
+    return BoxSet(d, split, pre['size'], pre['resize'], interpolation=pre['interpolation'])

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 import numpy as np
 import torch
+from scipy.spatial.distance import cdist
 from scipy.special import softmax
 from ..core import InputError
 from .ridge import pareto, sample_rows, scale_of
@@ -22,7 +23,8 @@ MAX_HELD = 1000 # items that are kept
 class HeldOut:
     """What a model says of labelled items that it has not learned from.
 
-    features (m, d) float32;  y (m,) int64 class numbers;  logits (m, k) float32: of heads that did not see the item
+    features (m, d) float32;  y (m,) int64 class numbers;  logits (m, k) float32: of heads that did not see the item;
+    (m, 0) of boxes
     validation : whether they are validation items; if not, training items, each left out
     """
     features:np.ndarray
@@ -48,15 +50,15 @@ def held_out_state(h:HeldOut) -> dict[str, torch.Tensor]:
     parts = dict(features=h.features, y=h.y, logits=h.logits, validation=np.array([h.validation], 'u1'))
     return {k: torch.from_numpy(np.ascontiguousarray(v)) for k,v in parts.items()}
 
-def held_out_from(state:dict[str, torch.Tensor], k:int, d:int) -> HeldOut:
-    "What `held_out_state` wrote for a model of `k` classes and `d` features"
+def held_out_from(state:dict[str, torch.Tensor], k:int, d:int, scored:bool=True) -> HeldOut:
+    "What `held_out_state` wrote for a model of `k` classes and `d` features; `scored`: with logits, as boxes have none"
     named = {n: t.numpy() for n,t in state.items()}
-    m = len(named.get('y', ()))
-    shapes = dict(features=(m, d), y=(m,), logits=(m, k), validation=(1,))
+    m, wide = len(named.get('y', ())), k if scored else 0
+    shapes = dict(features=(m, d), y=(m,), logits=(m, wide), validation=(1,))
     if not m or any(n not in named or named[n].shape != s for n,s in shapes.items()) or not (
             0 <= named['y'].min() and named['y'].max() < k):
-        raise InputError(f"heldout.safetensors does not hold features (m, {d}), y (m,) and logits (m, {k}) of at least "
-                         f"one item. The folder was not written whole, or was changed.")
+        raise InputError(f"heldout.safetensors does not hold features (m, {d}), y (m,) and logits (m, {wide}) of at "
+                         f"least one item. The folder was not written whole, or was changed.")
     return HeldOut(named['features'], named['y'], named['logits'], bool(named['validation'][0]))
 
 # %% ../../nbs/heads/40_unknown.ipynb #42888059
@@ -65,12 +67,12 @@ MAX_ROWS = 512 # items from which that spread is taken
 NEAREST = 3    # items that one is compared with
 
 class Whitening:
-    """Features (n, d) → (n, d) float32 of length 1, apart by what tells classes apart.
+    """Features (n, d) → (n, d) float32 of length 1 (or as long as they are), apart by what tells classes apart.
 
     Made from `rows`, per class (n, d). Source: regularised linear discriminant analysis (Friedman 1989)
     """
-    def __init__(self, rows:Sequence[np.ndarray]):
-        x = np.concatenate(rows)
+    def __init__(self, rows:Sequence[np.ndarray], length:bool=False):
+        x, self.length = np.concatenate(rows), length
         self.mean, std = scale_of(x)
         self.by = pareto(std)
         w = np.concatenate([(r - r.mean(0))/self.by for r in rows if len(r) > 1] or [(x - self.mean)/self.by])
@@ -84,6 +86,7 @@ class Whitening:
     def __call__(self, x) -> np.ndarray:
         z = (np.asarray(x, float) - self.mean)/self.by
         z = z + ((z @ self.axes)*self.factors) @ self.axes.T
+        if self.length: return z.astype('f4')
         return (z/np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)).astype('f4')
 
 # %% ../../nbs/heads/40_unknown.ipynb #2b167e89
@@ -104,8 +107,9 @@ class Unknown:
 
     rows : per class, features (n, d) of items that were learned from
     held : (m, d) features of the items that say what is usual, some perhaps among `rows`; `None`: a part of `rows`
+    length : whether their length counts too, as for boxes: then a score is the mean distance, else 1 - the mean cosine
     """
-    def __init__(self, rows:Sequence[np.ndarray], held:np.ndarray|None=None):
+    def __init__(self, rows:Sequence[np.ndarray], held:np.ndarray|None=None, length:bool=False):
         x = np.concatenate(rows).astype('f4')
         self.guessed = held is None
         held = x[sample_rows(x, max(1, min(len(x)//3, MAX_HELD)))] if held is None else np.asarray(held, 'f4')
@@ -113,16 +117,20 @@ class Unknown:
         for i,k in enumerate(keys): at.setdefault(k, []).append(i)
         usual = {h.tobytes() for h in held}
         apart = [part if len(part) else r for r in rows for part in [_without(r, usual)]]
-        self.whiten = Whitening(apart)
+        self.whiten = Whitening(apart, length)
         self.rows = self.whiten(x)
-        cos = self.whiten(held) @ self.rows.T
-        for i,h in enumerate(held): cos[i, at.get(h.tobytes(), [])] = -1
-        self.held_in_order = 1 - _nearest(cos) # as `held` has them
+        near = self._near(held)
+        far = near.min() if length else -1
+        for i,h in enumerate(held): near[i, at.get(h.tobytes(), [])] = far
+        self.held_in_order = 1 - _nearest(near) # as `held` has them
         self.held = np.sort(self.held_in_order)
 
+    def _near(self, x) -> np.ndarray: # (n, items)
+        z = self.whiten(x)
+        return 1 - cdist(z, self.rows) if self.whiten.length else z @ self.rows.T
     def scores(self, x) -> np.ndarray:
-        "(n,) of features (n, d), from 0 to 2"
-        return 1 - _nearest(self.whiten(x) @ self.rows.T)
+        "(n,) of features (n, d): from 0 to 2, or distances"
+        return 1 - _nearest(self._near(x))
     def p_values(self, x) -> np.ndarray:
         "(n,) of features (n, d), see `conformal_p`"
         return conformal_p(self.held, self.scores(x))

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['STRIDES', 'ARCHS', 'box_learner', 'GIVEN', 'into_square', 'onto_image', 'box_transforms', 'augmented', 'BoxSet',
            'GivenImages', 'BoxDL', 'pad_boxes', 'check_size', 'box_dls', 'boxes_dl', 'chain', 'Pyramid', 'PyramidCut',
-           'pyramid', 'BoxNet', 'unpad', 'DenseNet', 'BoxItems', 'FrozenPyramid', 'EMA', 'BoxLearner', 'plain_dl',
-           'image_detector', 'detection_learner', 'PretrainedDetector', 'pretrained_detector', 'GiveTargets', 'DetrNet',
-           'detr_net', 'of_processor_file', 'check_rows', 'box_net']
+           'pyramid', 'BoxNet', 'unpad', 'DenseNet', 'box_features', 'BoxItems', 'FrozenPyramid', 'EMA', 'BoxLearner',
+           'plain_dl', 'image_detector', 'detection_learner', 'PretrainedDetector', 'pretrained_detector',
+           'GiveTargets', 'DetrNet', 'detr_net', 'of_processor_file', 'check_rows', 'box_net']
 
 # %% ../../nbs/learn/65_detection.ipynb #42269226
 import functools
@@ -462,9 +462,11 @@ class DenseNet(BoxNet):
         with torch.autocast('cpu', enabled=False): return self.body.onward([s.float() for s in state], n)
 
     def forward(self, x):
-        with autocast(x.device, self.precision):
-            feats = list(self.neck(OrderedDict((str(k), m) for k,m in enumerate(self.maps(x)))).values())
-            out = self.head.head(feats)
+        with autocast(x.device, self.precision): return self.answers(self.maps(x))
+
+    def answers(self, maps:Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        "The head's raw outputs"
+        out = self.head.head(list(self.neck(OrderedDict((str(k), m) for k,m in enumerate(maps))).values()))
         return {k: self.by_class(v.float()) if k == 'cls_logits' else v.float() for k,v in out.items()}
 
     def anchors(self, n:int, device) -> list[torch.Tensor]:
@@ -480,6 +482,37 @@ def pooled(self:DenseNet, x:torch.Tensor) -> torch.Tensor: # (n, n_features) flo
     "Averages over the body's coarsest map, of images (n, 3, size, size), 0 … 255"
     with autocast(x.device, self.precision): return self.features(x)[-1].float().mean((2, 3))
 
+# %% ../../nbs/learn/65_detection.ipynb #ad4861ae
+def box_features(
+    maps:Sequence[torch.Tensor],  # Of a body, (n, c, h, w), the finest first
+    boxes:Sequence[torch.Tensor], # Per image (m, 4), in pixels of the square
+    size:int,                     # Its side
+) -> torch.Tensor: # (all boxes, c) float32
+    "What lies in each box: the average of the finest map; cells count by how much of them lies inside"
+    finest, out = maps[0].float(), []
+    for m,b in zip(finest, boxes):
+        b = b.float().to(m.device)*m.shape[-1]/size
+        across, down = (_shares(b[:,i], b[:,i + 2], m.shape[2 - i]) for i in (0, 1))
+        out.append(torch.einsum('nh,chw,nw->nc', down, m, across))
+    return torch.cat(out)
+
+def _shares(lo:torch.Tensor, hi:torch.Tensor, side:int) -> torch.Tensor: # (n, side), each row sums to 1
+    "How much of what is from `lo` to `hi` lies in each of `side` cells"
+    lo = lo.clamp(0, side - .01)
+    hi, cell = torch.maximum(hi, lo + .01).clamp(max=side), torch.arange(side, device=lo.device)
+    share = (torch.minimum(hi[:,None], cell + 1) - torch.maximum(lo[:,None], cell)).clamp(min=0)
+    return share/share.sum(1, keepdim=True)
+
+@patch
+def look(self:DenseNet, x:torch.Tensor) -> tuple[list[dict[str, torch.Tensor]], list[torch.Tensor]]:
+    "What is found in images, as `detect` says it, and the features of each image's boxes, from one pass"
+    with autocast(x.device, self.precision): maps = list(self.maps(x)); out = self.answers(maps)
+    found = self.detect(out)
+    each = box_features(maps, [f['boxes'] for f in found], self.size)
+    return found, list(each.split([len(f['boxes']) for f in found]))
+
+@patch(as_prop=True)
+def n_box_features(self:DenseNet) -> int: return self.body.channels[0]
 
 # %% ../../nbs/learn/65_detection.ipynb #1856f63f
 @patch
@@ -655,7 +688,7 @@ def plain_dl(dl:BoxDL) -> BoxDL:
 def _of_image(f:dict, im:Image.Image, size:int, resize:str) -> dict[str, np.ndarray]:
     "What was found in the square, in pixels of the image"
     boxes = onto_image(f['boxes'].float(), letterbox(*im.size, size, resize), *im.size)
-    return dict(boxes=boxes, scores=f['scores'].float().numpy(), labels=f['labels'].numpy())
+    return {k: v.float().numpy() if k == 'scores' else v.numpy() for k,v in f.items()} | dict(boxes=boxes)
 
 def image_detector(
     net:BoxNet,          # In evaluation mode
@@ -663,15 +696,19 @@ def image_detector(
     resize:str='squish', # See `image_tensor`
     score:float=.05,     # Least score; suppression is spared what lies below
     interpolation:str='bicubic', # See `image_tensor`
+    known:Callable|None=None, # Features (n, d) of boxes → arrays (n,) that go along; of a `DenseNet`
 ) -> Callable[[Sequence], list[dict]]:
     "PIL images → boxes (n, 4) in pixels of each, scores (n,), labels (n,)"
     device = next(net.parameters()).device
+    def look(x):
+        if not known: return net.detect(net(x))
+        return [f | {k: torch.from_numpy(v) for k,v in known(t.cpu().numpy()).items()} for f,t in zip(*net.look(x))]
     def predict(images):
         if not len(images): return []
         net.score_thresh = score # each time: another detector of the same network may have another
         x = torch.stack([image_tensor(im, size, resize, interpolation) for im in images])
         with torch.inference_mode():
-            found = [f for part in x.split(net.micro_batch or len(x)) for f in net.detect(net(part.to(device)))]
+            found = [f for part in x.split(net.micro_batch or len(x)) for f in look(part.to(device))]
         return [_of_image({k: v.cpu() for k,v in f.items()}, im, size, resize) for f,im in zip(found, images)]
     return predict
 

@@ -234,8 +234,8 @@ class MapsNet(DenseNet):
     def manifest_info(self) -> dict: return dict(made=self.made) # a larger one has more heads
     def places(self) -> Places:
         return Places(self.d, self.sides, [stride_of(self.size, s) for s in self.sides], self.mean.device)
-    def forward(self, x) -> dict:
-        maps = self.maps(x)
+    def forward(self, x) -> dict: return self.answers(self.maps(x))
+    def answers(self, maps:Sequence[torch.Tensor]) -> dict:
         logits, raw = zip(*(h(maps) for h in self.head))
         return dict(cls_logits=torch.cat(logits, -1), bbox_regression=torch.stack(raw, 2))
     def boxes(self, out:dict) -> torch.Tensor: # (n, p, heads, 4)

@@ -322,7 +322,7 @@ def _answers_once(self:Model, what:str) -> None:
     if not self.task.classifies:
         raise InputError(f"`{self.manifest['folder']}` is a detector, which has no `{what}`: it does not give one "
                          f"answer for each input. Accepted: `predict`, for boxes; `features`, for a vector of each "
-                         f"image.")
+                         f"image; `tl predict --unknown`, for boxes unlike those that it learned.")
 
 @patch
 def probabilities(self:Model, inputs:torch.Tensor) -> torch.Tensor:
@@ -388,17 +388,19 @@ def statistics(self:Model) -> ClassStatistics|None:
 def held_out(self:Model) -> HeldOut|None:
     "What it says of items that it has not learned from, if the folder has it"
     if 'heldout.safetensors' not in self.manifest['files']: return None
+    once = self.task.classifies
     return held_out_from(load_file(self.manifest['folder']/'heldout.safetensors'), len(self.classes),
-                         self.net.n_features)
+                         self.net.n_features if once else getattr(self.net, 'n_box_features', 0), once)
 
 @patch
 def unknown(self:Model) -> Unknown|None:
-    "What says whether an item is like what it learned, made at the first call; None where the folder has no features"
+    """What says whether an item, or a detector's box, is like what it learned, made at the first call; None where the
+    folder has no features"""
     if not hasattr(self, 'judge_unknown'):
-        s, held = self.statistics(), self.held_out()
-        rows = [] if s is None else [r for r in s.rows if len(r)]
+        s, held, boxes = self.statistics(), self.held_out(), not self.task.classifies
+        rows = [] if s is None or boxes and held is None else [r for r in s.rows if len(r)] # none but found boxes judge
         if not rows and held is not None: rows = [held.features[held.y == c] for c in sorted({*held.y.tolist()})]
-        self.judge_unknown = Unknown(rows, held and held.features) if rows else None
+        self.judge_unknown = Unknown(rows, held and held.features, boxes) if rows else None
     return self.judge_unknown
 
 @patch
@@ -446,7 +448,8 @@ def predict(
     bs:int=32,       # Inputs at a time
     threshold:float|None=None, # Detectors: least score; `None`: what was chosen with the model
     slice:int=0,     # Detectors: side of the parts that large images are looked at in too; 0: only as a whole
-    unknown:float|None=None, # Label `unknown` what an item of a known class would yield in so large a share of cases
+    # label `unknown` what an item (or a found box) of a known class would yield in so large a share of cases
+    unknown:float|None=None,
     coverage:float|None=None, # Also the classes among which the true one is in so large a share of cases
     **boxes,         # Detectors: `drawings` and `tell` of `predict_boxes`
 ) -> Prediction|BoxPrediction|list|Iterator:
@@ -467,14 +470,26 @@ def predict(
                              "Accepted: none.")
         if unknown is None and coverage is None: return self._predict_each(inputs, bs)
         return self._predict_open(inputs, bs, unknown, coverage)
-    for name,v in dict(unknown=unknown, coverage=coverage).items():
-        if v is not None: self._answers_once(name)
+    if coverage is not None: self._answers_once('coverage')
+    known = None if unknown is None else self._known_boxes(unknown, slice)
     if threshold is None: threshold = chosen_threshold(self.manifest.get('head') or {}, self.classes)
     check_request(threshold, bs, slice)
-    look = image_detector(self.net, score=np.min(threshold), **self.task.reading)
+    look = image_detector(self.net, score=np.min(threshold), known=known, **self.task.reading)
     sliced = (lambda images: [predict_sliced(look, im, slice) for im in images]) if slice else look
     return predict_boxes(sliced, inputs, self.classes, threshold, bs, max_pixels=self.task.max_pixels,
                          depth=self.task.depth, **boxes)
+
+@patch
+def _known_boxes(self:Model, rate:float, slice:int) -> Callable:
+    "What `image_detector` asks of boxes' features, to call those `unknown` that so few known ones are as strange as"
+    judge = self.need_unknown(rate)
+    if slice:
+        raise InputError("`unknown` and `slice` together: known boxes were found on whole images, and say nothing of "
+                         "those in parts. Accepted: one of the two.")
+    def known(x):
+        p = judge.p_values(x) if len(x) else np.zeros(0)
+        return dict(p_known=p, unknown=p <= rate)
+    return known
 
 @patch
 def _predict_each(self:Model, inputs:Iterable, bs:int) -> Iterator[Prediction]:
@@ -538,14 +553,23 @@ class OpenPrediction(Prediction):
 @patch
 def need_unknown(self:Model, rate:float) -> Unknown:
     "What tells unknown items, for a rate that it can tell; an `InputError` says what is missing, and how to get it"
-    where = self.manifest['folder']
+    where, boxes = self.manifest['folder'], not self.task.classifies
+    if boxes and not hasattr(self.net, 'look'):
+        raise InputError(f"`{where}` is a detector of the kind {self.net.arch!r}, which gives no maps to compare boxes "
+                         f"by; accepted for `unknown`: fcos, retinanet, ssdlite and detectors that are ONNX files.")
     if not 0 < rate < 1: raise InputError(f"`unknown` is {rate:g}; accepted: a rate above 0 and below 1.")
-    if (judge := self.unknown()) is None:
+    if (judge := self.unknown()) is None and boxes:
+        raise InputError(f"`{where}` holds no features of boxes that it learned from, or none of boxes that it found "
+                         f"on validation images, so nobody can tell which are unknown to it. Accepted: a detector that "
+                         f"was trained and saved here by this version, with validation images (`tl run crossing`; from "
+                         f"an ONNX file, `tl run crossing -p weights=FILE.onnx`).")
+    if judge is None:
         raise InputError(f"`{where}` holds no features of what it learned, so nobody can tell what is unknown to it. "
                          f"Accepted: a model that was trained here, or adopted with old items (`tl adopt … --data "
                          f"OLD`).")
     if rate*(len(judge.held) + 1) < 1:
-        raise InputError(f"`unknown` is {rate:g}, and `{where}` has {len(judge.held)} items to judge by; accepted: "
+        raise InputError(f"`unknown` is {rate:g}, and `{where}` has {len(judge.held)} {'boxes' if boxes else 'items'} "
+                         f"to judge by; accepted: "
                          f"{1/(len(judge.held) + 1):.2g} or more.")
     return judge
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from ..core import InputError
 from ..heads.statistics import statistics_state
+from ..learn import known_boxes as _known_boxes # noqa: F401  gives detectors `hold_out`
 from ..learn.learner import FrozenLearner
 from .folder import Model, memory_of, save_model as write_model
 
@@ -29,8 +30,8 @@ def save_model(
     if metrics is None: metrics = e.as_json() if (e := now('evaluated')) else {}
     statistics = now('statistics')
     if statistics is None and hasattr(self, 'take_statistics'): statistics = self.take_statistics()[0]
-    held = now('held_items') # boxes have none
-    if held is None and hasattr(self, 'hold_out') and not self.refitted: held = self.hold_out()
+    held = now('held_items')
+    if held is None and hasattr(self, 'hold_out') and not getattr(self, 'refitted', False): held = self.hold_out()
     return write_model(folder, self.model, self.info, self.data.classes, metrics,
                        {k: v for k,v in self.data.as_json().items() if k in ('fingerprint', 'counts')},
                        statistics=statistics_state(statistics) if statistics else None,
