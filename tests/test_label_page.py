@@ -66,3 +66,26 @@ def test_mouse_and_texts(browser, tmp_path):
     assert page.locator('#table').input_value().startswith('text,label\n') and page.problems == []
     page.reload()                                   # what was done is still there
     assert '3 labelled' in page.locator('#about').inner_text()
+
+
+def test_a_label_taken_back_stays_so_and_the_table_opens_by_keyboard(browser, tmp_path):
+    "After a reload it begins at the first item without a label; Enter on the table's heading labels nothing"
+    texts = ['one', 'two', 'three', 'four']
+    todo = [ToLabel(t, 'unsure', .5, 'ham', {}) for t in texts]
+    (tmp_path/'label.html').write_text(label_page(todo, ['ham', 'spam'], 'text'), encoding='utf-8')
+    page = opened(browser, tmp_path/'label.html')
+    for key in ('1', '2', '1', 'ArrowLeft', 'ArrowLeft', 'Delete'): page.keyboard.press(key)
+    page.reload()
+    assert '2 labelled' in page.locator('#about').inner_text() and page.locator('#shown').inner_text() == 'two'
+    page.locator('summary').focus(); page.keyboard.press('Enter')
+    table = page.locator('#table')
+    assert table.is_visible() and table.input_value() == 'text,label\none,ham\nthree,ham\n'
+    assert page.problems == []
+
+
+def test_without_scripts_it_says_what_to_do(browser, tmp_path):
+    (tmp_path/'label.html').write_text(label_page([ToLabel('one', 'unsure', .5, 'ham', {})], ['ham', 'spam'], 'text'),
+                                       encoding='utf-8')
+    page = browser.new_context(java_script_enabled=False).new_page()
+    page.goto((tmp_path/'label.html').as_uri())
+    assert 'Trust HTML' in page.locator('noscript').inner_text()

@@ -1,5 +1,6 @@
 "What a model says of items that it does not know: p-values that hold, nights that repeat, labels that come back."
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import tl_notebooks  # noqa: F401  before timm
 import timm
 import torch
 from conftest import page, tl
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 from sklearn.metrics import roc_auc_score
 from tl_notebooks.core import InputError
 from tl_notebooks.data.images import read_images
@@ -16,7 +17,7 @@ from tl_notebooks.expand.door import expand
 from tl_notebooks.heads.statistics import ClassStatistics, solve_statistics
 from tl_notebooks.heads.unknown import HeldOut, Unknown, class_sets
 from tl_notebooks.judge.drift import DriftState, add_night
-from tl_notebooks.judge.watch import watch, write_watched
+from tl_notebooks.judge.watch import _other_shares, watch, write_watched
 from tl_notebooks.learn.vision import image_learner
 from tl_notebooks.models.adopt import adopt
 from tl_notebooks.models.save import load_model
@@ -176,3 +177,13 @@ def test_a_model_without_statistics_says_what_its_answers_tell_and_what_is_missi
           data=tmp_path/'first')
     w = watch(tmp_path/'n', tmp_path/'second', rate=.1)
     assert w.unknown is not None and w.accuracy is not None, 'what the note says is what helps'
+
+
+def test_other_shares_of_classes_are_said():
+    "Half of the answers in one class, where it was a quarter, is said; draws of the same shares in 1 of 100 cases"
+    rng, model = np.random.default_rng(0), SimpleNamespace(classes=[*'abcd'])
+    held = SimpleNamespace(logits=np.eye(4)[np.repeat(range(4), 50)])
+    said, = _other_shares(model, held, np.r_[np.repeat(range(4), 25), np.full(50, 3)])
+    assert 'd for 50% instead of 25%' in said
+    drawn = [bool(_other_shares(model, held, rng.integers(4, size=100))) for _ in range(400)]
+    assert sum(drawn) <= binom.ppf(.999, 400, .01)

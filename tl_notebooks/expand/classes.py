@@ -405,6 +405,7 @@ class _Job:
     rows_change:bool=True          # whether any row comes, goes or changes its class; otherwise the head is left alone
     judging:'_Judging|None'=None
     fixed:list = field(default_factory=list) # items whose labels were corrected
+    fixes:list = field(default_factory=list) # item, was, now of each
     taken:list = field(default_factory=list) # old items that statistics were taken from just now
     grown:ClassStatistics|None=None
     solved:SolvedHead|None=None
@@ -440,7 +441,8 @@ def _check_job(job:_Job, mode:str, test_pct:float) -> None:
         raise InputError("`keep-scores` adds new classes beside the old head, and the new data has none; accepted: "
                          "mode 'exact'.")
     if job.judge and (bad := [c for c in job.judge.data.classes if c not in job.known]):
-        raise InputError(f"`old`: class {bad[0]!r} is not one of the model's. {did_you_mean(bad[0], job.known)}")
+        raise InputError(f"`old`: class {bad[0]!r} is not one of the model's. {did_you_mean(bad[0], job.known)} Test "
+                         f"items of a new class belong into the new data, below test/{bad[0]}.")
     if bad := [c for c in job.old.labels if c not in job.known]:
         raise InputError(f"`replay`: class {bad[0]!r} is not one of the model's. {did_you_mean(bad[0], job.known)}")
     if mode == 'fine-tune' and not (job.new and job.old):
@@ -485,7 +487,8 @@ def expand_model(
     job = _Job(model, s, known, class_places(known, new.data.classes if new else [])[0], new, judge,
                Exemplars(more.items + kept.items, more.labels + kept.labels), not (remove or join), limits,
                tuning, seed, len(kept), bool(remove or join or fixes or new and new.train),
-               fixed=[Path(i) if model.task.column == 'path' else i for i,*_ in fixes], taken=taken)
+               fixed=[Path(i) if model.task.column == 'path' else i for i,*_ in fixes], taken=taken,
+               fixes=[dict(zip(('item', 'was', 'now'), map(str, f))) for f in fixes])
     _check_job(job, mode, test_pct)
     made = _make(job, mode)
     if memory is None: memory = max((kept.labels.count(c) for c in set(kept.labels)), default=0)
@@ -709,6 +712,7 @@ def _certificate(job:_Job, net:TransferNet, mode:str, head:dict, **more) -> tupl
                           latency_ms=_latencies(model, net, [*items, *(i for i,_ in fresh)]))
     if is_adopted(model) and job.statistics is not None:
         c['old_items'] = dict(zip(known, map(int, job.statistics.counts)))
+    if job.fixes: c['corrected'] = job.fixes
     c |= (old_figures(was, now, classes) if same else {}) | new_figures(added, now if len(y) else None, classes,
             len(known))
     c = end_certificate(c, job.limits, _notes(job, items, mode, head))

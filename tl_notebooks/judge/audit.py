@@ -298,7 +298,8 @@ def _of_labels(a:Audit) -> list[dict]:
     kept = np.setdiff1d(np.arange(len(right)), wrong)
     if len(np.unique(a.seen.y[kept])) < len(a.seen.classes): return []
     gain = paired_difference((left_out(a.seen, kept).argmax(1) == a.seen.y)[kept], right[kept])
-    return [dict(what=f"look at {len(wrong)} doubted labels ({len(wrong)/len(right):.1%} of all)",
+    return [dict(what=f"look at {len(wrong)} doubted labels ({len(wrong)/len(right):.1%} of all) and keep, in "
+                      f"corrections.csv, those that are wrong, for `tl expand --correct`",
                  gain=gain.value, low=gain.low, high=gain.high,
                  figure=f"without them, accuracy on the other items changes by {100*gain.value:+.1f} points "
                         f"({100*gain.low:+.1f} to {100*gain.high:+.1f}); measured with them, a test is "

@@ -30,12 +30,13 @@ def _head(m:Mapping, library:str) -> str:
     return yaml.safe_dump(meta, sort_keys=False, allow_unicode=True)
 
 # %% ../../nbs/models/42_card.ipynb #1c455cc6
-def _limits(m:Mapping) -> list[str]:
+def _limits(m:Mapping, parity:Mapping|None=None) -> list[str]:
     "What the model was not made or not checked for"
     per_class = {c: sum(v.values()) if isinstance(v, dict) else v for c,v in (m['data'].get('counts') or {}).items()}
     few = [f'{c} ({n})' for c,n in per_class.items() if isinstance(n, int) and n < 30]
-    return ['It answers with one of its classes whatever it is shown.' if m['task'] != BOXES else
-            'It finds objects of its classes alone.',
+    known = '; `p_known` beside the answer is small where an item is unlike what it learned'
+    return [f"It answers with one of its classes whatever it is shown{known*((parity or {}).get('known') is not None)}."
+            if m['task'] != BOXES else 'It finds objects of its classes alone.',
             'Figures hold for data like that it was judged on.' if m['metrics'] else
             'No figures stand in its manifest: it was not judged on test data.',
             *([f"Few items were there of: {', '.join(few[:20])}."] if few else [])]
@@ -67,8 +68,9 @@ def model_card(
     table = ['| figure, on test data | value (95 % interval) |', '|---|---|', *metrics] if metrics else ['None.']
     grown = []
     if certificate:
-        grown = ['', '## Certificate of its expansion', '', f"Status: {certificate['status']}, mode "
+        asked = f"Status: {certificate['status']}" if certificate.get('limits') else 'No limits were asked for'
+        grown = ['', '## Certificate of its expansion', '', f"{asked}; mode "
                  f"{certificate['mode']}. The whole of it stands in `certificate.json`."]
     return '\n'.join(['---', _head(m, library) + '---', '', f"# {' · '.join(m['classes'][:5])}", '',
                       *_lines(m, parity), '', '## Figures', '', *table, *grown, '', '## Limits', '',
-                      *(f'- {l}' for l in _limits(m)), '', '## Use', '', '```python', use.strip(), '```', ''])
+                      *(f'- {l}' for l in _limits(m, parity)), '', '## Use', '', '```python', use.strip(), '```', ''])

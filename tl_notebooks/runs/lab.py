@@ -42,6 +42,9 @@ def lab_command(
     folder = outputs_root().parent.joinpath(*COPIES)
     kept = [str(copy) for copy,new in made.values() if not new]
     tell(f'working copies: {folder}')
+    if not browser and usecase:
+        at = made[usecase][0].relative_to(folder.parents[1]).as_posix()
+        tell(f'in the address that follows, write /lab/tree/{at} instead of /lab')
     if kept: tell(f"kept as they were: {', '.join(Path(k).name for k in kept)}; remove one for a fresh copy")
     opened = next(iter(made.values()))[0] if usecase else folder
     return [sys.executable, '-m', 'jupyterlab', f'--ServerApp.root_dir={folder.parents[1]}', str(opened),

@@ -50,10 +50,10 @@ class Finished(str):
     def _repr_markdown_(self):
         folder, here = Path(self), session_notebook()
         base = Path(os.path.relpath(folder, here.parent)).as_posix() if here else '.'
-        links = {'report': 'report.html', 'run folder': '', 'model': 'model/manifest.json',
+        links = {'report': 'report.html', 'model': 'model/manifest.json',
                  'predictions': 'predictions.csv', 'wrong and unsure ones': 'review.html'}
         shown = [f'[{name}]({base}/{file})' for name,file in links.items() if (folder/file).exists()]
-        return '\n\n'.join([' · '.join(shown), *(f'{what}: `{command}`' for what,command in self.next_steps())])
+        return '\n\n'.join([' · '.join(shown), f'Run folder: `{self}`', *(f'{what}: `{command}`' for what,command in self.next_steps())])
 
     def next_steps(self) -> list[tuple[str, str]]:
         "What can be done now, and the command"

@@ -180,4 +180,8 @@ def look_through_boxes(
 # %% ../../nbs/runs/35_steps.ipynb #b63177f2
 def answer_one(run:Run, mine, example):
     "What the run's model says of one image or text: a person's own, or (where `mine` is empty) an example"
-    return Model(run.folder/'model').predict(mine or example)
+    model = Model(run.folder/'model')
+    try: return model.predict(mine or example)
+    except InputError as e:
+        if not mine: raise
+        print(f'mine: {e}') # a slip in what is only tried out ends no run
