@@ -487,8 +487,7 @@ def expand_model(
     job = _Job(model, s, known, class_places(known, new.data.classes if new else [])[0], new, judge,
                Exemplars(more.items + kept.items, more.labels + kept.labels), not (remove or join), limits,
                tuning, seed, len(kept), bool(remove or join or fixes or new and new.train),
-               fixed=[Path(i) if model.task.column == 'path' else i for i,*_ in fixes], taken=taken,
-               fixes=[dict(zip(('item', 'was', 'now'), map(str, f))) for f in fixes])
+               fixed=[Path(i) if model.task.column == 'path' else i for i,*_ in fixes], fixes=fixes, taken=taken)
     _check_job(job, mode, test_pct)
     made = _make(job, mode)
     if memory is None: memory = max((kept.labels.count(c) for c in set(kept.labels)), default=0)
@@ -712,7 +711,7 @@ def _certificate(job:_Job, net:TransferNet, mode:str, head:dict, **more) -> tupl
                           latency_ms=_latencies(model, net, [*items, *(i for i,_ in fresh)]))
     if is_adopted(model) and job.statistics is not None:
         c['old_items'] = dict(zip(known, map(int, job.statistics.counts)))
-    if job.fixes: c['corrected'] = job.fixes
+    if job.fixes: c['corrected'] = [dict(zip(('item', 'was', 'now'), map(str, f))) for f in job.fixes]
     c |= (old_figures(was, now, classes) if same else {}) | new_figures(added, now if len(y) else None, classes,
             len(known))
     c = end_certificate(c, job.limits, _notes(job, items, mode, head))

@@ -380,8 +380,8 @@ def _notes(model:Model, eye:_Eye, seen:_Seen, a:dict, rate:float) -> list[str]:
         out.append("the folder keeps no held-out items, so what is unknown was judged by a part of what it learned "
                    "from, each left out; saving the model again with this version brings them.")
     elif len(eye.judge.held) < FEW_HELD:
-        out.append(f"{len(eye.judge.held)} held-out items are few to judge by: some unknown items among many known ones "
-                   f"would not be noticed.")
+        out.append(f"{len(eye.judge.held)} held-out items are few to judge by: some unknown items among many known "
+                   f"ones would not be noticed.")
     if eye.held is not None: out += _other_shares(model, eye.held, a['pred'])
     if eye.held is None: out.append(f"without held-out items, accuracy cannot be estimated, and drift is judged "
                                     f"against the first items that came: {old}.")

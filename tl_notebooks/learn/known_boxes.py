@@ -53,14 +53,16 @@ def found_boxes(net:DenseNet, ds:BoxSet, threshold:float|Sequence[float], seed:i
     least, device = np.asarray(threshold, float), next(net.parameters()).device
     net.score_thresh = float(least.min())
     try:
-        for i in progress(np.random.default_rng(seed).permutation(len(ds)), 'boxes found'):
-            boxes, labels = ds.targets[i]
-            if sum(map(len, y)) >= most or not len(labels): continue
-            with torch.inference_mode(): (f,), (features,) = net.look(ds.picture(i)[None].to(device))
-            taken = f['scores'].cpu().numpy() >= (least[f['labels'].cpu().numpy()] if least.ndim else least)
-            over, of = box_iou(f['boxes'].float().cpu(), boxes).max(1)
-            on = taken & (over.numpy() >= ON)
-            x.append(features.cpu().numpy()[on]); y.append(labels[of].numpy()[on])
+        order = [i for i in np.random.default_rng(seed).permutation(len(ds)) if len(ds.targets[i][1])]
+        for some in progress([order[k:k + 8] for k in range(0, len(order), 8)], 'boxes found'):
+            if sum(map(len, y)) >= most: continue
+            with torch.inference_mode(): looked = net.look(torch.stack([ds.picture(i) for i in some]).to(device))
+            for i,f,features in zip(some, *looked):
+                boxes, labels = ds.targets[i]
+                taken = f['scores'].cpu().numpy() >= (least[f['labels'].cpu().numpy()] if least.ndim else least)
+                over, of = box_iou(f['boxes'].float().cpu(), boxes).max(1)
+                on = taken & (over.numpy() >= ON)
+                x.append(features.cpu().numpy()[on]); y.append(labels[of].numpy()[on])
     finally: net.score_thresh = was
     if not sum(map(len, y)): return None
     x, y = np.concatenate(x)[:most], np.concatenate(y)[:most]

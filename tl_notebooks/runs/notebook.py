@@ -53,7 +53,8 @@ class Finished(str):
         links = {'report': 'report.html', 'model': 'model/manifest.json',
                  'predictions': 'predictions.csv', 'wrong and unsure ones': 'review.html'}
         shown = [f'[{name}]({base}/{file})' for name,file in links.items() if (folder/file).exists()]
-        return '\n\n'.join([' · '.join(shown), f'Run folder: `{self}`', *(f'{what}: `{command}`' for what,command in self.next_steps())])
+        next_steps = [f'{what}: `{command}`' for what,command in self.next_steps()]
+        return '\n\n'.join([' · '.join(shown), f'Run folder: `{self}`', *next_steps])
 
     def next_steps(self) -> list[tuple[str, str]]:
         "What can be done now, and the command"
