@@ -733,7 +733,7 @@ BAD = {
     'spreadsheet': ({'d.xlsx': b'PK'}, 'd.xlsx', {},
                     ['is a file of another kind. Accepted: a table (.csv, .tsv, .jsonl'], None),
     'one mail': (FILES, 'good/1.txt', {}, ['is a file of another kind. Accepted: '], None),
-    'does not exist': (plain(), 'dd.csv', {}, ["does not exist. Did you mean 'd.csv'?"], None),
+    'does not exist': (plain(), 'dd.csv', {}, ["does not exist. Did you mean '/", "/d.csv'?"], None),
     'several tables': ({'a.csv': table(*PLAIN), 'b.jsonl': lines(*PLAIN)}, '', {},
         ["holds 2 tables: 'a.csv', 'b.jsonl'. Accepted: one, or one each for train, valid and test"], None),
     'a split twice': ({'train.csv': table(*PLAIN), 'train.tsv': table(*PLAIN)}, '', {},
