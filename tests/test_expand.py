@@ -437,6 +437,9 @@ def test_corrected_labels_are_as_if_they_had_always_been_right(work, tmp_path):
     assert s.counts.tolist() == right.counts.tolist()
     np.testing.assert_allclose(s.scatter, right.scatter, atol=1e-6*np.abs(right.scatter).max())
     np.testing.assert_allclose(s.means, right.means, atol=1e-6)
+    said = json.loads((tmp_path/'fixed'/'certificate.json').read_text())['corrected']
+    assert said == [dict(item=str(files[i]), was=wrong[i], now=labels[i]) for i in (0, 3)]
+    assert str(files[3]) in (tmp_path/'fixed'/'certificate.html').read_text(encoding='utf-8')
     (tmp_path/'bad.csv').write_text('path,was,now\nx.png,bolt,botl\n')
     for file, says in (('bad.csv', 'Did you mean' if 'bolt' in KINDS[:2] else 'no class'),
                        ('none.csv', 'cannot be read'), (files[0], 'cannot be read')):
