@@ -80,14 +80,14 @@ class Whitening:
         e, u = np.linalg.eigh(some @ some.T)
         keep = e > max(e[-1], 0)*1e-9
         e, u, even = e[keep], u[:,keep], e.sum()/x.shape[1]
-        self.axes = some.T @ (u/np.sqrt(e)) # (d, r)
-        self.factors = np.sqrt(SHRINK*even/((1 - SHRINK)*e + SHRINK*even)) - 1
+        self.axes = (some.T @ (u/np.sqrt(e))).astype('f4') # (d, r)
+        self.factors = (np.sqrt(SHRINK*even/((1 - SHRINK)*e + SHRINK*even)) - 1).astype('f4')
 
     def __call__(self, x) -> np.ndarray:
-        z = (np.asarray(x, float) - self.mean)/self.by
+        z = ((np.asarray(x, float) - self.mean)/self.by).astype('f4')
         z = z + ((z @ self.axes)*self.factors) @ self.axes.T
-        if self.length: return z.astype('f4')
-        return (z/np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)).astype('f4')
+        if self.length: return z
+        return z/np.maximum(np.linalg.norm(z, axis=1, keepdims=True), np.float32(1e-12))
 
 # %% ../../nbs/heads/40_unknown.ipynb #2b167e89
 def conformal_p(
@@ -119,18 +119,20 @@ class Unknown:
         apart = [part if len(part) else r for r in rows for part in [_without(r, usual)]]
         self.whiten = Whitening(apart, length)
         self.rows = self.whiten(x)
-        near = self._near(held)
+        near = self._near(self.whiten(held))
         far = near.min() if length else -1
         for i,h in enumerate(held): near[i, at.get(h.tobytes(), [])] = far
         self.held_in_order = 1 - _nearest(near) # as `held` has them
         self.held = np.sort(self.held_in_order)
 
-    def _near(self, x) -> np.ndarray: # (n, items)
-        z = self.whiten(x)
+    def _near(self, z) -> np.ndarray: # (n, items)
         return 1 - cdist(z, self.rows) if self.whiten.length else z @ self.rows.T
+    def whitened_scores(self, z) -> np.ndarray:
+        "(n,) of what `whiten` makes of features"
+        return 1 - _nearest(self._near(z))
     def scores(self, x) -> np.ndarray:
         "(n,) of features (n, d): from 0 to 2, or distances"
-        return 1 - _nearest(self._near(x))
+        return self.whitened_scores(self.whiten(x))
     def p_values(self, x) -> np.ndarray:
         "(n,) of features (n, d), see `conformal_p`"
         return conformal_p(self.held, self.scores(x))

@@ -25,9 +25,11 @@ def _any_as_rare(m:int, n:int, ks:Sequence[int], p:float) -> float:
     "Chance that the share of new items among the first k is as rare as `p` for any of these k"
     out, before, ways = 0., 0, np.ones(1) # ways: of so many new ones among the first, without any rare share so far
     for k in ks:
-        hits, now = np.arange(len(ways)), np.arange(min(k, n) + 1)
-        ways = ways @ hypergeom.pmf(now - hits[:,None], m + n - before, n - hits[:,None], k - before)
-        rare = hypergeom.sf(now - 1, m + n, n, k) <= p*(1 + 1e-9)
+        small = ways < 1e-4*p/len(ways) # not followed, but counted
+        out, hits, more = out + float(ways[small].sum()), np.flatnonzero(~small), np.arange(k - before + 1)
+        each = ways[hits,None]*hypergeom.pmf(more, m + n - before, n - hits[:,None], k - before)
+        ways = np.bincount((hits[:,None] + more).ravel(), each.ravel(), k + 1)
+        rare = hypergeom.sf(np.arange(k + 1) - 1, m + n, n, k) <= p*(1 + 1e-9)
         out, before = out + float(ways[rare].sum()), k
         ways[rare] = 0
     return out
@@ -45,7 +47,8 @@ def extreme_p(
     if not m or not n or not len(ks): return 1.
     p = float(hypergeom.sf(np.cumsum(order >= m)[ks - 1] - 1, m + n, n, ks).min())
     few = ks[ks <= MAX_WALK]
-    if p > .05 or not len(few): return min(1., len(ks)*p) # their sum, which is never less
+    # their sum, which is never less, where that is no evidence, or where there is plenty of it
+    if not 1e-9 < p <= .05 or not len(few): return min(1., len(ks)*p)
     return min(1., _any_as_rare(m, n, few, p) + (len(ks) - len(few))*p)
 
 # %% ../../nbs/judge/50_drift.ipynb #8c98739a
