@@ -144,6 +144,17 @@ def test_slices_find_in_parts_what_is_found_in_pictures_of_their_size(model, sce
     assert code == 0 and len(out.splitlines()) > 1 and out != said(capsys, model, tmp_path/'sheet.png')[1]
 
 
+def test_a_folder_that_remembers_parts_is_looked_at_so(model, learner, scenes, tmp_path, capsys):
+    from tl_notebooks.models.folder import save_model
+    head = dict(kind='trained', threshold=LEAST, slice=dict(size=64, threshold=2*LEAST))
+    other = save_model(tmp_path/'model', learner.model, learner.info, scenes.classes, head=head)
+    file = scenes.files('test')[0]
+    rows = lambda *args: said(capsys, *args)[1]
+    assert rows(other, file) == rows(model, file, '--slice', '64', '--threshold', 2*LEAST) != rows(model, file)
+    assert rows(other, file, '--slice', '0') == rows(model, file)
+    assert len(rows(other, file, '--slice', '0').splitlines()) > 2
+
+
 def test_a_video_is_its_frames(model, scenes, tmp_path, capsys):
     """Frames read back by OpenCV, saved as images, give the same boxes; the drawing has as many frames, and the speed
     is told"""

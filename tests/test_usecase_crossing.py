@@ -9,7 +9,7 @@ from conftest import page as text_of, record, tl
 from tl_notebooks.data.samples import make_scenes
 
 QUICK = ['-p', 'size=96', '-p', 'bs=4', '-p', 'epochs=2', '-p', 'views=2', '-p', 'thaw=1', '-p', 'precision=fp32', '-p',
-         'threads=1']
+         'threads=1', '-p', 'slices=0']
 
 
 def unsplit(root, n, size):
@@ -103,6 +103,41 @@ def test_its_model_loads_and_answers(run, scenes):
     assert hash_state(model.net.state_dict()) == record(run)['model']['artifact_sha256']
     found = model.net.detect(model.net(torch.zeros(1, 3, 96, 96, dtype=torch.uint8)))
     assert [*found[0]] == ['boxes', 'scores', 'labels']
+
+
+def test_a_detector_that_looks_at_parts_is_judged_as_it_will_answer(tmp_path):
+    "COCO's evaluator says of the boxes that `tl predict` gives what the run says of itself"
+    from faster_coco_eval import COCO, COCOeval_faster
+    from tl_notebooks.data.boxes import read_boxes
+    data = unsplit(tmp_path, 24, 160)
+    quick = [q.replace('slices=0', 'slices=96').replace('epochs=2', 'epochs=1') for q in QUICK]
+    done = tl('run', 'crossing', '--data', data, '--out', tmp_path, '--seed', 5, *quick, '-p', 'control=no',
+              cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = Path(done.stdout.strip().splitlines()[-1])
+    rec, head = record(run), json.loads((run/'model'/'manifest.json').read_text())['head']
+    assert head['slice']['size'] == rec['slices']['size'] == 96 and head['slice']['threshold'] == rec['threshold']
+    assert rec['whole_images']['map'] != rec['metrics']['map']
+    assert 'parts of 96 pixels' in text_of(run/'report.html')
+    boxes = read_boxes(data, seed=5, progress=False).merge_small_test()
+    files, truth = boxes.files('valid'), boxes.targets('valid')
+    xywh = lambda b: [*map(float, (b[0], b[1], b[2] - b[0], b[3] - b[1]))]
+    drawn = [(n, xywh(b), int(k) + 1) for n,t in enumerate(truth, 1) for b,k in zip(t['boxes'], t['labels'])]
+    gt = COCO()
+    gt.dataset = dict(images=[dict(id=n, width=160, height=160) for n in range(1, len(files) + 1)],
+                      categories=[dict(id=k, name=c) for k,c in enumerate(boxes.classes, 1)],
+                      annotations=[dict(id=i, image_id=n, category_id=k, bbox=b, iscrowd=0, area=b[2]*b[3])
+                                   for i,(n, b, k) in enumerate(drawn, 1)])
+    gt.createIndex()
+
+    def judged(*more):
+        out = tl('predict', run, *files, '--format', 'json', '--threshold', '.02', *more, cwd=tmp_path)
+        judge = COCOeval_faster(gt, gt.loadRes(json.loads(out.stdout.splitlines()[-1])), 'bbox')
+        judge.evaluate(); judge.accumulate(); judge.summarize()
+        return dict(map=judge.stats[0], map50=judge.stats[1])
+
+    for found,group in ((judged(), 'metrics'), (judged('--slice', '0'), 'whole_images')):
+        assert {k: round(float(v), 3) for k,v in found.items()} == {k: round(rec[group][k]['value'], 3) for k in found}
 
 
 def test_the_same_command_gives_the_same_bits(run, scenes, tmp_path):

@@ -160,7 +160,7 @@ def _predict_boxes(args, model) -> int:
     scenes, failed, rows, results, read = model.find(args.input, args.text_column or ''), {}, [], [], 0
     drawings = drawing_paths(scenes, args.draw) if args.draw else None
     counts = _new_counts(args, model, scenes)
-    found = model.predict(scenes, args.bs, args.threshold, slice=args.slice or 0, drawings=drawings, tell=say,
+    found = model.predict(scenes, args.bs, args.threshold, slice=args.slice, drawings=drawings, tell=say,
                           regions=[*map(read_region, args.ignore or ())], counts=counts,
                           unknown=args.unknown)
     columns = COLUMNS + KNOWN_COLUMNS*(args.unknown is not None)
@@ -690,7 +690,7 @@ def _add_predict(sub) -> None:
                          help='detectors: least score (default: the one chosen with the model)')
     predict.add_argument('--slice', type=int, metavar='N',
                          help='detectors: look at large images in parts of so many pixels too, for small and '
-                              'distant objects')
+                              'distant objects; 0: never (default: as was chosen with the model)')
     predict.add_argument('--counts', metavar='DIR',
                          help='detectors: instead of the boxes in films, how many of each kind there are by the '
                               'minute; that and a heat map of each film also go into a new folder')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SURE', 'FEW', 'CONFUSED', 'HEAPS', 'SMALL_HEAP', 'FAR', 'WITHIN', 'COLUMNS', 'label_errors', 'class_table',
            'confused_pairs', 'strays', 'copies_table', 'judge_claim', 'no_claim', 'check_claim', 'Audit', 'item_column',
-           'problems_table', 'corrections', 'audit_json', 'advise', 'quick_findings', 'audit', 'show_errors',
+           'problems_table', 'corrections', 'doubted', 'audit_json', 'advise', 'quick_findings', 'audit', 'show_errors',
            'show_shortcut', 'show_copies', 'show_recall', 'show_marks', 'spoilt_samples']
 
 # %% ../../nbs/judge/72_audit.ipynb #5ad9ed68
@@ -34,6 +34,7 @@ from ..data.learned import looks_of
 from ..data.listing import SPLITS
 from ..data.samples import make_parts
 from .labelled import Seen, families_of, left_out, read_labelled, see
+from .review import Doubt
 from .shortcuts import Shortcut, find_shortcuts, marks_of_images, marks_of_texts
 from ..models.adopt import check_preparation
 
@@ -266,6 +267,13 @@ def corrections(a:Audit) -> pd.DataFrame:
     return pd.DataFrame({name: where, 'was': a.data.items.label.iloc[rows].to_numpy(),
                          'now': [a.seen.classes[s] for s in a.errors.suggested]})
 
+def doubted(a:Audit, n:int=60) -> list[Doubt]:
+    "The labels that are doubted most, at most `n`, to be gone through one by one"
+    name, items = item_column(a.data), a.data.items
+    return [Doubt(str(a.data.root/items.path.iloc[r]) if name == 'path' else str(items[name].iloc[r]),
+                  str(items.label.iloc[r]), dict(zip(a.seen.classes, map(float, a.probs[r]))), True, name != 'path')
+            for r in a.errors.row[:n]]
+
 def audit_json(a:Audit) -> dict:
     "What `audit.json` holds"
     name, items = item_column(a.data), a.data.items
@@ -299,7 +307,8 @@ def _of_labels(a:Audit) -> list[dict]:
     if len(np.unique(a.seen.y[kept])) < len(a.seen.classes): return []
     gain = paired_difference((left_out(a.seen, kept).argmax(1) == a.seen.y)[kept], right[kept])
     return [dict(what=f"look at {len(wrong)} doubted labels ({len(wrong)/len(right):.1%} of all) and keep, in "
-                      f"corrections.csv, those that are wrong, for `tl expand --correct`",
+                      f"corrections.csv, those that are wrong (review.html shows them one by one), for `tl expand "
+                      f"--correct`",
                  gain=gain.value, low=gain.low, high=gain.high,
                  figure=f"without them, accuracy on the other items changes by {100*gain.value:+.1f} points "
                         f"({100*gain.low:+.1f} to {100*gain.high:+.1f}); measured with them, a test is "

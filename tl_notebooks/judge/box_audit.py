@@ -28,7 +28,7 @@ from .audit import copies_table, judge_claim, no_claim
 from .box_scores import box_scores, compare_boxes, take_boxes
 from .evidence import Interval, interval
 from .labelled import families_of
-from ..learn.box_predict import chosen_threshold
+from ..learn.box_predict import chosen_slice, chosen_threshold
 from ..learn.kinds import match_kinds
 from ..models.save import load_model
 
@@ -207,7 +207,8 @@ def copied_images(data:BoxData) -> pd.DataFrame: # family, row, kind
 LEAST = .02 # score from which detections are asked for
 
 def _least(model) -> np.ndarray: # (classes,) scores from which the model would answer
-    return np.broadcast_to(chosen_threshold(model.manifest.get('head') or {}, model.classes), len(model.classes))
+    head = model.manifest.get('head') or {}
+    return np.broadcast_to(chosen_threshold(head, model.classes, chosen_slice(head)), len(model.classes))
 
 def _looked_at(model, data:BoxData) -> tuple[np.ndarray, list[dict], list[dict], list[str]]:
     "Rows of images that the model did not learn from, their boxes, what it finds, and notes"

@@ -12,6 +12,7 @@ from fastcore.basics import patch
 from ..core import InputError, Shown, did_you_mean
 from .box_scores import BoxScores, box_scores, choose_threshold
 from .evidence import Interval, class_metrics
+from ..learn import box_predict as _box_predict # noqa: F401  gives learners `get_sliced`
 from ..learn.detection import BoxLearner, boxes_dl
 from ..learn.learner import TransferLearner
 
@@ -66,6 +67,7 @@ class BoxEvaluation(Shown):
     found:list[dict]
     truth:list[dict]
     scores:BoxScores
+    slice:int=0 # side in pixels of the parts that images were looked at in too
 
     @property
     def metrics(self) -> dict[str, Interval]: return self.scores.metrics
@@ -79,28 +81,35 @@ def evaluate( # noqa: F811  of another learner
     self:BoxLearner,
     split:str='test', # Of the learner's data
     seed:int=0,       # Of the resampled sets for intervals
+    slice:int=0,      # Side of the parts that images are looked at in too, pixels; 0: only as a whole
 ) -> BoxEvaluation:   # Also kept as `evaluated`, for test data
     "COCO's figures on one split"
-    dl = self.dls[1] if split == 'valid' else boxes_dl(self.data, split, self.dls[1])
-    found, truth = self.get_boxes(dl=dl, score=LEAST), self.data.targets(split)
-    classes = list(self.data.classes)
+    if slice: found = self.get_sliced(split, slice, LEAST)
+    else: found = self.get_boxes(dl=self.dls[1] if split == 'valid' else boxes_dl(self.data, split, self.dls[1]),
+                                 score=LEAST)
+    truth, classes = self.data.targets(split), list(self.data.classes)
     scores = box_scores(truth, found, classes, seed=seed, groups=self.data.families(split))
-    out = BoxEvaluation(split, classes, found, truth, scores)
+    out = BoxEvaluation(split, classes, found, truth, scores, slice)
     if split == 'test': self.evaluated = out; self.mark('evaluated')
     return out
+
+def _thresholds(e:BoxEvaluation, wanted:float) -> dict:
+    if not wanted: return dict(threshold=choose_threshold(e.truth, e.found, e.classes, least=LEAST))
+    each = choose_threshold(e.truth, e.found, e.classes, least=LEAST, wanted=wanted)
+    return dict(thresholds=each, threshold=min(each.values()))
 
 @patch
 def calibrate(
     self:BoxLearner,
     on_valid:BoxEvaluation|None=None, # What `evaluate('valid')` gave, where it is there already
     precision_wanted:float=0.,        # That each class is to have at a threshold of its own; 0: the best F1 of all
-) -> dict:                            # How the head came to be: kind and threshold, perhaps `thresholds`
+    in_parts:BoxEvaluation|None=None, # The same images in parts, if that is how the model is to look at images
+) -> dict: # How the head came to be: kind and threshold, perhaps `thresholds`, and `slice` with its size and its own
     "Choose the score from which a guess is taken, by validation images"
     on_valid = on_valid or self.evaluate('valid')
-    threshold = choose_threshold(on_valid.truth, on_valid.found, on_valid.classes, least=LEAST)
-    self.head_info = dict(kind='trained', threshold=threshold)
-    if precision_wanted:
-        each = choose_threshold(on_valid.truth, on_valid.found, on_valid.classes, least=LEAST, wanted=precision_wanted)
-        self.head_info |= dict(thresholds=each, threshold=min(each.values()), precision_wanted=precision_wanted)
+    self.head_info = dict(kind='trained') | _thresholds(on_valid, precision_wanted)
+    if precision_wanted: self.head_info['precision_wanted'] = precision_wanted
+    if in_parts and in_parts.slice:
+        self.head_info['slice'] = dict(size=in_parts.slice) | _thresholds(in_parts, precision_wanted)
     self.mark('head_info')
     return self.head_info

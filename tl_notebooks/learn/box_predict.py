@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VIDEOS', 'UNKNOWN_COLOR', 'COLUMNS', 'KNOWN_COLUMNS', 'is_video', 'VideoReader', 'VideoWriter', 'box_names',
-           'draw_found', 'drawing_paths', 'BoxPrediction', 'check_request', 'chosen_threshold', 'predict_boxes',
-           'box_rows', 'coco_results']
+           'draw_found', 'drawing_paths', 'BoxPrediction', 'check_request', 'chosen_slice', 'chosen_threshold',
+           'in_parts', 'predict_boxes', 'box_rows', 'coco_results']
 
 # %% ../../nbs/learn/75_box_predict.ipynb #82090b45
 import os
@@ -25,6 +25,8 @@ from ..data.decode import MAX_PIXELS, SUFFIXES, as_image, name_item, open_image
 from ..data.draw import BOX_COLORS, shorten
 from .counts import Counts, without_regions
 from .detection import BoxLearner, image_detector
+from .slices import predict_sliced
+from .vision import ANY_SIZE
 
 # %% ../../nbs/learn/75_box_predict.ipynb #8be626eb
 VIDEOS = frozenset('.mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg'.split())
@@ -142,10 +144,23 @@ def check_request(threshold:float|Sequence[float], bs:int, slice:int=0) -> None:
     if slice and slice < 32: raise InputError(f"`slice` is {slice}; accepted: a side of at least 32 pixels, or 0.")
 
 # %% ../../nbs/learn/75_box_predict.ipynb #2a4da9d3
-def chosen_threshold(head:dict, classes:Sequence[str]) -> float|list[float]:
-    "Least score, or one for each class, as a manifest's `head` holds them"
+def chosen_slice(head:dict) -> int:
+    "Side in pixels of the parts that images are looked at in too, as a manifest's `head` holds it; 0: only as a whole"
+    return (head.get('slice') or {}).get('size', 0)
+
+def chosen_threshold(
+    head:dict,             # Of a manifest
+    classes:Sequence[str],
+    slice:int=0,           # Side of the parts that images are looked at in too
+) -> float|list[float]:
+    "Least score, or one for each class"
+    if slice: head = head.get('slice') or head
     one, each = head.get('threshold', .3), head.get('thresholds')
     return [each.get(c, one) for c in classes] if each else one
+
+def in_parts(look:Callable[[Sequence], list[dict]], slice:int) -> Callable[[Sequence], list[dict]]:
+    "The same detector of PIL images, which looks at each in parts of `slice` pixels too; 0: as it is"
+    return (lambda images: [predict_sliced(look, im, slice) for im in images]) if slice else look
 
 # %% ../../nbs/learn/75_box_predict.ipynb #046e942c
 @dataclass
@@ -241,14 +256,33 @@ def predict_boxes(
 
 # %% ../../nbs/learn/75_box_predict.ipynb #6f9bf714
 @patch
+def looks(self:BoxLearner, score:float=.05) -> Callable[[Sequence], list[dict]]:
+    "PIL images → boxes, scores from `score` on, labels; as `image_detector`"
+    pre = self.info
+    return image_detector(self.model.eval(), pre['size'], pre['resize'], score, pre['interpolation'])
+
+@patch
+def get_sliced(
+    self:BoxLearner,
+    split:str,       # Of the learner's data
+    slice:int,       # Side of the parts, pixels
+    score:float=.05, # Least score
+) -> list[dict[str, np.ndarray]]:
+    "What `get_boxes` gives, of images that are looked at in parts too"
+    look, depth = in_parts(self.looks(score), slice), self.info.get('depth', 16)
+    return [look([open_image(f, ANY_SIZE, depth)])[0]
+            for f in progress(self.data.files(split), f'in parts of {slice} pixels')]
+
+@patch
 def predict(self:BoxLearner, item, threshold:float|None=None) -> BoxPrediction|list[BoxPrediction]:
     """What is found in an image, or in each of a list of images, in whatever form `as_image` takes; `threshold`: least
     score, `None`: the one that `calibrate` chose, or 0.3"""
     if isinstance(item, (list, tuple, L)) or getattr(item, 'ndim', 0) == 4:
-        pre, k = self.info, threshold
-        if k is None: k = chosen_threshold(getattr(self, 'head_info', {}), self.data.classes)
-        look = image_detector(self.model.eval(), pre['size'], pre['resize'], np.min(k), pre['interpolation'])
-        return [*predict_boxes(look, item, self.data.classes, k, depth=pre.get('depth', 16))]
+        head, k = getattr(self, 'head_info', {}), threshold
+        slice = chosen_slice(head)
+        if k is None: k = chosen_threshold(head, self.data.classes, slice)
+        look = in_parts(self.looks(np.min(k)), slice)
+        return [*predict_boxes(look, item, self.data.classes, k, depth=self.info.get('depth', 16))]
     (one,) = self.predict([item], threshold)
     if one.error: raise InputError(one.error)
     return one

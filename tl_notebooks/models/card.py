@@ -39,7 +39,15 @@ def _limits(m:Mapping, parity:Mapping|None=None) -> list[str]:
             if m['task'] != BOXES else 'It finds objects of its classes alone.',
             'Figures hold for data like that it was judged on.' if m['metrics'] else
             'No figures stand in its manifest: it was not judged on test data.',
-            *([f"Few items were there of: {', '.join(few[:20])}."] if few else [])]
+            *([f"Few items were there of: {', '.join(few[:20])}."] if few else []), *_whole(m, parity)]
+
+def _whole(m:Mapping, parity:Mapping|None) -> list[str]:
+    "What is lost where a detector that looks at parts of images leaves its folder"
+    parts = ((m.get('head') or {}).get('slice') or {}).get('size')
+    if not parts or not parity: return []
+    return [f"The figures are of its folder, which looks at images in parts of {parts} pixels too; this file looks at "
+            f"an image as a whole, and finds fewer small objects. A program that cuts images into parts has to put "
+            f"what is found together itself."]
 
 def _lines(m:Mapping, parity:Mapping|None) -> list[str]:
     b, d = m['backbone'], m['data']

@@ -30,7 +30,8 @@ from ..core import (InputError, Shown, did_you_mean, figure_text, hash_file, has
                                progress, read_json, whole_folder)
 from ..data.splits import LabelledData
 from ..learn.checkpoints import load_tensors
-from ..learn.box_predict import BoxPrediction, check_request, chosen_threshold, is_video, predict_boxes
+from ..learn.box_predict import (BoxPrediction, check_request, chosen_slice, chosen_threshold, in_parts,
+                                            is_video, predict_boxes)
 from ..learn.detection import BoxNet, image_detector
 from ..frozen.openvino import CannotConvert
 from ..heads.features import RandomFeatures
@@ -42,7 +43,6 @@ from ..data.learned import Learned, learned_from, learned_items, learned_state, 
 from ..learn.machine import code_version, environment, new_run_id, tell_choice
 from ..learn.onnx_file import OnnxBody, file_with
 from ..learn.precision import whole_body
-from ..learn.slices import predict_sliced
 from ..learn.replay import Exemplars, exemplars_from, exemplars_state, take_exemplars
 from ..learn.tasks import TASKS, Task
 from ..learn.text import name_texts
@@ -447,7 +447,9 @@ def predict(
     inputs,          # One input, or many: texts (`str`; a file's is its `Path`); images (`as_image`); videos
     bs:int=32,       # Inputs at a time
     threshold:float|None=None, # Detectors: least score; `None`: what was chosen with the model
-    slice:int=0,     # Detectors: side of the parts that large images are looked at in too; 0: only as a whole
+    # Detectors: side of the parts that large images are looked at in too; 0: only as a whole, `None`: as was chosen
+    # with the model, where `unknown` isn't asked for
+    slice:int|None=None,
     # label `unknown` what an item (or a found box) of a known class would yield in so large a share of cases
     unknown:float|None=None,
     coverage:float|None=None, # Also the classes among which the true one is in so large a share of cases
@@ -472,15 +474,16 @@ def predict(
         return self._predict_open(inputs, bs, unknown, coverage)
     if coverage is not None: self._answers_once('coverage')
     known = None if unknown is None else self._known_boxes(unknown, slice)
-    if threshold is None: threshold = chosen_threshold(self.manifest.get('head') or {}, self.classes)
+    head = self.manifest.get('head') or {}
+    if slice is None: slice = 0 if known else chosen_slice(head)
+    if threshold is None: threshold = chosen_threshold(head, self.classes, slice)
     check_request(threshold, bs, slice)
-    look = image_detector(self.net, score=np.min(threshold), known=known, **self.task.reading)
-    sliced = (lambda images: [predict_sliced(look, im, slice) for im in images]) if slice else look
-    return predict_boxes(sliced, inputs, self.classes, threshold, bs, max_pixels=self.task.max_pixels,
+    look = in_parts(image_detector(self.net, score=np.min(threshold), known=known, **self.task.reading), slice)
+    return predict_boxes(look, inputs, self.classes, threshold, bs, max_pixels=self.task.max_pixels,
                          depth=self.task.depth, **boxes)
 
 @patch
-def _known_boxes(self:Model, rate:float, slice:int) -> Callable:
+def _known_boxes(self:Model, rate:float, slice:int|None) -> Callable:
     "What `image_detector` asks of boxes' features, to call those `unknown` that so few known ones are as strange as"
     judge = self.need_unknown(rate)
     if slice:

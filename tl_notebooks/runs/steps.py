@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BACKBONE', 'choose_backbone', 'keep_model', 'fine_tune', 'stages_table', 'validate', 'calibrate', 'test',
-           'show_confusion', 'show_reliability', 'save', 'Review', 'look_through', 'look_through_boxes', 'answer_one']
+           'show_confusion', 'show_reliability', 'save', 'Review', 'look_through', 'review_doubts',
+           'look_through_boxes', 'answer_one']
 
 # %% ../../nbs/runs/35_steps.ipynb #c0f70902
 import contextlib
@@ -19,7 +20,7 @@ from ..judge import plots
 from ..data.draw import plot_outcomes
 from ..judge.audit import quick_findings
 from ..judge.evaluate import Evaluation
-from ..judge.review import doubts, mistakes_page, review_page
+from ..judge.review import Doubt, doubts, mistakes_page, review_page
 from ..data.splits import LabelledData
 from ..judge.evidence import class_metrics, ece, reliability
 from ..judge.rank import backbones_here, rank
@@ -157,11 +158,22 @@ def look_through(run:Run, learn:TransferLearner, found:Evaluation) -> Review:
         y, probs = learn.left_out
         of += doubts([i for s in ('train', 'valid') for i in items(s)], y, probs, data.classes, True)
     of += doubts(items('test'), found.y, found.probs, data.classes, False)
+    return review_doubts(run, of, data.classes, column, 'wrong or unsure', 'the model says', max_pixels)
+
+def review_doubts(
+    run:Run,
+    of:Sequence[Doubt],
+    classes:Sequence[str],
+    column:str='path',   # text or path: what `corrections.csv` calls the items
+    what:str='doubted',  # What there are so many of
+    who:str='the others say', # Before what speaks against a label
+    max_pixels:int=50_000_000,
+) -> Review:
+    "The page `review.html` of a run, with a pager; nothing where nothing is in doubt"
     page = run.folder/'review.html'
     if of:
-        with atomic_write(page) as f: f.write(review_page(of, data.classes, column, max_pixels))
-    return Review(page, f'{len(of)} wrong or unsure', [f"{d.short()}: labelled {d.label}; the model says {d.says()}"
-                                                       for d in of])
+        with atomic_write(page) as f: f.write(review_page(of, classes, column, max_pixels))
+    return Review(page, f'{len(of)} {what}', [f"{d.short()}: labelled {d.label}; {who} {d.says()}" for d in of])
 
 def look_through_boxes(
     run:Run,
