@@ -114,7 +114,7 @@ def test_a_page_of_a_run_is_for_everyone(browser, axe, made, name):
 def test_what_is_wider_than_a_phone_is_reached_and_moved_by_the_keyboard(browser, made):
     page = look(browser, made['report'], 390, 'light')
     page.keyboard.press('Tab')
-    assert page.evaluate('document.activeElement.tagName') == 'TABLE'
+    assert page.evaluate('document.activeElement.className') == 'chart'
     page.keyboard.press('ArrowRight'); page.keyboard.press('ArrowRight'); page.wait_for_timeout(600)
     assert page.evaluate('document.activeElement.scrollLeft') > 0
 
