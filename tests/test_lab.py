@@ -86,6 +86,7 @@ def test_a_run_in_jupyterlab(home):
             viewport=dict(width=1400, height=1000))
         page.goto(url)
         page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]', timeout=120_000)
+        page.wait_for_selector('text=/ipykernel.*Idle/', timeout=120_000) # before, Run All is lost without a word
         page.click('text=Run >> nth=0'); page.click('li[data-command="runmenu:run-all"]')
         status, quiet = "document.querySelector('.jp-Notebook-ExecutionIndicator').dataset.status", 0
         for _ in range(200):
