@@ -153,6 +153,7 @@ def test_a_folder_that_remembers_parts_is_looked_at_so(model, learner, scenes, t
     assert rows(other, file) == rows(model, file, '--slice', '64', '--threshold', 2*LEAST) != rows(model, file)
     assert rows(other, file, '--slice', '0') == rows(model, file)
     assert len(rows(other, file, '--slice', '0').splitlines()) > 2
+    assert 'parts of 64 pixels' in said(capsys, other, file)[2] and not said(capsys, other, file, '--slice', '0')[2]
 
 
 def test_a_video_is_its_frames(model, scenes, tmp_path, capsys):

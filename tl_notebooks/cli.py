@@ -149,7 +149,8 @@ class _Rows:
 
 # %% ../nbs/90_cli.ipynb #8ddc02a5
 def _predict_boxes(args, model) -> int:
-    from tl_notebooks.learn.box_predict import COLUMNS, KNOWN_COLUMNS, box_rows, coco_results, drawing_paths
+    from tl_notebooks.learn.box_predict import (COLUMNS, KNOWN_COLUMNS, box_rows, chosen_slice, coco_results,
+                                                drawing_paths)
     from tl_notebooks.learn.counts import read_region, save_counts
     def say(text): print(f'tl predict: {text}', file=sys.stderr)
     if args.max_pixels: model.task.options(dict(max_pixels=args.max_pixels))
@@ -160,6 +161,9 @@ def _predict_boxes(args, model) -> int:
     scenes, failed, rows, results, read = model.find(args.input, args.text_column or ''), {}, [], [], 0
     drawings = drawing_paths(scenes, args.draw) if args.draw else None
     counts = _new_counts(args, model, scenes)
+    if args.slice is None and args.unknown is None and (side := chosen_slice(model.manifest.get('head') or {})):
+        say(f"looks at parts of {side} pixels too, as was chosen with the model; `--slice 0` is faster and finds fewer "
+            f"small objects")
     found = model.predict(scenes, args.bs, args.threshold, slice=args.slice, drawings=drawings, tell=say,
                           regions=[*map(read_region, args.ignore or ())], counts=counts,
                           unknown=args.unknown)
