@@ -152,3 +152,5 @@ def test_bad_boxes_are_a_wrong_request_and_leave_nothing(scenes, tmp_path):
     done = tl('run', 'crossing', '--data', scenes, '--out', 'runs', *QUICK, '-p', 'classes=car:Truck', cwd=tmp_path)
     assert done.returncode == 2 and 'Truck' in done.stderr and 'Traceback' not in done.stderr and not list(
             tmp_path.glob('runs/**/*'))
+    done = tl('run', 'crossing', '--data', scenes, '--out', 'runs', '-p', 'slices=17', cwd=tmp_path)
+    assert done.returncode == 2 and 'at least 32 pixels' in done.stderr and not list(tmp_path.glob('runs/**/*'))
