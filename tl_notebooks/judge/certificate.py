@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['Judged', 'old_figures', 'new_figures', 'Limits', 'check_limits_given', 'check_limits', 'judged_by', 'judging_notes',
-           'latency', 'state_bytes', 'Certificate', 'Expansion', 'begin_certificate', 'end_certificate',
+           'latencies', 'state_bytes', 'Certificate', 'Expansion', 'begin_certificate', 'end_certificate',
            'certificate_page']
 
 # %% ../../nbs/judge/30_certificate.ipynb #70a4feee
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,15 +120,16 @@ def judging_notes(j:dict) -> list[str]:
     return out
 
 # %% ../../nbs/judge/30_certificate.ipynb #8126e98a
-def latency(net:TransferNet, item:torch.Tensor, reps:int=9) -> float:
-    "Median milliseconds for one item (1, …)"
-    times = []
+def latencies(*of:tuple[TransferNet, torch.Tensor], turns:int=15) -> list[float]:
+    "Milliseconds of each network for its one item (1, …), by turns: the least, which other work disturbs least"
+    times = [[] for _ in of]
     with torch.inference_mode():
-        for _ in range(reps + 1):
-            start = time.perf_counter(); net(item)
-            if item.is_cuda: torch.cuda.synchronize()
-            times.append(1000*(time.perf_counter() - start))
-    return statistics.median(times[1:])
+        for _ in range(turns):
+            for (net, item),out in zip(of, times):
+                start = time.perf_counter(); net(item)
+                if item.is_cuda: torch.cuda.synchronize()
+                out.append(1000*(time.perf_counter() - start))
+    return [*map(min, times)]
 
 def state_bytes(net:nn.Module) -> int: return sum(t.numel()*t.element_size() for t in net.state_dict().values())
 
