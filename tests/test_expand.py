@@ -448,6 +448,24 @@ def test_corrected_labels_are_as_if_they_had_always_been_right(work, tmp_path):
                 tmp_path/'x').exists(), done.stderr
 
 
+def test_corrections_of_items_that_were_not_learned_from_are_named_and_change_nothing(work, tmp_path):
+    import tl_notebooks.models.save # noqa: F401  gives learners `save_model`
+    data = read_images(work/'first', valid_pct=.2, test_pct=.3)
+    learn = image_learner(data, 'efficientnet_lite0', size=96, precision='fp32', seed=0)
+    with learn.no_bar(): learn.probe(); learn.calibrate()
+    learn.save_model(tmp_path/'model', {})
+    rows = lambda *splits: [(data.files(s)[0], l, KINDS[1 - KINDS.index(l)]) for s in splits
+                            for l in [data.subset(s).label.iloc[0]]]
+    was, test = Model(tmp_path/'model').statistics().counts, data.files('test')[0]
+    done = expand_model(tmp_path/'model', '', tmp_path/'a', correct=rows('train', 'test'))
+    assert [c['item'] for c in done.certificate['corrected']] == [str(data.files('train')[0])]
+    assert any(str(test) in n and 'change nothing' in n for n in done.certificate['notes'])
+    assert np.abs(Model(tmp_path/'a').statistics().counts - was).tolist() == [1, 1]
+    with pytest.raises(InputError, match='learned from none of the 1 items.*corrected in the data'):
+        expand_model(tmp_path/'model', '', tmp_path/'b', correct=rows('test'))
+    assert not (tmp_path/'b').exists()
+
+
 def test_fine_tuning_needs_old_items_and_says_so(work, tmp_path):
     with pytest.raises(InputError, match='some old ones'):
         expand(work, 'model', KINDS[2], tmp_path/'x', mode='fine-tune')

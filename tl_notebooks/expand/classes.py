@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODES', 'FEW_ITEMS', 'SAME', 'NewData', 'read_new', 'leave_out_learned', 'need_statistics', 'new_statistics',
-           'edit_classes', 'read_corrections', 'correct_labels', 'solved_net', 'kept_net', 'beside_net', 'through_net',
-           'calibrate_new_logits', 'expected_confusion', 'close_pairs', 'Tuning', 'Rows', 'learning_rows', 'Tried',
-           'tuned_net', 'balanced_loss', 'expand_model', 'merge_models', 'family_tree']
+           'edit_classes', 'read_corrections', 'learned_corrections', 'correct_labels', 'solved_net', 'kept_net',
+           'beside_net', 'through_net', 'calibrate_new_logits', 'expected_confusion', 'close_pairs', 'Tuning', 'Rows',
+           'learning_rows', 'Tried', 'tuned_net', 'balanced_loss', 'expand_model', 'merge_models', 'family_tree']
 
 # %% ../../nbs/expand/10_classes.ipynb #77146eeb
 import copy
@@ -153,6 +153,17 @@ def read_corrections(model:Model, path:str|Path|Sequence[tuple]) -> list[tuple]:
     if bad := [c for _,*both in rows for c in both if c not in model.classes]:
         raise InputError(f"`correct`: the model has no class {bad[0]!r}. {did_you_mean(bad[0], model.classes)}")
     return [r for r in rows if r[1] != r[2]]
+
+def learned_corrections(model:Model, rows:Sequence[tuple]) -> tuple[list[tuple], list]:
+    "Corrections of items that the model has learned from, and the other items, such as those of its test"
+    learned = model.learned()
+    if not rows or not learned.complete: return [*rows], [] # nobody can tell
+    own = learned.count(looks_of([Path(i) if model.task.column == 'path' else i for i,*_ in rows]))
+    if not own.any():
+        raise InputError(f"`correct`: the model has learned from none of the {len(rows)} items, such as "
+                         f"`{model.task.name_of(rows[0][0])}`; accepted: items that it has learned from. Labels of "
+                         f"others, such as its test items, are corrected in the data.")
+    return [r for r,o in zip(rows, own) if o], [r[0] for r,o in zip(rows, own) if not o]
 
 def correct_labels(s:ClassStatistics, model:Model, rows:Sequence[tuple]) -> ClassStatistics:
     "Statistics with these items counted in the class they belong to: exact where they were counted in the other"
@@ -404,8 +415,8 @@ class _Job:
     n_kept:int=0                   # of `old`, the last ones: those that stayed with the model
     rows_change:bool=True          # whether any row comes, goes or changes its class; otherwise the head is left alone
     judging:'_Judging|None'=None
-    fixed:list = field(default_factory=list) # items whose labels were corrected
     fixes:list = field(default_factory=list) # item, was, now of each
+    uncorrected:list = field(default_factory=list) # items that the parent has not learned from
     taken:list = field(default_factory=list) # old items that statistics were taken from just now
     grown:ClassStatistics|None=None
     solved:SolvedHead|None=None
@@ -416,6 +427,10 @@ class _Job:
 
     @property
     def added(self) -> list[str]: return [c for c in self.classes if c not in self.known]
+    @property
+    def fixed(self) -> list:
+        "Items whose labels were corrected"
+        return [Path(i) if self.model.task.column == 'path' else i for i,*_ in self.fixes]
     @property
     def gone(self) -> list[str]:
         "Old classes of which there is no item to learn from"
@@ -477,7 +492,7 @@ def expand_model(
     out, model = free_folder(out), Model(parent)
     mode = mode or ('auto' if is_adopted(model) else 'exact')
     if mode == 'fine-tune': model.must_train("mode 'fine-tune'")
-    fixes = read_corrections(model, correct) if correct else []
+    fixes, others = learned_corrections(model, read_corrections(model, correct)) if correct else ([], [])
     s, (new, judge, replay), taken = _statistics_and_data(model, (data, old, tuning.replay), mode,
             bool(remove or join or fixes), (test_pct, seed, on_bad, model.task.options(columns)))
     s, known = edit_classes(correct_labels(s, model, fixes), model.classes, remove, join, rename)
@@ -487,7 +502,7 @@ def expand_model(
     job = _Job(model, s, known, class_places(known, new.data.classes if new else [])[0], new, judge,
                Exemplars(more.items + kept.items, more.labels + kept.labels), not (remove or join), limits,
                tuning, seed, len(kept), bool(remove or join or fixes or new and new.train),
-               fixed=[Path(i) if model.task.column == 'path' else i for i,*_ in fixes], fixes=fixes, taken=taken)
+               fixes=fixes, uncorrected=others, taken=taken)
     _check_job(job, mode, test_pct)
     made = _make(job, mode)
     if memory is None: memory = max((kept.labels.count(c) for c in set(kept.labels)), default=0)
@@ -720,6 +735,24 @@ def _certificate(job:_Job, net:TransferNet, mode:str, head:dict, **more) -> tupl
     return c, matrix
 
 # %% ../../nbs/expand/10_classes.ipynb #a4c4e0c4
+def _item_notes(job:_Job) -> list[str]:
+    "What there is to say of items that were given"
+    out = []
+    if job.uncorrected:
+        out.append(f"{len(job.uncorrected)} corrections are of items that the model has not learned from, such as its "
+                   f"test items, and change nothing: {', '.join(map(job.model.task.name_of, job.uncorrected[:5]))}. "
+                   f"Correct these in the data.")
+    if job.new:
+        few = [c for c in dict.fromkeys(job.new.train_labels) if job.new.train_labels.count(c) == 1]
+        if few: out.append(f"one item only to learn {', '.join(map(repr, few))} from.")
+        if n := job.new.alike:
+            out.append(f"{n} of {len(job.new.train)} new items look like near copies of what the model has learned "
+                       f"from; they count as new ones.")
+        if n := len(job.new.known):
+            out.append(f"{n} of {n + len(job.new.train)} items to learn from are left out: the model has learned from "
+                       f"these already, and they would count twice. `--correct` moves their labels.")
+    return out
+
 def _notes(job:_Job, items, mode:str, head:dict) -> list[str]:
     out, was = [], job.model.manifest.get('head') or {}
     a, b = was.get('trained_accuracy'), was.get('solved_accuracy')
@@ -740,15 +773,7 @@ def _notes(job:_Job, items, mode:str, head:dict) -> list[str]:
                       else "are hard to tell apart with this body.")
                    + f" About {100*p['confused']:.0f} % of one will be taken for the "
                      f"other{' by a head on the old body' if mode == 'fine-tune' else ''}.")
-    if job.new:
-        few = [c for c in dict.fromkeys(job.new.train_labels) if job.new.train_labels.count(c) == 1]
-        if few: out.append(f"one item only to learn {', '.join(map(repr, few))} from.")
-        if n := job.new.alike:
-            out.append(f"{n} of {len(job.new.train)} new items look like near copies of what the model has learned "
-                       f"from; they count as new ones.")
-        if n := len(job.new.known):
-            out.append(f"{n} of {n + len(job.new.train)} items to learn from are left out: the model has learned from "
-                       f"these already, and they would count twice. `--correct` moves their labels.")
+    out += _item_notes(job)
     if (job.statistics is not None and job.statistics.prior is not None
             and job.grown is not None and job.grown.prior is None):
         out.append("a new class has a name without letters, so the names of the others no longer help either.")

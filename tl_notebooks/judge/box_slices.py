@@ -6,17 +6,14 @@
 __all__ = ['SHARES', 'GAIN', 'check_slices', 'part_sides']
 
 # %% ../../nbs/judge/46_box_slices.ipynb #437d272e
-import time
 import numpy as np
 from fastcore.basics import patch
 from ..core import InputError
 from .box_epochs import mean_precision
 from .evaluate import LEAST, BoxEvaluation
-from ..data.decode import open_image
 from ..learn.detection import BoxLearner
 from ..learn.machine import make_choice
 from ..learn.slices import slices
-from ..learn.vision import ANY_SIZE
 
 # %% ../../nbs/judge/46_box_slices.ipynb #369287cc
 SHARES = .7, .5 # of the network's side
@@ -35,21 +32,12 @@ def part_sides(
     sides, long = dict.fromkeys(int(s*size)//16*16 for s in SHARES), np.max(np.reshape(shapes, (-1, 2)), axis=1)
     return [s for s in sides if s >= 32 and (long > 1.3*s).mean() > .5]
 
-def _seconds(learn:BoxLearner, n:int=8) -> float:
-    "Of a look at a validation image"
-    look, some = learn.looks(LEAST), [open_image(f, ANY_SIZE, learn.info.get('depth', 16))
-                                      for f in learn.data.files('valid')[:n]]
-    look(some[:1]) # prepares the engine
-    start = time.perf_counter()
-    for im in some: look([im])
-    return (time.perf_counter() - start)/len(some)
-
 @patch
 def choose_slice(
     self:BoxLearner,
     on_valid:BoxEvaluation, # What `evaluate('valid')` gave
     asked:int=-1,           # Side of the parts in pixels; 0: none; -1: what brings most
-    seconds:float=120.,     # What cannot judge all validation and test images in that time is not tried
+    most:int=1500,          # Looks that judging all validation and test images may take; what takes more isn't tried
 ) -> dict: # size: 0 for none; tried: of each size, 0 first, its mAP and looks at an image; empty in a repeated run
     "The side of the parts in which images are to be looked at too, chosen on validation images"
     check_slices(asked)
@@ -58,10 +46,9 @@ def choose_slice(
     shapes, n_test = of[of.split == 'valid'][['width', 'height']].to_numpy(int), int((of.split == 'test').sum())
     def decide():
         tried[:] = [dict(size=0, map=mean_precision(on_valid.truth, on_valid.found, len(on_valid.classes)), looks=1.)]
-        sides, each = part_sides(self.info['size'], shapes), _seconds(self)
-        for side in sides:
+        for side in part_sides(self.info['size'], shapes):
             looks = float(np.mean([1 + len(slices(w, h, side)) for w,h in shapes]))
-            if each*looks*(len(shapes) + n_test) > seconds:
+            if looks*(len(shapes) + n_test) > most:
                 tried.append(dict(size=side, map=None, looks=looks)); continue
             found = self.get_sliced('valid', side, LEAST)
             tried.append(dict(size=side, looks=looks,
@@ -70,5 +57,5 @@ def choose_slice(
         if best['map'] < tried[0]['map'] + GAIN: best = tried[0]
         return best['size'], 'mAP on validation images: ' + ', '.join(
             f"{'parts of ' + str(t['size']) if t['size'] else 'whole'} "
-            f"{'not tried, it would take too long' if t['map'] is None else format(t['map'], '.3f')}" for t in tried)
+            f"{'not tried, it would take too many looks' if t['map'] is None else format(t['map'], '.3f')}" for t in tried)
     return dict(size=make_choice('parts of images', 'auto', decide), tried=tried)

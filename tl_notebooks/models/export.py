@@ -119,7 +119,8 @@ def compared(want:np.ndarray, got:np.ndarray, of:str, precision:str, limit:Limit
     sure = top[:,-1] - top[:,-2] > (limit.probability if precision == 'fp16' else TIE)
     share = float(1 - ((want.argmax(1) != got.argmax(1)) & sure).mean())
     passed = bool(np.isfinite(got).all() and apart <= limit.probability and share >= limit.decisions)
-    says = (f"{share:.1%} of the decisions on {len(want)} {of} are equal, and probabilities differ by up to "
+    says = (f"{share:.1%} of the decisions on {len(want)} {of} are equal to the folder's in float32, and "
+            f"probabilities differ by up to "
             f"{apart:.2g} ({precision}; accepted: {limit.decisions:.1%} and {limit.probability:g})")
     if precision == 'fp16':
         says += (f"; {(want.argmax(1) != got.argmax(1)).sum()} are not the same, and those between probabilities "
