@@ -57,5 +57,5 @@ def choose_slice(
         if best['map'] < tried[0]['map'] + GAIN: best = tried[0]
         return best['size'], 'mAP on validation images: ' + ', '.join(
             f"{'parts of ' + str(t['size']) if t['size'] else 'whole'} "
-            f"{'not tried, it would take too many looks' if t['map'] is None else format(t['map'], '.3f')}" for t in tried)
+            f"{'not tried, too many looks' if t['map'] is None else format(t['map'], '.3f')}" for t in tried)
     return dict(size=make_choice('parts of images', 'auto', decide), tried=tried)
