@@ -9,8 +9,7 @@ __all__ = ['SHARES', 'GAIN', 'check_slices', 'part_sides']
 import numpy as np
 from fastcore.basics import patch
 from ..core import InputError
-from .box_epochs import mean_precision
-from .evaluate import LEAST, BoxEvaluation
+from .evaluate import BoxEvaluation
 from ..learn.detection import BoxLearner
 from ..learn.machine import make_choice
 from ..learn.slices import slices
@@ -32,30 +31,32 @@ def part_sides(
     sides, long = dict.fromkeys(int(s*size)//16*16 for s in SHARES), np.max(np.reshape(shapes, (-1, 2)), axis=1)
     return [s for s in sides if s >= 32 and (long > 1.3*s).mean() > .5]
 
+def _map(e:BoxEvaluation) -> float: return e.metrics['map'].value if 'map' in e.metrics else 0.
+
 @patch
 def choose_slice(
     self:BoxLearner,
-    on_valid:BoxEvaluation, # What `evaluate('valid')` gave
-    asked:int=-1,           # Side of the parts in pixels; 0: none; -1: what brings most
-    most:int=1500,          # Looks that judging all validation and test images may take; what takes more isn't tried
-) -> dict: # size: 0 for none; tried: of each size, 0 first, its mAP and looks at an image; empty in a repeated run
-    "The side of the parts in which images are to be looked at too, chosen on validation images"
+    whole:BoxEvaluation, # What `evaluate('valid')` gave
+    asked:int=-1,        # Side of the parts in pixels; 0: none; -1: what brings most
+    most:int=1500,       # Looks that judging all validation and test images may take; what takes more isn't tried
+    seed:int=0,          # See `evaluate`
+) -> tuple[BoxEvaluation, list[dict]]: # of validation images, looked at as was chosen; size, map and looks at an image
+    "Whether images are to be looked at in parts too, chosen on validation images; nothing is listed in a repeated run"
     check_slices(asked)
-    if asked >= 0: return dict(size=asked, tried=[])
-    of, tried = self.data.items, []
+    of, tried, seen = self.data.items, [], {0: whole}
     shapes, n_test = of[of.split == 'valid'][['width', 'height']].to_numpy(int), int((of.split == 'test').sum())
     def decide():
-        tried[:] = [dict(size=0, map=mean_precision(on_valid.truth, on_valid.found, len(on_valid.classes)), looks=1.)]
+        tried.append(dict(size=0, map=_map(whole), looks=1.))
         for side in part_sides(self.info['size'], shapes):
             looks = float(np.mean([1 + len(slices(w, h, side)) for w,h in shapes]))
-            if looks*(len(shapes) + n_test) > most:
-                tried.append(dict(size=side, map=None, looks=looks)); continue
-            found = self.get_sliced('valid', side, LEAST)
-            tried.append(dict(size=side, looks=looks,
-                              map=mean_precision(on_valid.truth, found, len(on_valid.classes))))
+            tried.append(dict(size=side, map=None, looks=looks))
+            if looks*(len(shapes) + n_test) > most: continue
+            seen[side] = self.evaluate('valid', seed, side)
+            tried[-1]['map'] = _map(seen[side])
         best = max((t for t in tried if t['map'] is not None), key=lambda t: t['map'])
         if best['map'] < tried[0]['map'] + GAIN: best = tried[0]
         return best['size'], 'mAP on validation images: ' + ', '.join(
             f"{'parts of ' + str(t['size']) if t['size'] else 'whole'} "
             f"{'not tried, too many looks' if t['map'] is None else format(t['map'], '.3f')}" for t in tried)
-    return dict(size=make_choice('parts of images', 'auto', decide), tried=tried)
+    size = make_choice('parts of images', 'auto', decide) if asked < 0 else asked
+    return seen.get(size) or self.evaluate('valid', seed, size), tried
