@@ -42,8 +42,8 @@ def attempts(
 # %% ../../nbs/runs/45_job.ipynb #ce0f2d14
 _running, _stopped = {}, set() # of this worker: processes by name, topics of sweeps
 
-def _attempt(job:dict, name:str, *args:str) -> tuple[int, list[str]]:
-    "Exit code of a `tl` command in a process of its own, and what it said"
+def _attempt(job:dict, name:str, *args:str) -> tuple[int, str]:
+    "Exit code of a `tl` command in a process of its own, and its last word"
     _report(job['topic'], dict(key=job['key'], run=name))
     env = own_environ() | {'TL_RUN_ID': name, 'TL_RUN_WORKER': str(os.getpid())}
     if job['threads']: env |= {f'{n}_NUM_THREADS': str(job['threads']) for n in ('OMP', 'MKL', 'OPENBLAS')}
@@ -54,8 +54,12 @@ def _attempt(job:dict, name:str, *args:str) -> tuple[int, list[str]]:
         _running[name] = p
         try: code = p.wait()
         finally: _running.pop(name)
-    said = log.read_text(encoding='utf-8', errors='replace').splitlines()
-    return code, [l.removeprefix(f'tl {args[0]}: ') for l in said if l.strip()]
+    return code, _last_word(log.read_text(encoding='utf-8', errors='replace'), f'tl {args[0]}: ')
+
+def _last_word(log:str, prefix:str) -> str:
+    "The last line with `prefix`, without it: a kernel may write after that; where there is none, the last line"
+    lines = [l for l in log.splitlines() if l.strip()]
+    return next((l.removeprefix(prefix) for l in reversed(lines) if l.startswith(prefix)), lines[-1] if lines else '')
 
 def _report(topic:str, message:dict) -> None:
     from distributed import get_worker
@@ -72,17 +76,17 @@ def run_job(
     if job['topic'] in _stopped: return dict(status='planned')
     start, home = time.perf_counter(), Path(job['root'])/job['usecase']
     left, _ = attempts(home, job['name'])
-    code, lines = _attempt(job, left, 'resume', str(home/left)) if left else (2, [])
+    code, said = _attempt(job, left, 'resume', str(home/left)) if left else (2, '')
     if code == 2: # nothing to go on with, or it cannot
         given = [a for n,v in job['params'].items() for a in ('-p', f'{n}={v}')]
         name = attempts(home, job['name'])[1]
-        code, lines = _attempt(job, name, 'run', job['notebook'], '--out', job['root'], *given)
+        code, said = _attempt(job, name, 'run', job['notebook'], '--out', job['root'], *given)
     status = {0: 'ok', 130: 'interrupted'}.get(code, 'failed')
-    return dict(status=status, error=_why(code, lines), seconds=round(time.perf_counter() - start, 2))
+    return dict(status=status, error=_why(code, said), seconds=round(time.perf_counter() - start, 2))
 
-def _why(code:int, lines:list[str]) -> str:
+def _why(code:int, said:str) -> str:
     if code == 0: return ''
-    if code > 0: return lines[-1] if lines else f'exit code {code}'
+    if code > 0: return said or f'exit code {code}'
     return f'its process was ended by signal {-code}' + ('; was there too little memory?' if code == -9 else '')
 
 # %% ../../nbs/runs/45_job.ipynb #330a6aa9
