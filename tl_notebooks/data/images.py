@@ -37,6 +37,7 @@ class ImageData(LabelledData):
     squares:dict = field(default_factory=dict, repr=False) # path → what `square` made of it, as far as kept
     square:Callable|None = None # Of `read_images`
     how_read:list[str] = field(default_factory=list) # Of `notes`: what was read how, and what was not used
+    marks:dict = field(default_factory=dict, repr=False) # path → what `marks` made of it, where it was decoded
     def as_json(self) -> dict:
         return super().as_json() | {'near_copies': self.near} | ({'depth': self.depth} if self.depth else {})
     def describe(self) -> str: return _describe(self)
@@ -54,9 +55,9 @@ def _describe(d:ImageData) -> str:
 FACTS_SIDE = 224 # of the square that looks and content are taken from, whatever a network will want
 
 def _read_one(root:Path, path:str, max_pixels:int, known:'KnownFacts|None'=None,
-              square:Callable|None=None) -> dict|Problem:
-    """Content hash, pixel hash, size (upright), stored mode, thumbnail and bits of one image, and its `square`; or what
-    is wrong with it"""
+              square:Callable|None=None, marks:Callable|None=None) -> dict|Problem:
+    """Content hash, pixel hash, size (upright), stored mode, thumbnail and bits of one image, its `square` and `marks`;
+    or what is wrong with it"""
     try:
         data = read_bytes(root/path, max_pixels)
         sha = hashlib.sha256(data).hexdigest()
@@ -68,6 +69,7 @@ def _read_one(root:Path, path:str, max_pixels:int, known:'KnownFacts|None'=None,
         if square and not bits: # what is white with 16 bits is known when all have been read
             same = draft_scale(w, h, FACTS_SIDE) == draft_scale(w, h, square.side)
             made = {'square': square(im if same else decode_image(data, max_pixels, 0, square.side)[0])}
+        if marks: made['marks'] = marks(data, im, mode)
     except BadImage as e: return Problem(e.kind, path, e.detail)
     scale = f' {bits}'.encode()*(0 < bits < 16)
     pixels = hashlib.blake2b(repr((w, h)).encode() + im.tobytes() + scale, digest_size=16).hexdigest()
@@ -84,12 +86,13 @@ def scan_images(
     max_pixels:int=MAX_PIXELS,
     progress:bool=True,
     square:Callable|None=None, # Decoded image → what is kept of it in the column `square`, until `KEEP` bytes
+    marks:Callable|None=None,  # Bytes, decoded image, stored mode → the column `marks`
 ) -> tuple[pd.DataFrame, list[Problem]]: # Good rows with sha256, content, width, height, mode, look; problems
     "Read every row's file once"
     few = KEEP//(3*square.side**2) if square else 0
     with ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 2))) as pool, KnownFacts() as known:
-        found = pool.map(lambda i: _read_one(root, rows[i]['path'], max_pixels, known, square if i < few else None),
-                         range(len(rows)))
+        one = lambda i: _read_one(root, rows[i]['path'], max_pixels, known, square if i < few else None, marks)
+        found = pool.map(one, range(len(rows)))
         found = list(progress_bar(found, 'reading images', len(rows)) if progress else found)
     good = [{**r, **f} for r,f in zip(rows, found) if isinstance(f, dict)]
     cols = ['path','label','split','group','sha256','content','width','height','mode','look','bits']
@@ -142,8 +145,8 @@ def _depth_note(items:pd.DataFrame) -> list[str]:
                   f"here, and for the model; check whether they belong together"]
 
 # %% ../../nbs/data/50_images.ipynb #46a9ddf5
-def _squares(items:pd.DataFrame) -> dict:
-    return {p: t for p,t in zip(items.path, items.get('square', ())) if not isinstance(t, float)} # NaN: none was made
+def _made(items:pd.DataFrame, column:str) -> dict: # by path
+    return {p: t for p,t in zip(items.path, items.get(column, ())) if not isinstance(t, float)} # NaN: none was made
 
 def read_images(
     path:str|Path,               # Folder with a subfolder per class, below split folders or not; or a CSV
@@ -163,6 +166,7 @@ def read_images(
     suffix:str='',               # What the paths lack, such as .jpg
     folder:str='',               # Where they begin, if not where the table lies
     square:Callable|None=None,   # What a learner wants of each image, made while it is decoded; see `vision.Square`
+    marks:Callable|None=None,    # The same for what is kept in `ImageData.marks`; see `shortcuts.decoded_marks`
 ) -> ImageData:
     "Read, check, split and fingerprint images; everything that is wrong is in one `InputError`"
     check_args(valid_pct, test_pct, seed, on_bad, min_per_class, max_items, max_pixels)
@@ -171,7 +175,7 @@ def read_images(
     rows = sorted(rows, key=lambda r: r['path'])
     made, classes = missing_splits(rows, valid_pct, test_pct), sorted({r['label'] for r in rows}, key=natural_key)
     if max_items: rows = sample_rows(rows, max_items, seed)
-    items, unread = scan_images(root, rows, max_pixels, progress, square)
+    items, unread = scan_images(root, rows, max_pixels, progress, square, marks)
     items, found = check_items(items, classes, 0 if addition else max(2 + bool(made), min_per_class or 0))
     refuse(problems := bad + spelling_problems(classes) + unread + found, path, len(rows), on_bad == 'skip')
     items = items.assign(near=_families(items))
@@ -179,9 +183,8 @@ def read_images(
     refuse([] if addition else short_classes(items, classes, [*made]), path, len(rows))
     how = notes + _depth_note(items)
     source = 'given' if any(r['split'] for r in rows) else 'made'
-    notes = how + data_notes(items, classes)
-    notes += near_notes(near := near_summary(items), divided, source == 'given')
-    squares, depth = _squares(items), int(items.bits.max() or 0)
-    items = items.drop(columns=['content', 'unit', 'look', 'near', 'bits', 'square'], errors='ignore')
+    notes = how + data_notes(items, classes) + near_notes(near := near_summary(items), divided, source == 'given')
+    (squares, taken), depth = (_made(items, c) for c in ('square', 'marks')), int(items.bits.max() or 0)
+    items = items.drop(columns=['content', 'unit', 'look', 'near', 'bits', 'square', 'marks'], errors='ignore')
     return ImageData(root, items, classes, problems, fingerprint(items), source, [*made], notes, str(path), near, depth,
-                     squares, square, how)
+                     squares, square, how, taken)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SOURCES', 'FEW', 'split_items', 'join_groups', 'fingerprint', 'LabelledData', 'summarise', 'list_items',
            'list_sources', 'compare_files', 'spelling_problems', 'leak_problems', 'missing_splits', 'make_splits',
-           'sample_rows', 'check_items', 'near_families', 'split_families', 'near_summary', 'near_notes',
+           'sample_rows', 'check_items', 'known_pairs', 'near_families', 'split_families', 'near_summary', 'near_notes',
            'short_classes', 'split_notes', 'data_notes']
 
 # %% ../../nbs/data/40_splits.ipynb #34d62fca
 import random
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -325,15 +325,23 @@ def check_items(items:pd.DataFrame, classes:list[str], least:int, what:str='imag
     return items, two + leaks + _enough(items, classes, least, what)
 
 # %% ../../nbs/data/40_splits.ipynb #9439a35e
-def near_families(items:pd.DataFrame) -> list[str]:
-    """The same text for images that are copies of one another, up to size, format, brightness, a crop or a mirror; ''
-    for those without"""
+def known_pairs(
+    items:pd.DataFrame,              # With sha256, width and height
+    looks:Callable[[], np.ndarray],  # Their thumbnails (n, 64, 64), if they are needed
+) -> np.ndarray:                     # (2, m)
+    "`near_pairs` of images, from what is known where this very set was compared before"
     key = hash_bytes(*(s.encode() for s in items.sha256))
     with KnownFacts('copies 2') as known:
         if (pairs := known.get(key)) is None:
-            pairs = near_pairs(unpack_thumbnails(items.look), items[['width', 'height']].min(axis=1)).tolist()
+            pairs = near_pairs(looks(), items[['width', 'height']].min(axis=1)).tolist()
             if len(items) > 200: known.new[key] = pairs
-    return families(len(items), np.array(pairs, int).reshape(2, -1))
+    return np.array(pairs, int).reshape(2, -1)
+
+def near_families(items:pd.DataFrame) -> list[str]:
+    """The same text for images that are copies of one another, up to size, format, brightness, a crop or a mirror; ''
+    for those without"""
+    return families(len(items), known_pairs(items, lambda: unpack_thumbnails(items.look)))
+
 
 # %% ../../nbs/data/40_splits.ipynb #1de3706e
 def split_families(items:pd.DataFrame, share:dict[str,float], seed:int, classes:Sequence[str]) -> tuple[pd.Series,

@@ -33,7 +33,7 @@ from .evidence import Interval, accuracy, interval, paired_difference, per_class
 from ..data.learned import looks_of
 from ..data.listing import SPLITS
 from ..data.samples import make_parts
-from .labelled import Seen, families_of, left_out, read_labelled, see
+from .labelled import Seen, families_of, left_out, main_axes, read_labelled, see
 from .review import Doubt
 from .shortcuts import Shortcut, find_shortcuts, marks_of_images, marks_of_texts
 from ..models.adopt import check_preparation
@@ -414,12 +414,12 @@ def audit(
     def clock(name):
         nonlocal start
         seconds[name] = round(time.perf_counter() - start, 3); start = time.perf_counter()
-    if not isinstance(data, LabelledData): data = read_labelled(data, kind)
+    if not isinstance(data, LabelledData): data = read_labelled(data, kind, marks=True)
     if model: match_classes(model, data.classes)
     clock('reading')
     family = families_of(data); clock('copies')
     seen = see(data, backbone, family, **kwargs); clock('features')
-    probs = left_out(seen); errors = label_errors(probs, seen.y); clock('labels')
+    seen = main_axes(seen); probs = left_out(seen); errors = label_errors(probs, seen.y); clock('labels')
     marks = marks_of_texts(data) if 'text' in data.items else marks_of_images(data)
     shortcuts = find_shortcuts(marks, seen.y, seen.classes, family); clock('shortcuts')
     out = Audit(data, seen, probs, errors, copies_table(data, family), shortcuts, class_table(seen, probs),
