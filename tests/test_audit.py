@@ -11,7 +11,7 @@ from tl_notebooks.data.samples import make_parts, sample_path
 from tl_notebooks.judge.audit import copies_table, item_column, judge_claim, label_errors
 from tl_notebooks.judge.evidence import interval
 from tl_notebooks.judge.forecast import accuracy_at, bootstrap_laws, forecast
-from tl_notebooks.judge.labelled import Seen, class_numbers, families_of, kind_of, left_out, read_labelled
+from tl_notebooks.judge.labelled import Seen, class_numbers, families_of, kind_of, left_out, main_axes, read_labelled
 from tl_notebooks.judge.rank import candidate, log_evidence
 from tl_notebooks.judge.shortcuts import find_shortcuts, marks_of_images, marks_of_texts
 
@@ -42,6 +42,36 @@ def test_flipped_labels_rank_as_high_as_the_usual_way_has_them(share):
         found = label_errors(left_out(s), s.y)
         assert flipped[found.row].mean() > .7 and flipped[found.row].sum() > .6*flipped.sum()
     assert np.mean(ours) > np.mean(theirs) - .02, (ours, theirs)
+
+
+def test_principal_components_rank_flipped_labels_as_high_as_the_usual_way_on_all_features():
+    from cleanlab.rank import get_label_quality_scores
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import average_precision_score
+    from sklearn.model_selection import cross_val_predict
+    s, rng = clouds(n=300, d=1100, apart=12), np.random.default_rng(0)
+    s.x = s.x*np.geomspace(3, .1, s.x.shape[1]) # as of a network: some features vary far more than others
+    flipped = rng.random(len(s.y)) < .05
+    s.y = np.where(flipped, (s.y + rng.integers(1, 4, len(s.y))) % 4, s.y)
+    short = main_axes(s)
+    assert short.x.shape == (1200, 512) and main_axes(short) is short
+    usual = cross_val_predict(LogisticRegression(max_iter=200), s.x, s.y, cv=5, method='predict_proba')
+    ours, theirs = (average_precision_score(flipped, -get_label_quality_scores(s.y, p, method='self_confidence'))
+                    for p in (left_out(short), usual))
+    assert ours > theirs - .02 and ours > .5, (ours, theirs)
+
+
+def test_marks_are_the_same_whenever_they_are_taken(tmp_path, monkeypatch):
+    root = make_parts(tmp_path/'parts', kinds=['bolt', 'nut'], n=6, size=300)
+    Image.open(root/'nut'/'nut_0001.jpg').resize((900, 700)).save(root/'nut'/'big.png')
+    found = []
+    for marks in (True, False):
+        monkeypatch.setenv('TL_NOTEBOOKS_CACHE', str(tmp_path/f'cache {marks}'))
+        data = read_labelled(root, marks=marks, progress=False)
+        assert len(data.marks) == (len(data.items) if marks else 0)
+        found.append(marks_of_images(data))
+    assert found[0].equals(found[1])
+    assert found[0].width.max() == 900 and found[0].format.nunique() == 2
 
 
 def test_one_of_a_kind_is_not_doubted():
