@@ -24,7 +24,7 @@ from ..data.decode import open_image
 from ..data.learned import looks_of
 from ..data.listing import SPLITS
 from . import plots
-from .audit import copies_table, judge_claim, no_claim
+from .audit import copies_table, judge_claim, no_claim, say_claim
 from .box_scores import box_scores, compare_boxes, take_boxes
 from .evidence import Interval, interval
 from .labelled import families_of
@@ -170,7 +170,7 @@ class BoxAudit:
         "What was found, in a sentence"
         n, c = self.count(), self.classes
         share = interval(c.found.sum(), c.n.sum()) if c.n.sum() else interval(0, 1)
-        claim = f" The claim {self.claim['verdict']}." if self.claim else ''
+        claim = f' {say_claim(self.claim)}' if self.claim else ''
         notes = ''.join(f' {t[0].upper()}{t[1:]}.' for t in self.notes)
         return (f"{len(self.rows):,} images with {c.n.sum():,} boxes were looked at: {n['missing box']:,} boxes may be "
                 f"missing, {n['wrong class']:,} of a wrong class, {n['sloppy box']:,} sloppy; "

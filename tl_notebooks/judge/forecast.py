@@ -18,7 +18,7 @@ from ..data.draw import BLUE, GRID, MUTED, ORANGE, new_figure
 from ..data.splits import LabelledData
 from ..heads.ridge import ridge_loo
 from .evidence import Interval
-from .labelled import Seen, read_labelled, see
+from .labelled import Seen, main_axes, read_labelled, see
 
 # %% ../../nbs/judge/76_forecast.ipynb #41a2b8c7
 SIZES, LARGEST, DRAWS = 8, 1500, 6
@@ -69,8 +69,13 @@ def fit_power(n:np.ndarray, error:np.ndarray, weight:np.ndarray, pick:float) -> 
     chance = np.exp(-(loss - loss.min())/2).cumsum()
     return found[int(np.searchsorted(chance/chance[-1], pick))][:3]
 
-def bootstrap_laws(right:np.ndarray, sizes:Sequence[int], samples:int=300, seed:int=0) -> np.ndarray: # (samples, 3)
-    "floor, scale and rate for resampled draws and items of `answers_by_size`"
+def bootstrap_laws(right:np.ndarray, sizes:Sequence[int], samples:int=300, seed:int=0,
+                   now:np.ndarray|None=None, labels:int=0) -> np.ndarray: # (samples, 3)
+    """floor, scale and rate for resampled draws and items of `answers_by_size`.
+
+    now (n,) : whether each item is right by a head of all others: where the curve stands today, through which every
+    law is led (its error is multiplied);  labels : how many such a head has, where that is not n
+    """
     (draws, _, n), rng, size = right.shape, np.random.default_rng(seed), np.asarray(sizes, float)
     seen, good = np.isfinite(right), np.nan_to_num(right)
     out = np.zeros((samples, 3))
@@ -82,6 +87,9 @@ def bootstrap_laws(right:np.ndarray, sizes:Sequence[int], samples:int=300, seed:
         spread = np.maximum(error*(1 - error), .25/n)
         # the same items answer at every size and draw, so that they count once
         out[s] = fit_power(size, error, np.maximum(total/draws, 1)/spread, rng.random())
+        if now is not None: # half an error more on both sides: none at all would be none for ever
+            law = out[s, 0] + out[s, 1]*float(labels or n)**-out[s, 2]
+            out[s, :2] *= (1 - now @ times/n + .5/n)/(law + .5/n)
     return out
 
 def accuracy_at(laws:np.ndarray, n:float, level:float=.8) -> Interval:
@@ -107,6 +115,7 @@ class Forecast:
     laws:np.ndarray   # (samples, 3)
     by_class:pd.DataFrame
     reach:float=0.
+    loo:np.ndarray|None=None # (n,) whether a head of all others has each item right
     advice:list[dict] = field(default_factory=list)
 
     @property
@@ -122,6 +131,7 @@ class Forecast:
         "labels, accuracy with an 80 % interval, and whether it was measured or is foreseen"
         rows = [dict(labels=s, accuracy=float(np.nanmean(self.right[:, i])), what='measured')
                 for i,s in enumerate(self.sizes)]
+        if self.loo is not None: rows.append(dict(labels=self.n, accuracy=float(self.loo.mean()), what='measured'))
         for t in (1, 2, 4):
             a = accuracy_at(self.laws, t*self.n)
             rows.append(dict(labels=t*self.n, accuracy=a.value, low=a.low, high=a.high, what='foreseen'))
@@ -158,9 +168,10 @@ def say_forecast(f:Forecast) -> str:
 def _advice(f:Forecast) -> list[dict]:
     twice, out = accuracy_at(f.laws, 2*f.n), []
     gain = twice.value - f.now.value
-    done = f.reach and labels_for(f.laws, f.reach)[0] <= f.n
-    what = f"label no more for {f.reach:.0%}: it is reached" if done else f"label {f.n:,} more items" \
-        if gain >= .005 else 'do not label more for this backbone: try another (tl rank)'
+    need = labels_for(f.laws, f.reach)[0] - f.n if f.reach else np.inf
+    what = f"label no more for {f.reach:.0%}: it is reached" if need <= 0 \
+        else f"label about {_about(need)} more items for {f.reach:.0%}" if need <= 3*f.n \
+        else f"label {f.n:,} more items" if gain >= .005 else 'do not label more for this backbone: try another (tl rank)'
     out.append(dict(what=what, figure=f"twice the labels are worth {100*gain:.1f} points; it levels off at about "
                                       f"{f.level.value:.1%}", weight=max(gain, .004)))
     for c in f.by_class.sort_values('gain', ascending=False).head(3).itertuples():
@@ -171,13 +182,14 @@ def _advice(f:Forecast) -> list[dict]:
     return sorted(out, key=lambda a: -a['weight'])
 
 # %% ../../nbs/judge/76_forecast.ipynb #f743a700
-def _class_rows(seen:Seen, y:np.ndarray, right:np.ndarray, sizes:Sequence[int]) -> pd.DataFrame:
+def _class_rows(seen:Seen, y:np.ndarray, right:np.ndarray, sizes:Sequence[int],
+                loo:np.ndarray) -> pd.DataFrame:
     "What twice the labels would bring to each class that has enough items to tell"
     out = []
     for c,name in enumerate(seen.classes):
         own = y == c
         if own.sum() < 20: continue
-        laws = bootstrap_laws(right[:, :, own], sizes, 100)
+        laws = bootstrap_laws(right[:, :, own], sizes, 100, now=loo[own], labels=len(y))
         now, twice = (accuracy_at(laws, t*len(y)) for t in (1, 2))
         out.append(dict(label=name, n=int(own.sum()), recall=now.value, twice=twice.value, low=twice.low,
                         high=twice.high, gain=twice.value - now.value))
@@ -194,13 +206,15 @@ def forecast(
     "What more labels would bring, from the labels there are"
     if not 0 <= reach < 1: raise InputError(f"`reach` is {reach}; accepted: a share of 0 to below 1, such as 0.95.")
     if isinstance(data, (str, Path)): data = read_labelled(data, kind)
-    seen = data if isinstance(data, Seen) else see(data, backbone, **kwargs)
+    seen = main_axes(data if isinstance(data, Seen) else see(data, backbone, **kwargs))
     one, k = seen.one_each, len(seen.classes)
     x, y = seen.x[one], seen.y[one]
     if len(y) < 6*k: raise InputError(f"{len(y)} labels of {k} classes; accepted: at least {6*k}, to see a curve.")
     sizes = sizes_for(len(y), k)
     right = answers_by_size(x, y, k, sizes, seed=seed)
-    out = Forecast(seen, sizes, right, bootstrap_laws(right, sizes), _class_rows(seen, y, right, sizes), reach)
+    loo = ridge_loo(x, y, k).loo_scores.argmax(1) == y
+    out = Forecast(seen, sizes, right, bootstrap_laws(right, sizes, now=loo), _class_rows(seen, y, right, sizes, loo),
+                   reach, loo)
     out.advice = _advice(out)
     return out
 
@@ -214,6 +228,7 @@ def plot_forecast(f:Forecast) -> Figure:
     ax.plot(ahead, [i.value for i in found], color=BLUE, lw=1.2)
     ax.plot(f.sizes, [np.nanmean(f.right[:, i]) for i in range(len(f.sizes))], 'o', color=ORANGE, ms=5,
             label='measured')
+    if f.loo is not None: ax.plot([f.n], [f.loo.mean()], 'o', color=ORANGE, ms=5)
     ax.axvline(f.n, color=MUTED, lw=1, ls='--')
     ax.annotate('labels there are', (f.n, ax.get_ylim()[0]), fontsize=8, color=MUTED, rotation=90, va='bottom',
                 ha='right')
