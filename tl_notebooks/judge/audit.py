@@ -380,8 +380,8 @@ def _of_few(some:pd.DataFrame, n:int) -> list[dict]:
     if not len(some): return []
     c = some.loc[some.n.idxmin()]
     return [dict(what=f"label more of {_names([*some.label])}", weight=UNMEASURED*some.n.sum()/n,
-                 figure=f"fewer than {FEW} items each; of {c.label!r} there are {c.n}, and its recall of {c.recall:.0%} "
-                        f"is known only as {c.low:.0%} to {c.high:.0%}")]
+                 figure=f"fewer than {FEW} items each; of {c.label!r} there are {c.n}, and its recall of "
+                        f"{c.recall:.0%} is known only as {c.low:.0%} to {c.high:.0%}")]
 
 def _of_classes(a:Audit) -> list[dict]:
     n, out = len(a.seen.y), []

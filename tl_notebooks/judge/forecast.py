@@ -171,7 +171,8 @@ def _advice(f:Forecast) -> list[dict]:
     need = labels_for(f.laws, f.reach)[0] - f.n if f.reach else np.inf
     what = f"label no more for {f.reach:.0%}: it is reached" if need <= 0 \
         else f"label about {_about(need)} more items for {f.reach:.0%}" if need <= 3*f.n \
-        else f"label {f.n:,} more items" if gain >= .005 else 'do not label more for this backbone: try another (tl rank)'
+        else f"label {f.n:,} more items" if gain >= .005 \
+        else 'do not label more for this backbone: try another (tl rank)'
     out.append(dict(what=what, figure=f"twice the labels are worth {100*gain:.1f} points; it levels off at about "
                                       f"{f.level.value:.1%}", weight=max(gain, .004)))
     for c in f.by_class.sort_values('gain', ascending=False).head(3).itertuples():
