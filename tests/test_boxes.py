@@ -305,7 +305,7 @@ def test_xml_that_grows_or_reaches_out_is_refused(tmp_path):
     (root/'Annotations/4.xml').write_text((root/'Annotations/4.xml').read_text().replace('4.png', '../../secret/x.png'))
     t = time.time()
     with pytest.raises(InputError) as e: read(root)
-    assert time.time() - t < 5
+    assert time.time() - t < 60 # written out, it would be a million million times `ha`
     for part in ('`Annotations/1.xml` declares a document type', '`Annotations/2.xml` declares',
                  '`Annotations/3.xml` line 3', 'leads out of the data (`Annotations/4.xml`)'):
         assert part in str(e.value)
