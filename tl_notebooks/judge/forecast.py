@@ -220,9 +220,9 @@ def forecast(
     return out
 
 def plot_forecast(f:Forecast) -> Figure:
-    "The curve as measured, and as foreseen up to eight times the labels"
+    "The curve as measured, and from today on as foreseen, up to eight times the labels"
     fig, (ax,) = new_figure(width=6.4, height=3.6)
-    ahead = np.geomspace(f.sizes[0], 8*f.n, 60)
+    ahead = np.geomspace(f.n, 8*f.n, 60) # laws go through today, and say nothing of before
     found = [accuracy_at(f.laws, n) for n in ahead]
     ax.fill_between(ahead, [i.low for i in found], [i.high for i in found], color=BLUE, alpha=.2, lw=0,
                     label='80 % of the laws that fit')
