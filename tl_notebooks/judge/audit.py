@@ -145,7 +145,8 @@ def judge_claim(claimed:dict, found:Interval) -> dict: # value (and low, high) o
     verdict = 'does not hold' if high < 0 else 'holds' if down <= room else 'cannot be told'
     if verdict == 'cannot be told':
         to_tell = max(room, value - found.value) # so that one or the other can be said
-        verdict += f' with {found.n} items; about {int(np.ceil(found.n*(down/to_tell)**2/10)*10)} would do'
+        more = max(1.1, (max(down, found.high - found.value)/to_tell)**2) # than there are
+        verdict += f' with {found.n} items; about {int(np.ceil(found.n*more/10)*10)} would do'
     return dict(claimed=value, value=found.value, low=found.low, high=found.high, n=found.n,
                 difference=dict(low=low, high=high), verdict=verdict)
 
@@ -310,7 +311,7 @@ def _remaining(seen:Seen, probs:np.ndarray, s:Shortcut) -> tuple[Interval, Inter
     if len(rest) < 3: return was, None
     return was, accuracy(seen.y[rest], left_out(seen, clean)[rest].argmax(1))
 
-UNMEASURED = .01 # what a finding whose gain is not measured weighs where it concerns all items: after all others
+UNMEASURED = .01 # what a finding without a measured gain weighs where it concerns all items
 
 def _of_labels(a:Audit) -> list[dict]:
     if not len(a.errors): return []
@@ -356,7 +357,7 @@ def _of_shortcuts(a:Audit) -> list[dict]:
         out.append(dict(what=f"{what}: {s.feature}",
                         # where the mark is not used, it brings little to be rid of it
                         weight=max(was.value - (rest.value if rest else 0), 0)*(
-                            a.seen.y == a.seen.classes.index(s.label)).mean() + .01*s.share,
+                            a.seen.y == a.seen.classes.index(s.label)).mean() + UNMEASURED*s.share,
                         figure=f"{s.feature} alone tells the class in {s.accuracy.value:.1%} (guessing "
                                f"{s.chance:.1%}); {s.share:.0%} of {s.label!r} bear the mark; {was.value:.1%} of it "
                                f"are recognised now, " + (
